@@ -1,0 +1,81 @@
+"""Task ids: UUIDv7 text that remembers, for the type checker, what the task returns."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Generic
+
+from pydantic_core import core_schema
+from typing_extensions import TypeVar
+
+if TYPE_CHECKING:
+    from pydantic import GetCoreSchemaHandler
+
+__all__ = ["R_co", "TaskId", "new_task_id"]
+
+R_co = TypeVar("R_co", covariant=True, default=object)
+
+_UUID_PATTERN = r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
+_COUNTER_BITS = 42
+_RANDOM_BITS = 32
+
+
+class TaskId(str, Generic[R_co]):
+    """The id of a task whose function returns ``R``; at run time just its text.
+
+    ``TaskId[int](text)`` gives a stored id its type back.
+    """
+
+    __slots__ = ()
+
+    @classmethod
+    def __get_pydantic_core_schema__(
+        cls, _source: object, _handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        """Strict text of a lower-case UUID."""
+        return core_schema.no_info_after_validator_function(
+            cls, core_schema.str_schema(pattern=_UUID_PATTERN, strict=True)
+        )
+
+
+class _Uuid7:
+    """UUIDv7 with a counter that keeps one process's ids in the order of their making.
+
+    Method 1 of RFC 9562, section 6.2: the counter is seeded at random in each new
+    millisecond, its top bit free so that it does not run over.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._millis = 0
+        self._counter = 0
+
+    def next(self) -> str:
+        noise = int.from_bytes(os.urandom(10), "big")
+        with self._lock:
+            millis = time.time_ns() // 1_000_000
+            if millis > self._millis:
+                self._millis = millis
+                self._counter = (noise >> _RANDOM_BITS) & ((1 << (_COUNTER_BITS - 1)) - 1)
+            else:
+                self._counter += 1
+                if self._counter >> _COUNTER_BITS:
+                    self._millis += 1
+                    self._counter = 0
+            millis, counter = self._millis, self._counter
+        high = (millis << 16) | 0x7000 | (counter >> 30)
+        low = (0b10 << 62) | ((counter & ((1 << 30) - 1)) << 32) | (noise & 0xFFFFFFFF)
+        text = f"{high:016x}{low:016x}"
+        return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+_generator = _Uuid7()
+# A forked child would otherwise go on with its parent's counter, and its lock may be held.
+os.register_at_fork(after_in_child=_generator.__init__)  # type: ignore[misc]
+
+
+def new_task_id() -> TaskId[Any]:
+    """Return a fresh id, later in sort order than every id this process made before."""
+    return TaskId(_generator.next())

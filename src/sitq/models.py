@@ -1,0 +1,381 @@
+"""What travels between queue, store and worker: frozen, strict pydantic models.
+
+Moments are aware datetimes, kept in UTC; durations are seconds as ``float``. Payloads and
+tracebacks never show in a ``repr``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from enum import StrEnum
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any, Final, Generic, NamedTuple, Self
+
+import pydantic
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+)
+
+from sitq.errors import ValidationError
+from sitq.ids import R_co, TaskId
+from sitq.states import TaskStatus
+
+__all__ = [
+    "DEFAULT_QUEUE",
+    "DEFAULT_RESULT_TTL",
+    "MAX_PRIORITY",
+    "MIN_PRIORITY",
+    "Lease",
+    "LeaseState",
+    "Outcome",
+    "OutcomeKind",
+    "Progress",
+    "Reservation",
+    "ReservedTask",
+    "Result",
+    "RetryPolicy",
+    "Task",
+    "TaskInfo",
+]
+
+DEFAULT_QUEUE: Final = "default"
+DEFAULT_RESULT_TTL: Final = 7 * 24 * 3600.0
+# A reservation looks at each priority that is in use, so their number is bounded.
+MIN_PRIORITY: Final = -100
+MAX_PRIORITY: Final = 100
+
+
+def _utc(moment: datetime) -> datetime:
+    return moment if moment.tzinfo is UTC else moment.astimezone(UTC)
+
+
+def _name_of_exception(entry: object) -> object:
+    if isinstance(entry, type) and issubclass(entry, BaseException):
+        return f"{entry.__module__}.{entry.__qualname__}"
+    return entry
+
+
+Moment = Annotated[AwareDatetime, AfterValidator(_utc)]
+QueueName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:/-]{1,128}$")]
+FunctionName = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,1024}$")]
+Key = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,256}$")]
+Seconds = Annotated[float, Field(ge=0, le=10 * 365 * 86400.0, allow_inf_nan=False)]
+PositiveSeconds = Annotated[float, Field(gt=0, le=10 * 365 * 86400.0, allow_inf_nan=False)]
+Headers = Annotated[
+    Mapping[str, str],
+    AfterValidator(lambda headers: MappingProxyType(dict(headers))),
+    PlainSerializer(dict, return_type=dict[str, str]),
+]
+Priority = Annotated[int, Field(ge=MIN_PRIORITY, le=MAX_PRIORITY)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+
+class RetryPolicy(_Model):
+    """When a failed task is tried again, and after how long.
+
+    The n-th retry waits ``delay * factor ** (n - 1)`` seconds, at most ``max_delay``, of which
+    the share ``jitter`` is drawn at random: with 0.5 a wait of 10 s lies between 5 s and 10 s.
+
+    Args:
+        max_attempts: starts in all, the first one included (1 to 1,000).
+        delay: seconds before the first retry.
+        factor: by which each wait is longer than the one before (1 to 100).
+        max_delay: the longest wait, in seconds.
+        jitter: the random share of each wait, a fraction from 0 to 1.
+        retry_on: exception classes that are worth a retry, subclasses included. They are
+            stored by name (``"module.Class"``), which is accepted too.
+
+    Raises:
+        ValidationError: a value is out of its range or of the wrong type.
+    """
+
+    max_attempts: int = Field(default=3, ge=1, le=1000)
+    delay: Seconds = 1.0
+    factor: float = Field(default=2.0, ge=1, le=100)
+    max_delay: Seconds = 3600.0
+    jitter: float = Field(default=0.1, ge=0, le=1)
+    retry_on: tuple[Annotated[type[BaseException] | str, BeforeValidator(_name_of_exception)], ...] = (
+        "builtins.Exception",
+    )
+
+    if not TYPE_CHECKING:
+
+        def __init__(self, **data: Any) -> None:
+            try:
+                super().__init__(**data)
+            except pydantic.ValidationError as error:
+                raise ValidationError(f"RetryPolicy: {describe(error)}") from error
+
+
+class Task(_Model):
+    """A function's name, its arguments and its options, as handed to the store.
+
+    Args:
+        id: the task's id, made by the one who enqueues.
+        function: the function's stored name.
+        payload: the encoded arguments, bytes.
+        queue: the queue that it waits in.
+        priority: -100 to 100; higher runs first.
+        eta: the earliest moment that it may start; ``None``: at once.
+        timeout: seconds that one attempt may take; ``None``: no limit.
+        retry: the retry policy; ``None``: that of the worker.
+        unique_key: at most one task that is not final has this key.
+        expires_at: from this moment on it is not started any more.
+        result_ttl: seconds that the result is kept after the end.
+        headers: short texts that travel with the task.
+        retry_of: the id of the task that this one repeats.
+    """
+
+    id: TaskId[Any]
+    function: FunctionName
+    payload: bytes = Field(repr=False)
+    queue: QueueName = DEFAULT_QUEUE
+    priority: Priority = 0
+    eta: Moment | None = None
+    timeout: PositiveSeconds | None = None
+    retry: RetryPolicy | None = None
+    unique_key: Key | None = None
+    expires_at: Moment | None = None
+    result_ttl: Seconds = DEFAULT_RESULT_TTL
+    headers: Headers = Field(default=MappingProxyType({}), repr=False)
+    retry_of: TaskId[Any] | None = None
+
+
+class Lease(NamedTuple):
+    """The right to run a task: its id and the epoch of the reservation."""
+
+    task_id: TaskId[Any]
+    epoch: int
+
+
+class LeaseState(StrEnum):
+    """What a heartbeat is told of a lease."""
+
+    HELD = "held"
+    CANCEL_REQUESTED = "cancel_requested"
+    LOST = "lost"
+
+
+class ReservedTask(_Model):
+    """A task as a worker gets it: what to run, and the lease to run it under.
+
+    Args:
+        id: the task's id.
+        function: the function's stored name.
+        payload: the encoded arguments, bytes.
+        queue: the queue that it came from.
+        epoch: this reservation's number, the fencing token; 1 for the first.
+        attempt: which attempt this is; 1 for the first.
+        misses: how often a worker put it back because it did not know the function.
+        eta: the moment that it became due.
+        enqueued_at: when it was stored.
+        timeout: seconds that this attempt may take.
+        retry: the retry policy; ``None``: that of the worker.
+        headers: what travels with the task.
+    """
+
+    id: TaskId[Any]
+    function: str
+    payload: bytes = Field(repr=False)
+    queue: str
+    epoch: int
+    attempt: int
+    misses: int
+    eta: Moment
+    enqueued_at: Moment
+    timeout: float | None
+    retry: RetryPolicy | None
+    headers: Headers = Field(repr=False)
+
+    @property
+    def lease(self) -> Lease:
+        """The lease: id and epoch."""
+        return Lease(self.id, self.epoch)
+
+
+class Reservation(NamedTuple):
+    """What one look at the store gave.
+
+    ``tasks`` are reserved. ``wait`` is the seconds until the next pending task of the queues
+    asked for may start: 0 if more are due than were asked for, ``None`` if there is none.
+    """
+
+    tasks: tuple[ReservedTask, ...]
+    wait: float | None
+
+
+class OutcomeKind(StrEnum):
+    """How an attempt ended."""
+
+    SUCCESS = "success"
+    FAILURE = "failure"
+    RETRY = "retry"
+    RELEASE = "release"
+    MISS = "miss"
+    CANCELLED = "cancelled"
+
+
+class Outcome(_Model):
+    """How the attempt under one lease ended; use the constructors named after the kinds.
+
+    ``delay`` (seconds) counts from the moment that the store accepts the outcome.
+    """
+
+    task_id: TaskId[Any]
+    epoch: int
+    kind: OutcomeKind
+    value: bytes | None = Field(default=None, repr=False)
+    error: str | None = Field(default=None, repr=False)
+    traceback: str | None = Field(default=None, repr=False)
+    delay: Seconds = 0.0
+
+    @classmethod
+    def success(cls, lease: Lease, value: bytes) -> Self:
+        """The function returned; ``value`` is its encoded result."""
+        return cls(task_id=lease.task_id, epoch=lease.epoch, kind=OutcomeKind.SUCCESS, value=value)
+
+    @classmethod
+    def failure(cls, lease: Lease, error: str, traceback: str | None = None) -> Self:
+        """The task has failed for good."""
+        return cls(
+            task_id=lease.task_id,
+            epoch=lease.epoch,
+            kind=OutcomeKind.FAILURE,
+            error=error,
+            traceback=traceback,
+        )
+
+    @classmethod
+    def retry(cls, lease: Lease, delay: float, error: str, traceback: str | None = None) -> Self:
+        """This attempt failed; the next may start in ``delay`` seconds."""
+        return cls(
+            task_id=lease.task_id,
+            epoch=lease.epoch,
+            kind=OutcomeKind.RETRY,
+            error=error,
+            traceback=traceback,
+            delay=delay,
+        )
+
+    @classmethod
+    def release(cls, lease: Lease) -> Self:
+        """Handed back unfinished, at once due again; the attempt is not spent."""
+        return cls(task_id=lease.task_id, epoch=lease.epoch, kind=OutcomeKind.RELEASE)
+
+    @classmethod
+    def miss(cls, lease: Lease, delay: float) -> Self:
+        """Put back because this worker does not know the function; the attempt is not spent."""
+        return cls(task_id=lease.task_id, epoch=lease.epoch, kind=OutcomeKind.MISS, delay=delay)
+
+    @classmethod
+    def cancelled(cls, lease: Lease) -> Self:
+        """Ended because its cancellation was asked for."""
+        return cls(task_id=lease.task_id, epoch=lease.epoch, kind=OutcomeKind.CANCELLED)
+
+    @property
+    def lease(self) -> Lease:
+        """The lease that the attempt ran under."""
+        return Lease(self.task_id, self.epoch)
+
+
+class Progress(_Model):
+    """How far a running task says that it is.
+
+    Args:
+        done: units done, 0 or more.
+        total: units in all, where known.
+        note: a short text, at most 1,000 characters.
+    """
+
+    done: int = Field(ge=0)
+    total: int | None = Field(default=None, ge=0)
+    note: str = Field(default="", max_length=1000)
+
+
+class Result(_Model, Generic[R_co]):
+    """The stored end of a task; exists only once the task is final.
+
+    Args:
+        task_id: the task's id.
+        function: the function's stored name.
+        status: ``success``, ``failed``, ``cancelled`` or ``expired``.
+        value: the encoded return value, bytes; ``None`` unless ``success``.
+        error: ``"ValueError: text"`` of a task that failed.
+        traceback: the task's own frames, as text.
+        attempts: how many attempts were spent.
+        enqueued_at: when it was stored (UTC).
+        started_at: when its last attempt was reserved (UTC); ``None`` if it never was.
+        finished_at: when its end was stored (UTC).
+    """
+
+    task_id: TaskId[R_co]
+    function: str
+    status: TaskStatus
+    value: bytes | None = Field(default=None, repr=False)
+    error: str | None = Field(default=None, repr=False)
+    traceback: str | None = Field(default=None, repr=False)
+    attempts: int
+    enqueued_at: Moment
+    started_at: Moment | None
+    finished_at: Moment
+
+
+class TaskInfo(_Model):
+    """What the store knows of a task, in any state.
+
+    Args:
+        task_id: the task's id.
+        status: its status.
+        queue: its queue.
+        function: the function's stored name.
+        priority: -100 to 100; higher runs first.
+        eta: the earliest moment that it may (or might) start (UTC).
+        attempts: attempts spent so far, a running one included.
+        crashes: how often its lease ended without an outcome.
+        progress: what a running task said of itself last.
+        error: the error of the last attempt that failed.
+        cancel_requested: True if a running task has been asked to end.
+        unique_key: its unique key.
+        retry_of: the id of the task that this one repeats.
+        enqueued_at: when it was stored (UTC).
+        started_at: when its last attempt was reserved (UTC).
+        finished_at: when its end was stored (UTC).
+        expires_at: from when on it is not started any more (UTC).
+    """
+
+    task_id: TaskId[Any]
+    status: TaskStatus
+    queue: str
+    function: str
+    priority: int
+    eta: Moment
+    attempts: int
+    crashes: int
+    progress: Progress | None = None
+    error: str | None = Field(default=None, repr=False)
+    cancel_requested: bool = False
+    unique_key: str | None = Field(default=None, repr=False)
+    retry_of: TaskId[Any] | None = None
+    enqueued_at: Moment
+    started_at: Moment | None = None
+    finished_at: Moment | None = None
+    expires_at: Moment | None = None
+
+
+def describe(error: pydantic.ValidationError) -> str:
+    """Say in one line which field was refused, of what type the value was and why; no values."""
+    parts = []
+    for item in error.errors(include_url=False, include_context=False):
+        where = ".".join(str(step) for step in item["loc"]) or "value"
+        parts.append(f"{where}: {item['msg']} (got {type(item['input']).__name__})")
+    return "; ".join(parts)

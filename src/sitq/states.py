@@ -1,0 +1,63 @@
+"""The statuses of a task and the transitions between them.
+
+    enqueue ──▶ pending ──reserve──▶ in_progress ──succeed──▶ success
+                 │  │ ▲                 │  │  └────fail─────▶ failed
+                 │  │ └─retry, release, ┘  │
+                 │  │   miss, reclaim      └─cancel───────────▶ cancelled
+                 │  └──expire──▶ expired
+                 └──cancel────▶ cancelled
+
+A task that waits for its eta or for a retry is ``pending`` with a later eta.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["FINAL", "TRANSITIONS", "TaskStatus"]
+
+
+class TaskStatus(StrEnum):
+    """Where a task is in its life."""
+
+    PENDING = "pending"
+    IN_PROGRESS = "in_progress"
+    SUCCESS = "success"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+    @property
+    def is_final(self) -> bool:
+        """True once nothing can change the task any more."""
+        return self in FINAL
+
+
+FINAL: Final = frozenset(
+    {TaskStatus.SUCCESS, TaskStatus.FAILED, TaskStatus.CANCELLED, TaskStatus.EXPIRED}
+)
+
+TRANSITIONS: Final[Mapping[TaskStatus, frozenset[TaskStatus]]] = MappingProxyType(
+    {
+        TaskStatus.PENDING: frozenset(
+            {TaskStatus.IN_PROGRESS, TaskStatus.CANCELLED, TaskStatus.EXPIRED}
+        ),
+        TaskStatus.IN_PROGRESS: frozenset(
+            {
+                TaskStatus.PENDING,
+                TaskStatus.SUCCESS,
+                TaskStatus.FAILED,
+                TaskStatus.CANCELLED,
+            }
+        ),
+        TaskStatus.SUCCESS: frozenset(),
+        TaskStatus.FAILED: frozenset(),
+        TaskStatus.CANCELLED: frozenset(),
+        TaskStatus.EXPIRED: frozenset(),
+    }
+)
