@@ -1,0 +1,159 @@
+"""The one module that knows asyncio from trio, and how to reach a loop from another thread."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import anyio
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from concurrent.futures import Future
+
+    import trio
+
+__all__ = ["LoopRef", "LoopThread", "SharedEvent", "in_event_loop"]
+
+T = TypeVar("T")
+
+
+def _trio_token() -> trio.lowlevel.TrioToken | None:
+    trio = sys.modules.get("trio")
+    if trio is None or not trio.lowlevel.in_trio_task():
+        return None
+    token: trio.lowlevel.TrioToken = trio.lowlevel.current_trio_token()
+    return token
+
+
+def in_event_loop() -> bool:
+    """Tell if the calling thread runs an event loop."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return _trio_token() is not None
+    return True
+
+
+class LoopRef:
+    """A running event loop, as other threads see it."""
+
+    __slots__ = ("_asyncio", "_trio")
+
+    def __init__(self) -> None:
+        """Take the loop that the caller runs in.
+
+        Raises:
+            RuntimeError: there is none.
+        """
+        self._trio: Final = _trio_token()
+        self._asyncio: Final = None if self._trio else asyncio.get_running_loop()
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, LoopRef)
+            and self._trio is other._trio
+            and self._asyncio is other._asyncio
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def asyncio(self) -> asyncio.AbstractEventLoop | None:
+        """The loop itself if it is asyncio's."""
+        return self._asyncio
+
+    @property
+    def ended(self) -> bool:
+        """True once the loop cannot run anything any more."""
+        if self._asyncio is not None:
+            return self._asyncio.is_closed()
+        return not self.call_soon(_nothing)
+
+    def call_soon(self, function: Callable[[], object]) -> bool:
+        """Have the loop call ``function`` soon; from any thread. False if it has ended."""
+        try:
+            if self._trio is not None:
+                self._trio.run_sync_soon(function)
+            elif self._asyncio is not None:
+                self._asyncio.call_soon_threadsafe(function)
+        except RuntimeError:  # trio.RunFinishedError is one too
+            return False
+        return True
+
+
+def _nothing() -> None:
+    pass
+
+
+class SharedEvent:
+    """An event that any thread may set and that any number of loops may wait for."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._set = False
+        self._waiting: list[tuple[LoopRef, anyio.Event]] = []
+
+    def is_set(self) -> bool:
+        """Tell if it has been set."""
+        return self._set
+
+    def set(self) -> None:
+        """Wake everybody who waits, and let everybody through who comes later."""
+        with self._lock:
+            self._set = True
+            waiting, self._waiting = self._waiting, []
+        for loop, event in waiting:
+            loop.call_soon(event.set)
+
+    async def wait(self) -> None:
+        """Return once it is set."""
+        entry = (LoopRef(), anyio.Event())
+        with self._lock:
+            if self._set:
+                return
+            self._waiting.append(entry)
+        try:
+            await entry[1].wait()
+        finally:
+            with self._lock:
+                if entry in self._waiting:
+                    self._waiting.remove(entry)
+
+
+class LoopThread:
+    """An asyncio loop in a daemon thread: a forgotten stop never keeps the process alive."""
+
+    def __init__(self, name: str) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_forever()
+        finally:
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+            self._loop.close()
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop."""
+        return self._loop
+
+    def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Start ``work`` on the loop."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def stop(self) -> None:
+        """End the loop and wait for its thread. Calling it twice is fine."""
+        if not self._loop.is_closed():
+            try:
+                self._loop.call_soon_threadsafe(self._loop.stop)
+            except RuntimeError:  # closed in between
+                pass
+        if self._thread is not threading.current_thread():
+            self._thread.join()
