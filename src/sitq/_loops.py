@@ -21,10 +21,10 @@ T = TypeVar("T")
 
 
 def _trio_token() -> trio.lowlevel.TrioToken | None:
-    trio = sys.modules.get("trio")
-    if trio is None or not trio.lowlevel.in_trio_task():
+    module = sys.modules.get("trio")  # never imported for its own sake
+    if module is None or not module.lowlevel.in_trio_task():
         return None
-    token: trio.lowlevel.TrioToken = trio.lowlevel.current_trio_token()
+    token: trio.lowlevel.TrioToken = module.lowlevel.current_trio_token()
     return token
 
 
