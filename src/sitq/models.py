@@ -50,6 +50,7 @@ DEFAULT_RESULT_TTL: Final = 7 * 24 * 3600.0
 # A reservation looks at each priority that is in use, so their number is bounded.
 MIN_PRIORITY: Final = -100
 MAX_PRIORITY: Final = 100
+_NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 def _utc(moment: datetime) -> datetime:
@@ -147,7 +148,7 @@ class Task(_Model):
     unique_key: Key | None = None
     expires_at: Moment | None = None
     result_ttl: Seconds = DEFAULT_RESULT_TTL
-    headers: Headers = Field(default=MappingProxyType({}), repr=False)
+    headers: Headers = Field(default_factory=lambda: _NO_HEADERS, repr=False)
     retry_of: TaskId[Any] | None = None
 
 

@@ -1,0 +1,3 @@
+"""The stores that sitq brings along."""
+
+__all__: list[str] = []

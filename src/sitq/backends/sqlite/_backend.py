@@ -1,0 +1,205 @@
+"""`SQLiteBackend`: tasks and results in one SQLite file."""
+
+from __future__ import annotations
+
+import os
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import anyio
+
+from sitq._loops import LoopRef
+from sitq.backends.sqlite import _units
+from sitq.backends.sqlite._session import Session
+from sitq.clock import SystemClock
+from sitq.errors import UsageError, ValidationError
+from sitq.models import Outcome
+from sitq.protocols import Sweep
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+
+    from sitq.backends.sqlite._driver import Database
+    from sitq.ids import TaskId
+    from sitq.models import Lease, Progress, Reservation, Result, Task, TaskInfo
+    from sitq.protocols import Clock, LeaseKeeper, Listener, Topic
+
+__all__ = ["SQLiteBackend"]
+
+
+class SQLiteBackend:
+    """A store in one SQLite file, shared by any number of processes of one machine.
+
+    The file is created with mode 0600, together with ``-wal``, ``-shm`` and ``-bell`` beside it.
+    ``":memory:"`` is a database private to the instance; it ends with the last `close`.
+
+    Args:
+        path: the file. Its folder must exist; symbolic links are refused.
+        synchronous: ``"FULL"``: what was acknowledged also survives a power cut. ``"NORMAL"``:
+            it survives the death of every process; a power cut may undo the last moments.
+        clock: the clock to judge by; the system's unless given.
+
+    Raises:
+        ValidationError: a parameter is not of its type.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] = "sitq.db",
+        *,
+        synchronous: Literal["FULL", "NORMAL"] = "FULL",
+        clock: Clock | None = None,
+    ) -> None:
+        self._path: Final = _checked_path(path)
+        if synchronous not in {"FULL", "NORMAL"}:
+            message = f"synchronous: give 'FULL' or 'NORMAL' (got {type(synchronous).__name__})"
+            raise ValidationError(message)
+        self._synchronous: Final = synchronous
+        self._clock: Final[Clock] = SystemClock() if clock is None else clock
+        self._users = 0
+        self._lock = anyio.Lock()
+        self._open: Session | None = None
+
+    def __repr__(self) -> str:
+        return f"SQLiteBackend({self._path!r}, synchronous={self._synchronous!r})"
+
+    @property
+    def clock(self) -> Clock:
+        """The clock that the store's users share."""
+        return self._clock
+
+    async def open(self) -> None:
+        """Count a user in; the first one connects, and creates or migrates the file.
+
+        Raises:
+            BackendFormatError: the file is no store that this version can use.
+            BackendConnectionError: it cannot be opened, or is not safe to use.
+            UsageError: the instance is open in another event loop or was inherited by a fork.
+        """
+        loop = LoopRef()
+        if self._open is not None and self._open.loop.ended:
+            self._users, self._open = 0, None
+        if self._open is None and not self._users:
+            self._lock = anyio.Lock()
+        async with self._lock:
+            if self._open is None:
+                self._open = await self._connect(loop)
+            self._use(loop)
+            self._users += 1
+
+    async def _connect(self, loop: LoopRef) -> Session:
+        state = Session(loop, self._path, self._synchronous, self._clock)
+        with anyio.CancelScope(shield=True):  # half an opening would leave a thread behind
+            await state.database.connect()
+        return state
+
+    async def close(self) -> None:
+        """Count a user out; the last one disconnects."""
+        if self._open is None or not self._users:
+            return
+        self._users -= 1
+        if self._users == 0:
+            state, self._open = self._open, None
+            with anyio.CancelScope(shield=True):
+                await state.close()
+
+    def _use(self, loop: LoopRef | None = None) -> Session:
+        """What is open, for a caller that may use it."""
+        state = self._open
+        if state is None:
+            raise UsageError(f"{self!r} is not open: use 'async with' on its queue, or connect()")
+        if state.pid != os.getpid():
+            message = f"{self!r} was opened before a fork; make a new one in the child process"
+            raise UsageError(message)
+        if state.loop != (LoopRef() if loop is None else loop):
+            message = (
+                f"{self!r} is open in another event loop; "
+                "give each loop an instance of its own (they may share the file)"
+            )
+            raise UsageError(message)
+        return state
+
+    async def enqueue(self, tasks: Sequence[Task]) -> list[TaskId[Any]]:
+        """See `sitq.protocols.Backend.enqueue`."""
+        return await self._use().database.write(_units.enqueue, tasks)
+
+    async def reserve(
+        self, worker: str, queues: Sequence[str], limit: int, lease: float
+    ) -> Reservation:
+        """See `sitq.protocols.Backend.reserve`."""
+        database = self._use().database
+        wish = _units.Reserve(worker, tuple(queues), limit, lease)
+        undo = partial(_hand_back, database)
+        return (await database.write(_units.reserve, (wish,), undo))[0]
+
+    async def finish(self, outcomes: Sequence[Outcome]) -> list[bool]:
+        """See `sitq.protocols.Backend.finish`."""
+        return await self._use().database.write(_units.finish, outcomes)
+
+    async def sweep(self, max_crashes: int, limit: int = 1000) -> Sweep:
+        """See `sitq.protocols.Backend.sweep`."""
+        database = self._use().database
+        if not await database.read(_units.sweep_is_due):
+            return Sweep(0, 0, 0)
+        limits = _units.SweepLimits(max_crashes, limit)
+        return (await database.write(_units.sweep, (limits,)))[0]
+
+    async def prune(self, older_than: float, limit: int = 1000) -> int:
+        """See `sitq.protocols.Backend.prune`."""
+        wish = _units.Prune(older_than, limit)
+        return (await self._use().database.write(_units.prune, (wish,)))[0]
+
+    async def cancel(self, task_id: TaskId[Any]) -> bool:
+        """See `sitq.protocols.Backend.cancel`."""
+        return (await self._use().database.write(_units.cancel, (task_id,)))[0]
+
+    async def set_progress(self, lease: Lease, progress: Progress) -> bool:
+        """See `sitq.protocols.Backend.set_progress`."""
+        return (await self._use().database.write(_units.set_progress, ((lease, progress),)))[0]
+
+    async def get_tasks(self, task_ids: Sequence[TaskId[Any]]) -> list[TaskInfo | None]:
+        """See `sitq.protocols.Backend.get_tasks`."""
+        return await self._use().database.read(_units.get_tasks, task_ids)
+
+    async def get_results(
+        self, task_ids: Sequence[TaskId[Any]]
+    ) -> Mapping[TaskId[Any], Result[Any] | None]:
+        """See `sitq.protocols.Backend.get_results`."""
+        return await self._use().database.read(_units.get_results, task_ids)
+
+    async def get_stored(self, task_id: TaskId[Any]) -> Task:
+        """See `sitq.protocols.Backend.get_stored`."""
+        return await self._use().database.read(_units.get_stored, task_id)
+
+    @asynccontextmanager
+    async def listen(self, topic: Topic) -> AsyncIterator[Listener]:
+        """See `sitq.protocols.Backend.listen`."""
+        with self._use().listeners.listen(topic) as listener:
+            yield listener
+
+    def lease_keeper(self) -> LeaseKeeper:
+        """See `sitq.protocols.Backend.lease_keeper`."""
+        if self._open is None:
+            raise UsageError(f"{self!r} is not open")
+        return self._open.lease_keeper()
+
+
+def _hand_back(database: Database, reservations: list[Reservation]) -> None:
+    """Release what was reserved for a caller that is gone."""
+    outcomes = [
+        Outcome.release(task.lease) for reservation in reservations for task in reservation.tasks
+    ]
+    if outcomes:
+        database.write_soon(_units.finish, outcomes)
+
+
+def _checked_path(path: str | os.PathLike[str]) -> str:
+    try:
+        text = os.fspath(path)
+    except TypeError:
+        text = None
+    if not isinstance(text, str) or not text or "\0" in text:
+        message = f"path: give the file's path as str or os.PathLike (got {type(path).__name__})"
+        raise ValidationError(message)
+    return text

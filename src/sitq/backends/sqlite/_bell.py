@@ -1,0 +1,91 @@
+"""The bell: how processes that share a file wake each other after a commit.
+
+A byte written to a small file beside the database means new work, a touch of its times means
+new results. inotify turns both into a file descriptor that either event loop can wait for.
+Watching the database's own files would ring too early: pages are written before the commit can
+be seen.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, Self
+
+import anyio
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from sitq.protocols import Topic
+
+__all__ = ["Bell", "Watch"]
+
+# Event bits of inotify(7).
+_IN_MODIFY: Final = 0x2
+_IN_ATTRIB: Final = 0x4
+_EVENTS: Final = {"tasks": _IN_MODIFY, "results": _IN_ATTRIB}
+_CAN_WATCH: Final = sys.platform == "linux"
+
+
+class Bell:
+    """The bell of one store; ringing it never raises."""
+
+    def __init__(self, path: str) -> None:
+        self.path: Final = path
+        self._file = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+    def ring(self, topics: set[Topic]) -> None:
+        """Wake those that watch one of the topics."""
+        with suppress(OSError):  # a bell that cannot ring leaves the fallback
+            if "tasks" in topics:
+                os.pwrite(self._file, b"\n", 0)
+            if "results" in topics:
+                os.utime(self._file)
+
+    def close(self) -> None:
+        """Give the file up."""
+        os.close(self._file)
+
+
+class Watch:
+    """One watcher of a bell's topic.
+
+    Raises:
+        OSError: files cannot be watched here.
+    """
+
+    def __init__(self, path: str, topic: Topic) -> None:
+        if not _CAN_WATCH:
+            raise OSError("this platform has no inotify")
+        libc = ctypes.CDLL(None, use_errno=True)
+        self._file: int = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        if self._file < 0:
+            raise OSError(ctypes.get_errno(), "inotify_init1")
+        if libc.inotify_add_watch(self._file, os.fsencode(path), _EVENTS[topic]) < 0:
+            number = ctypes.get_errno()
+            self.close()
+            raise OSError(number, "inotify_add_watch", path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop watching."""
+        os.close(self._file)
+
+    async def wait(self) -> None:
+        """Return once the bell has rung since the last return, or since the start."""
+        await anyio.wait_readable(self._file)
+        with suppress(BlockingIOError):
+            os.read(self._file, 65536)

@@ -1,0 +1,244 @@
+"""The only file that knows aiosqlite and threads: one connection, used from its own thread.
+
+A unit of work runs whole in aiosqlite's thread. The thread's queue is used directly instead of
+through aiosqlite's coroutines: a unit then cannot be cut in half by a cancellation, its answer
+goes to whichever loop asked, asyncio's or trio's, and a loop that has ended meanwhile is no
+error in the thread.
+"""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import threading
+import time
+from functools import partial
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import aiosqlite
+from aiosqlite.core import _STOP_RUNNING_SENTINEL
+
+from sitq.backends._batching import GroupCommit, Request, join
+from sitq.backends.sqlite._errors import is_busy, translated
+from sitq.backends.sqlite._units import Work
+from sitq.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from sitq._loops import LoopRef
+    from sitq.protocols import Clock, Topic
+
+__all__ = ["Database", "retrying"]
+
+T = TypeVar("T")
+
+BUSY_SECONDS: Final = 10.0
+_FIRST_PAUSE: Final = 0.0005
+_LONGEST_PAUSE: Final = 0.02
+
+
+class _Connection(aiosqlite.Connection):
+    """An aiosqlite connection whose thread takes plain functions.
+
+    The thread is a daemon: a forgotten close must not keep the process alive.
+    """
+
+    def __init__(self, connector: Callable[[], sqlite3.Connection]) -> None:
+        super().__init__(connector, iter_chunk_size=64)
+        self._thread.daemon = True
+        self._thread.start()
+
+    def __del__(self) -> None:
+        """Let the thread end quietly: sitq promises that a forgotten close does no harm."""
+        self._tx.put_nowait((None, partial(_shut, self._connection)))
+
+    @property
+    def opened(self) -> sqlite3.Connection:
+        """The connection itself; for use in the thread."""
+        if self._connection is None:
+            raise UsageError("the backend is closed; open it again (connect) before using it")
+        return self._connection
+
+    def post(self, function: Callable[[], object]) -> None:
+        """Have the thread call a function that raises nothing."""
+        self._tx.put_nowait((None, function))
+
+    def attach(self) -> None:
+        """Connect; in the thread."""
+        self._connection = self._connector()
+
+    def close_raw(self) -> None:
+        """Close; in the thread."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def detach(self) -> None:
+        """Close and end the thread, after what it was asked to do before."""
+        connection, self._connection = self._connection, None
+        self._running = False
+        self.post(partial(_shut, connection))
+
+
+def _shut(connection: sqlite3.Connection | None) -> object:
+    if connection is not None:
+        connection.close()
+    return _STOP_RUNNING_SENTINEL
+
+
+def retrying(unit: Callable[[], T], seconds: float, longest: float = _LONGEST_PAUSE) -> T:
+    """Run ``unit``, again while the database is locked, for at most ``seconds``.
+
+    The pauses are drawn at random. SQLite's own busy handler sleeps by a fixed table, which lets
+    a greedy writer starve the others.
+    """
+    give_up = time.monotonic() + seconds
+    pause = _FIRST_PAUSE
+    while True:
+        try:
+            return unit()
+        except sqlite3.OperationalError as error:
+            if not is_busy(error) or time.monotonic() >= give_up:
+                raise
+        time.sleep(random.uniform(pause / 2, pause))
+        pause = min(pause * 1.5, longest)
+
+
+class Database:
+    """A store's connection: writes are gathered into transactions, reads run one by one.
+
+    Args:
+        connect: opens, checks and migrates; runs in the database thread.
+        check: raises if the store is not there any more; before each transaction.
+        path: for error texts.
+        loop: the loop that all callers run in.
+        clock: read once a transaction.
+        changed: told of the topics that a transaction has changed, in the database thread.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], sqlite3.Connection],
+        check: Callable[[], None],
+        path: str,
+        loop: LoopRef,
+        clock: Clock,
+        changed: Callable[[set[Topic]], None],
+    ) -> None:
+        self._check = check
+        self._path = path
+        self._loop = loop
+        self._clock = clock
+        self._changed = changed
+        self._connection = _Connection(connect)
+        self._commits = GroupCommit(loop, self._connection.post, self._write)
+
+    async def connect(self) -> None:
+        """Open the connection.
+
+        Raises:
+            BackendError: it could not be opened.
+        """
+        try:
+            await self._ask("connect", self._connection.attach)
+        except BaseException:
+            self._connection.detach()
+            raise
+
+    async def close(self) -> None:
+        """Close, after all that was asked for before."""
+        try:
+            await self._ask("close", self._connection.close_raw)
+        finally:
+            self._connection.detach()
+
+    async def write(
+        self,
+        operation: Callable[..., list[T]],
+        items: Sequence[Any],
+        undo: Callable[[list[T]], None] | None = None,
+    ) -> list[T]:
+        """Carry out a unit of work in a transaction, with others that wait for one."""
+        return await self._commits.submit(operation, items, undo)
+
+    def write_soon(self, operation: Callable[..., list[Any]], items: Sequence[Any]) -> None:
+        """Have a unit of work carried out before all that is asked for later."""
+        self._commits.post(Request(self._loop, operation, items))
+
+    async def read(self, unit: Callable[..., T], *parameters: Any) -> T:
+        """Run a unit of work that changes nothing, outside any transaction."""
+        return await self._ask(unit.__name__, partial(self._read, unit, parameters))
+
+    def call(self, unit: Callable[..., T], *parameters: Any) -> T:
+        """Run a unit of work in a transaction, from any thread, and block until it is done."""
+        request = Request[T](self._loop, lambda work, _: [unit(work, *parameters)], (None,))
+        done = threading.Event()
+
+        def run() -> None:
+            self._write([request])
+            done.set()
+
+        self._connection.post(run)
+        done.wait()
+        return request.result()[0]
+
+    async def _ask(self, name: str, function: Callable[[], T]) -> T:
+        """Have the thread call a function, and return what it returned."""
+        request = Request[T](self._loop, lambda: [], ())
+
+        def run() -> None:
+            try:
+                request.answers = [retrying(function, BUSY_SECONDS)]
+            except BaseException as error:  # noqa: BLE001 - it belongs to the caller
+                request.error = translated(name, self._path, error)
+            self._loop.call_soon(request.wake)
+
+        self._connection.post(run)
+        await request.wait()
+        return request.result()[0]
+
+    def _read(self, unit: Callable[..., T], parameters: tuple[Any, ...]) -> T:
+        self._check()
+        return unit(Work(self._connection.opened, self._clock.now()), *parameters)
+
+    def _write(self, batch: list[Request[Any]]) -> None:
+        """Carry out requests in one transaction; one that fails must not fail the others."""
+        try:
+            changed = retrying(partial(self._transaction, batch), BUSY_SECONDS)
+        except BaseException as error:  # noqa: BLE001 - it belongs to the callers
+            if len(batch) == 1 or (isinstance(error, sqlite3.Error) and is_busy(error)):
+                for request in batch:
+                    name = getattr(request.operation, "__name__", "write")
+                    request.error = translated(name, self._path, error)
+            else:
+                for request in batch:
+                    self._write([request])
+        else:
+            if changed:
+                self._changed(changed)
+
+    def _transaction(self, batch: list[Request[Any]]) -> set[Topic]:
+        self._check()
+        connection = self._connection.opened
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            work = Work(connection, self._clock.now())
+            answers = [_carry_out(work, operation, group) for operation, group in join(batch)]
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+        for request, answer in zip(batch, chain.from_iterable(answers), strict=True):
+            request.answers = answer
+        return work.changed
+
+
+def _carry_out(
+    work: Work, operation: Callable[..., list[Any]], group: list[Request[Any]]
+) -> list[list[Any]]:
+    """One call of an operation for all requests of a group; to each its own answers."""
+    answers = iter(operation(work, [item for request in group for item in request.items]))
+    return [list(islice(answers, len(request.items))) for request in group]

@@ -1,0 +1,56 @@
+"""What SQLite's errors mean in sitq's words."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import TYPE_CHECKING, Final
+
+from sitq.errors import (
+    BackendBusyError,
+    BackendConnectionError,
+    BackendError,
+    BackendFormatError,
+    BackendFullError,
+    SitqError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["is_busy", "translated"]
+
+# Primary result codes of https://www.sqlite.org/rescode.html
+_KINDS: Final[Mapping[int, type[BackendError]]] = {
+    sqlite3.SQLITE_BUSY: BackendBusyError,
+    sqlite3.SQLITE_LOCKED: BackendBusyError,
+    sqlite3.SQLITE_FULL: BackendFullError,
+    sqlite3.SQLITE_READONLY: BackendFullError,
+    sqlite3.SQLITE_CANTOPEN: BackendConnectionError,
+    sqlite3.SQLITE_IOERR: BackendConnectionError,
+    sqlite3.SQLITE_PERM: BackendConnectionError,
+    sqlite3.SQLITE_AUTH: BackendConnectionError,
+    sqlite3.SQLITE_NOTADB: BackendFormatError,
+    sqlite3.SQLITE_CORRUPT: BackendFormatError,
+}
+
+
+def _code(error: BaseException) -> int | None:
+    code = getattr(error, "sqlite_errorcode", None)
+    return None if code is None else code & 0xFF
+
+
+def is_busy(error: sqlite3.Error) -> bool:
+    """Tell if somebody else holds the database, so that a later try may succeed."""
+    return _code(error) in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+
+
+def translated(operation: str, path: str, error: BaseException) -> BaseException:
+    """An error of the driver as a `BackendError` that names operation, file and cause."""
+    if isinstance(error, SitqError) or not isinstance(error, (sqlite3.Error, OSError)):
+        return error
+    kind: type[BackendError] = BackendConnectionError
+    if isinstance(error, sqlite3.Error):
+        kind = _KINDS.get(_code(error) or 0, BackendError)
+    translation = kind(f"{operation} on {path}: {error}")
+    translation.__cause__ = error
+    return translation

@@ -1,0 +1,80 @@
+"""Lease keepers: heartbeats from a thread of their own, past every event loop."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from sitq.backends.sqlite import _units
+from sitq.backends.sqlite._driver import Database, retrying
+from sitq.backends.sqlite._errors import translated
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Sequence
+
+    from sitq.backends.sqlite._file import File
+    from sitq.models import Lease, LeaseState
+    from sitq.protocols import Clock
+
+__all__ = ["FileLeaseKeeper", "MemoryLeaseKeeper"]
+
+# A heartbeat is a short write that must get through between greedy ones: it gives up early,
+# to be tried again with the next beat, and asks often.
+_BUSY_SECONDS: Final = 2.0
+_LONGEST_PAUSE: Final = 0.002
+
+
+class FileLeaseKeeper:
+    """Renews leases over a connection of its own, made by the first renewal."""
+
+    def __init__(self, file: File, clock: Clock) -> None:
+        self._file = file
+        self._clock = clock
+        self._connection: sqlite3.Connection | None = None
+
+    def renew(self, leases: Sequence[Lease], seconds: float) -> list[LeaseState]:
+        """See `sitq.protocols.LeaseKeeper.renew`."""
+        try:
+            return retrying(
+                lambda: self._renew(leases, seconds), _BUSY_SECONDS, longest=_LONGEST_PAUSE
+            )
+        except Exception as error:
+            self.close()
+            raise translated("renew", self._file.path, error) from error
+
+    def _renew(self, leases: Sequence[Lease], seconds: float) -> list[LeaseState]:
+        self._file.check_same()
+        if self._connection is None:
+            self._connection = self._file.connect()
+            # A heartbeat need not survive a power cut, so it waits for no disk.
+            self._connection.execute("PRAGMA synchronous = NORMAL")
+        connection = self._connection
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            states = _units.renew(_units.Work(connection, self._clock.now()), leases, seconds)
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+        return states
+
+    def close(self) -> None:
+        """See `sitq.protocols.LeaseKeeper.close`."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+
+class MemoryLeaseKeeper:
+    """Renews leases of a private database, through its only connection's thread."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def renew(self, leases: Sequence[Lease], seconds: float) -> list[LeaseState]:
+        """See `sitq.protocols.LeaseKeeper.renew`."""
+        return self._database.call(_units.renew, leases, seconds)
+
+    def close(self) -> None:
+        """See `sitq.protocols.LeaseKeeper.close`."""

@@ -1,0 +1,181 @@
+"""Rows of the SQLite store as models, and back."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from itertools import accumulate
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
+
+from sitq.ids import TaskId
+from sitq.models import Progress, ReservedTask, Result, RetryPolicy, Task, TaskInfo
+from sitq.states import TaskStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+__all__ = [
+    "Row",
+    "cut",
+    "dump_rows",
+    "from_micros",
+    "to_info",
+    "to_micros",
+    "to_reserved",
+    "to_result",
+    "to_row",
+    "to_task",
+]
+
+Row = tuple[Any, ...]
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
+_NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
+
+dump_rows: Final = json.JSONEncoder(separators=(",", ":")).encode
+
+
+def to_micros(moment: datetime) -> int:
+    """Microseconds since 1970, exactly."""
+    return (moment - _EPOCH) // _MICROSECOND
+
+
+def from_micros(micros: int) -> datetime:
+    """The moment, aware, in UTC."""
+    return _EPOCH + timedelta(microseconds=micros)
+
+
+def _moment(micros: int | None) -> datetime | None:
+    return None if micros is None else from_micros(micros)
+
+
+def cut(parts: Iterable[bytes]) -> tuple[bytes, list[tuple[int, int]]]:
+    """Join parts to one blob and tell where each is: the start (from 1) and the length."""
+    pieces = list(parts)
+    lengths = [len(piece) for piece in pieces]
+    starts = accumulate(lengths, initial=1)
+    return b"".join(pieces), list(zip(starts, lengths, strict=False))
+
+
+@lru_cache(maxsize=256)
+def _policy(text: str) -> RetryPolicy:
+    return RetryPolicy.model_validate_json(text)
+
+
+@lru_cache(maxsize=256)
+def _policy_text(policy: RetryPolicy) -> str:
+    return policy.model_dump_json()
+
+
+def _headers(text: str | None) -> Mapping[str, str]:
+    return _NO_HEADERS if text is None else json.loads(text)
+
+
+def to_row(task: Task, place: tuple[int, int]) -> Sequence[Any]:
+    """A task as the columns of an insert; ``place`` is where its payload lies in the blob."""
+    retry = task.retry
+    return (
+        task.id,
+        task.queue,
+        task.priority,
+        None if task.eta is None else to_micros(task.eta),
+        task.function,
+        None if retry is None else retry.max_attempts,
+        task.timeout,
+        task.unique_key,
+        None if task.expires_at is None else to_micros(task.expires_at),
+        round(task.result_ttl * 1_000_000),
+        task.retry_of,
+        None if retry is None else _policy_text(retry),
+        json.dumps(dict(task.headers)) if task.headers else None,
+        *place,
+    )
+
+
+def to_reserved(row: Row) -> ReservedTask:
+    """A row of the due tasks, as it is once it has been reserved."""
+    (_, task_id, function, queue, _, epoch, attempts, misses, eta, enqueued_at, timeout, retry,
+     headers, payload) = row  # fmt: skip
+    return ReservedTask(
+        id=task_id,
+        function=function,
+        payload=payload,
+        queue=queue,
+        epoch=epoch + 1,
+        attempt=attempts + 1,
+        misses=misses,
+        eta=from_micros(eta),
+        enqueued_at=from_micros(enqueued_at),
+        timeout=timeout,
+        retry=None if retry is None else _policy(retry),
+        headers=_headers(headers),
+    )
+
+
+def to_result(row: Row) -> Result[Any] | None:
+    """A row of the results; ``None`` if the task is not final."""
+    (task_id, finished_at, function, status, value, error, traceback, attempts, enqueued_at,
+     started_at) = row  # fmt: skip
+    if finished_at is None:
+        return None
+    return Result(
+        task_id=TaskId(task_id),
+        function=function,
+        status=TaskStatus(status),
+        value=value,
+        error=error,
+        traceback=traceback,
+        attempts=attempts,
+        enqueued_at=from_micros(enqueued_at),
+        started_at=_moment(started_at),
+        finished_at=from_micros(finished_at),
+    )
+
+
+def to_info(row: Row) -> TaskInfo:
+    """A row of all that is told of a task."""
+    (task_id, status, queue, function, priority, eta, attempts, crashes, progress, error, cancelled,
+     unique_key, retry_of, enqueued_at, started_at, finished_at, expires_at) = row  # fmt: skip
+    return TaskInfo(
+        task_id=task_id,
+        status=TaskStatus(status),
+        queue=queue,
+        function=function,
+        priority=priority,
+        eta=from_micros(eta),
+        attempts=attempts,
+        crashes=crashes,
+        progress=None if progress is None else Progress.model_validate_json(progress),
+        error=error,
+        cancel_requested=bool(cancelled),
+        unique_key=unique_key,
+        retry_of=retry_of,
+        enqueued_at=from_micros(enqueued_at),
+        started_at=_moment(started_at),
+        finished_at=_moment(finished_at),
+        expires_at=_moment(expires_at),
+    )
+
+
+def to_task(row: Row) -> Task:
+    """A row of a task as it was enqueued."""
+    (task_id, function, payload, queue, priority, eta, timeout, retry, unique_key, expires_at,
+     result_ttl, headers, retry_of) = row  # fmt: skip
+    return Task(
+        id=task_id,
+        function=function,
+        payload=payload,
+        queue=queue,
+        priority=priority,
+        eta=from_micros(eta),
+        timeout=timeout,
+        retry=None if retry is None else _policy(retry),
+        unique_key=unique_key,
+        expires_at=_moment(expires_at),
+        result_ttl=result_ttl / 1_000_000,
+        headers=_headers(headers),
+        retry_of=retry_of,
+    )

@@ -1,0 +1,109 @@
+"""The schema: recognised, refused, or brought up to date by numbered migrations.
+
+`application_id` marks a file as sitq's, `user_version` is the number of its last migration; a
+migration and its number are committed together.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from functools import cache
+from importlib import resources
+from typing import TYPE_CHECKING, Final
+
+from sitq.errors import BackendError, BackendFormatError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sitq.backends.sqlite._file import File
+
+__all__ = ["APPLICATION_ID", "Migration", "check", "migrate", "migrations"]
+
+APPLICATION_ID: Final = int.from_bytes(b"sitq", "big")
+_OLDEST_SQLITE: Final = (3, 38, 0)  # the JSON operator ->> came with it
+
+Migration = tuple[int, str]
+
+
+@cache
+def migrations() -> tuple[Migration, ...]:
+    """The migrations, in order: number and script."""
+    folder = resources.files("sitq.backends.sqlite") / "migrations"
+    scripts = sorted(
+        (entry.name, entry.read_text(encoding="utf-8"))
+        for entry in folder.iterdir()
+        if entry.name.endswith(".sql")
+    )
+    return tuple((int(name.split("_")[0]), script) for name, script in scripts)
+
+
+def check(file: File) -> None:
+    """Look at an existing file without changing it.
+
+    Raises:
+        BackendFormatError: it belongs to another program or to a newer sitq, or has lost its
+            tables.
+    """
+    if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
+        needed = ".".join(map(str, _OLDEST_SQLITE))
+        message = f"sitq needs SQLite {needed} or newer; this Python has {sqlite3.sqlite_version}"
+        raise BackendError(message)
+    with closing(file.connect(read_only=True)) as connection:
+        _version(connection, file.path)
+
+
+def _version(connection: sqlite3.Connection, path: str) -> int:
+    """The number of the last migration; 0 for a database with nothing in it."""
+    application: int = connection.execute("PRAGMA application_id").fetchone()[0]
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema")}
+    latest = migrations()[-1][0]
+    if application == 0 and version == 0 and not tables:
+        return 0
+    if application != APPLICATION_ID:
+        problem = "is a database of another program"
+    elif version > latest:
+        problem = (
+            f"was written by a newer sitq (format {version}, this one knows {latest}); "
+            "upgrade sitq"
+        )
+    elif version < 1 or not {"tasks", "leases"} <= tables:
+        problem = "is a store of sitq's that has lost its tables"
+    else:
+        return version
+    raise BackendFormatError(f"{path} {problem}; it was left as it is")
+
+
+def migrate(
+    connection: sqlite3.Connection, path: str, crash_point: Callable[[str], None] = lambda _: None
+) -> None:
+    """Apply what is missing, in one transaction under the write lock."""
+    if _version(connection, path) == migrations()[-1][0]:
+        return
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        version = _version(connection, path)
+        for number, script in migrations():
+            if number > version:
+                for statement in _statements(script):
+                    connection.execute(statement)
+                crash_point(f"migration-{number}")
+                connection.execute(f"PRAGMA user_version = {number:d}")
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID:d}")
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _statements(script: str) -> list[str]:
+    """A script in single statements; `executescript` would commit what is open."""
+    statements, start = [], 0
+    for position, letter in enumerate(script):
+        if letter == ";" and sqlite3.complete_statement(script[start : position + 1]):
+            statements.append(script[start : position + 1])
+            start = position + 1
+    return statements

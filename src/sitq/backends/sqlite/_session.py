@@ -1,0 +1,101 @@
+"""What is open between the first `open` and the last `close` of a SQLite backend."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final
+
+from sitq.backends.sqlite import _schema
+from sitq.backends.sqlite._bell import Bell
+from sitq.backends.sqlite._driver import BUSY_SECONDS, Database, retrying
+from sitq.backends.sqlite._file import MEMORY, File
+from sitq.backends.sqlite._keeper import FileLeaseKeeper, MemoryLeaseKeeper
+from sitq.backends.sqlite._listening import Listeners
+from sitq.errors import BackendConnectionError, UsageError
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from sitq._loops import LoopRef
+    from sitq.backends.sqlite._units import Work
+    from sitq.protocols import Clock, LeaseKeeper, Topic
+
+__all__ = ["Session"]
+
+
+class Session:
+    """A file, its connection, its bell and those who listen to it, for one event loop."""
+
+    def __init__(self, loop: LoopRef, path: str, synchronous: str, clock: Clock) -> None:
+        self.loop: Final = loop
+        self.pid: Final = os.getpid()
+        self._path = path
+        self._synchronous = synchronous
+        self._clock = clock
+        self._file: File | None = None
+        self._bell: Bell | None = None
+        self.database: Final = Database(
+            self._connect, self._check_file, path, loop, clock, self._tell
+        )
+        bell = None if path == MEMORY else f"{path}-bell"
+        self.listeners: Final = Listeners(loop, bell, self._look)
+
+    def _connect(self) -> sqlite3.Connection:
+        """Check, open and migrate the file; in the database thread."""
+        file = self._file = File(self._path)
+        if self._path != MEMORY:
+            retrying(lambda: _schema.check(file), BUSY_SECONDS)
+        connection = file.connect()
+        try:
+            retrying(lambda: self._prepare(connection), BUSY_SECONDS)
+            if self._path != MEMORY:
+                self._bell = Bell(file.bell)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        if self._path != MEMORY:
+            mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+            if mode != "wal":
+                message = f"{self._path}: no write-ahead log on this file system ({mode})"
+                raise BackendConnectionError(message)
+        connection.execute(f"PRAGMA synchronous = {self._synchronous}")
+        _schema.migrate(connection, self._path)
+
+    def _check_file(self) -> None:
+        if self._file is not None:
+            self._file.check_same()
+
+    def _tell(self, topics: set[Topic]) -> None:
+        """Wake those who wait for a change; in the database thread, after the commit."""
+        if self._bell is not None:
+            self._bell.ring(topics)
+        self.listeners.notify(topics)
+
+    async def _look(self) -> int:
+        return await self.database.read(_data_version)
+
+    def lease_keeper(self) -> LeaseKeeper:
+        """A lease keeper for the calling thread."""
+        if self._file is None:
+            raise UsageError("the backend is not open")
+        if self._path == MEMORY:
+            return MemoryLeaseKeeper(self.database)
+        return FileLeaseKeeper(self._file, self._clock)
+
+    async def close(self) -> None:
+        """Close the connection, after all that was asked of it before."""
+        try:
+            await self.database.close()
+        finally:
+            bell, self._bell = self._bell, None
+            if bell is not None:
+                bell.close()
+
+
+def _data_version(work: Work) -> int:
+    """A number that changes when another connection has committed."""
+    version: int = work.execute("PRAGMA data_version").fetchone()[0]
+    return version

@@ -1,0 +1,264 @@
+"""The named statements of the SQLite store, a sentence each. Values are always bound.
+
+Batches travel as one JSON text (``:rows``) plus, where they carry bytes, one blob that is cut
+with ``substr``: the statement stays the same for any size, and the interpreter's lock is given
+up once a batch instead of once a row.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+__all__: list[str] = []
+
+# -- enqueue ---------------------------------------------------------------------------------
+
+_INSERT_COLUMNS: Final = """
+INSERT INTO tasks (id, queue, priority, eta, function, max_attempts, timeout, unique_key,
+                   expires_at, result_ttl, enqueued_at, retry_of, retry, headers, payload)
+"""
+
+# Store all tasks of a batch, in its order.
+INSERT_BATCH: Final = (
+    _INSERT_COLUMNS
+    + """
+SELECT value ->> 0, value ->> 1, value ->> 2, coalesce(value ->> 3, :now), value ->> 4,
+       value ->> 5, value ->> 6, value ->> 7, value ->> 8, value ->> 9, :now,
+       value ->> 10, value ->> 11, value ->> 12,
+       substr(:blob, value ->> 13, value ->> 14)
+FROM json_each(:rows)
+"""
+)
+
+# Store one task unless its unique key is held by a task that is not final.
+INSERT_UNIQUE: Final = (
+    INSERT_BATCH
+    + """
+WHERE true
+ON CONFLICT (unique_key) WHERE unique_key IS NOT NULL AND finished_at IS NULL DO NOTHING
+"""
+)
+
+# The id of the task that holds a unique key.
+KEY_HOLDER: Final = """
+SELECT id FROM tasks WHERE unique_key = ? AND finished_at IS NULL
+"""
+
+# -- reserve ---------------------------------------------------------------------------------
+
+# The highest priority in use among a queue's pending tasks.
+TOP_PRIORITY: Final = """
+SELECT priority FROM tasks WHERE status = 'pending' AND queue = ?
+ORDER BY priority DESC LIMIT 1
+"""
+
+# The next lower priority in use among a queue's pending tasks.
+NEXT_PRIORITY: Final = """
+SELECT priority FROM tasks WHERE status = 'pending' AND queue = ? AND priority < ?
+ORDER BY priority DESC LIMIT 1
+"""
+
+# The due tasks of one queue and one priority, in order of eta and insertion.
+DUE: Final = """
+SELECT seq, id, function, queue, priority, epoch, attempts, misses, eta, enqueued_at, timeout,
+       retry, headers, payload
+FROM tasks INDEXED BY tasks_due
+WHERE status = 'pending' AND queue = :queue AND priority = :priority AND eta <= :now
+  AND (expires_at IS NULL OR expires_at > :now)
+ORDER BY eta, seq LIMIT :limit
+"""
+
+# The earliest eta to come of one queue and one priority.
+NEXT_ETA: Final = """
+SELECT eta FROM tasks INDEXED BY tasks_due
+WHERE status = 'pending' AND queue = :queue AND priority = :priority AND eta > :now
+  AND (expires_at IS NULL OR expires_at > :now)
+ORDER BY eta LIMIT 1
+"""
+
+# Count a start of each task of a batch.
+MARK_RESERVED: Final = """
+UPDATE tasks SET status = 'in_progress', epoch = epoch + 1, attempts = attempts + 1,
+                 started_at = :now
+WHERE seq IN (SELECT value FROM json_each(:rows))
+"""
+
+# Give each task of a batch its lease, under the epoch just counted.
+INSERT_LEASES: Final = """
+INSERT INTO leases (seq, epoch, worker, ends_at)
+SELECT seq, epoch, :worker, :ends_at FROM tasks
+WHERE seq IN (SELECT value FROM json_each(:rows))
+"""
+
+# -- finish ----------------------------------------------------------------------------------
+
+# End a batch of attempts well; a row whose epoch is not the current one is passed over.
+SUCCEED_BATCH: Final = """
+UPDATE tasks SET status = 'success', value = batch.value, error = NULL, traceback = NULL,
+                 finished_at = :now, delete_at = :now + result_ttl
+FROM (SELECT value ->> 0 AS id, value ->> 1 AS epoch,
+             substr(:blob, value ->> 2, value ->> 3) AS value
+      FROM json_each(:rows)) AS batch
+WHERE tasks.id = batch.id AND tasks.status = 'in_progress' AND tasks.epoch = batch.epoch
+"""
+
+# End the leases of a batch of tasks.
+DELETE_LEASES: Final = """
+DELETE FROM leases WHERE seq IN (
+    SELECT tasks.seq FROM json_each(:rows) AS batch JOIN tasks ON tasks.id = batch.value ->> 0)
+"""
+
+# What must be known of an attempt to end it: nothing comes back if its epoch is not current.
+OPEN_ATTEMPT: Final = """
+SELECT tasks.seq, attempts, max_attempts, leases.cancelled
+FROM tasks JOIN leases ON leases.seq = tasks.seq
+WHERE tasks.id = :id AND status = 'in_progress' AND tasks.epoch = :epoch
+  AND leases.epoch = :epoch
+"""
+
+# Make a task final.
+SET_FINAL: Final = """
+UPDATE tasks SET status = :status, value = :value, error = :error, traceback = :traceback,
+                 finished_at = :now, delete_at = :now + result_ttl
+WHERE seq = :seq
+"""
+
+# Make a task pending again after an attempt of its own that failed.
+SET_RETRY: Final = """
+UPDATE tasks SET status = 'pending', eta = :eta, error = :error, traceback = :traceback
+WHERE seq = :seq
+"""
+
+# Make a task pending again as if this attempt had not been.
+SET_RELEASED: Final = """
+UPDATE tasks SET status = 'pending', attempts = attempts - 1 WHERE seq = :seq
+"""
+
+# Make a task pending again for a worker that knows its function.
+SET_MISSED: Final = """
+UPDATE tasks SET status = 'pending', attempts = attempts - 1, misses = misses + 1, eta = :eta
+WHERE seq = :seq
+"""
+
+# End one lease.
+DELETE_LEASE: Final = """
+DELETE FROM leases WHERE seq = ?
+"""
+
+# -- leases ----------------------------------------------------------------------------------
+
+# Renew those leases of a batch whose epoch is current.
+RENEW: Final = """
+UPDATE leases SET ends_at = :ends_at
+FROM (SELECT tasks.seq AS seq, batch.value ->> 1 AS epoch
+      FROM json_each(:rows) AS batch JOIN tasks ON tasks.id = batch.value ->> 0) AS mine
+WHERE leases.seq = mine.seq AND leases.epoch = mine.epoch
+"""
+
+# Which leases of a batch are current, and which of them are to end.
+LEASE_STATES: Final = """
+SELECT tasks.id, leases.epoch, leases.cancelled
+FROM json_each(:rows) AS batch JOIN tasks ON tasks.id = batch.value ->> 0
+     JOIN leases ON leases.seq = tasks.seq AND leases.epoch = batch.value ->> 1
+"""
+
+# Note how far an attempt is.
+SET_PROGRESS: Final = """
+UPDATE leases SET progress = :progress
+WHERE epoch = :epoch AND seq = (SELECT seq FROM tasks WHERE id = :id)
+"""
+
+# Ask a running task to end.
+REQUEST_CANCEL: Final = """
+UPDATE leases SET cancelled = 1 WHERE seq = ?
+"""
+
+# -- sweep -----------------------------------------------------------------------------------
+
+# Tell if a sweep would find anything; a read, so that idle workers write nothing.
+SWEEP_DUE: Final = """
+SELECT EXISTS (SELECT 1 FROM leases WHERE ends_at <= :now)
+    OR EXISTS (SELECT 1 FROM tasks WHERE status = 'pending' AND expires_at IS NOT NULL
+                                     AND expires_at <= :now)
+    OR EXISTS (SELECT 1 FROM tasks WHERE finished_at IS NOT NULL AND delete_at <= :now)
+"""
+
+# The leases that have ended without an outcome.
+ENDED_LEASES: Final = """
+SELECT seq FROM leases WHERE ends_at <= :now ORDER BY ends_at, seq LIMIT :limit
+"""
+
+# Take tasks back whose leases have ended: cancelled, failed as lost, or pending again.
+RECLAIM: Final = """
+UPDATE tasks SET
+    attempts = attempts - 1,
+    crashes = crashes + 1,
+    status = CASE WHEN lease.cancelled THEN 'cancelled'
+                  WHEN crashes + 1 >= :max_crashes THEN 'failed' ELSE 'pending' END,
+    error = CASE WHEN NOT lease.cancelled AND crashes + 1 >= :max_crashes THEN :error ELSE error END,
+    traceback = CASE WHEN NOT lease.cancelled AND crashes + 1 >= :max_crashes THEN NULL
+                     ELSE traceback END,
+    finished_at = CASE WHEN lease.cancelled OR crashes + 1 >= :max_crashes THEN :now END,
+    delete_at = CASE WHEN lease.cancelled OR crashes + 1 >= :max_crashes
+                     THEN :now + result_ttl END
+FROM (SELECT leases.seq, leases.epoch, leases.cancelled FROM leases
+      WHERE leases.seq IN (SELECT value FROM json_each(:rows))) AS lease
+WHERE tasks.seq = lease.seq AND tasks.epoch = lease.epoch AND tasks.status = 'in_progress'
+"""
+
+# End the leases of the tasks taken back.
+DELETE_ENDED: Final = """
+DELETE FROM leases WHERE seq IN (SELECT value FROM json_each(:rows))
+"""
+
+# Tasks that were not started before they expired.
+EXPIRE: Final = """
+UPDATE tasks SET status = 'expired', finished_at = :now, delete_at = :now + result_ttl
+WHERE seq IN (SELECT seq FROM tasks
+              WHERE status = 'pending' AND expires_at IS NOT NULL AND expires_at <= :now
+              ORDER BY expires_at, seq LIMIT :limit)
+"""
+
+# Final tasks whose retention is over.
+PRUNE: Final = """
+DELETE FROM tasks WHERE seq IN (
+    SELECT seq FROM tasks WHERE finished_at IS NOT NULL AND delete_at <= :now
+    ORDER BY delete_at, seq LIMIT :limit)
+"""
+
+# Final tasks that ended before a moment, whatever their retention.
+PRUNE_OLDER: Final = """
+DELETE FROM tasks WHERE seq IN (
+    SELECT seq FROM tasks INDEXED BY tasks_done
+    WHERE finished_at IS NOT NULL AND finished_at <= :before
+    ORDER BY finished_at, seq LIMIT :limit)
+"""
+
+# -- look ups --------------------------------------------------------------------------------
+
+# Where a task stands, for a cancellation.
+STATUS: Final = """
+SELECT seq, status FROM tasks WHERE id = ?
+"""
+
+# All that is told of tasks.
+INFOS: Final = """
+SELECT tasks.id, status, queue, function, priority, eta, attempts, crashes, leases.progress, error,
+       leases.cancelled, unique_key, retry_of, enqueued_at, started_at, finished_at, expires_at
+FROM json_each(:rows) AS batch JOIN tasks ON tasks.id = batch.value
+     LEFT JOIN leases ON leases.seq = tasks.seq
+"""
+
+# The results of tasks; of those that are not final, the id and nothing else.
+RESULTS: Final = """
+SELECT tasks.id, finished_at, function, status, tasks.value, error, traceback, attempts, enqueued_at,
+       started_at
+FROM json_each(:rows) AS batch JOIN tasks ON tasks.id = batch.value
+"""
+
+# A task as it was enqueued.
+STORED: Final = """
+SELECT id, function, payload, queue, priority, eta, timeout, retry, unique_key, expires_at,
+       result_ttl, headers, retry_of
+FROM tasks WHERE id = ?
+"""
