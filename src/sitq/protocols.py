@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Backend", "Clock", "LeaseKeeper", "Listener", "Serializer", "Sweep", "Topic"]
 
 
-Topic = Literal["tasks", "results"]
+Topic = Literal["tasks", "results", "cancels"]
 
 
 class Clock(Protocol):
@@ -260,8 +260,8 @@ class Backend(Protocol):
     def listen(self, topic: Topic) -> AbstractAsyncContextManager[Listener]:
         """Listen for changes, from entering the context on.
 
-        ``"tasks"`` changes when tasks become pending (enqueued, retried, released, reclaimed) or
-        are asked to end; ``"results"`` when tasks become final.
+        ``"tasks"`` changes when tasks become pending (enqueued, retried, released, reclaimed),
+        ``"results"`` when tasks become final, ``"cancels"`` when running tasks are asked to end.
         """
         ...
 

@@ -1,7 +1,8 @@
 """The bell: how processes that share a file wake each other after a commit.
 
 A byte written to a small file beside the database means new work, a touch of its times means
-new results. inotify turns both into a file descriptor that either event loop can wait for.
+new results, an opening and closing means that a running task is to end. inotify turns each into
+a file descriptor that either event loop can wait for.
 Watching the database's own files would ring too early: pages are written before the commit can
 be seen.
 """
@@ -26,7 +27,12 @@ __all__ = ["Bell", "Watch"]
 # Event bits of inotify(7).
 _IN_MODIFY: Final = 0x2
 _IN_ATTRIB: Final = 0x4
-_EVENTS: Final = {"tasks": _IN_MODIFY, "results": _IN_ATTRIB}
+_IN_CLOSE_WRITE: Final = 0x8
+_EVENTS: Final[dict[Topic, int]] = {
+    "tasks": _IN_MODIFY,
+    "results": _IN_ATTRIB,
+    "cancels": _IN_CLOSE_WRITE,
+}
 _CAN_WATCH: Final = sys.platform == "linux"
 
 
@@ -44,6 +50,8 @@ class Bell:
                 os.pwrite(self._file, b"\n", 0)
             if "results" in topics:
                 os.utime(self._file)
+            if "cancels" in topics:
+                os.close(os.open(self.path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW))
 
     def close(self) -> None:
         """Give the file up."""

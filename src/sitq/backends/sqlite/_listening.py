@@ -71,7 +71,11 @@ class Listeners:
         self._loop = loop
         self._bell = bell
         self._look = None if bell is None else look
-        self._ears: dict[Topic, set[_Ear]] = {"tasks": set(), "results": set()}
+        self._ears: dict[Topic, set[_Ear]] = {
+            "tasks": set(),
+            "results": set(),
+            "cancels": set(),
+        }
 
     def notify(self, topics: set[Topic]) -> None:
         """Tell those that do not hear the bell; from any thread."""

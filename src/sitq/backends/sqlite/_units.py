@@ -354,7 +354,7 @@ def _cancel(work: Work, task_id: TaskId[Any]) -> bool:
         return True
     if status == "in_progress":
         work.execute(_sql.REQUEST_CANCEL, (seq,))
-        work.changed.add("tasks")
+        work.changed.add("cancels")
         return True
     return False
 
