@@ -1,0 +1,7 @@
+"""The worker: reserve, run, report."""
+
+from __future__ import annotations
+
+from sitq.worker._worker import Worker
+
+__all__ = ["Worker"]

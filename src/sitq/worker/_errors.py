@@ -1,0 +1,55 @@
+"""What a task raised, as the text that is stored: its own frames, no local variables."""
+
+from __future__ import annotations
+
+import os
+from traceback import TracebackException
+from typing import Final
+
+__all__ = ["MAX_ERROR", "MAX_TRACEBACK", "error_text", "traceback_text"]
+
+MAX_ERROR: Final = 4_000
+MAX_TRACEBACK: Final = 64_000
+_OURS: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+
+
+def error_text(error: BaseException) -> str:
+    """``"ValueError: text"``, whatever the error's own ``str()`` does."""
+    kind = type(error)
+    name = kind.__qualname__
+    if kind.__module__ not in {"builtins", "__main__", "__mp_main__"}:
+        name = f"{kind.__module__}.{name}"
+    try:
+        text = str(error)
+    except Exception as inner:  # noqa: BLE001 - the error's own __str__ is a stranger's code
+        text = f"<str() of it raised {type(inner).__name__}>"
+    return _clean(f"{name}: {text}" if text else name, MAX_ERROR)
+
+
+def traceback_text(error: BaseException) -> str | None:
+    """The error's traceback without sitq's own frames; ``None`` if it cannot be shown."""
+    try:
+        trace = TracebackException.from_exception(error, compact=True)
+        _only_theirs(trace)
+        return _clean("".join(trace.format()), MAX_TRACEBACK)
+    except Exception:  # noqa: BLE001 - strange errors must not become errors of ours
+        return None
+
+
+def _only_theirs(trace: TracebackException) -> None:
+    """Take sitq's frames out, also out of causes, contexts and members of groups."""
+    todo: list[TracebackException | None] = [trace]
+    while todo:
+        each = todo.pop()
+        if each is None:
+            continue
+        each.stack[:] = [frame for frame in each.stack if not frame.filename.startswith(_OURS)]
+        todo += [each.__cause__, each.__context__, *(each.exceptions or ())]
+
+
+def _clean(text: str, limit: int) -> str:
+    """A text that every store can take: valid UTF-8 and of bounded length."""
+    if len(text) > limit:
+        half = limit // 2
+        text = f"{text[:half]}\n[... {len(text) - 2 * half} characters left out ...]\n{text[-half:]}"
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,0 +1,222 @@
+"""One attempt: arguments rebuilt, the function called, its end turned into an outcome."""
+
+from __future__ import annotations
+
+import random
+from datetime import timedelta
+from enum import Enum, auto
+from inspect import isawaitable
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+from anyio import to_thread
+
+from sitq.context import CURRENT, TaskContext
+from sitq.errors import SitqError
+from sitq.models import Outcome, RetryPolicy
+from sitq.retry import Retry, backoff, wants_retry
+from sitq.worker._errors import error_text, traceback_text
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from sitq.functions import TaskFunction
+    from sitq.models import Lease, Progress, ReservedTask
+    from sitq.protocols import Clock, Serializer
+
+__all__ = ["End", "Execution"]
+
+
+class End(Enum):
+    """Why an attempt is ended from outside."""
+
+    CANCEL = auto()
+    SHUTDOWN = auto()
+    LEASE_LOST = auto()
+
+
+class _Raised:
+    """An exception of the task's, carried past code that is not the task's."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: BaseException) -> None:
+        trace = error.__traceback__
+        # The first frame is the one that caught it.
+        self.error: Final = error.with_traceback(trace.tb_next if trace else None)
+
+
+class Execution:
+    """One attempt at a reserved task.
+
+    Args:
+        task: what was reserved.
+        function: the function to call.
+        serializer: rebuilds the arguments.
+        retry: the policy of tasks that have none of their own.
+        clock: for the deadline.
+        limiter: the worker's threads.
+        note: takes the progress that the task tells.
+        freed: called, in a thread, when a plain function that was left to itself has ended.
+    """
+
+    def __init__(
+        self,
+        task: ReservedTask,
+        function: TaskFunction[Any],
+        serializer: Serializer,
+        retry: RetryPolicy | None,
+        clock: Clock,
+        limiter: anyio.CapacityLimiter,
+        note: Callable[[Lease, Progress], object],
+        freed: Callable[[Execution], object],
+    ) -> None:
+        self.lease: Final = task.lease
+        self._task = task
+        self._function = function
+        self._serializer = serializer
+        self._retry = task.retry or retry
+        self._limiter = limiter
+        self._freed = freed
+        self._scope = anyio.CancelScope()
+        self._end: End | None = None
+        deadline = None
+        if task.timeout is not None:
+            deadline = clock.now() + timedelta(seconds=task.timeout)
+        self._context = TaskContext(task, deadline, lambda progress: note(self.lease, progress))
+        self._in_thread = False
+        self._thread_done = False
+        self._left = False
+
+    def leave(self) -> bool:
+        """Tell that nobody waits for the attempt any more; True if a thread still runs it."""
+        self._left = True
+        return self._in_thread and not self._thread_done
+
+    def end(self, why: End) -> None:
+        """End the attempt soon; in the loop. A plain function is only asked to."""
+        self._context.request_cancel()
+        if self._end is None or why is End.LEASE_LOST:
+            self._end = why
+        # A plain function cannot be stopped: cancelled on request, it is waited for; at a
+        # shutdown and after the loss of its lease it is left to itself.
+        if why is not End.CANCEL or not self._in_thread:
+            self._scope.cancel()
+
+    async def run(self) -> Outcome | None:
+        """Call the function; return the outcome, ``None`` if the lease is lost.
+
+        Raises only the cancellation of an enclosing scope.
+        """
+        try:
+            arguments = self._function.load_arguments(self._serializer, self._task.payload)
+        except SitqError as error:
+            return Outcome.failure(self.lease, error_text(error))
+        except Exception as error:  # noqa: BLE001 - a validator of the user's model, say
+            return self._failed(error)
+        token = CURRENT.set(self._context)
+        try:
+            ended = await self._call(*arguments)
+        finally:
+            CURRENT.reset(token)
+        if self._end is End.LEASE_LOST:
+            return None
+        if ended is None:
+            if self._end is End.SHUTDOWN:
+                return Outcome.release(self.lease)
+            return Outcome.cancelled(self.lease)
+        if isinstance(ended, _Raised):
+            return self._raised(ended.error)
+        return self._returned(ended[0])
+
+    async def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any] | _Raised | None:
+        """The value in a tuple, what was raised, or ``None`` if the attempt was ended."""
+        timeout = self._task.timeout
+        ended: tuple[Any] | _Raised | None = None
+        with self._scope:
+            with anyio.move_on_after(timeout) as clock:
+                ended = await self._invoke(args, kwargs)
+            if clock.cancelled_caught and ended is None:
+                self._context.request_cancel()
+                message = f"the attempt ran out of its timeout of {timeout:g} s"
+                return _Raised(TimeoutError(message))
+        return ended
+
+    async def _invoke(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any] | _Raised:
+        if not self._function.is_async:
+            self._in_thread = True
+            ended = await to_thread.run_sync(
+                self._run_in_thread, args, kwargs, abandon_on_cancel=True, limiter=self._limiter
+            )
+            self._in_thread = False
+            if isinstance(ended, _Raised) or not isawaitable(ended[0]):
+                return ended
+            return await self._on_loop(ended[0])
+        try:
+            awaitable = self._function.func(*args, **kwargs)
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it is the task's
+            return _Raised(error)
+        return await self._on_loop(awaitable)
+
+    async def _on_loop(self, awaitable: Awaitable[Any]) -> tuple[Any] | _Raised:
+        try:
+            return (await awaitable,)
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it is the task's
+            # A cancellation counts only if a scope around us asked for it.
+            if anyio.current_effective_deadline() == float("-inf"):
+                cancellation = _cancellation_in(error)
+                if cancellation is not None:
+                    raise cancellation from None
+            return _Raised(error)
+
+    def _run_in_thread(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any] | _Raised:
+        try:
+            return (self._function.func(*args, **kwargs),)
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it is the task's
+            return _Raised(error)
+        finally:
+            self._thread_done = True
+            if self._left:
+                self._freed(self)
+
+    def _returned(self, value: object) -> Outcome:
+        try:
+            return Outcome.success(
+                self.lease, self._function.dump_result(self._serializer, value)
+            )
+        except Exception as error:  # noqa: BLE001 - also what the value's own code raises
+            return Outcome.failure(self.lease, error_text(error))
+
+    def _raised(self, error: BaseException) -> Outcome:
+        if self._end is not None:
+            # Asked to end, it ended by raising: that is what a plain function can do.
+            if self._end is End.SHUTDOWN:
+                return Outcome.release(self.lease)
+            return Outcome.cancelled(self.lease)
+        return self._failed(error)
+
+    def _failed(self, error: BaseException) -> Outcome:
+        text, trace = error_text(error), traceback_text(error)
+        policy, attempt = self._retry, self._task.attempt
+        if isinstance(error, Retry):
+            policy = policy or RetryPolicy()
+        elif policy is None or not wants_retry(policy, attempt, error):
+            return Outcome.failure(self.lease, text, trace)
+        if attempt >= policy.max_attempts:
+            return Outcome.failure(self.lease, text, trace)
+        delay = error.delay if isinstance(error, Retry) else None
+        if delay is None:
+            delay = backoff(policy, attempt, random.random())
+        return Outcome.retry(self.lease, delay, text, trace)
+
+
+def _cancellation_in(error: BaseException) -> BaseException | None:
+    """The cancellation that an error is, or the part of a group that is one."""
+    cancelled = anyio.get_cancelled_exc_class()
+    if isinstance(error, cancelled):
+        return error
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(cancelled)[0]
+    return None

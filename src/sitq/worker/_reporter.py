@@ -1,0 +1,161 @@
+"""Outcomes on their way to the store: written in groups, kept while the store is in trouble."""
+
+from __future__ import annotations
+
+import logging
+import random
+from typing import TYPE_CHECKING, Final
+
+import anyio
+
+from sitq.errors import (
+    BackendBusyError,
+    BackendConnectionError,
+    BackendError,
+    BackendFullError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sitq.models import Lease, Outcome
+    from sitq.protocols import Backend
+
+__all__ = ["Reporter", "Streak"]
+
+_log: Final = logging.getLogger(__name__)
+
+_PASSING: Final = (BackendBusyError, BackendConnectionError, BackendFullError)
+_GROUP: Final = 1000
+
+
+class Streak:
+    """Failures in a row of one activity: logged once, answered with growing pauses."""
+
+    def __init__(self, activity: str, longest: float) -> None:
+        self._activity = activity
+        self._longest = longest
+        self._failures = 0
+
+    def fail(self, error: Exception) -> float:
+        """Note a failure; return the seconds to pause."""
+        if self._failures == 0:
+            # sitq's own errors say enough; anything else is a bug worth its traceback.
+            trace = None if isinstance(error, BackendError) else error
+            _log.warning("cannot %s, will try again: %s", self._activity, error, exc_info=trace)
+        self._failures += 1
+        longest = min(self._longest, 0.05 * 2.0 ** min(self._failures, 10))
+        return random.uniform(longest / 2, longest)
+
+    def succeed(self) -> None:
+        """Note a success."""
+        if self._failures:
+            _log.info("can %s again after %d failures", self._activity, self._failures)
+            self._failures = 0
+
+
+class Reporter:
+    """Writes outcomes until each is accepted, refused, or its lease is lost.
+
+    Args:
+        backend: an open backend.
+        done: called with each lease whose outcome needs no more care.
+    """
+
+    def __init__(self, backend: Backend, done: Callable[[Lease], None]) -> None:
+        self._backend = backend
+        self._done = done
+        self._waiting: list[Outcome] = []
+        self._writing = False
+        self._added = anyio.Event()
+        self._empty = anyio.Event()
+        self._empty.set()
+        self._streak = Streak("store outcomes", longest=2.0)
+
+    def add(self, outcome: Outcome) -> None:
+        """Have an outcome written soon."""
+        self._waiting.append(outcome)
+        if len(self._waiting) == 1 and not self._writing:
+            self._update()
+
+    def drop(self, lease: Lease) -> None:
+        """Forget the outcome of a lease that is lost."""
+        self._waiting = [outcome for outcome in self._waiting if outcome.lease != lease]
+        if not self._writing:
+            self._update()
+
+    def _update(self) -> None:
+        """Bring the two events in line with what waits."""
+        if self._waiting:
+            self._added.set()
+            if self._empty.is_set():
+                self._empty = anyio.Event()
+        else:
+            self._empty.set()
+            if self._added.is_set():
+                self._added = anyio.Event()
+
+    async def written(self) -> None:
+        """Return once nothing waits to be written."""
+        await self._empty.wait()
+
+    async def run(self) -> None:
+        """Write what comes, for ever."""
+        while True:
+            await self._added.wait()
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Write all that waits; a cancellation never cuts a write in two."""
+        if self._writing:
+            await self._empty.wait()
+            return
+        self._writing = True
+        try:
+            while self._waiting:
+                pause = await self._write()
+                if pause:
+                    await anyio.sleep(pause)
+        finally:
+            self._writing = False
+            self._update()
+
+    async def _write(self) -> float:
+        """Write one group; return the seconds to pause if that failed."""
+        group, self._waiting = self._waiting[:_GROUP], self._waiting[_GROUP:]
+        try:
+            with anyio.CancelScope(shield=True):
+                accepted = await self._backend.finish(group)
+        except Exception as error:  # noqa: BLE001 - a store in trouble never ends a worker
+            if isinstance(error, _PASSING) or len(group) == 1:
+                self._waiting = group + self._waiting
+                return self._streak.fail(error)
+            # One of the group may be to blame: each goes alone, that one last.
+            return await self._write_each(group)
+        self._streak.succeed()
+        for outcome, was_accepted in zip(group, accepted, strict=True):
+            self._settle(outcome, was_accepted)
+        return 0.0
+
+    async def _write_each(self, group: list[Outcome]) -> float:
+        pause = 0.0
+        for outcome in group:
+            try:
+                with anyio.CancelScope(shield=True):
+                    (accepted,) = await self._backend.finish([outcome])
+            except Exception as error:  # noqa: BLE001 - see above
+                self._waiting.append(outcome)
+                pause = self._streak.fail(error)
+            else:
+                self._settle(outcome, accepted)
+        return pause
+
+    def _settle(self, outcome: Outcome, accepted: bool) -> None:  # noqa: FBT001
+        if not accepted:
+            _log.warning(
+                "task %s: the %s of epoch %d came after its lease was lost; it changed nothing",
+                outcome.task_id,
+                outcome.kind,
+                outcome.epoch,
+            )
+        self._done(outcome.lease)

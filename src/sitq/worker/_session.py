@@ -1,0 +1,344 @@
+"""One run of a worker, from `start` to its end: reserve, run, report."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+from anyio import to_thread
+
+from sitq._loops import LoopRef, SharedEvent
+from sitq.models import LeaseState, Outcome
+from sitq.worker._execution import End, Execution
+from sitq.worker._leases import Heartbeats
+from sitq.worker._reporter import Reporter, Streak
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from anyio.abc import TaskGroup, TaskStatus
+
+    from sitq.models import Lease, Progress, ReservedTask
+    from sitq.protocols import Backend, Serializer, Topic
+    from sitq.registry import Registry
+    from sitq.worker._options import WorkerOptions
+
+__all__ = ["Session"]
+
+_log: Final = logging.getLogger(__name__)
+
+_MAX_MISSES: Final = 10
+_LONGEST_MISS_DELAY: Final = 60.0
+# How long the last outcomes may take to be written, and cancelled tasks to end, in seconds.
+_LAST_WRITES: Final = 15.0
+_LAST_WORDS: Final = 1.0
+_SWEEP_EVERY: Final = 0.5
+_PRUNE_PAUSE: Final = 0.01
+
+
+class Session:
+    """The working state of a worker that runs.
+
+    Args:
+        worker_id: random, new for each run.
+        backend: an open backend.
+        serializer: rebuilds arguments, encodes results.
+        registry: the functions that may run.
+        options: the worker's settings.
+        drain: end when nothing is due any more.
+    """
+
+    def __init__(
+        self,
+        worker_id: str,
+        backend: Backend,
+        serializer: Serializer,
+        registry: Registry,
+        options: WorkerOptions,
+        *,
+        drain: bool,
+    ) -> None:
+        self.started = 0
+        self.finished: Final = SharedEvent()
+        self._id = worker_id
+        self._backend = backend
+        self._clock = backend.clock
+        self._serializer = serializer
+        self._registry = registry
+        self._options = options
+        self._drain = drain
+        self._loop = LoopRef()
+        self._stopping = False
+        self._error: Exception | None = None
+        self._woken = anyio.Event()
+        self._running: dict[Lease, Execution] = {}
+        self._busy: set[Execution] = set()
+        self._progress: dict[Lease, Progress] = {}
+        self._progressed = anyio.Event()
+        self._reporter = Reporter(backend, self._forget)
+        self._beats = Heartbeats(backend, options.lease, self._loop, self._hear_of)
+        self._threads = anyio.CapacityLimiter(options.max_concurrency)
+
+    def stop(self) -> None:
+        """Reserve no more and come to an end; from any thread."""
+        self._loop.call_soon(self._stop)
+
+    def _stop(self) -> None:
+        self._stopping = True
+        self._woken.set()
+
+    async def run(self, task_status: TaskStatus[None]) -> None:
+        """Work until stopped, drained, or cancelled."""
+        self._beats.start()
+        try:
+            async with anyio.create_task_group() as services:
+                services.start_soon(self._reporter.run)
+                services.start_soon(self._listen, "tasks", self._wake)
+                services.start_soon(self._listen, "cancels", self._beats.beat_now)
+                services.start_soon(self._note_progress)
+                if not self._drain:
+                    services.start_soon(self._maintain)
+                async with anyio.create_task_group() as tasks:
+                    task_status.started()
+                    await self._fetch(tasks)
+                    await self._wind_down()
+                services.cancel_scope.cancel()
+        finally:
+            # What is ready is written, and what is held handed back, even if all is cancelled.
+            with anyio.move_on_after(_LAST_WRITES, shield=True) as scope:
+                await self._reporter.flush()
+                self._beats.stop()
+                await to_thread.run_sync(self._beats.join, abandon_on_cancel=True)
+            if scope.cancelled_caught:
+                _log.warning("worker %s ends with outcomes that could not be stored", self._id)
+            self._beats.stop()
+        if self._error is not None:
+            raise self._error
+
+    # -- reserving ---------------------------------------------------------------------------
+
+    async def _fetch(self, tasks: TaskGroup) -> None:
+        """Reserve whenever there is room and something may be due."""
+        streak = Streak("reserve tasks", longest=5.0)
+        while not self._stopping:
+            self._woken = anyio.Event()
+            room = self._options.max_concurrency - len(self._busy)
+            wait: float | None = None
+            if room > 0:
+                try:
+                    wait = await self._reserve(tasks, room)
+                except Exception as error:  # noqa: BLE001 - a store in trouble never ends a worker
+                    if self._drain:
+                        self._error = error
+                        return
+                    wait = streak.fail(error)
+                else:
+                    streak.succeed()
+                    if wait == 0.0:
+                        # More is due: the running tasks get a turn, then back for it.
+                        if len(self._busy) < self._options.max_concurrency:
+                            await anyio.lowlevel.checkpoint()
+                            continue
+                        wait = None
+                    elif self._drain and not await self._more_to_drain(wait):
+                        return
+            await self._sleep(wait)
+
+    async def _reserve(self, tasks: TaskGroup, room: int) -> float | None:
+        asked_at = self._clock.monotonic()
+        options = self._options
+        reservation = await self._backend.reserve(self._id, options.queues, room, options.lease)
+        for task in reservation.tasks:
+            self._beats.add(task.lease, asked_at)
+            self._launch(tasks, task)
+        return reservation.wait
+
+    async def _sleep(self, seconds: float | None) -> None:
+        """Wait to be woken, for the next eta, or for the next poll."""
+        if self._woken.is_set():
+            return
+        pause = self._options.poll_interval
+        if seconds is not None:
+            pause = min(pause, seconds)
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._alarm, pause, self._woken)
+            await self._woken.wait()
+            group.cancel_scope.cancel()
+
+    async def _alarm(self, seconds: float, event: anyio.Event) -> None:
+        await self._clock.sleep(seconds)
+        event.set()
+
+    def _wake(self) -> None:
+        self._woken.set()
+
+    async def _more_to_drain(self, wait: float | None) -> bool:
+        """Tell if a drain has to go on; waits until all that runs has been written."""
+        if not (self._busy or self._running):
+            await self._reporter.written()
+            reservation = await self._backend.reserve(
+                self._id, self._options.queues, 0, self._options.lease
+            )
+            if reservation.wait != 0.0 and not self._busy:
+                return False
+            self._woken.set()
+        return True
+
+    # -- running -----------------------------------------------------------------------------
+
+    def _launch(self, tasks: TaskGroup, task: ReservedTask) -> None:
+        function = self._registry.get(task.function)
+        if function is None:
+            self._reporter.add(_missed(task))
+            return
+        execution = Execution(
+            task,
+            function,
+            self._serializer,
+            self._options.retry,
+            self._clock,
+            self._threads,
+            self._take_progress,
+            lambda execution: self._loop.call_soon(lambda: self._free(execution)),
+        )
+        self.started += 1
+        self._busy.add(execution)
+        self._running[task.lease] = execution
+        tasks.start_soon(self._execute, execution, name=f"sitq task {task.id}")
+
+    async def _execute(self, execution: Execution) -> None:
+        lease = execution.lease
+        outcome: Outcome | None = Outcome.release(lease)  # unless it comes to its end
+        try:
+            outcome = await execution.run()
+        except Exception as error:  # noqa: BLE001 - a worker never dies of a task
+            _log.exception("task %s: sitq failed to run it", lease.task_id)
+            outcome = Outcome.failure(lease, f"{type(error).__name__}: sitq failed to run the task")
+        finally:
+            held = self._running.pop(lease, None) is not None
+            self._progress.pop(lease, None)
+            if outcome is None:
+                self._beats.remove(lease)
+            elif held:
+                self._reporter.add(outcome)
+            if not execution.leave():
+                self._free(execution)
+
+    def _free(self, execution: Execution) -> None:
+        self._busy.discard(execution)
+        self._woken.set()
+
+    def _forget(self, lease: Lease) -> None:
+        self._beats.remove(lease)
+
+    async def _wind_down(self) -> None:
+        """Let what runs finish for a while, then end it and hand it back."""
+        with anyio.move_on_after(self._options.shutdown_timeout):
+            await self._all_ended()
+            return
+        for execution in list(self._running.values()):
+            execution.end(End.SHUTDOWN)
+        with anyio.move_on_after(_LAST_WORDS):
+            await self._all_ended()
+            return
+        # They swallow their cancellation: others may run them all the same.
+        for lease in list(self._running):
+            del self._running[lease]
+            _log.warning("task %s does not end; it is handed back while it runs on", lease.task_id)
+            self._reporter.add(Outcome.release(lease))
+
+    async def _all_ended(self) -> None:
+        while self._running:
+            self._woken = anyio.Event()
+            await self._woken.wait()
+
+    # -- the services beside -----------------------------------------------------------------
+
+    async def _listen(self, topic: Topic, heard: Callable[[], object]) -> None:
+        streak = Streak(f"listen for {topic}", longest=5.0)
+        while True:
+            try:
+                async with self._backend.listen(topic) as listener:
+                    heard()
+                    while True:
+                        await listener.wait()
+                        streak.succeed()
+                        heard()
+            except Exception as error:  # noqa: BLE001 - polling goes on meanwhile
+                await anyio.sleep(streak.fail(error))
+
+    def _hear_of(self, lease: Lease, state: LeaseState) -> None:
+        """Act on what a heartbeat was told."""
+        execution = self._running.get(lease)
+        if state is LeaseState.LOST:
+            self._lose(lease)
+        elif execution is not None:
+            execution.end(End.CANCEL)
+
+    def _lose(self, lease: Lease) -> None:
+        execution = self._running.get(lease)
+        _log.warning("task %s: the lease of epoch %d is lost", lease.task_id, lease.epoch)
+        self._beats.remove(lease)
+        self._reporter.drop(lease)
+        if execution is not None:
+            execution.end(End.LEASE_LOST)
+
+    async def _maintain(self) -> None:
+        """Sweep the store and give up leases that could not be renewed in time."""
+        streak = Streak("sweep the store", longest=5.0)
+        pause = _SWEEP_EVERY
+        while True:
+            for lease in self._beats.overdue():
+                self._lose(lease)
+            try:
+                swept = await self._backend.sweep(self._options.max_crashes)
+            except Exception as error:  # noqa: BLE001 - a store in trouble never ends a worker
+                pause = streak.fail(error)
+            else:
+                streak.succeed()
+                pause = _PRUNE_PAUSE if max(swept) >= _FULL_SWEEP else _SWEEP_EVERY
+            await self._clock.sleep(pause)
+
+    def _take_progress(self, lease: Lease, progress: Progress) -> None:
+        """Note what a task tells of itself; from any thread."""
+        self._progress[lease] = progress
+        self._loop.call_soon(self._tell_of_progress)
+
+    def _tell_of_progress(self) -> None:
+        self._progressed.set()
+
+    async def _note_progress(self) -> None:
+        while True:
+            await self._progressed.wait()
+            self._progressed = anyio.Event()
+            while self._progress:
+                lease = next(iter(self._progress))
+                progress = self._progress.pop(lease)
+                try:
+                    await self._backend.set_progress(lease, progress)
+                except Exception as error:  # noqa: BLE001 - the next word may get through
+                    _log.warning("task %s: its progress was not stored: %s", lease.task_id, error)
+
+
+_FULL_SWEEP: Final = 1000
+
+
+def _missed(task: ReservedTask) -> Outcome:
+    """What becomes of a task whose function this worker does not know."""
+    advice = (
+        "give the worker its module or the function (Worker(tasks=[...])), "
+        "or mark it with @task in a module that this process imports"
+    )
+    if task.misses + 1 >= _MAX_MISSES:
+        text = f"UnknownFunctionError: no worker knows {task.function}: {advice}"
+        return Outcome.failure(task.lease, text)
+    delay = min(2.0**task.misses, _LONGEST_MISS_DELAY)
+    _log.warning(
+        "task %s: this worker does not know %s; put back for %g s; %s",
+        task.id,
+        task.function,
+        delay,
+        advice,
+    )
+    return Outcome.miss(task.lease, delay)

@@ -1,0 +1,175 @@
+"""`Worker`: runs the tasks of a store with bounded concurrency."""
+
+from __future__ import annotations
+
+import secrets
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+import pydantic
+
+from sitq.errors import UsageError, ValidationError
+from sitq.models import DEFAULT_QUEUE, RetryPolicy, describe
+from sitq.registry import Registry, known
+from sitq.serialization import MsgpackSerializer
+from sitq.worker._options import WorkerOptions
+from sitq.worker._session import Session
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from anyio.abc import TaskStatus
+
+    from sitq.protocols import Backend, Serializer
+
+__all__ = ["Worker"]
+
+
+class Worker:
+    """Reserves due tasks, runs their functions, and reports how they ended.
+
+    Functions declared with ``async def`` run on the event loop, plain ones in threads;
+    ``max_concurrency`` bounds both together. A worker runs only functions that it was told
+    about: those of ``tasks``, those marked with `task` in modules that this process imported,
+    and those that this process itself enqueued.
+
+    Args:
+        backend: the store; opened by `start` and closed at its end.
+        serializer: must match that of the queues; msgpack unless given.
+        tasks: modules (all their functions) and functions that may run.
+        queues: the names of the queues to serve.
+        max_concurrency: how many tasks may run at the same time (1 to 10,000).
+        poll_interval: seconds between two looks at the store when nothing wakes the worker.
+        lease: seconds after which a task is taken back from a worker that died or hung.
+        shutdown_timeout: seconds that `stop` lets running tasks finish.
+        retry: the retry policy of tasks that have none of their own.
+        max_crashes: a task whose worker was lost so often is failed.
+
+    Raises:
+        ValidationError: a parameter is out of its range or of the wrong type, or a function
+            cannot be a task.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        serializer: Serializer | None = None,
+        *,
+        tasks: Iterable[ModuleType | Callable[..., object]] | None = None,
+        queues: Sequence[str] = (DEFAULT_QUEUE,),
+        max_concurrency: int = 10,
+        poll_interval: float = 1.0,
+        lease: float = 30.0,
+        shutdown_timeout: float = 30.0,
+        retry: RetryPolicy | None = None,
+        max_crashes: int = 3,
+    ) -> None:
+        if not hasattr(backend, "reserve"):
+            message = f"backend: give a store, SQLiteBackend(path) say (got {type(backend).__name__})"
+            raise ValidationError(message)
+        if isinstance(queues, str):
+            raise ValidationError("queues: give a sequence of names, ('default',) say (got str)")
+        self._backend: Final = backend
+        self._serializer: Final = MsgpackSerializer() if serializer is None else serializer
+        self._registry: Final = _registry_of(tasks)
+        self._session: Session | None = None
+        try:
+            self._options: Final = WorkerOptions(
+                queues=tuple(queues),
+                max_concurrency=max_concurrency,
+                poll_interval=poll_interval,
+                lease=lease,
+                shutdown_timeout=shutdown_timeout,
+                retry=retry,
+                max_crashes=max_crashes,
+            )
+        except pydantic.ValidationError as error:
+            raise ValidationError(f"Worker: {describe(error)}") from error
+
+    def __repr__(self) -> str:
+        return f"Worker({self._backend!r}, queues={self._options.queues!r})"
+
+    async def start(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Run tasks until `stop` is called; ``await task_group.start(worker.start)`` waits until
+        the worker is ready.
+
+        A cancellation ends it too: running tasks are cancelled and handed back.
+
+        Raises:
+            UsageError: this worker is running already.
+            BackendError: the store could not be opened. Later trouble of the store is waited out.
+        """
+        await self._run(task_status, drain=False)
+
+    async def drain(self) -> int:
+        """Run tasks until none is due any more, and return how many were started.
+
+        Tasks with a later eta, and those that wait for a retry, are left.
+
+        Raises:
+            UsageError: this worker is running already.
+            BackendError: the store failed.
+        """
+        return await self._run(anyio.TASK_STATUS_IGNORED, drain=True)
+
+    async def stop(self) -> None:
+        """End `start`: reserve no more, let running tasks finish, hand the rest back.
+
+        Returns once the worker has ended. It may be called twice, from another task, or from
+        another thread's event loop; if the worker is not running, it does nothing.
+        """
+        session = self._session
+        if session is not None:
+            session.stop()
+            await session.finished.wait()
+
+    async def _run(self, task_status: TaskStatus[None], *, drain: bool) -> int:
+        if self._session is not None:
+            raise UsageError("this worker is running already; stop() it first, or make another")
+        worker_id = secrets.token_hex(8)
+        session = self._session = Session(
+            worker_id,
+            self._backend,
+            self._serializer,
+            self._registry,
+            self._options,
+            drain=drain,
+        )
+        try:
+            await self._backend.open()
+            try:
+                await session.run(task_status)
+            finally:
+                await self._backend.close()
+        finally:
+            self._session = None
+            session.finished.set()
+        return session.started
+
+
+def _registry_of(tasks: Iterable[ModuleType | Callable[..., object]] | None) -> Registry:
+    """What is known in this process, and what is given here."""
+    registry = Registry(parent=known)
+    if tasks is None:
+        return registry
+    if isinstance(tasks, ModuleType) or callable(tasks):
+        tasks = [tasks]
+    for entry in _entries(tasks):
+        if isinstance(entry, ModuleType):
+            registry.add_module(entry)
+        else:
+            registry.add(entry)
+    return registry
+
+
+def _entries(tasks: Any) -> list[Any]:
+    try:
+        entries = list(tasks)
+    except TypeError:
+        entries = [None]
+    for entry in entries:
+        if not (isinstance(entry, ModuleType) or callable(entry)):
+            message = f"tasks: give modules and functions, [my_module] say (got {type(entry).__name__})"
+            raise ValidationError(message)
+    return entries
