@@ -105,9 +105,9 @@ class RetryPolicy(_Model):
     factor: float = Field(default=2.0, ge=1, le=100)
     max_delay: Seconds = 3600.0
     jitter: float = Field(default=0.1, ge=0, le=1)
-    retry_on: tuple[Annotated[type[BaseException] | str, BeforeValidator(_name_of_exception)], ...] = (
-        "builtins.Exception",
-    )
+    retry_on: tuple[
+        Annotated[type[BaseException] | str, BeforeValidator(_name_of_exception)], ...
+    ] = ("builtins.Exception",)
 
     if not TYPE_CHECKING:
 

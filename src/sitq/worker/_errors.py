@@ -51,5 +51,7 @@ def _clean(text: str, limit: int) -> str:
     """A text that every store can take: valid UTF-8 and of bounded length."""
     if len(text) > limit:
         half = limit // 2
-        text = f"{text[:half]}\n[... {len(text) - 2 * half} characters left out ...]\n{text[-half:]}"
+        text = (
+            f"{text[:half]}\n[... {len(text) - 2 * half} characters left out ...]\n{text[-half:]}"
+        )
     return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -129,7 +129,9 @@ class Execution:
             return self._raised(ended.error)
         return self._returned(ended[0])
 
-    async def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any] | _Raised | None:
+    async def _call(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any] | _Raised | None:
         """The value in a tuple, what was raised, or ``None`` if the attempt was ended."""
         timeout = self._task.timeout
         ended: tuple[Any] | _Raised | None = None
@@ -142,9 +144,7 @@ class Execution:
                 return _Raised(TimeoutError(message))
         return ended
 
-    async def _invoke(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Any] | _Raised:
+    async def _invoke(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any] | _Raised:
         if not self._function.is_async:
             self._in_thread = True
             ended = await to_thread.run_sync(
@@ -183,9 +183,7 @@ class Execution:
 
     def _returned(self, value: object) -> Outcome:
         try:
-            return Outcome.success(
-                self.lease, self._function.dump_result(self._serializer, value)
-            )
+            return Outcome.success(self.lease, self._function.dump_result(self._serializer, value))
         except Exception as error:  # noqa: BLE001 - also what the value's own code raises
             return Outcome.failure(self.lease, error_text(error))
 

@@ -66,7 +66,9 @@ class Worker:
         max_crashes: int = 3,
     ) -> None:
         if not hasattr(backend, "reserve"):
-            message = f"backend: give a store, SQLiteBackend(path) say (got {type(backend).__name__})"
+            message = (
+                f"backend: give a store, SQLiteBackend(path) say (got {type(backend).__name__})"
+            )
             raise ValidationError(message)
         if isinstance(queues, str):
             raise ValidationError("queues: give a sequence of names, ('default',) say (got str)")
@@ -170,6 +172,8 @@ def _entries(tasks: Any) -> list[Any]:
         entries = [None]
     for entry in entries:
         if not (isinstance(entry, ModuleType) or callable(entry)):
-            message = f"tasks: give modules and functions, [my_module] say (got {type(entry).__name__})"
+            message = (
+                f"tasks: give modules and functions, [my_module] say (got {type(entry).__name__})"
+            )
             raise ValidationError(message)
     return entries

@@ -11,6 +11,8 @@ import anyio
 
 from sitq._loops import LoopRef
 from sitq.backends.sqlite import _units
+from sitq.backends.sqlite._finishing import cancel, finish
+from sitq.backends.sqlite._reserving import Reserve, reserve
 from sitq.backends.sqlite._session import Session
 from sitq.clock import SystemClock
 from sitq.errors import UsageError, ValidationError
@@ -129,13 +131,13 @@ class SQLiteBackend:
     ) -> Reservation:
         """See `sitq.protocols.Backend.reserve`."""
         database = self._use().database
-        wish = _units.Reserve(worker, tuple(queues), limit, lease)
+        wish = Reserve(worker, tuple(queues), limit, lease)
         undo = partial(_hand_back, database)
-        return (await database.write(_units.reserve, (wish,), undo))[0]
+        return (await database.write(reserve, (wish,), undo))[0]
 
     async def finish(self, outcomes: Sequence[Outcome]) -> list[bool]:
         """See `sitq.protocols.Backend.finish`."""
-        return await self._use().database.write(_units.finish, outcomes)
+        return await self._use().database.write(finish, outcomes)
 
     async def sweep(self, max_crashes: int, limit: int = 1000) -> Sweep:
         """See `sitq.protocols.Backend.sweep`."""
@@ -152,7 +154,7 @@ class SQLiteBackend:
 
     async def cancel(self, task_id: TaskId[Any]) -> bool:
         """See `sitq.protocols.Backend.cancel`."""
-        return (await self._use().database.write(_units.cancel, (task_id,)))[0]
+        return (await self._use().database.write(cancel, (task_id,)))[0]
 
     async def set_progress(self, lease: Lease, progress: Progress) -> bool:
         """See `sitq.protocols.Backend.set_progress`."""
@@ -191,7 +193,7 @@ def _hand_back(database: Database, reservations: list[Reservation]) -> None:
         Outcome.release(task.lease) for reservation in reservations for task in reservation.tasks
     ]
     if outcomes:
-        database.write_soon(_units.finish, outcomes)
+        database.write_soon(finish, outcomes)
 
 
 def _checked_path(path: str | os.PathLike[str]) -> str:

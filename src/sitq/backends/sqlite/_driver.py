@@ -21,7 +21,7 @@ from aiosqlite.core import _STOP_RUNNING_SENTINEL
 
 from sitq.backends._batching import GroupCommit, Request, join
 from sitq.backends.sqlite._errors import is_busy, translated
-from sitq.backends.sqlite._units import Work
+from sitq.backends.sqlite._work import Work
 from sitq.errors import UsageError
 
 if TYPE_CHECKING:

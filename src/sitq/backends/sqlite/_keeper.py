@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from sitq.backends.sqlite import _units
 from sitq.backends.sqlite._driver import Database, retrying
 from sitq.backends.sqlite._errors import translated
+from sitq.backends.sqlite._work import Work
 
 if TYPE_CHECKING:
     import sqlite3
@@ -51,7 +52,7 @@ class FileLeaseKeeper:
         connection = self._connection
         connection.execute("BEGIN IMMEDIATE")
         try:
-            states = _units.renew(_units.Work(connection, self._clock.now()), leases, seconds)
+            states = _units.renew(Work(connection, self._clock.now()), leases, seconds)
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:

@@ -66,8 +66,7 @@ def _version(connection: sqlite3.Connection, path: str) -> int:
         problem = "is a database of another program"
     elif version > latest:
         problem = (
-            f"was written by a newer sitq (format {version}, this one knows {latest}); "
-            "upgrade sitq"
+            f"was written by a newer sitq (format {version}, this one knows {latest}); upgrade sitq"
         )
     elif version < 1 or not {"tasks", "leases"} <= tables:
         problem = "is a store of sitq's that has lost its tables"

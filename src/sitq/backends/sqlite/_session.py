@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import sqlite3
 
     from sitq._loops import LoopRef
-    from sitq.backends.sqlite._units import Work
+    from sitq.backends.sqlite._work import Work
     from sitq.protocols import Clock, LeaseKeeper, Topic
 
 __all__ = ["Session"]

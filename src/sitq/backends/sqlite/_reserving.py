@@ -1,0 +1,95 @@
+"""The unit of work that reserves due tasks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from sitq.backends.sqlite import _sql
+from sitq.backends.sqlite._rows import Row, dump_rows, to_reserved
+from sitq.models import Reservation
+
+if TYPE_CHECKING:
+    from sitq.backends.sqlite._work import Work
+
+__all__ = ["Reserve", "reserve"]
+
+
+class Reserve(NamedTuple):
+    """A wish for due tasks."""
+
+    worker: str
+    queues: tuple[str, ...]
+    limit: int
+    lease: float
+
+
+def reserve(work: Work, wishes: list[Reserve]) -> list[Reservation]:
+    """Reserve due tasks for each wish in turn."""
+    return [_reserve(work, wish) for wish in wishes]
+
+
+def _reserve(work: Work, wish: Reserve) -> Reservation:
+    now = work.now
+    rows, wait = _due(work, wish, now)
+    if rows:
+        seqs = dump_rows([row[0] for row in rows])
+        ends_at = now + round(wish.lease * 1_000_000)
+        work.execute(_sql.MARK_RESERVED, {"rows": seqs, "now": now})
+        work.execute(_sql.INSERT_LEASES, {"rows": seqs, "worker": wish.worker, "ends_at": ends_at})
+    return Reservation(tuple(map(to_reserved, rows)), wait)
+
+
+def _due(work: Work, wish: Reserve, now: int) -> tuple[list[Row], float | None]:
+    """The due rows in order, and the seconds until the next one.
+
+    Goes from priority to priority, each a seek in the index, so that tasks that are not due
+    yet are never scanned. One row more than wished for tells if any are left.
+    """
+    levels = {queue: _level(work, queue, None) for queue in dict.fromkeys(wish.queues)}
+    visited: list[tuple[str, int]] = []
+    rows: list[Row] = []
+    while any(level is not None for level in levels.values()):
+        priority = max(level for level in levels.values() if level is not None)
+        here = [queue for queue, level in levels.items() if level == priority]
+        missing = wish.limit + 1 - len(rows)
+        rows += _merge([_due_at(work, queue, priority, now, missing) for queue in here])
+        if len(rows) > wish.limit:
+            return rows[: wish.limit], 0.0
+        for queue in here:
+            visited.append((queue, priority))
+            levels[queue] = _level(work, queue, priority)
+    return rows, _wait(work, visited, now)
+
+
+def _level(work: Work, queue: str, below: int | None) -> int | None:
+    """The highest priority in use in a queue, or the highest below another."""
+    if below is None:
+        row = work.execute(_sql.TOP_PRIORITY, (queue,)).fetchone()
+    else:
+        row = work.execute(_sql.NEXT_PRIORITY, (queue, below)).fetchone()
+    return None if row is None else row[0]
+
+
+def _due_at(work: Work, queue: str, priority: int, now: int, limit: int) -> list[Row]:
+    where = {"queue": queue, "priority": priority, "now": now, "limit": limit}
+    return work.execute(_sql.DUE, where).fetchall()
+
+
+def _merge(lists: list[list[Row]]) -> list[Row]:
+    """Rows of one priority out of several queues, by eta and insertion."""
+    if len(lists) == 1:
+        return lists[0]
+    return sorted((row for rows in lists for row in rows), key=lambda row: (row[8], row[0]))
+
+
+def _wait(work: Work, levels: list[tuple[str, int]], now: int) -> float | None:
+    etas = [
+        row[0]
+        for queue, priority in levels
+        if (
+            row := work.execute(
+                _sql.NEXT_ETA, {"queue": queue, "priority": priority, "now": now}
+            ).fetchone()
+        )
+    ]
+    return (min(etas) - now) / 1_000_000 if etas else None
