@@ -1,0 +1,137 @@
+"""What the project is checked with: each session is one kind of proof.
+
+`nox` runs the checks that every change must pass. A Python that is not installed is skipped.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import nox
+
+__all__ = ["bench", "coverage", "docs", "lint", "soak", "tests", "types"]
+
+ROOT = Path(__file__).parent
+PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
+VERSIONS = ["3.11", "3.12", "3.13"]
+COVERAGE_FILE = str(ROOT / ".nox" / ".coverage")
+HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
+
+nox.needs_version = ">=2025.2.9"
+nox.options.sessions = ["lint", "types", "docs", "tests"]
+nox.options.default_venv_backend = "venv"
+nox.options.download_python = "never"
+nox.options.error_on_missing_interpreters = False
+
+
+def find_pyenv_interpreters() -> None:
+    """Let nox find what pyenv installed: its shims refuse versions that are not chosen."""
+    root = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
+    folders = [
+        str(folder)
+        for version in VERSIONS
+        for folder in sorted(root.glob(f"versions/{version}.*/bin"), reverse=True)
+    ]
+    os.environ["PATH"] = os.pathsep.join([*folders, os.environ.get("PATH", os.defpath)])
+
+
+def install(session: nox.Session, *groups: str) -> None:
+    """Install the tools of ``groups`` and the wheel as users get it, never the tree."""
+    wheels = Path(session.create_tmp()) / "wheel"
+    shutil.rmtree(wheels, ignore_errors=True)
+    session.run(
+        "python", "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(wheels), "."
+    )
+    (wheel,) = wheels.glob("sitq-*.whl")
+    session.install("--quiet", f"{wheel}[trio]", *nox.project.dependency_groups(PYPROJECT, *groups))
+    session.install("--quiet", "--no-deps", "--force-reinstall", str(wheel))
+
+
+find_pyenv_interpreters()
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style, form, and that imports go down only."""
+    install(session, "lint")
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    session.run("lint-imports", "--no-cache")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check the types of the code, and those that users see, with both checkers."""
+    install(session, "types")
+    session.run("mypy", "src", "tests", "noxfile.py", *sorted(map(str, examples())))
+    session.run("pyright", env={"PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"})
+    session.run("pyright", "--verifytypes", "sitq", "--ignoreexternal")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Run every code block of the README and the docs."""
+    install(session, "test", "example")
+    session.run("python", "-m", "pytest", "tests/docs", *session.posargs)
+
+
+@nox.session(python=sorted({*VERSIONS, HERE}, key=lambda version: int(version[2:])))
+def tests(session: nox.Session) -> None:
+    """Test the built wheel, and count what was covered; arguments go to pytest."""
+    install(session, "test", "example")
+    forget_coverage()
+    session.notify("coverage")
+    session.run(
+        "coverage",
+        "run",
+        "-m",
+        "pytest",
+        *(session.posargs or ["--ignore=tests/docs", "--ignore=tests/benchmarks"]),
+        env={"COVERAGE_FILE": COVERAGE_FILE},
+    )
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """Judge the coverage of all Pythons together; a part of the tests is only reported."""
+    session.install("--quiet", *nox.project.dependency_groups(PYPROJECT, "test"))
+    env = {"COVERAGE_FILE": COVERAGE_FILE}
+    session.run("coverage", "combine", "--quiet", env=env)
+    session.run("coverage", "report", *(["--fail-under=0"] if session.posargs else []), env=env)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure sitq against raw SQLite on this machine."""
+    install(session, "test")
+    session.run("python", "-m", "tests.benchmarks", *session.posargs)
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """Search longer: many more generated examples, longer runs of faults."""
+    install(session, "test", "example")
+    session.run(
+        "python",
+        "-m",
+        "pytest",
+        "--timeout=0",
+        *(session.posargs or ["tests/properties", "tests/faults"]),
+        env={"HYPOTHESIS_PROFILE": "soak", "SITQ_SOAK": "1"},
+    )
+
+
+def examples() -> list[Path]:
+    """Return the programs under examples/."""
+    return [path.relative_to(ROOT) for path in ROOT.glob("examples/**/*.py")]
+
+
+@functools.cache
+def forget_coverage() -> None:
+    """Remove, once in a run, what an earlier run left."""
+    for path in Path(COVERAGE_FILE).parent.glob(".coverage*"):
+        path.unlink()
