@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
+from contextlib import suppress
 from typing import Final
 
 from sitq.errors import BackendConnectionError, BackendFormatError
@@ -42,6 +43,10 @@ class File:
         return f"{self.path}-bell"
 
     def _create(self) -> None:
+        if not os.path.lexists(self.path):
+            # The bell of a store that was removed would speak against the new, empty file.
+            with suppress(OSError):
+                os.unlink(self.bell)
         try:
             os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         except FileExistsError:
