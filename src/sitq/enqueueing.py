@@ -1,0 +1,152 @@
+"""From a call to a stored task: what `TaskQueue` and the `BoundQueue` of its options share."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, overload
+
+from anyio.lowlevel import checkpoint
+
+from sitq.errors import SerializationError, ValidationError
+from sitq.options import Options, make_task
+from sitq.registry import Call, known
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterable
+
+    from sitq.connection import Connection
+    from sitq.ids import TaskId
+    from sitq.models import Task
+    from sitq.protocols import Backend, Serializer
+
+__all__ = ["BoundQueue", "Producer", "refuse_own_eta"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# How many calls of a batch are encoded before other tasks of the loop get their turn.
+_TURN: Final = 200
+
+
+class Producer:
+    """Encodes calls and stores them; nothing is stored unless all of them can be."""
+
+    def __init__(self, backend: Backend, connection: Connection, serializer: Serializer) -> None:
+        self.backend: Final = backend
+        self._connection: Final = connection
+        self._serializer: Final = serializer
+
+    async def enqueue(
+        self,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: Options,
+    ) -> TaskId[Any]:
+        """Store one call."""
+        task = self._encode(func, args, kwargs, options)
+        await self._connection.use()
+        return (await self.backend.enqueue((task,)))[0]
+
+    async def enqueue_many(self, calls: Iterable[Call[Any]], options: Options) -> list[TaskId[Any]]:
+        """Store calls, all or none."""
+        if not hasattr(calls, "__iter__"):
+            hint = "give an iterable of call(func, ...)"
+            raise ValidationError(f"calls: {hint} (got {type(calls).__name__})")
+        tasks: list[Task] = []
+        for index, item in enumerate(calls):
+            tasks.append(self._encode_nth(index, item, options))
+            if index % _TURN == _TURN - 1:
+                await checkpoint()
+        await self._connection.use()
+        return await self.backend.enqueue(tasks) if tasks else []
+
+    def _encode_nth(self, index: int, item: object, options: Options) -> Task:
+        if not isinstance(item, Call):
+            hint = "give call(func, ...)"
+            raise ValidationError(f"calls[{index}]: {hint} (got {type(item).__name__})")
+        try:
+            return self._encode(item.func, item.args, item.kwargs, options)
+        except ValidationError as error:
+            raise ValidationError(f"calls[{index}]: {error}") from error
+        except SerializationError as error:
+            raise SerializationError(f"calls[{index}]: {error}") from error
+
+    def _encode(
+        self,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: Options,
+    ) -> Task:
+        given: object = func
+        if inspect.iscoroutine(given):
+            given.close()  # or Python warns that nobody awaited it
+            hint = "give the function and its arguments apart, as in enqueue(add, 1, 2)"
+            raise ValidationError(f"func: {hint} (got a coroutine)")
+        function = known.add(func)
+        payload = function.dump_arguments(self._serializer, args, kwargs)
+        return make_task(function, payload, options, self.backend.clock.now)
+
+
+class BoundQueue:
+    """A queue with options, from `TaskQueue.options`; every keyword goes to the function."""
+
+    def __init__(self, producer: Producer, options: Options) -> None:
+        self._producer: Final = producer
+        self._options: Final = options
+
+    def __repr__(self) -> str:
+        return f"BoundQueue({self._producer.backend!r}, {self._options!r})"
+
+    @overload
+    async def enqueue(
+        self, func: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> TaskId[R]: ...
+    @overload
+    async def enqueue(
+        self, func: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
+    ) -> TaskId[R]: ...
+    async def enqueue(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskId[Any]:
+        """Store a task under these options; see `TaskQueue.enqueue`.
+
+        Raises:
+            ValidationError: the function or an argument was refused; nothing was stored.
+            SerializationError: an argument cannot be carried; nothing was stored.
+            BackendError: the store could not take it.
+            UsageError: the queue is closed.
+        """
+        return await self._producer.enqueue(func, args, kwargs, self._options)
+
+    async def enqueue_many(self, calls: Iterable[Call[R]]) -> list[TaskId[R]]:
+        """Store calls under these options, all or none; see `TaskQueue.enqueue_many`.
+
+        Raises:
+            ValidationError: a call was refused, its number (from 0) is in the text.
+            SerializationError: an argument of a call cannot be carried; its number too.
+            BackendError: the store could not take them.
+            UsageError: the queue is closed.
+        """
+        return await self._producer.enqueue_many(calls, self._options)
+
+
+def refuse_own_eta(func: Callable[..., Any]) -> None:
+    """Refuse ``eta=`` for a function that has such a parameter itself: it is meant for which?
+
+    Raises:
+        ValidationError: the function has one.
+    """
+    try:
+        parameter = inspect.signature(func).parameters.get("eta")
+    except (TypeError, ValueError):  # no function at all: that is refused with its own text
+        return
+    if parameter is not None and parameter.kind in {
+        parameter.POSITIONAL_OR_KEYWORD,
+        parameter.KEYWORD_ONLY,
+    }:
+        name = getattr(func, "__qualname__", type(func).__name__)
+        message = (
+            f"eta: {name} has a parameter of that name too; use "
+            "queue.options(eta=...).enqueue(...), where every keyword goes to the function"
+        )
+        raise ValidationError(message)

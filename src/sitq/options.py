@@ -1,0 +1,249 @@
+"""The options of one enqueue: checked where they are given, laid over a function's defaults."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
+
+import pydantic
+
+from sitq.errors import ValidationError
+from sitq.ids import new_task_id
+from sitq.models import MAX_PRIORITY, MIN_PRIORITY, RetryPolicy, Task, describe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import NoReturn
+
+    from sitq.functions import TaskFunction
+
+__all__ = ["NO_OPTIONS", "Options", "duration", "make_options", "make_task"]
+
+_LONGEST: Final = 10 * 365 * 86400.0
+_MAX_HEADERS: Final = 64
+_MAX_HEADER_BYTES: Final = 8192
+_QUEUE: Final = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
+_KEY: Final = re.compile(r"[^\x00-\x1f\x7f]{1,256}")
+_DEFAULTED: Final = ("queue", "priority", "timeout", "retry", "result_ttl")
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Options:
+    """Checked options; ``None`` is "not given"."""
+
+    eta: datetime | None = None
+    delay: timedelta | None = None
+    queue: str | None = None
+    priority: int | None = None
+    timeout: float | None = None
+    retry: RetryPolicy | None = None
+    unique_key: str | None = None
+    expires_at: datetime | None = None
+    result_ttl: float | None = None
+    headers: Mapping[str, str] | None = None
+
+    def __repr__(self) -> str:
+        """Tell what was given; keys and headers are the caller's own, so only that they exist."""
+        shown = []
+        for name in self.__slots__:
+            value = getattr(self, name)
+            if value is not None:
+                shown.append(f"{name}={'...' if name in {'unique_key', 'headers'} else value!r}")
+        return f"Options({', '.join(shown)})"
+
+
+NO_OPTIONS: Final = Options()
+
+
+def make_options(**given: object) -> Options:
+    """Check options as the caller gave them; ``None`` leaves an option unset.
+
+    Raises:
+        ValidationError: an option is out of its range or of the wrong type, or two exclude
+            each other.
+    """
+    values: dict[str, Any] = {
+        name: _CHECKS[name](name, value) for name, value in given.items() if value is not None
+    }
+    options = Options(**values)
+    if options.eta is not None and options.delay is not None:
+        raise ValidationError("eta, delay: give one of them, not both")
+    _check_order(options.eta, options.expires_at)
+    return options
+
+
+def make_task(
+    function: TaskFunction[Any], payload: bytes, options: Options, now: Callable[[], datetime]
+) -> Task:
+    """Make the task to store. Options come before the function's defaults, those before sitq's.
+
+    Args:
+        function: the function to run.
+        payload: its encoded arguments.
+        options: the checked options.
+        now: the clock that a delay counts from.
+
+    Raises:
+        ValidationError: the delay leads past ``expires_at``, or out of the calendar.
+    """
+    fields: dict[str, Any] = {}
+    if options is not NO_OPTIONS:
+        for name in ("eta", "unique_key", "expires_at", "headers"):
+            value = getattr(options, name)
+            if value is not None:
+                fields[name] = value
+        if options.delay is not None:
+            fields["eta"] = _later(now(), options.delay)
+            _check_order(fields["eta"], options.expires_at)
+    defaults = function.defaults
+    for name in _DEFAULTED:
+        value = getattr(options, name)
+        if value is None and defaults is not None:
+            value = getattr(defaults, name)
+        if value is not None:
+            fields[name] = value
+    try:
+        return Task(id=new_task_id(), function=function.name, payload=payload, **fields)
+    except pydantic.ValidationError as error:
+        raise ValidationError(f"{function.name[:200]}: {describe(error)}") from error
+
+
+def duration(name: str, value: object, *, zero: bool = True) -> float:
+    """Check a number of seconds.
+
+    Args:
+        name: the parameter's name, for the error's text.
+        value: what was given for it.
+        zero: False if it must be more than 0.
+
+    Raises:
+        ValidationError: it is no number, negative, not finite, or longer than ten years.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        _refuse(name, value, "give seconds as int or float")
+    seconds = float(min(value, 2 * _LONGEST))  # an int may be too large for a float
+    if math.isnan(seconds) or not 0 <= seconds <= _LONGEST or (seconds == 0 and not zero):
+        least = "0" if zero else "more than 0"
+        _refuse(name, value, f"give seconds from {least} up to ten years")
+    return seconds
+
+
+def _refuse(name: str, value: object, hint: str) -> NoReturn:
+    message = f"{name}: {hint} (got {type(value).__name__})"
+    raise ValidationError(message)
+
+
+def _check_order(eta: datetime | None, expires_at: datetime | None) -> None:
+    if eta is not None and expires_at is not None and expires_at <= eta:
+        message = "expires_at: must be later than the eta, or the task can never start"
+        raise ValidationError(message)
+
+
+def _later(now: datetime, delay: timedelta) -> datetime:
+    try:
+        return now + delay
+    except OverflowError:
+        message = "delay: leads to a moment after the year 9999; give a shorter one"
+        raise ValidationError(message) from None
+
+
+def _moment(name: str, value: object) -> datetime:
+    if not isinstance(value, datetime):
+        _refuse(name, value, "give an aware datetime, such as datetime.now(UTC)")
+    if value.utcoffset() is None:
+        hint = (
+            "a naive datetime has no time zone; "
+            "use datetime.now(UTC), or .replace(tzinfo=...) with the zone that is meant"
+        )
+        _refuse(name, value, hint)
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        _refuse(name, value, "in UTC it lies outside the years 1 to 9999; give another moment")
+
+
+def _delay(name: str, value: object) -> timedelta:
+    if isinstance(value, timedelta):
+        return timedelta(seconds=duration(name, value.total_seconds()))
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        _refuse(name, value, "give seconds as int or float, or a timedelta")
+    return timedelta(seconds=duration(name, value))
+
+
+def _timeout(name: str, value: object) -> float:
+    return duration(name, value, zero=False)
+
+
+def _queue(name: str, value: object) -> str:
+    if not isinstance(value, str) or not _QUEUE.fullmatch(value):
+        _refuse(name, value, "give 1 to 128 characters of A-Z a-z 0-9 _ . : / - as str")
+    return value
+
+
+def _priority(name: str, value: object) -> int:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int)
+        or not MIN_PRIORITY <= value <= MAX_PRIORITY
+    ):
+        _refuse(name, value, f"give an int from {MIN_PRIORITY} to {MAX_PRIORITY}")
+    return int(value)
+
+
+def _retry(name: str, value: object) -> RetryPolicy:
+    if not isinstance(value, RetryPolicy):
+        _refuse(name, value, "give a RetryPolicy, such as RetryPolicy(max_attempts=3)")
+    return value
+
+
+def _key(name: str, value: object) -> str:
+    if not isinstance(value, str) or not _KEY.fullmatch(value) or _bytes_of(value) is None:
+        _refuse(name, value, "give 1 to 256 characters of text, no control characters, as str")
+    return value
+
+
+def _headers(name: str, value: object) -> Mapping[str, str]:
+    hint = (
+        f"give a dict of str to str, at most {_MAX_HEADERS} entries "
+        f"and {_MAX_HEADER_BYTES:,} bytes of UTF-8"
+    )
+    if not isinstance(value, dict | MappingProxyType):
+        _refuse(name, value, hint)
+    headers = dict(value)
+    size = 0
+    for text in (*headers.keys(), *headers.values()):
+        length = _bytes_of(text) if isinstance(text, str) else None
+        if length is None:
+            _refuse(name, text, f"{hint}; one key or value is no such text")
+        size += length
+    if len(headers) > _MAX_HEADERS or size > _MAX_HEADER_BYTES:
+        _refuse(name, value, f"{hint}; these are {len(headers):,} entries and {size:,} bytes")
+    return headers
+
+
+def _bytes_of(text: str) -> int | None:
+    """The text's length in UTF-8; ``None`` if it cannot be written so."""
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError:
+        return None
+
+
+_CHECKS: Final[Mapping[str, Callable[[str, object], object]]] = MappingProxyType(
+    {
+        "eta": _moment,
+        "delay": _delay,
+        "queue": _queue,
+        "priority": _priority,
+        "timeout": _timeout,
+        "retry": _retry,
+        "unique_key": _key,
+        "expires_at": _moment,
+        "result_ttl": duration,
+        "headers": _headers,
+    }
+)

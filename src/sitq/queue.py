@@ -1,0 +1,351 @@
+"""`TaskQueue`: store tasks, and read back what became of them."""
+# ruff: noqa: ASYNC109 - timeouts are counted by the backend's clock, not by the loop's
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, Self, TypeVar, cast, overload
+
+from sitq.backends.sqlite import SQLiteBackend
+from sitq.connection import Connection
+from sitq.enqueueing import BoundQueue, Producer, refuse_own_eta
+from sitq.errors import (
+    SerializationError,
+    TaskFailedError,
+    TaskNotFoundError,
+    UsageError,
+    ValidationError,
+)
+from sitq.ids import TaskId, new_task_id
+from sitq.models import Result
+from sitq.options import NO_OPTIONS, duration, make_options
+from sitq.registry import known
+from sitq.serialization import MsgpackSerializer
+from sitq.states import TaskStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterable, Mapping
+    from datetime import datetime, timedelta
+    from types import TracebackType
+
+    from sitq.models import RetryPolicy, TaskInfo
+    from sitq.protocols import Backend, Serializer
+    from sitq.registry import Call
+
+__all__ = ["BoundQueue", "TaskQueue"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_PRUNE_BATCH: Final = 1000
+
+
+class TaskQueue:
+    """Stores tasks for workers and reads their results. For asyncio and trio.
+
+    Use it as ``async with queue:``, or call `connect` and `close`. The first use connects by
+    itself. One queue may be used by any number of tasks of one event loop.
+
+    Args:
+        backend: the store; ``None``: ``SQLiteBackend("sitq.db")``.
+        serializer: how payloads are encoded; the workers must use the same. ``None``: msgpack.
+
+    Raises:
+        ValidationError: ``backend`` is not a backend.
+    """
+
+    def __init__(
+        self, backend: Backend | None = None, serializer: Serializer | None = None
+    ) -> None:
+        if backend is not None and not hasattr(backend, "get_results"):
+            kind = type(backend).__name__
+            raise ValidationError(
+                f"backend: give a store, such as SQLiteBackend(path) (got {kind})"
+            )
+        self._backend: Final[Backend] = SQLiteBackend() if backend is None else backend
+        self._serializer: Final[Serializer] = serializer or MsgpackSerializer()
+        self._connection: Final = Connection(self._backend)
+        self._producer: Final = Producer(self._backend, self._connection, self._serializer)
+
+    def __repr__(self) -> str:
+        return f"TaskQueue({self._backend!r})"
+
+    async def connect(self) -> None:
+        """Open the store; once is enough. After a `close` it opens the store again.
+
+        Raises:
+            BackendError: the store cannot be opened.
+            UsageError: it is in use by another event loop, or was inherited by a fork.
+        """
+        await self._connection.open()
+
+    async def close(self) -> None:
+        """Give up the store. Calls that wait for results raise `UsageError`. Twice is fine."""
+        await self._connection.close()
+
+    async def __aenter__(self) -> Self:
+        await self.connect()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    @overload
+    async def enqueue(
+        self,
+        func: Callable[..., Coroutine[Any, Any, R]],
+        /,
+        *args: object,
+        eta: datetime | None,
+        **kwargs: object,
+    ) -> TaskId[R]: ...
+    @overload
+    async def enqueue(
+        self, func: Callable[..., R], /, *args: object, eta: datetime | None, **kwargs: object
+    ) -> TaskId[R]: ...
+    @overload
+    async def enqueue(
+        self, func: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> TaskId[R]: ...
+    @overload
+    async def enqueue(
+        self, func: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
+    ) -> TaskId[R]: ...
+    async def enqueue(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskId[Any]:
+        """Store a task that calls ``func(*args, **kwargs)``, and return its id once it is durable.
+
+        With ``eta=`` type checkers cannot check the other arguments; ``options(eta=...).enqueue``
+        is the checked form.
+
+        Args:
+            func: an async or plain function that a worker can find by its name.
+            args: its positional arguments.
+            eta: the earliest moment to start, an aware datetime; ``None``: at once.
+            kwargs: its keyword arguments.
+
+        Raises:
+            ValidationError: the function or an argument was refused; nothing was stored.
+            SerializationError: an argument cannot be carried; nothing was stored.
+            BackendError: the store could not take it.
+            UsageError: the queue is closed.
+        """
+        options = NO_OPTIONS
+        if "eta" in kwargs:
+            refuse_own_eta(func)
+            options = make_options(eta=kwargs.pop("eta"))
+        return await self._producer.enqueue(func, args, kwargs, options)
+
+    async def enqueue_many(self, calls: Iterable[Call[R]]) -> list[TaskId[R]]:
+        """Store a task for each ``call(func, ...)``, all or none; return their ids in order.
+
+        Raises:
+            ValidationError: a call was refused, its number (from 0) is in the text.
+            SerializationError: an argument of a call cannot be carried; its number too.
+            BackendError: the store could not take them.
+            UsageError: the queue is closed.
+        """
+        return await self._producer.enqueue_many(calls, NO_OPTIONS)
+
+    def options(
+        self,
+        *,
+        eta: datetime | None = None,
+        delay: float | timedelta | None = None,
+        queue: str | None = None,
+        priority: int | None = None,
+        timeout: float | None = None,
+        retry: RetryPolicy | None = None,
+        unique_key: str | None = None,
+        expires_at: datetime | None = None,
+        result_ttl: float | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> BoundQueue:
+        """Return this queue with options for what is enqueued through it.
+
+        An option that is given comes before the one of ``@task``, which comes before sitq's.
+
+        Args:
+            eta: the earliest moment to start, an aware datetime; ``None``: at once.
+            delay: instead of ``eta``: seconds from each enqueue on, or a timedelta.
+            queue: the name of the queue that workers take it from; ``"default"``.
+            priority: -100 to 100; higher starts first; 0.
+            timeout: seconds that one attempt may take; no limit.
+            retry: when a failed attempt is followed by another; the worker's policy.
+            unique_key: while a task with this key is not final, its id is returned instead.
+            expires_at: an aware datetime; from then on the task is not started any more.
+            result_ttl: seconds that the result is kept; 7 days.
+            headers: up to 64 short texts that travel with the task, 8 KiB in all.
+
+        Raises:
+            ValidationError: an option was refused; the text names it.
+        """
+        given = make_options(
+            eta=eta,
+            delay=delay,
+            queue=queue,
+            priority=priority,
+            timeout=timeout,
+            retry=retry,
+            unique_key=unique_key,
+            expires_at=expires_at,
+            result_ttl=result_ttl,
+            headers=headers,
+        )
+        return BoundQueue(self._producer, given)
+
+    @overload
+    async def get_result(
+        self, task_id: TaskId[R], timeout: float | None = None
+    ) -> Result[R] | None: ...
+    @overload
+    async def get_result(
+        self, task_id: str, timeout: float | None = None
+    ) -> Result[object] | None: ...
+    async def get_result(self, task_id: str, timeout: float | None = None) -> Result[Any] | None:
+        """Wait until a task is final and return its result; ``None``: it is not final yet.
+
+        Args:
+            task_id: the id that `enqueue` returned.
+            timeout: seconds to wait; ``None``: for ever; 0: look once.
+
+        Raises:
+            TaskNotFoundError: the store does not know the task (any more).
+            ValidationError: ``timeout`` is not a number of seconds.
+            BackendError: the store could not be asked. One that is busy is asked again.
+            UsageError: the queue is closed, or was closed meanwhile.
+        """
+        known_id = _checked_id(task_id)
+        seconds = None if timeout is None else duration("timeout", timeout)
+        waiters = await self._connection.use()
+        if seconds == 0:
+            return await waiters.look(known_id)
+        return await waiters.wait(known_id, seconds)
+
+    def deserialize_result(self, result: Result[R]) -> R:
+        """Return the value that the task returned, as what it was.
+
+        If this process does not know the function (it neither enqueued it nor marked it with
+        ``@task``), models and dataclasses come back as plain dicts.
+
+        Raises:
+            TaskFailedError: the task did not succeed; error and remote traceback are in the text.
+            SerializationError: the stored value cannot be decoded.
+            ValidationError: ``result`` is not a result.
+        """
+        given: object = result
+        if not isinstance(given, Result):
+            hint = "give what get_result returned; None means that the task is not final yet"
+            raise ValidationError(f"result: {hint} (got {type(given).__name__})")
+        if result.status is not TaskStatus.SUCCESS:
+            raise TaskFailedError(_account_of(result))
+        if result.value is None:
+            raise SerializationError(f"task {result.task_id}: the store holds no value for it")
+        function = known.get(result.function)
+        if function is None:
+            return cast("R", self._serializer.loads(result.value))
+        return cast("R", function.load_result(self._serializer, result.value))
+
+    async def get_task(self, task_id: str) -> TaskInfo:
+        """Return what the store knows of a task, in any state.
+
+        Raises:
+            TaskNotFoundError: the store does not know the task.
+            BackendError: the store could not be asked.
+        """
+        known_id = _checked_id(task_id)
+        await self._connection.use()
+        info = (await self._backend.get_tasks((known_id,)))[0]
+        if info is None:
+            raise TaskNotFoundError(f"no task {known_id}: it was never stored, or has been pruned")
+        return info
+
+    async def cancel(self, task_id: str) -> bool:
+        """End a task: one that waits never starts, one that runs is told to end.
+
+        Returns:
+            True if the task will end by this; False if it was final already.
+
+        Raises:
+            TaskNotFoundError: the store does not know the task.
+            BackendError: the store could not do it.
+        """
+        known_id = _checked_id(task_id)
+        await self._connection.use()
+        return await self._backend.cancel(known_id)
+
+    @overload
+    async def retry(self, task_id: TaskId[R]) -> TaskId[R]: ...
+    @overload
+    async def retry(self, task_id: str) -> TaskId[object]: ...
+    async def retry(self, task_id: str) -> TaskId[Any]:
+        """Enqueue a final task once more, as a new task that is due at once.
+
+        The new one has the function, arguments and options of the old one, but no eta and no
+        expiry. If the old one's unique key is held again, the holder's id is returned.
+
+        Raises:
+            TaskNotFoundError: the store does not know the task.
+            UsageError: the task is not final.
+            BackendError: the store could not do it.
+        """
+        info = await self.get_task(task_id)
+        if not info.status.is_final:
+            hint = "only a final task can be retried; wait for its result, or cancel it first"
+            raise UsageError(f"task {info.task_id} is {info.status}: {hint}")
+        old = await self._backend.get_stored(info.task_id)
+        repeated = {
+            "id": new_task_id(),
+            "eta": None,
+            "expires_at": None,
+            "retry_of": info.task_id,
+        }
+        return (await self._backend.enqueue((old.model_copy(update=repeated),)))[0]
+
+    async def prune(self, older_than: float) -> int:
+        """Remove final tasks and their results, whatever their own time to live.
+
+        Args:
+            older_than: seconds since a task's end.
+
+        Returns:
+            How many tasks were removed.
+
+        Raises:
+            ValidationError: ``older_than`` is not a number of seconds.
+            BackendError: the store could not do it; what was removed before stays removed.
+        """
+        seconds = duration("older_than", older_than)
+        await self._connection.use()
+        total = 0
+        while True:
+            removed = await self._backend.prune(seconds, _PRUNE_BATCH)
+            total += removed
+            if removed < _PRUNE_BATCH:
+                return total
+
+
+def _checked_id(task_id: object) -> TaskId[Any]:
+    """The id as text that a store can be asked for."""
+    if not isinstance(task_id, str):
+        hint = "give the id that enqueue returned, or its text"
+        raise ValidationError(f"task_id: {hint} (got {type(task_id).__name__})")
+    if not _ID.fullmatch(task_id):
+        hint = "ids look like 0190f5e2-7c3a-7bbb-8000-0123456789ab"
+        raise TaskNotFoundError(f"task_id: this text is not the id of any task; {hint}")
+    return TaskId(task_id)
+
+
+def _account_of(result: Result[Any]) -> str:
+    """How a task ended that did not succeed."""
+    lines = [f"task {result.task_id} ({result.function}) ended as {result.status}"]
+    if result.error:
+        lines[0] += f": {result.error}"
+    if result.traceback:
+        lines.append(result.traceback.rstrip())
+    return "\n".join(lines)

@@ -1,0 +1,246 @@
+"""`SyncTaskQueue`: a `TaskQueue` for code with no event loop, over a loop in its own thread."""
+
+from __future__ import annotations
+
+import os
+import threading
+from concurrent.futures import CancelledError
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, Self, TypeVar, overload
+
+from sitq._loops import LoopThread, in_event_loop
+from sitq.errors import UsageError
+from sitq.queue import TaskQueue
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterable, Mapping
+    from datetime import datetime, timedelta
+    from types import TracebackType
+
+    from sitq.enqueueing import BoundQueue
+    from sitq.ids import TaskId
+    from sitq.models import Result, RetryPolicy, TaskInfo
+    from sitq.protocols import Backend, Serializer
+    from sitq.registry import Call
+
+__all__ = ["SyncBoundQueue", "SyncTaskQueue"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+
+
+class _Portal:
+    """Runs coroutines on a loop in a thread, and has the callers wait for them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._thread: LoopThread | None = None
+        self._pid = os.getpid()
+        self._closed = False
+
+    def run(self, work: Callable[[], Coroutine[Any, Any, T]], *, reopen: bool = False) -> T:
+        """Return what ``work`` returns; an exception in the caller's thread cancels it."""
+        self.check()
+        with self._lock:
+            if self._closed and not reopen:
+                raise UsageError("this queue is closed: call connect(), or use 'with' again")
+            self._closed = False
+            if self._thread is None:
+                self._thread = LoopThread("sitq-sync-queue")
+                self._pid = os.getpid()
+            future = self._thread.submit(work())
+        try:
+            return future.result()
+        except CancelledError:
+            raise UsageError("the queue was closed during this call") from None
+        except BaseException:
+            future.cancel()  # of a KeyboardInterrupt here, the loop would not know
+            raise
+
+    def close(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run ``last``, end what else runs, and stop the loop. Twice is fine."""
+        if self._thread is not None and self._pid != os.getpid():
+            return  # the thread is the parent's
+        self.check()
+        with self._lock:
+            thread, self._thread = self._thread, None
+            self._closed = True
+        if thread is not None:
+            try:
+                thread.submit(last()).result()
+            finally:
+                thread.stop()
+
+    def check(self) -> None:
+        """Refuse a caller that must not be blocked, or that has no loop after a fork."""
+        if in_event_loop():
+            raise UsageError(
+                "SyncTaskQueue would block the event loop that runs in this thread: "
+                "use TaskQueue and await its methods"
+            )
+        if self._thread is not None and self._pid != os.getpid():
+            raise UsageError("this queue was opened before a fork: make a new one in the child")
+
+
+class SyncTaskQueue:
+    """The methods of `TaskQueue` for code with no event loop; any number of threads may share it.
+
+    Use it as ``with SyncTaskQueue(backend) as queue:``, or call `connect` and `close`. The first
+    use connects by itself. In a thread that runs an event loop each method raises `UsageError`.
+
+    Args:
+        backend: the store, for this queue alone; ``None``: ``SQLiteBackend("sitq.db")``.
+        serializer: how payloads are encoded; the workers must use the same. ``None``: msgpack.
+
+    Raises:
+        ValidationError: ``backend`` is not a backend.
+    """
+
+    def __init__(
+        self, backend: Backend | None = None, serializer: Serializer | None = None
+    ) -> None:
+        self._queue: Final = TaskQueue(backend, serializer)
+        self._portal: Final = _Portal()
+
+    def __repr__(self) -> str:
+        return f"Sync{self._queue!r}"
+
+    def connect(self) -> None:
+        """See `TaskQueue.connect`."""
+        self._portal.run(self._queue.connect, reopen=True)
+
+    def close(self) -> None:
+        """See `TaskQueue.close`; ends the calls of other threads too."""
+        self._portal.close(self._queue.close)
+
+    def __enter__(self) -> Self:
+        self.connect()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @overload
+    def enqueue(
+        self,
+        func: Callable[..., Coroutine[Any, Any, R]],
+        /,
+        *args: object,
+        eta: datetime | None,
+        **kwargs: object,
+    ) -> TaskId[R]: ...
+    @overload
+    def enqueue(
+        self, func: Callable[..., R], /, *args: object, eta: datetime | None, **kwargs: object
+    ) -> TaskId[R]: ...
+    @overload
+    def enqueue(
+        self, func: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> TaskId[R]: ...
+    @overload
+    def enqueue(
+        self, func: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
+    ) -> TaskId[R]: ...
+    def enqueue(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskId[Any]:
+        """See `TaskQueue.enqueue`."""
+        return self._portal.run(partial(self._queue.enqueue, func, *args, **kwargs))
+
+    def enqueue_many(self, calls: Iterable[Call[R]]) -> list[TaskId[R]]:
+        """See `TaskQueue.enqueue_many`."""
+        return self._portal.run(partial(self._queue.enqueue_many, calls))
+
+    def options(
+        self,
+        *,
+        eta: datetime | None = None,
+        delay: float | timedelta | None = None,
+        queue: str | None = None,
+        priority: int | None = None,
+        timeout: float | None = None,
+        retry: RetryPolicy | None = None,
+        unique_key: str | None = None,
+        expires_at: datetime | None = None,
+        result_ttl: float | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> SyncBoundQueue:
+        """See `TaskQueue.options`."""
+        bound = self._queue.options(
+            eta=eta,
+            delay=delay,
+            queue=queue,
+            priority=priority,
+            timeout=timeout,
+            retry=retry,
+            unique_key=unique_key,
+            expires_at=expires_at,
+            result_ttl=result_ttl,
+            headers=headers,
+        )
+        self._portal.check()
+        return SyncBoundQueue(self._portal, bound)
+
+    @overload
+    def get_result(self, task_id: TaskId[R], timeout: float | None = None) -> Result[R] | None: ...
+    @overload
+    def get_result(self, task_id: str, timeout: float | None = None) -> Result[object] | None: ...
+    def get_result(self, task_id: str, timeout: float | None = None) -> Result[Any] | None:
+        """See `TaskQueue.get_result`."""
+        return self._portal.run(partial(self._queue.get_result, task_id, timeout))
+
+    def deserialize_result(self, result: Result[R]) -> R:
+        """See `TaskQueue.deserialize_result`."""
+        self._portal.check()
+        return self._queue.deserialize_result(result)
+
+    def get_task(self, task_id: str) -> TaskInfo:
+        """See `TaskQueue.get_task`."""
+        return self._portal.run(partial(self._queue.get_task, task_id))
+
+    def cancel(self, task_id: str) -> bool:
+        """See `TaskQueue.cancel`."""
+        return self._portal.run(partial(self._queue.cancel, task_id))
+
+    @overload
+    def retry(self, task_id: TaskId[R]) -> TaskId[R]: ...
+    @overload
+    def retry(self, task_id: str) -> TaskId[object]: ...
+    def retry(self, task_id: str) -> TaskId[Any]:
+        """See `TaskQueue.retry`."""
+        return self._portal.run(partial(self._queue.retry, task_id))
+
+    def prune(self, older_than: float) -> int:
+        """See `TaskQueue.prune`."""
+        return self._portal.run(partial(self._queue.prune, older_than))
+
+
+class SyncBoundQueue:
+    """A queue with options, from `SyncTaskQueue.options`; every keyword goes to the function."""
+
+    def __init__(self, portal: _Portal, bound: BoundQueue) -> None:
+        self._portal: Final = portal
+        self._bound: Final = bound
+
+    def __repr__(self) -> str:
+        return f"Sync{self._bound!r}"
+
+    @overload
+    def enqueue(
+        self, func: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> TaskId[R]: ...
+    @overload
+    def enqueue(
+        self, func: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
+    ) -> TaskId[R]: ...
+    def enqueue(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskId[Any]:
+        """See `BoundQueue.enqueue`."""
+        return self._portal.run(partial(self._bound.enqueue, func, *args, **kwargs))
+
+    def enqueue_many(self, calls: Iterable[Call[R]]) -> list[TaskId[R]]:
+        """See `BoundQueue.enqueue_many`."""
+        return self._portal.run(partial(self._bound.enqueue_many, calls))

@@ -1,0 +1,253 @@
+"""Waiting for results: any number of callers of one queue share one listener and its looks.
+
+The first caller leads: it listens, and looks at the store for all. When it leaves, done, out of
+time or cancelled, another one takes over. So nothing runs in the background.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+
+from sitq.errors import BackendBusyError, TaskNotFoundError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
+    from types import TracebackType
+
+    from sitq.ids import TaskId
+    from sitq.models import Result
+    from sitq.protocols import Backend, Clock, Listener
+
+__all__ = ["ResultWaiters"]
+
+# How many ids go into one question to the store.
+_CHUNK: Final = 500
+# The longest time between two looks, should the store's listener miss a change; seconds.
+_LOOK_EVERY: Final = 1.0
+# Waits before a busy store is asked again: the first, and the longest; seconds.
+_FIRST_PAUSE: Final = 0.05
+_LONGEST_PAUSE: Final = 2.0
+
+
+class _Waiter:
+    """One call that waits for one result."""
+
+    __slots__ = ("answered", "done", "error", "news", "result", "task_id", "trace")
+
+    def __init__(self, task_id: TaskId[Any]) -> None:
+        self.task_id: Final = task_id
+        self.news = anyio.Event()
+        self.answered = False  # the store has said at least once how the task is
+        self.done = False
+        self.result: Result[Any] | None = None
+        self.error: Exception | None = None
+        self.trace: TracebackType | None = None
+
+    def finish(self, result: Result[Any] | None, error: Exception | None = None) -> None:
+        """Have the call return, or raise."""
+        if not self.done:
+            self.done = True
+            self.result = result
+            self.fault(error)
+            self.news.set()
+
+    def fault(self, error: Exception | None) -> None:
+        """Note what the call is to raise, should it end now."""
+        self.error = error
+        self.trace = None if error is None else error.__traceback__
+
+    def outcome(self) -> Result[Any] | None:
+        """What the call returns."""
+        if self.error is not None:
+            # Many calls may raise one error: each begins with the trace that it had at first.
+            raise self.error.with_traceback(self.trace)
+        return self.result
+
+
+class ResultWaiters:
+    """All calls of one queue, in one event loop, that wait for results."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend: Final = backend
+        self._waiting: Final[dict[TaskId[Any], set[_Waiter]]] = {}
+        self._unseen: Final[dict[TaskId[Any], None]] = {}
+        self._leader: _Waiter | None = None
+        self._leading: anyio.CancelScope | None = None
+        self._pause: anyio.CancelScope | None = None
+        self._left = anyio.Event()
+
+    async def look(self, task_id: TaskId[Any]) -> Result[Any] | None:
+        """Look once, without waiting.
+
+        Raises:
+            TaskNotFoundError: the id is unknown.
+            BackendError: the store could not be asked.
+        """
+        results = await self._backend.get_results((task_id,))
+        if task_id not in results:
+            raise _unknown(task_id)
+        return results[task_id]
+
+    async def wait(self, task_id: TaskId[Any], timeout: float | None) -> Result[Any] | None:  # noqa: ASYNC109 - counted by the backend's clock
+        """Wait until a task is final; ``None`` if it was not within ``timeout`` seconds.
+
+        Raises:
+            TaskNotFoundError: the id is unknown, from the start or since the task was pruned.
+            BackendError: the store could not be asked.
+        """
+        waiter = _Waiter(task_id)
+        self._waiting.setdefault(task_id, set()).add(waiter)
+        self._unseen[task_id] = None
+        if self._pause is not None:
+            self._pause.cancel()
+        try:
+            await _within(self._backend.clock, timeout, partial(self._take_part, waiter))
+        finally:
+            self._leave(waiter)
+        if not (waiter.done or waiter.answered or waiter.error):
+            return await self.look(task_id)  # the time was too short for a look of the leader's
+        return waiter.outcome()
+
+    async def stop(self, error: Exception) -> None:
+        """Have all calls raise ``error``; return once none of them uses the backend any more."""
+        self._finish_all(error)
+        while self._leader is not None:
+            if self._leading is not None:
+                self._leading.cancel()
+            await self._left.wait()
+
+    async def _take_part(self, waiter: _Waiter) -> None:
+        while not waiter.done:
+            if self._leader is None:
+                self._leader = waiter
+            if self._leader is waiter:
+                await self._lead(waiter)
+            else:
+                await waiter.news.wait()
+                waiter.news = anyio.Event()
+
+    def _leave(self, waiter: _Waiter) -> None:
+        """Forget a call; if it led, wake another one that has to lead now."""
+        others = self._waiting.get(waiter.task_id)
+        if others is not None:
+            others.discard(waiter)
+            if not others:
+                del self._waiting[waiter.task_id]
+                self._unseen.pop(waiter.task_id, None)
+        if self._leader is waiter:
+            self._leader = next(self._everybody(), None)
+            if self._leader is not None:
+                self._leader.news.set()
+            self._left.set()
+            self._left = anyio.Event()
+
+    def _everybody(self) -> Iterator[_Waiter]:
+        """Those who still wait."""
+        return (
+            waiter for waiters in self._waiting.values() for waiter in waiters if not waiter.done
+        )
+
+    async def _lead(self, leader: _Waiter) -> None:
+        """Listen and look for all, until the leader's own call is done."""
+        try:
+            with anyio.CancelScope() as self._leading:
+                async with self._backend.listen("results") as listener:
+                    await self._serve(leader, listener)
+        except Exception as error:  # noqa: BLE001 - it is raised by each of the calls
+            self._finish_all(_only(error))
+        finally:
+            self._leading = None
+
+    async def _serve(self, leader: _Waiter, listener: Listener) -> None:
+        busy_for = 0
+        wanted: Iterable[TaskId[Any]] = list(self._waiting)
+        while True:
+            try:
+                await self._look_for(wanted)
+            except BackendBusyError as error:
+                pause = min(_FIRST_PAUSE * 2.0 ** min(busy_for, 16), _LONGEST_PAUSE)
+                busy_for += 1
+                for waiter in self._everybody():
+                    if not waiter.answered:
+                        waiter.fault(error)
+                await self._backend.clock.sleep(pause)
+                wanted = list(self._waiting)
+                continue
+            busy_for = 0
+            if leader.done:
+                return
+            changed = not self._unseen and await self._wait_for_news(listener)
+            wanted = list(self._waiting if changed else self._unseen)
+
+    async def _wait_for_news(self, listener: Listener) -> bool:
+        """Wait for a change, for a second, or for a newcomer; False for a newcomer alone."""
+        changed = False
+
+        async def fallback() -> None:
+            nonlocal changed
+            await self._backend.clock.sleep(_LOOK_EVERY)
+            changed = True
+            group.cancel_scope.cancel()
+
+        try:
+            async with anyio.create_task_group() as group:
+                self._pause = group.cancel_scope
+                group.start_soon(fallback)
+                await listener.wait()
+                changed = True
+                group.cancel_scope.cancel()
+        finally:
+            self._pause = None
+        return changed
+
+    async def _look_for(self, task_ids: Iterable[TaskId[Any]]) -> None:
+        remaining = iter(task_ids)
+        while chunk := tuple(islice(remaining, _CHUNK)):
+            results = await self._backend.get_results(chunk)
+            for task_id in chunk:
+                self._unseen.pop(task_id, None)
+                known = task_id in results
+                result = results[task_id] if known else None
+                for waiter in self._waiting.get(task_id, ()):
+                    if not known:
+                        waiter.finish(None, _unknown(task_id))
+                    elif result is not None:
+                        waiter.finish(result)
+                    else:
+                        waiter.answered = True
+                        waiter.fault(None)
+
+    def _finish_all(self, error: Exception) -> None:
+        for waiter in list(self._everybody()):
+            waiter.finish(None, error)
+
+
+def _unknown(task_id: TaskId[Any]) -> TaskNotFoundError:
+    return TaskNotFoundError(f"no task {task_id}: it was never stored here, or has been pruned")
+
+
+def _only(error: Exception) -> Exception:
+    """The error itself, where a task group has wrapped it."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
+async def _within(clock: Clock, seconds: float | None, work: Callable[[], Awaitable[None]]) -> None:
+    """Do some work, for so many seconds of the clock at most."""
+    if seconds is None:
+        await work()
+        return
+
+    async def limit() -> None:
+        await clock.sleep(seconds)
+        group.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(limit)
+        await work()
+        group.cancel_scope.cancel()
