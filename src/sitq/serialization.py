@@ -1,0 +1,212 @@
+"""The default serializer: msgpack, with extension types for Python's own value types.
+
+There is no pickle: reading a payload never runs code that the payload names.
+"""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Final
+
+import msgpack
+from msgpack.exceptions import ExtraData
+
+from sitq._extensions import CONTAINERS, DECODERS, ENCODERS, LEAVES
+from sitq.errors import SerializationError, ValidationError
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+__all__ = ["MsgpackSerializer"]
+
+_MAX_DEPTH: Final = 256
+# Below this a payload cannot declare enough to be worth a scan before it is built.
+_SMALL: Final = 1024
+_INITIAL_BUFFER: Final = 512
+_FLAT: Final = 2
+
+
+class MsgpackSerializer:
+    """Plain values as msgpack; see `sitq.protocols.Serializer` for what is plain.
+
+    Args:
+        max_bytes: the longest payload, in bytes.
+        max_depth: how many containers may lie within each other (1 to 256). The arguments of a
+            task travel as two: a list or dict of arguments, in a list.
+
+    Raises:
+        ValidationError: a limit is out of its range.
+    """
+
+    __slots__ = ("_max_bytes", "_max_depth")
+
+    def __init__(self, *, max_bytes: int = 1_048_576, max_depth: int = 64) -> None:
+        if type(max_bytes) is not int or max_bytes < 1:
+            raise ValidationError("max_bytes: must be an int of 1 or more")
+        if type(max_depth) is not int or not 1 <= max_depth <= _MAX_DEPTH:
+            raise ValidationError(f"max_depth: must be an int from 1 to {_MAX_DEPTH}")
+        self._max_bytes = max_bytes
+        self._max_depth = max_depth
+
+    def dumps(self, value: Any) -> bytes:
+        """Encode a plain value.
+
+        Raises:
+            SerializationError: the value cannot be carried, is nested too deeply, or is too large.
+        """
+        if not _is_flat(value) or self._max_depth < _FLAT:
+            self._inspect(value)
+        try:
+            data = _pack(value)
+        except OverflowError:
+            raise SerializationError(
+                "an int does not fit into 64 bits; pass it as a str or a Decimal"
+            ) from None
+        except UnicodeEncodeError:
+            raise SerializationError(
+                "a str holds surrogates, which UTF-8 cannot carry; pass bytes"
+            ) from None
+        except (ValueError, MemoryError):
+            raise SerializationError("a value is too large for msgpack") from None
+        if len(data) > self._max_bytes:
+            raise SerializationError(
+                f"the payload is {len(data)} bytes long, over the limit of "
+                f"{self._max_bytes} bytes; store the data elsewhere and pass where it is"
+            )
+        return data
+
+    def loads(self, data: bytes) -> Any:
+        """Decode what ``dumps`` made.
+
+        Raises:
+            SerializationError: whatever is wrong with ``data``; never anything else.
+        """
+        if type(data) is not bytes:
+            raise SerializationError(f"a payload is bytes, not {type(data).__name__}")
+        size = len(data)
+        if size > self._max_bytes:
+            raise SerializationError(
+                f"the payload is {size} bytes long, over the limit of {self._max_bytes} bytes"
+            )
+        try:
+            value = _Reader(self._max_depth).read(data)
+        except SerializationError:
+            raise
+        except ExtraData:
+            raise SerializationError("malformed payload: bytes follow its end") from None
+        except Exception as error:  # noqa: BLE001 - whatever hostile bytes set off is one error
+            raise SerializationError(f"malformed payload ({type(error).__name__})") from None
+        # Each level takes a byte at least, and msgpack's own timestamp has the code 0xff.
+        if size > self._max_depth or b"\xff" in data:
+            self._inspect(value)
+        return value
+
+    def _inspect(self, value: object) -> None:
+        """Refuse what is not plain or lies too deep, level by level; no recursion."""
+        level = [value]
+        for _ in range(self._max_depth + 1):
+            inner: list[object] = []
+            for item in level:
+                kind = type(item)
+                if kind in LEAVES:
+                    continue
+                if kind not in CONTAINERS:
+                    raise SerializationError(_cannot_carry(kind))
+                if item:
+                    children = _children(item)
+                    if not LEAVES.issuperset(map(type, children)):
+                        inner += [child for child in children if type(child) not in LEAVES]
+            if not inner:
+                return
+            # Each takes a byte at least; a value that refers to itself twice over would explode.
+            if len(inner) > self._max_bytes:
+                raise SerializationError(
+                    f"the payload is over the limit of {self._max_bytes} bytes"
+                )
+            level = inner
+        raise SerializationError(
+            f"a value is nested more than {self._max_depth} levels deep, or holds itself"
+        )
+
+
+def _is_flat(value: Any) -> bool:
+    """Tell if a value is a list of leaves and lists of leaves, as most arguments are."""
+    if type(value) is not list:
+        return type(value) in LEAVES
+    for item in value:
+        kind = type(item)
+        if kind in LEAVES or (kind is dict and not item):
+            continue
+        if kind is not list or not LEAVES.issuperset(map(type, item)):
+            return False
+    return True
+
+
+def _children(container: Any) -> list[object]:
+    if type(container) is dict:
+        return [*chain(container, container.values())]
+    return container if type(container) is list else [*container]
+
+
+def _cannot_carry(kind: type) -> str:
+    text = f"a value of type {kind.__qualname__} cannot be carried"
+    if kind in {bytearray, memoryview}:
+        return f"{text}; pass bytes"
+    return f"{text}; annotate the parameter with its type, or pass plain values"
+
+
+def _pack(value: object) -> bytes:
+    # A new packer each time: it holds a buffer, and threads must not share it.
+    return msgpack.Packer(
+        default=_extension, strict_types=True, use_bin_type=True, buf_size=_INITIAL_BUFFER
+    ).pack(value)
+
+
+def _extension(value: Any) -> msgpack.ExtType:
+    known = ENCODERS.get(type(value))
+    if known is None:
+        raise SerializationError(_cannot_carry(type(value)))
+    code, write = known
+    return msgpack.ExtType(code, write(value, _pack))
+
+
+def _mapping(pairs: list[tuple[Hashable, Any]]) -> dict[Hashable, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise SerializationError("malformed payload: a map holds a key twice")
+    return found
+
+
+class _Reader:
+    """Reads one payload; counts how deep extensions lie in each other."""
+
+    __slots__ = ("_left",)
+
+    def __init__(self, max_depth: int) -> None:
+        self._left = max_depth
+
+    def read(self, data: bytes) -> Any:
+        if len(data) > _SMALL:
+            # A few bytes can declare lists of millions, which msgpack would allocate at once:
+            # skipping over the payload finds that without building anything.
+            scanner = msgpack.Unpacker(max_buffer_size=len(data))
+            scanner.feed(data)
+            scanner.skip()
+        return msgpack.unpackb(
+            data,
+            raw=False,
+            strict_map_key=False,
+            ext_hook=self._extension,
+            object_pairs_hook=_mapping,
+        )
+
+    def _extension(self, code: int, body: bytes) -> Any:
+        read = DECODERS.get(code)
+        if read is None:
+            raise SerializationError(f"malformed payload: unknown extension type {code}")
+        if not self._left:
+            raise SerializationError("a payload is nested too deeply")
+        self._left -= 1
+        value = read(body, self.read)
+        self._left += 1
+        return value
