@@ -1,0 +1,109 @@
+"""When tasks are tried again, and after how long."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sitq.errors import ValidationError
+from sitq.models import RetryPolicy
+from sitq.retry import Retry, backoff, wants_retry
+
+
+def test_each_wait_is_longer_by_the_factor() -> None:
+    policy = RetryPolicy(delay=2.0, factor=3.0, jitter=0.0)
+    assert [backoff(policy, n, 0.5) for n in (1, 2, 3)] == [2.0, 6.0, 18.0]
+
+
+def test_no_wait_is_longer_than_max_delay() -> None:
+    assert backoff(RetryPolicy(delay=2.0, max_delay=5.0, jitter=0.0), 9, 0.0) == 5.0
+
+
+def test_the_jitter_is_taken_off_the_wait() -> None:
+    policy = RetryPolicy(delay=10.0, jitter=0.5)
+    assert backoff(policy, 1, 0.0) == 10.0
+    assert backoff(policy, 1, 0.5) == 7.5
+    assert 5.0 <= backoff(policy, 1, math.nextafter(1.0, 0.0)) < 5.1
+
+
+def test_a_wait_that_overflows_is_max_delay() -> None:
+    policy = RetryPolicy(max_attempts=1000, factor=100.0, jitter=0.0)
+    assert backoff(policy, 999, 0.0) == policy.max_delay
+
+
+def test_no_delay_stays_no_delay_however_large_the_factor() -> None:
+    assert backoff(RetryPolicy(delay=0.0, factor=100.0), 999, 0.5) == 0.0
+
+
+@given(
+    st.integers(1, 1000), st.floats(0, 1e6), st.floats(1, 100), st.floats(0, 1), st.floats(0, 0.999)
+)
+def test_every_wait_lies_between_nothing_and_max_delay(
+    attempt: int, delay: float, factor: float, jitter: float, draw: float
+) -> None:
+    policy = RetryPolicy(delay=delay, factor=factor, jitter=jitter, max_delay=60.0)
+    assert 0.0 <= backoff(policy, attempt, draw) <= 60.0
+
+
+class AppError(Exception):
+    """An error of the application."""
+
+
+class AppTimeoutError(AppError):
+    """One below it."""
+
+
+ONLY_APP = RetryPolicy(retry_on=(AppError,))
+
+
+@pytest.mark.parametrize(
+    ("policy", "error", "wanted"),
+    [
+        (RetryPolicy(), ValueError(), True),
+        (RetryPolicy(), KeyboardInterrupt(), False),
+        (RetryPolicy(), SystemExit(), False),
+        (RetryPolicy(retry_on=(BaseException,)), KeyboardInterrupt(), True),
+        (RetryPolicy(retry_on=("builtins.KeyboardInterrupt",)), KeyboardInterrupt(), True),
+        (RetryPolicy(retry_on=()), ValueError(), False),
+        (ONLY_APP, AppError(), True),
+        (ONLY_APP, AppTimeoutError(), True),
+        (ONLY_APP, ValueError(), False),
+        (ONLY_APP, ExceptionGroup("", [AppError(), AppTimeoutError()]), True),
+        (ONLY_APP, ExceptionGroup("", [AppError(), ValueError()]), False),
+        (ONLY_APP, ExceptionGroup("", [ExceptionGroup("", [AppError()]), Retry()]), True),
+        (RetryPolicy(), ExceptionGroup("", [ValueError()]), True),
+        (RetryPolicy(), BaseExceptionGroup("", [ValueError(), KeyboardInterrupt()]), False),
+        (RetryPolicy(retry_on=(ExceptionGroup,)), ExceptionGroup("", [ValueError()]), True),
+        (RetryPolicy(retry_on=(ExceptionGroup,)), ValueError(), False),
+    ],
+)
+def test_what_is_listed_is_retried(
+    policy: RetryPolicy, error: BaseException, wanted: bool
+) -> None:
+    assert wants_retry(policy, 1, error) is wanted
+
+
+def test_nothing_is_retried_once_the_attempts_are_spent() -> None:
+    policy = RetryPolicy(max_attempts=3)
+    assert wants_retry(policy, 2, ValueError())
+    assert not wants_retry(policy, 3, ValueError())
+    assert not wants_retry(policy, 3, Retry())
+
+
+def test_asking_for_a_retry_needs_no_listing() -> None:
+    assert wants_retry(RetryPolicy(retry_on=()), 1, Retry(delay=3))
+
+
+def test_a_retry_carries_its_delay() -> None:
+    assert Retry().delay is None
+    assert Retry(delay=1.5).delay == 1.5
+    assert Retry(delay=0).delay == 0
+
+
+@pytest.mark.parametrize("delay", [-1, math.nan, math.inf, True, "1"])
+def test_a_delay_that_is_no_duration_is_refused(delay: float) -> None:
+    with pytest.raises(ValidationError, match="delay must be seconds"):
+        Retry(delay=delay)
