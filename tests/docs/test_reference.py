@@ -1,0 +1,95 @@
+"""The reference names all that is public, and the drawings show what the code does."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+import sitq
+import sitq.errors
+from sitq.states import TRANSITIONS
+from tests.docs.pages import ROOT, blocks
+
+DOCS = ROOT / "docs"
+REFERENCE = "\n".join(path.read_text() for path in sorted(DOCS.glob("reference/*.md")))
+
+
+@pytest.mark.parametrize("name", sorted(sitq.__all__))
+def test_the_reference_names_each_public_name(name: str) -> None:
+    assert re.search(rf"`{name}\b", REFERENCE)
+
+
+@pytest.mark.parametrize(
+    "owner",
+    ["TaskQueue", "SyncTaskQueue", "Worker", "SQLiteBackend"],
+)
+def test_the_reference_names_each_public_method(owner: str) -> None:
+    methods = [name for name in vars(getattr(sitq, owner)) if not name.startswith("_")]
+    page = (DOCS / "reference" / "api.md").read_text()
+    assert methods
+    missing = [name for name in methods if not re.search(rf"`{name}\b", page)]
+    assert not missing
+
+
+@pytest.mark.parametrize(
+    "function",
+    [sitq.TaskQueue.options, sitq.Worker.__init__, sitq.SQLiteBackend.__init__],
+    ids=["options", "Worker", "SQLiteBackend"],
+)
+def test_the_reference_names_each_option(function: object) -> None:
+    assert callable(function)
+    page = (DOCS / "reference" / "options.md").read_text()
+    names = [name for name in inspect.signature(function).parameters if name != "self"]
+    missing = [name for name in names if f"`{name}`" not in page]
+    assert not missing
+
+
+def test_the_reference_names_each_field_of_a_retry_policy() -> None:
+    page = (DOCS / "reference" / "options.md").read_text()
+    missing = [name for name in sitq.RetryPolicy.model_fields if f"`{name}`" not in page]
+    assert not missing
+
+
+def test_the_reference_names_each_error() -> None:
+    page = (DOCS / "reference" / "errors.md").read_text()
+    missing = [name for name in sitq.errors.__all__ if f"`{name}`" not in page]
+    assert not missing
+
+
+def test_the_state_diagram_draws_exactly_the_transitions_of_the_code() -> None:
+    page = DOCS / "explanation" / "life-of-a-task.md"
+    (diagram,) = [block.text for block in blocks(page) if block.language == "mermaid"]
+    drawn = set(re.findall(r"(?m)^\s*(\w+) --> (\w+)", diagram))
+    assert drawn == {(str(a), str(b)) for a, targets in TRANSITIONS.items() for b in targets}
+
+
+def test_the_queries_of_the_layout_page_run_on_a_real_file(tmp_path: Path) -> None:
+    path = tmp_path / "tasks.db"
+    with sitq.SyncTaskQueue(sitq.SQLiteBackend(path)):
+        pass
+    queries = [b.text for b in blocks(DOCS / "reference" / "sqlite-file.md") if b.language == "sql"]
+    assert queries
+    with closing(sqlite3.connect(path)) as database:
+        for query in queries:
+            database.execute(query).fetchall()
+
+
+def test_the_layout_page_names_each_table_and_column(tmp_path: Path) -> None:
+    path = tmp_path / "tasks.db"
+    with sitq.SyncTaskQueue(sitq.SQLiteBackend(path)):
+        pass
+    page = (DOCS / "reference" / "sqlite-file.md").read_text()
+    with closing(sqlite3.connect(path)) as database:
+        tables = [row[0] for row in database.execute("SELECT name FROM sqlite_schema")]
+        columns = database.execute(
+            "SELECT t.name, c.name FROM sqlite_schema AS t, pragma_table_info(t.name) AS c "
+            "WHERE t.type = 'table' AND t.name NOT LIKE 'sqlite_%'"
+        ).fetchall()
+    assert "tasks" in tables
+    missing = [f"{table}.{column}" for table, column in columns if f"`{column}`" not in page]
+    assert not missing
