@@ -81,7 +81,7 @@ def _aware(naive: M, zone: list[Any] | None) -> M:
     """Give a moment its zone back; its fixed offset if this machine reads the zone otherwise."""
     if zone is None:
         return naive
-    micros, name, key, *_ = zone + [None, None]
+    micros, name, key, *_ = zone + [None, None]  # noqa: RUF005 - for mypy
     named = None if key is None else _named(key)
     if named is not None:
         aware = naive.replace(tzinfo=named)

@@ -36,7 +36,8 @@ class Retry(Exception):  # noqa: N818 - a request, no error
             or not 0 <= delay <= _LONGEST
         ):
             raise ValidationError(
-                f"Retry: delay must be seconds from 0 to {_LONGEST:.0f} (got {type(delay).__name__})"
+                f"Retry: delay must be seconds from 0 to {_LONGEST:.0f} "
+                f"(got {type(delay).__name__})"
             )
         super().__init__("another attempt was asked for")
         self.delay = delay

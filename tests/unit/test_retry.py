@@ -80,9 +80,7 @@ ONLY_APP = RetryPolicy(retry_on=(AppError,))
         (RetryPolicy(retry_on=(ExceptionGroup,)), ValueError(), False),
     ],
 )
-def test_what_is_listed_is_retried(
-    policy: RetryPolicy, error: BaseException, wanted: bool
-) -> None:
+def test_what_is_listed_is_retried(policy: RetryPolicy, error: BaseException, wanted: bool) -> None:
     assert wants_retry(policy, 1, error) is wanted
 
 
