@@ -1,0 +1,155 @@
+"""Stored names: ``module:qualified.name``, from a function to its name and back.
+
+A name leads only to what this process has imported already; nothing is ever imported by name.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import secrets
+import sys
+import types
+from typing import Any, Final
+
+from sitq.errors import ValidationError
+
+__all__ = ["check_kind", "check_reachable", "look_up", "module_name", "name_of", "script_of"]
+
+_MAINS: Final = frozenset({"__main__", "__mp_main__"})
+_INTERACTIVE: Final = f"<interactive-{secrets.token_hex(8)}>"
+_SLOT_WRAPPERS: Final = (
+    types.MethodDescriptorType,
+    types.WrapperDescriptorType,
+    types.MethodWrapperType,
+    types.ClassMethodDescriptorType,
+)
+
+
+def name_of(func: Any) -> str:
+    """Return the stored name of a function.
+
+    Raises:
+        ValidationError: it has none: a worker could not find it by its name.
+    """
+    name = check_kind(func)
+    check_reachable(func)
+    return name
+
+
+def check_kind(func: Any) -> str:
+    """Return the name that a function has if it is where its name says.
+
+    Raises:
+        ValidationError: it is a kind of callable that no name leads to.
+    """
+    reason = _unusable(func)
+    if reason is not None:
+        raise ValidationError(reason)
+    module, qualname = _address(func)
+    return f"{module_name(module)}:{qualname}"
+
+
+def check_reachable(func: Any) -> None:
+    """Check that a function's name leads back to it.
+
+    Raises:
+        ValidationError: it leads to something else, or nowhere.
+    """
+    module, qualname = _address(func)
+    found = look_up(module, qualname)
+    if found is func or (isinstance(func, types.MethodType) and found == func):
+        return
+    shown = f"{module}.{qualname}"
+    if found is None:
+        raise ValidationError(
+            f"{shown} does not exist (any more): a worker finds a function by its name; "
+            "define it at the top level of its module, under the name of its def"
+        )
+    raise ValidationError(
+        f"{shown} is another object than the function given, which was replaced there or is "
+        "wrapped by a decorator: use the one that the name leads to"
+    )
+
+
+def look_up(module: str, qualname: str) -> Any:
+    """Return what a name leads to in a module that is imported already, or ``None``."""
+    found: Any = sys.modules.get(module)
+    for step in qualname.split("."):
+        found = getattr(found, step, None)
+    return found
+
+
+def module_name(module: str) -> str:
+    """Return the module part of a stored name: scripts have their path, so that none mix up."""
+    if module not in _MAINS:
+        return module
+    main = sys.modules.get(module)
+    spec = getattr(main, "__spec__", None)
+    if spec is not None and spec.name not in _MAINS:  # python -m package.module
+        return str(spec.name)
+    return script_of(module) or _INTERACTIVE
+
+
+def script_of(module: str) -> str | None:
+    """Return the real path of a module's source file, if it has one."""
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return os.path.realpath(file) if file else None
+
+
+def _address(func: Any) -> tuple[str, str]:
+    if isinstance(func, types.MethodType):  # of a class: named by the class it was taken from
+        owner: Any = func.__self__
+        return owner.__module__, f"{owner.__qualname__}.{func.__name__}"
+    return func.__module__, func.__qualname__
+
+
+def _unusable(func: Any) -> str | None:
+    """Say why no name can lead to a callable, and what to do; ``None`` if one can."""
+    return _unusable_object(func) or _unusable_function(func)
+
+
+def _unusable_object(func: Any) -> str | None:
+    shown = getattr(func, "__qualname__", type(func).__qualname__)
+    if isinstance(func, classmethod | staticmethod):
+        kind = type(func).__name__
+        return f"{shown} is a {kind} object: put @{kind} above the other decorator"
+    if not callable(func):
+        return f"a {shown} is not a function"
+    if isinstance(func, functools.partial):
+        return "a functools.partial has no name: define a function that makes the call"
+    if isinstance(func, type):
+        return f"{shown} is a class: define a function that makes the instance"
+    if isinstance(func, _SLOT_WRAPPERS) or (
+        hasattr(func, "__self__") and not isinstance(func.__self__, type | types.ModuleType)
+    ):
+        return (
+            f"{shown} is a method bound to an instance, which cannot travel: define a function, "
+            "a static method or a class method, and pass what it needs as arguments"
+        )
+    if not (inspect.isroutine(func) or hasattr(func, "__wrapped__") or hasattr(func, "__code__")):
+        return (
+            f"a callable object of type {type(func).__qualname__}: define a function that calls it"
+        )
+    return None
+
+
+def _unusable_function(func: Any) -> str | None:
+    if not (_is_text(func, "__qualname__") and _is_text(func, "__module__")):
+        return f"a {type(func).__qualname__} without a name: define a function that calls it"
+    shown = func.__qualname__
+    if shown.endswith("<lambda>"):
+        return "a lambda has no name: define a function at the top level of a module"
+    if "<locals>" in _address(func)[1]:
+        return (
+            f"{shown} is defined inside a function, where no worker can find it: move it to the "
+            "top level of its module, and pass what it closes over as arguments"
+        )
+    if inspect.isgeneratorfunction(func) or inspect.isasyncgenfunction(func):
+        return f"{shown} is a generator function: return a list instead of yielding"
+    return None
+
+
+def _is_text(func: Any, attribute: str) -> bool:
+    return isinstance(getattr(func, attribute, None), str)
