@@ -63,6 +63,10 @@ def _name_of_exception(entry: object) -> object:
     return entry
 
 
+def _as_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
 Moment = Annotated[AwareDatetime, AfterValidator(_utc)]
 QueueName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:/-]{1,128}$")]
 FunctionName = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,1024}$")]
@@ -74,6 +78,7 @@ Headers = Annotated[
     AfterValidator(lambda headers: MappingProxyType(dict(headers))),
     PlainSerializer(dict, return_type=dict[str, str]),
 ]
+ExceptionName = Annotated[type[BaseException] | str, BeforeValidator(_name_of_exception)]
 Priority = Annotated[int, Field(ge=MIN_PRIORITY, le=MAX_PRIORITY)]
 
 
@@ -105,9 +110,9 @@ class RetryPolicy(_Model):
     factor: float = Field(default=2.0, ge=1, le=100)
     max_delay: Seconds = 3600.0
     jitter: float = Field(default=0.1, ge=0, le=1)
-    retry_on: tuple[
-        Annotated[type[BaseException] | str, BeforeValidator(_name_of_exception)], ...
-    ] = ("builtins.Exception",)
+    retry_on: Annotated[tuple[ExceptionName, ...], BeforeValidator(_as_tuple)] = (
+        "builtins.Exception",
+    )
 
     if not TYPE_CHECKING:
 

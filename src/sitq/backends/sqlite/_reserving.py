@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sitq.backends.sqlite import _sql
 from sitq.backends.sqlite._rows import Row, dump_rows, to_reserved
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from sitq.backends.sqlite._work import Work
 
 __all__ = ["Reserve", "reserve"]
+
+UNREADABLE: Final = "BackendFormatError: the stored options of this task cannot be read"
 
 
 class Reserve(NamedTuple):
@@ -31,12 +33,19 @@ def reserve(work: Work, wishes: list[Reserve]) -> list[Reservation]:
 def _reserve(work: Work, wish: Reserve) -> Reservation:
     now = work.now
     rows, wait = _due(work, wish, now)
+    tasks = []
+    for row in rows:
+        try:
+            tasks.append(to_reserved(row))
+        except ValueError:  # pydantic's too: somebody has written into the file by hand
+            work.execute(_sql.SET_UNREADABLE, {"seq": row[0], "now": now, "error": UNREADABLE})
+            work.changed.add("results")
     if rows:
         seqs = dump_rows([row[0] for row in rows])
         ends_at = now + round(wish.lease * 1_000_000)
         work.execute(_sql.MARK_RESERVED, {"rows": seqs, "now": now})
         work.execute(_sql.INSERT_LEASES, {"rows": seqs, "worker": wish.worker, "ends_at": ends_at})
-    return Reservation(tuple(map(to_reserved, rows)), wait)
+    return Reservation(tuple(tasks), wait)
 
 
 def _due(work: Work, wish: Reserve, now: int) -> tuple[list[Row], float | None]:

@@ -25,7 +25,7 @@ INSERT_BATCH: Final = (
 SELECT value ->> 0, value ->> 1, value ->> 2, coalesce(value ->> 3, :now), value ->> 4,
        value ->> 5, value ->> 6, value ->> 7, value ->> 8, value ->> 9, :now,
        value ->> 10, value ->> 11, value ->> 12,
-       substr(:blob, value ->> 13, value ->> 14)
+       coalesce(substr(:blob, value ->> 13, value ->> 14), x'')
 FROM json_each(:rows)
 """
 )
@@ -80,14 +80,21 @@ ORDER BY eta LIMIT 1
 MARK_RESERVED: Final = """
 UPDATE tasks SET status = 'in_progress', epoch = epoch + 1, attempts = attempts + 1,
                  started_at = :now
-WHERE seq IN (SELECT value FROM json_each(:rows))
+WHERE seq IN (SELECT value FROM json_each(:rows)) AND status = 'pending'
 """
 
 # Give each task of a batch its lease, under the epoch just counted.
 INSERT_LEASES: Final = """
 INSERT INTO leases (seq, epoch, worker, ends_at)
 SELECT seq, epoch, :worker, :ends_at FROM tasks
-WHERE seq IN (SELECT value FROM json_each(:rows))
+WHERE seq IN (SELECT value FROM json_each(:rows)) AND status = 'in_progress'
+"""
+
+# Fail a task whose row cannot be read, so that it does not stand in the way of the others.
+SET_UNREADABLE: Final = """
+UPDATE tasks SET status = 'failed', error = :error, finished_at = :now,
+                 delete_at = :now + result_ttl
+WHERE seq = :seq
 """
 
 # -- finish ----------------------------------------------------------------------------------
@@ -97,7 +104,7 @@ SUCCEED_BATCH: Final = """
 UPDATE tasks SET status = 'success', value = batch.value, error = NULL, traceback = NULL,
                  finished_at = :now, delete_at = :now + result_ttl
 FROM (SELECT value ->> 0 AS id, value ->> 1 AS epoch,
-             substr(:blob, value ->> 2, value ->> 3) AS value
+             coalesce(substr(:blob, value ->> 2, value ->> 3), x'') AS value
       FROM json_each(:rows)) AS batch
 WHERE tasks.id = batch.id AND tasks.status = 'in_progress' AND tasks.epoch = batch.epoch
 """

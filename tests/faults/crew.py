@@ -1,0 +1,125 @@
+"""Workers and producers as processes of their own, to be killed by the tests.
+
+Run as ``python crew.py worker|producer LOOP DATABASE LOG [SETTING...]``. Each writes what it did
+to its log, a line at a time, so that a kill loses at most what it had not done.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from sitq import SQLiteBackend, TaskQueue, Worker, call, current_task, task
+
+LOG = -1
+
+
+def write(*words: object) -> None:
+    """Append one line to the log in one system call."""
+    os.write(LOG, (" ".join(map(str, words)) + "\n").encode())
+
+
+def epoch() -> int:
+    """The epoch of the attempt that the caller runs in."""
+    return current_task()._task.epoch
+
+
+@task
+async def note(seconds: float) -> int:
+    """Log the start, wait, give the epoch back."""
+    write("start", current_task().id, epoch())
+    await anyio.sleep(seconds)
+    return epoch()
+
+
+@task
+def note_in_thread(seconds: float) -> int:
+    """Log the start, sleep, give the epoch back."""
+    write("start", current_task().id, epoch())
+    time.sleep(seconds)
+    return epoch()
+
+
+@task
+async def block(seconds: float) -> int:
+    """Block the whole event loop."""
+    write("start", current_task().id, epoch())
+    time.sleep(seconds)
+    write("end", current_task().id, epoch())
+    return epoch()
+
+
+@task
+async def swallow() -> None:
+    """Refuse to be cancelled."""
+    write("start", current_task().id, epoch())
+    while True:
+        try:
+            await anyio.sleep(0.05)
+        except BaseException:
+            write("swallowed", current_task().id, epoch())
+
+
+@task
+async def poison() -> None:
+    """Kill the process that runs it."""
+    write("start", current_task().id, epoch())
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+async def worker(database: str, settings: dict[str, float]) -> None:
+    """Run until SIGTERM."""
+    options: dict[str, Any] = {"lease": 1.0, "max_crashes": 100_000, "shutdown_timeout": 5.0}
+    options |= settings
+    options["max_crashes"] = int(options["max_crashes"])
+    one = Worker(SQLiteBackend(database), max_concurrency=8, **options)
+    async with anyio.create_task_group() as group:
+        with anyio.open_signal_receiver(signal.SIGTERM) as signals:
+            await group.start(one.start)
+            write("ready", os.getpid())
+            async for _ in signals:
+                write("term")
+                group.start_soon(one.stop)
+                await one.stop()
+                break
+
+
+async def producer(database: str, settings: dict[str, float]) -> None:
+    """Enqueue for ever, and log what was acknowledged."""
+    pause = settings.get("pause", 0.005)
+    async with TaskQueue(SQLiteBackend(database)) as queue:
+        write("ready", os.getpid())
+        number = 0
+        while True:
+            number += 1
+            if number % 10 == 0:
+                ids = await queue.enqueue_many([call(note, 0.001) for _ in range(5)])
+            else:
+                function = note if number % 2 else note_in_thread
+                ids = [await queue.enqueue(function, 0.001 * (number % 7))]
+            for task_id in ids:
+                write("acknowledged", task_id)
+            await anyio.sleep(pause)
+
+
+def main() -> None:
+    """Do what the command line says."""
+    global LOG
+    role, loop, database, log, *settings = sys.argv[1:]
+    LOG = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    values = {name: float(value) for name, value in (each.split("=") for each in settings)}
+    run = {"worker": worker, "producer": producer}[role]
+    anyio.run(run, database, values, backend=loop)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent))
+    import crew
+
+    crew.main()

@@ -1,0 +1,101 @@
+"""Starting, killing and reading the logs of crew processes."""
+
+from __future__ import annotations
+
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from contextlib import closing
+from pathlib import Path
+
+CREW = Path(__file__).with_name("crew.py")
+PATIENCE = 60.0
+
+
+class Member:
+    """One process and its log."""
+
+    def __init__(self, role: str, loop: str, database: Path, log: Path, **settings: float) -> None:
+        self.log = log
+        words = [f"{name}={value}" for name, value in settings.items()]
+        self.process = subprocess.Popen(
+            [sys.executable, str(CREW), role, loop, str(database), str(log), *words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def lines(self, word: str) -> list[list[str]]:
+        """What follows a word in the log, line by line."""
+        if not self.log.exists():
+            return []
+        lines = [line.split() for line in self.log.read_text().splitlines()]
+        return [line[1:] for line in lines if line and line[0] == word]
+
+    def wait_for(self, word: str, count: int = 1) -> list[list[str]]:
+        """Wait until a word stands in the log so many times."""
+        give_up = time.monotonic() + PATIENCE
+        while len(found := self.lines(word)) < count:
+            assert time.monotonic() < give_up, f"no {word!r} in the log: {self.stderr()}"
+            time.sleep(0.005)
+        return found
+
+    def stderr(self) -> str:
+        """What the process complained of, once it has ended."""
+        if self.process.poll() is None or self.process.stderr is None:
+            return "(runs)"
+        return self.process.stderr.read()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal."""
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """SIGKILL, and wait for the end."""
+        self.process.kill()
+        self.process.wait(PATIENCE)
+        if self.process.stderr is not None:
+            self.process.stderr.close()
+
+    def finish(self) -> int:
+        """SIGTERM, and wait for the end."""
+        self.process.terminate()
+        code = self.process.wait(PATIENCE)
+        if self.process.stderr is not None:
+            self.process.stderr.close()
+        return code
+
+
+def query(database: Path, sql: str) -> list[tuple[object, ...]]:
+    """Look into a database past sitq."""
+    with closing(sqlite3.connect(database, timeout=10)) as connection:
+        return connection.execute(sql).fetchall()
+
+
+def check_total(database: Path, acknowledged: set[str], starts: list[list[str]]) -> dict[str, int]:
+    """The total-queue check, once no worker runs any more and the queue was drained.
+
+    Returns the figures for the log.
+    """
+    assert query(database, "PRAGMA integrity_check") == [("ok",)]
+    assert query(database, "SELECT count(*) FROM leases") == [(0,)]
+    rows = query(database, "SELECT id, status, epoch, attempts, crashes, CAST(value AS BLOB) FROM tasks")
+    final = {str(row[0]) for row in rows if row[1] == "success"}
+    others = Counter(str(row[1]) for row in rows if row[1] != "success")
+    assert not others, f"not all succeeded: {others}"
+    assert acknowledged <= final, f"lost: {sorted(acknowledged - final)[:5]}"
+    started = Counter((task_id, int(epoch)) for task_id, epoch in starts)
+    again = {key: count for key, count in started.items() if count > 1}
+    assert not again, f"one epoch ran twice: {again}"
+    assert final <= {task_id for task_id, _ in started}, "a success that nobody ran"
+    for task_id, _, epoch, attempts, crashes, value in rows:
+        # note() returns the epoch that it ran in, in msgpack: the accepted one is the last.
+        assert value is not None
+        assert attempts == 1, (task_id, attempts)
+        assert 0 <= int(str(crashes)) <= int(str(epoch)) - 1
+    reruns = len(started) - len(final)
+    return {"tasks": len(rows), "acknowledged": len(acknowledged), "reruns": reruns}
