@@ -224,7 +224,7 @@ def _field_names(schema: object) -> Iterator[str]:
         if isinstance(fields, collections.abc.Mapping):
             yield from fields
         elif isinstance(fields, list):
-            yield from (each["name"] for each in fields)
+            yield from (each if isinstance(each, str) else each["name"] for each in fields)
         schema = [*schema.values()]
     if isinstance(schema, list | tuple):
         for each in schema:
