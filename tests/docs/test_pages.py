@@ -49,7 +49,7 @@ def test_every_block_of_a_page_runs_and_prints_what_the_page_says(
         if block.language == "python" and block.title is not None:
             (tmp_path / block.title).write_text(block.text)
     if source := script(page):
-        path = tmp_path / f"{page.stem}.py"
+        path = tmp_path / "page.py"
         path.write_text(source)
         printed += run([sys.executable, str(path)], tmp_path)
     for block in blocks(page):
@@ -90,7 +90,7 @@ def test_a_page_uses_only_the_languages_that_are_checked_here(page: Path) -> Non
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_the_links_of_a_page_lead_to_files_and_headings(page: Path) -> None:
-    text = re.sub(r"(?ms)^```.*?^```$", "", page.read_text())
+    text = re.sub(r"(?ms)^```.*?^```$|`[^`\n]*`", "", page.read_text())
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if "://" in target:
             continue
