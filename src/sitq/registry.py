@@ -174,13 +174,14 @@ def task(
         raise ValidationError(f"@task: {describe(error)}") from None
 
     def mark(func: F) -> F:
-        known.mark(func)
+        check_kind(func)
         try:
             setattr(func, _MARK, defaults)
         except AttributeError:
             raise ValidationError(
                 "@task: only functions defined in Python can be marked; define one that calls it"
             ) from None
+        known.mark(func)
         return func
 
     return mark if func is None else mark(func)

@@ -104,7 +104,7 @@ class MsgpackSerializer:
     def _inspect(self, value: object) -> None:
         """Refuse what is not plain or lies too deep, level by level; no recursion."""
         level = [value]
-        for _ in range(self._max_depth + 1):
+        for _ in range(self._max_depth):
             inner: list[object] = []
             for item in level:
                 kind = type(item)
@@ -164,6 +164,8 @@ def _pack(value: object) -> bytes:
 
 def _extension(value: Any) -> msgpack.ExtType:
     known = ENCODERS.get(type(value))
+    if type(value) is int:  # msgpack asks here too about ints that do not fit
+        raise OverflowError
     if known is None:
         raise SerializationError(_cannot_carry(type(value)))
     code, write = known

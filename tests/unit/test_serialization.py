@@ -1,0 +1,369 @@
+"""What the default serializer carries, and what it refuses."""
+
+from __future__ import annotations
+
+import collections
+import datetime as dt
+import decimal
+import enum
+import math
+import pathlib
+import uuid
+import zoneinfo
+from collections.abc import Callable
+from typing import Any
+
+import msgpack
+import pytest
+from pydantic import TypeAdapter
+
+from sitq.errors import SerializationError, ValidationError
+from sitq.protocols import Serializer
+from sitq.serialization import MsgpackSerializer
+
+BERLIN = zoneinfo.ZoneInfo("Europe/Berlin")
+serializer = MsgpackSerializer()
+_: Serializer = serializer
+
+
+def through(value: Any) -> Any:
+    return serializer.loads(serializer.dumps(value))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        True,
+        0,
+        -(2**63),
+        2**64 - 1,
+        1.5,
+        math.inf,
+        "",
+        "text \N{SNOWMAN}\x00",
+        b"\x00\xff",
+        [],
+        [1, [2, [3]]],
+        (),
+        (1, (2, "x")),
+        {},
+        {"a": [1], 2: b"", None: (), (1, "k"): 1, 1.5: 2},
+        set(),
+        {1, "a", (2, 3)},
+        frozenset({frozenset({1}), b"x"}),
+        uuid.UUID(int=2**127 + 1),
+        decimal.Decimal("1.10"),
+        decimal.Decimal("-Infinity"),
+        decimal.Decimal("1E+999999"),
+        dt.date.min,
+        dt.date.max,
+        dt.timedelta(days=-1, microseconds=1),
+        dt.timedelta.max,
+        dt.time(1, 2, 3, 4),
+        dt.time(1, 2, fold=1, tzinfo=dt.UTC),
+        dt.time(1, tzinfo=BERLIN),
+        dt.datetime(1, 1, 1),  # noqa: DTZ001 - naive on purpose
+        dt.datetime(9999, 12, 31, 23, 59, 59, 999_999),  # noqa: DTZ001 - likewise
+        pathlib.Path("a/b"),
+        pathlib.Path("/"),
+        pathlib.PurePosixPath("x"),
+        pathlib.PureWindowsPath("c:\\x"),
+        pathlib.Path("not-utf8-\udcff"),
+        "x" * 70_000,
+        list(range(1000)),
+        {str(n): (n,) for n in range(100)},
+        -1,
+        [-1] * 5,
+    ],
+    ids=lambda value: f"{type(value).__name__}-{str(value)[:12]!r}",
+)
+def test_plain_values_come_back_as_what_they_were(value: Any) -> None:
+    back = through(value)
+    assert back == value
+    assert type(back) is type(value)
+
+
+def test_nested_values_keep_their_types() -> None:
+    back = through([(1, True), {"k": {1.0}}, frozenset({None})])
+    assert [type(item) for item in back] == [tuple, dict, frozenset]
+    assert type(back[0][1]) is bool
+    assert type(next(iter(back[1]["k"]))) is float
+
+
+def test_nan_and_the_sign_of_zero_come_back() -> None:
+    assert math.isnan(through(math.nan))
+    assert math.copysign(1, through(-0.0)) == -1
+    assert through(decimal.Decimal("sNaN7")).as_tuple() == decimal.Decimal("sNaN7").as_tuple()
+    assert str(through(decimal.Decimal("-0.00"))) == "-0.00"
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        dt.datetime(2024, 10, 27, 2, 30, fold=0, tzinfo=BERLIN),
+        dt.datetime(2024, 10, 27, 2, 30, fold=1, tzinfo=BERLIN),
+        dt.datetime(2024, 3, 31, 2, 30, fold=0, tzinfo=BERLIN),  # skipped by the clocks
+        dt.datetime(2024, 3, 31, 2, 30, fold=1, tzinfo=BERLIN),
+        dt.datetime(1880, 1, 1, tzinfo=BERLIN),  # local mean time, odd seconds
+        dt.datetime(2024, 1, 1, tzinfo=dt.UTC),
+        dt.datetime(2024, 1, 1, 12, 0, 0, 1, tzinfo=dt.timezone(dt.timedelta(hours=-9.5))),
+        dt.datetime(2024, 1, 1, tzinfo=dt.timezone(dt.timedelta(hours=1), "CET")),
+        dt.datetime(2024, 1, 1, tzinfo=dt.timezone(dt.timedelta(0), "Zulu")),
+        dt.datetime(2024, 1, 1, tzinfo=dt.timezone(dt.timedelta(microseconds=-1))),
+    ],
+    ids=str,
+)
+def test_a_moment_keeps_wall_time_offset_fold_and_zone(moment: dt.datetime) -> None:
+    back = through(moment)
+    assert back == moment
+    assert back.replace(tzinfo=None) == moment.replace(tzinfo=None)
+    assert back.fold == moment.fold
+    assert back.utcoffset() == moment.utcoffset()
+    assert back.tzname() == moment.tzname()
+    assert back.tzinfo == moment.tzinfo
+
+
+def test_the_moments_that_pydantic_reads_come_back_equal() -> None:
+    moment = TypeAdapter(dt.datetime).validate_python("2024-01-01T00:00:00+02:00")
+    assert through(moment) == moment
+    assert through(moment).utcoffset() == dt.timedelta(hours=2)
+
+
+def test_a_zone_that_is_unknown_here_becomes_its_offset(monkeypatch: pytest.MonkeyPatch) -> None:
+    moment = dt.datetime(2024, 7, 1, tzinfo=BERLIN)
+    data = serializer.dumps(moment).replace(b"Europe/Berlin", b"Europe/Nowher")
+    assert serializer.loads(data) == moment
+    assert serializer.loads(data).tzinfo == dt.timezone(dt.timedelta(hours=2))
+
+
+def test_a_zone_that_is_read_otherwise_here_becomes_its_offset() -> None:
+    moment = dt.datetime(2024, 7, 1, tzinfo=BERLIN)
+    data = serializer.dumps(moment).replace(b"Europe/Berlin", b"Europe/Moscow")
+    assert serializer.loads(data) == moment
+
+
+def test_a_time_of_day_in_a_zone_that_is_unknown_here_is_refused() -> None:
+    data = serializer.dumps(dt.time(1, tzinfo=BERLIN)).replace(b"Europe/Berlin", b"Europe/Nowher")
+    with pytest.raises(SerializationError, match="zone"):
+        serializer.loads(data)
+
+
+class Colour(enum.StrEnum):
+    RED = "red"
+
+
+class Number(enum.IntEnum):
+    ONE = 1
+
+
+class OddZone(dt.tzinfo):
+    def utcoffset(self, _: dt.datetime | None) -> dt.timedelta:
+        return dt.timedelta(hours=1)
+
+    def dst(self, _: dt.datetime | None) -> dt.timedelta:
+        return dt.timedelta()
+
+    def tzname(self, _: dt.datetime | None) -> str:
+        return "odd"
+
+
+class TextSubclass(str):
+    __slots__ = ()
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (2**64, "64 bits"),
+        (-(2**63) - 1, "64 bits"),
+        ((2**64,), "64 bits"),
+        ("\ud800", "surrogates"),
+        ({"\ud800"}, "surrogates"),
+        (object(), "type object "),
+        ([object()], "type object "),
+        ({"a": ({1: object()},)}, "type object "),
+        (Colour.RED, "type Colour "),
+        (Number.ONE, "type Number "),
+        (TextSubclass(), "type TextSubclass "),
+        (collections.OrderedDict(), "type OrderedDict "),
+        (bytearray(), "pass bytes"),
+        ([memoryview(b"")], "pass bytes"),
+        (1j, "type complex "),
+        (range(3), "type range "),
+        (iter(()), "type tuple_iterator "),
+        (msgpack.ExtType(1, b""), "type ExtType "),
+        (dt.datetime(2024, 1, 1, tzinfo=OddZone()), "tzinfo is a OddZone"),
+        ((b"x",) * 1_000, "over the limit of 500 bytes"),
+        ("x" * 1000, "1003 bytes long, over the limit of 500 bytes"),
+        (pathlib.Path("\ud800"), "surrogates"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_cannot_be_carried_is_named(value: Any, text: str) -> None:
+    with pytest.raises(SerializationError, match=text):
+        MsgpackSerializer(max_bytes=500).dumps(value)
+
+
+def nested(depth: int, wrap: Callable[[Any], Any]) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = wrap(value)
+    return value
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda v: [v], lambda v: (v,), lambda v: {1: v}, lambda v: frozenset({v})],
+    ids=["list", "tuple", "dict", "frozenset"],
+)
+def test_values_may_lie_64_levels_deep_and_no_deeper(wrap: Callable[[Any], Any]) -> None:
+    assert through(nested(64, wrap)) == nested(64, wrap)
+    with pytest.raises(SerializationError, match="64 levels"):
+        serializer.dumps(nested(65, wrap))
+
+
+def test_the_least_depth_holds_no_lists_in_lists() -> None:
+    shallow = MsgpackSerializer(max_depth=1)
+    assert shallow.loads(shallow.dumps([1])) == [1]
+    with pytest.raises(SerializationError, match="1 levels"):
+        shallow.dumps([[1]])
+
+
+def test_a_value_that_holds_itself_is_refused() -> None:
+    loop: list[Any] = []
+    loop.append(loop)
+    with pytest.raises(SerializationError, match="holds itself"):
+        serializer.dumps(loop)
+
+
+def test_a_value_that_multiplies_itself_is_refused_before_it_fills_the_memory() -> None:
+    with pytest.raises(SerializationError, match="over the limit"):
+        MsgpackSerializer(max_bytes=1000).dumps(nested(60, lambda value: [value, value]))
+
+
+def test_a_payload_may_be_just_as_long_as_the_limit() -> None:
+    small = MsgpackSerializer(max_bytes=10)
+    assert small.loads(small.dumps("x" * 9)) == "x" * 9
+    with pytest.raises(SerializationError, match="11 bytes long, over the limit of 10 bytes"):
+        small.dumps("x" * 10)
+    with pytest.raises(SerializationError, match="11 bytes long, over the limit of 10 bytes"):
+        small.loads(serializer.dumps("x" * 10))
+
+
+@pytest.mark.parametrize("limits", [{"max_bytes": 0}, {"max_depth": 0}, {"max_depth": 257}])
+def test_a_limit_out_of_its_range_is_refused(limits: dict[str, int]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(limits))):
+        MsgpackSerializer(**limits)
+
+
+def ext(code: int, body: bytes) -> bytes:
+    return msgpack.packb(msgpack.ExtType(code, body))
+
+
+def packed(value: object) -> bytes:
+    return msgpack.packb(value)
+
+
+TUPLE, SET, FROZENSET, DATETIME, DATE, TIME, TIMEDELTA, UUID, DECIMAL, PATH = range(1, 11)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xc1",
+        b"\x92\x01",
+        b"\x01\x01",
+        b"\xa1\xff",
+        b"\xd9\xff",
+        b"\xdd\xff\xff\xff\xff",
+        b"\xdf\xff\xff\xff\xff",
+        b"\xdb\xff\xff\xff\xff",
+        b"\xc6\xff\xff\xff\xff",
+        b"\xc9\xff\xff\xff\xff\x01",
+        b"\xdd\x00\x0f\x00\x00" * 10_000,
+        b"\x91" * 65 + b"\x01",
+        b"\x91" * 5_000 + b"\x01",
+        b"\x91" * 1_000_000,
+        b"\x82\x01\x01\x01\x02",
+        b"\x82\x01\x01\xc3\x02",
+        b"\x81\x91\x01\x01",
+        b"\x81\x80\x01",
+        b"\xd6\xff\x00\x00\x00\x00",
+        b"\x91\xd6\xff\x00\x00\x00\x00",
+        ext(99, b""),
+        b"\xc7\x00\xff",
+        ext(TUPLE, b""),
+        ext(TUPLE, packed(1)),
+        ext(TUPLE, packed({})),
+        ext(TUPLE, packed([]) + b"\x01"),
+        ext(SET, packed([1, 1])),
+        ext(SET, packed([1, True])),
+        ext(SET, packed([[]])),
+        ext(FROZENSET, packed("ab")),
+        ext(DATETIME, packed(1)),
+        ext(DATETIME, packed(["2024-01-01", 0])),
+        ext(DATETIME, packed(["2024-13-01", 0, None])),
+        ext(DATETIME, packed(["2024-01-01", 2, None])),
+        ext(DATETIME, packed(["2024-01-01", 0, [10**12]])),
+        ext(DATETIME, packed(["2024-01-01", 0, ["x"]])),
+        ext(DATETIME, packed(["2024-01-01", 0, []])),
+        ext(DATETIME, packed([b"2024-01-01", 0, None])),
+        ext(DATETIME, packed(["2024-01-01", 0, [0, None, 1]])),
+        ext(DATETIME, packed(["2024-01-01", 0, [None, None, "../../etc/passwd"]])),
+        ext(DATE, b"2024-02-30"),
+        ext(DATE, b"\xff"),
+        ext(TIME, packed(["25:00", 0, None])),
+        ext(TIME, packed([None, 0, None])),
+        ext(TIMEDELTA, packed([10**10, 0, 0])),
+        ext(TIMEDELTA, packed([1.5, 0, 0])),
+        ext(TIMEDELTA, packed([1, 0])),
+        ext(UUID, b"short"),
+        ext(DECIMAL, b"one"),
+        ext(DECIMAL, b""),
+        ext(PATH, b""),
+        ext(PATH, b"\x09x"),
+    ],
+    ids=lambda data: data[:12].hex(),
+)
+def test_whatever_is_wrong_with_a_payload_is_one_error(data: bytes) -> None:
+    with pytest.raises(SerializationError):
+        serializer.loads(data)
+
+
+def test_extensions_within_extensions_have_a_depth_too() -> None:
+    data = packed(1)
+    for _ in range(2_000):
+        data = ext(TUPLE, b"\x91" + data)
+    with pytest.raises(SerializationError, match="deep"):
+        serializer.loads(data)
+
+
+def test_lists_and_extensions_count_together() -> None:
+    data = packed(1)
+    for _ in range(33):
+        data = b"\x91" + ext(TUPLE, b"\x91" + data)
+    with pytest.raises(SerializationError, match="64 levels"):
+        serializer.loads(data)
+
+
+def test_a_path_of_another_system_is_refused_or_made() -> None:
+    """Pure paths travel between systems; those of a file system belong to one."""
+    other = 1 if isinstance(pathlib.Path(), pathlib.PosixPath) else 0
+    with pytest.raises(SerializationError, match="cannot be made on this system"):
+        serializer.loads(ext(PATH, bytes([other]) + b"x"))
+
+
+@pytest.mark.parametrize("data", [None, "text", bytearray(b"\x01"), memoryview(b"\x01")])
+def test_a_payload_is_bytes(data: Any) -> None:
+    with pytest.raises(SerializationError, match=f"not {type(data).__name__}"):
+        serializer.loads(data)
+
+
+def test_no_error_shows_a_value() -> None:
+    with pytest.raises(SerializationError) as caught:
+        serializer.dumps("secret\ud800")
+    assert "secret" not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
