@@ -7,7 +7,7 @@ SITQ_DATABASE=/path/tasks.db           names the file (default: tasks.db)
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Annotated, TypedDict, cast
 
@@ -63,7 +63,7 @@ class _Lifespan(TypedDict):
 
 
 @asynccontextmanager
-async def lifespan(_: FastAPI) -> AsyncIterator[_Lifespan]:
+async def lifespan(_: FastAPI) -> AsyncGenerator[_Lifespan, None]:
     """Run a worker beside the service; a shutdown lets running tasks finish."""
     backend = SQLiteBackend(os.environ.get("SITQ_DATABASE", "tasks.db"))
     worker = Worker(backend, tasks=[write_report])

@@ -54,21 +54,21 @@ async def main(folder: Path) -> None:
         retried = await queue.options(retry=policy).enqueue(flaky)
         healthy = await queue.enqueue(double, 21)
 
-        result = await queue.get_result(failing)
-        if result is not None and result.status is TaskStatus.FAILED:
-            print(f"status: {result.status}")
-            print(f"error: {result.error}")
+        failed = await queue.get_result(failing)
+        if failed is not None and failed.status is TaskStatus.FAILED:
+            print(f"status: {failed.status}")
+            print(f"error: {failed.error}")
             print("traceback, the task's own frames:")
-            print("\n".join(f"    {line}" for line in (result.traceback or "").splitlines()))
+            print("\n".join(f"    {line}" for line in (failed.traceback or "").splitlines()))
             try:
-                queue.deserialize_result(result)
+                queue.deserialize_result(failed)
             except TaskFailedError as error:
-                first = str(error).splitlines()[0]
-                print(f"asking for its value raises {type(error).__name__}: {first}")
+                kind = type(error).__name__
+                print(f"asking for its value raises {kind}: {str(error).splitlines()[0]}")
 
-        result = await queue.get_result(retried)
-        if result is not None:
-            print(f"flaky: {queue.deserialize_result(result)!r}, attempts: {result.attempts}")
+        text = await queue.get_result(retried)
+        if text is not None:
+            print(f"flaky: {queue.deserialize_result(text)!r}, attempts: {text.attempts}")
         number = await queue.get_result(healthy)
         if number is not None:
             print(f"the worker lives: {queue.deserialize_result(number)}")
