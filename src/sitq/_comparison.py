@@ -37,7 +37,8 @@ def difference(sent: Any, back: Any) -> str | None:
     if isinstance(sent, Mapping):
         return _of_mappings(sent, back)
     if isinstance(sent, list | tuple | deque):
-        return _verdict(len(sent) == len(back), kind) or _first(zip(sent, back, strict=False))
+        same = len(sent) == len(back) and _extra(sent) == _extra(back)
+        return _verdict(same, kind) or _first(zip(sent, back, strict=False))
     if isinstance(sent, set | frozenset):
         return _of_sets(sent, back)
     return _verdict(_same_leaf(sent, back), kind)
@@ -47,7 +48,8 @@ def loss(given: Any, back: Any) -> str | None:
     """Say what validation took from ``given``, though it never asked for less.
 
     A validator may turn a value into another. Where nothing but a class is dropped (a member of a
-    ``StrEnum`` becomes a ``str``), keys vanish or a number is rounded, nobody meant that.
+    ``StrEnum`` becomes a ``str``), keys vanish, a number is rounded or a
+    dict is read as a model, nobody meant that.
     """
     if given is back:
         return None
@@ -57,6 +59,8 @@ def loss(given: Any, back: Any) -> str | None:
             return f"a {kind.__qualname__} would arrive as a {arrived.__qualname__}"
         if kind is int and arrived is float and given != back:
             return "an int would be rounded to a float"
+        if kind is dict and not isinstance(back, Mapping):
+            return f"a dict would arrive as a {arrived.__qualname__}"
         return None
     if kind is dict:
         if len(given) > len(back):
@@ -90,10 +94,15 @@ def _of_models(sent: BaseModel, back: BaseModel) -> str | None:
 
 def _of_mappings(sent: Mapping[Any, Any], back: Mapping[Any, Any]) -> str | None:
     return (
-        _verdict(len(sent) == len(back), type(sent))
+        _verdict(len(sent) == len(back) and _extra(sent) == _extra(back), type(sent))
         or _first(zip(sent, back, strict=False))
         or _first(zip(sent.values(), back.values(), strict=False))
     )
+
+
+def _extra(collection: object) -> object:
+    """Return what some collections hold beside their items."""
+    return getattr(collection, "maxlen", None) or getattr(collection, "default_factory", None)
 
 
 def _of_sets(sent: Any, back: Any) -> str | None:

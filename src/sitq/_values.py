@@ -162,11 +162,14 @@ class ValueCodec:
             raise SerializationError(
                 f"a {type(value).__qualname__} could not be read back: {error}"
             ) from None
-        found = difference(valid, back) or (None if valid is value else loss(value, back))
+        found = difference(valid, back)
         if found:
-            raise SerializationError(
-                f"the value would not come back as what it is: {found}; "
-                "annotate the parameter with the value's own type, or convert the value first"
+            raise SerializationError(f"the value would not come back as what it is: {found}")
+        found = None if valid is value else loss(value, back)
+        if found:
+            raise ValidationError(
+                f"the value is not just what the annotation says: {found}; convert it first, "
+                "or annotate the parameter with the value's own type"
             )
         return plain
 

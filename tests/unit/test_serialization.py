@@ -63,8 +63,8 @@ def through(value: Any) -> Any:
         dt.time(1, 2, 3, 4),
         dt.time(1, 2, fold=1, tzinfo=dt.UTC),
         dt.time(1, tzinfo=BERLIN),
-        dt.datetime(1, 1, 1),  # noqa: DTZ001 - naive on purpose
-        dt.datetime(9999, 12, 31, 23, 59, 59, 999_999),  # noqa: DTZ001 - likewise
+        dt.datetime(1, 1, 1),
+        dt.datetime(9999, 12, 31, 23, 59, 59, 999_999),
         pathlib.Path("a/b"),
         pathlib.Path("/"),
         pathlib.PurePosixPath("x"),

@@ -1,0 +1,328 @@
+"""Which values of which annotations travel, and which are refused at the door."""
+
+from __future__ import annotations
+
+import collections
+import datetime as dt
+import decimal
+import fractions
+import ipaddress
+import math
+import pathlib
+import re
+import uuid
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import pydantic
+import pytest
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
+
+from sitq._comparison import difference
+from sitq.errors import SerializationError, SitqError, ValidationError
+from sitq.functions import TaskFunction
+from sitq.ids import TaskId, new_task_id
+from sitq.serialization import MsgpackSerializer
+from tests.unit.function_samples import (
+    Admin,
+    Box,
+    Cat,
+    Celsius,
+    Checked,
+    Colour,
+    Dog,
+    Job,
+    Key,
+    Level,
+    Loose,
+    Name,
+    Node,
+    Options,
+    Pair,
+    Pixel,
+    Point,
+    Rights,
+    Secretive,
+    Strict,
+    T,
+    User,
+)
+
+serializer = MsgpackSerializer()
+
+
+def taking(annotation: Any) -> TaskFunction[Any]:
+    def f(x: Any) -> Any: ...
+
+    f.__qualname__ = "f"
+    f.__annotations__ = {"x": annotation, "return": annotation}
+    return TaskFunction("m:f", f)
+
+
+def through(annotation: Any, value: Any) -> Any:
+    function = taking(annotation)
+    args, kwargs = function.load_arguments(
+        serializer, function.dump_arguments(serializer, (value,), {})
+    )
+    assert kwargs == {}
+    returned = function.load_result(serializer, function.dump_result(serializer, value))
+    assert difference(args[0], returned) is None
+    return args[0]
+
+
+MOMENT = dt.datetime(2024, 1, 1, tzinfo=dt.UTC)
+ANN = User(name="Ann", born=dt.date(2000, 1, 1), tags={"a", "b"}, colour=Colour.ODD)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value"),
+    [
+        (int, 1),
+        (str, "x"),
+        (bool, True),
+        (float, 1.5),
+        (float, math.nan),
+        (bytes, b"\xff"),
+        (None, None),
+        (dt.datetime, MOMENT),
+        (dt.date, MOMENT.date()),
+        (dt.time, dt.time(1)),
+        (dt.timedelta, dt.timedelta(1)),
+        (uuid.UUID, uuid.uuid4()),
+        (decimal.Decimal, decimal.Decimal("1.10")),
+        (decimal.Decimal, decimal.Decimal("NaN")),
+        (pathlib.Path, pathlib.Path("a")),
+        (pathlib.PurePosixPath, pathlib.PurePosixPath("a")),
+        (int | None, None),
+        (int | str, "1"),
+        (int | float, 1),
+        (str | uuid.UUID, uuid.uuid4()),
+        (str | dt.date, dt.date(2000, 1, 1)),
+        (str | bytes | None, b"x"),
+        (list[int], [1, 2]),
+        (list[float], [math.nan]),
+        (list[int | None], [1, None]),
+        (dict[str, int], {"a": 1}),
+        (dict[str, list[int]], {"a": [1]}),
+        (dict[int, User], {1: ANN}),
+        (dict[Colour, int], {Colour.RED: 1}),
+        (set[int], {1}),
+        (set[Colour], {Colour.RED, Colour.ODD}),
+        (frozenset[str], frozenset("ab")),
+        (tuple[int, ...], (1, 2)),
+        (tuple[int, str], (1, "x")),
+        (tuple[()], ()),
+        (list, [1, ("x",)]),
+        (dict, {1: {2}}),
+        (set, {1}),
+        (tuple, (1, "x")),
+        (list[Any], [1, (2,)]),
+        (Any, {"a": (1,)}),
+        (object, {1}),
+        (T, [1]),
+        (Sequence[int], [1]),
+        (Sequence[int], (1,)),
+        (Sequence[User], (ANN,)),
+        (Mapping[str, int], {"a": 1}),
+        (Mapping[str, User], {"a": ANN}),
+        (Iterable[int], [1]),
+        (Iterable[int], (1,)),
+        (Iterable[User] | None, [ANN]),
+        (Collection[int], {1}),
+        (Iterable, [1]),
+        (collections.deque[int], collections.deque([1, 2])),
+        (collections.OrderedDict[str, int], collections.OrderedDict(b=1, a=2)),
+        (collections.defaultdict[str, int], collections.defaultdict(int, a=1)),
+        (Colour, Colour.RED),
+        (Colour | None, Colour.ODD),
+        (Name, Name.ANN),
+        (Level, Level.LOW),
+        (Rights, Rights.READ | Rights.WRITE),
+        (Literal["a", 1], "a"),
+        (User, ANN),
+        (User | None, None),
+        (list[User], [ANN, ANN]),
+        (User | int, ANN),
+        (Strict, Strict(theNumber=1, at=MOMENT, inner=ANN)),
+        (list[Strict], [Strict(theNumber=1)]),
+        (Loose, Loose.model_validate({"a": 1, "b": [2]})),
+        (Box[User], Box[User](content=ANN)),
+        (Node, Node(children=[Node(), Node(children=[Node()])])),
+        (Annotated[Cat | Dog, Field(discriminator="kind")], Dog()),
+        (Cat | Dog, Dog()),
+        (Job, Job(ANN, dt.timedelta(1))),
+        (Key, Key(1)),
+        (Checked, Checked(**{"enn": 1})),
+        (Pair, Pair(1, ANN)),
+        (Options, {"size": 1, "user": ANN}),
+        (Options, {}),
+        (Celsius, Celsius(1.5)),
+        (TaskId[int], new_task_id()),
+        (ipaddress.IPv4Address, ipaddress.ip_address("127.0.0.1")),
+        (ipaddress.IPv6Network, ipaddress.ip_network("::/64")),
+        (pydantic.AnyUrl, pydantic.AnyUrl("https://example.org/")),
+        (pydantic.SecretStr, pydantic.SecretStr("x")),
+        (re.Pattern[str], re.compile("a+")),
+        (fractions.Fraction, fractions.Fraction(1, 3)),
+        (complex, 1 + 2j),
+        (Annotated[int, Field(gt=0)], 1),
+        (Annotated[str, AfterValidator(str.strip)], "x"),
+    ],
+    ids=lambda item: item if isinstance(item, str) else type(item).__name__,
+)
+def test_a_value_comes_back_as_what_it_was(annotation: Any, value: Any) -> None:
+    assert difference(value, through(annotation, value)) is None
+
+
+def test_an_int_for_a_float_becomes_the_float_that_was_asked_for() -> None:
+    assert type(through(float, 1)) is float
+    assert through(list[float], [1, 2.5]) == [1.0, 2.5]
+
+
+def test_a_validator_sees_the_value_before_it_is_stored() -> None:
+    assert through(Annotated[str, AfterValidator(str.strip)], " x ") == "x"
+    assert through(
+        Annotated[
+            dt.date, BeforeValidator(lambda v: v if isinstance(v, dt.date) else MOMENT.date())
+        ],
+        "today",
+    ) == dt.date(2024, 1, 1)
+
+
+def _refuse(_: object) -> None:
+    raise ValueError("secret value")
+
+
+def _crash(_: object) -> None:
+    raise KeyError("secret value")
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value", "text"),
+    [
+        (int, "one", r"valid integer \(got str\)"),
+        (int, True, r"got bool"),
+        (int, 1.0, r"got float"),
+        (str, b"x", r"got bytes"),
+        (bool, 1, r"got int"),
+        (bytes, bytearray(), r"got bytearray"),
+        (float, True, r"got bool"),
+        (float, "1.5", r"got str"),
+        (None, 0, r"got int"),
+        (dt.date, MOMENT, r"got datetime"),
+        (dt.datetime, "2024-01-01", r"got str"),
+        (uuid.UUID, str(uuid.uuid4()), r"got str"),
+        (list[int], (1,), r"got tuple"),
+        (list[int], [1, "2"], r"at 1: .*got str"),
+        (dict[str, int], {"secret": "x"}, r"^f\(\): parameter 'x': Input .*got str"),
+        (Colour, "red", r"got str"),
+        (User, {"name": "x"}, r"a dict would arrive as a User"),
+        (Job, {"user": ANN}, r"got dict"),
+        (list[User], [{"name": "x"}], r"a dict would arrive as a User"),
+        (Pair, {"left": "secret"}, r"."),
+        (Options, {"user": {"name": "x"}}, r"a dict would arrive as a User"),
+        (Options, {"size": "1"}, r"at size: .*got str"),
+        (Iterable[int], iter([1]), r"got list_iterator"),
+        (Iterable[str], "secret", r"got str"),
+        (Literal["a"], "secret", r"got str"),
+        (Annotated[int, Field(gt=0)], 0, r"greater than 0"),
+        (Annotated[int, AfterValidator(_refuse)], 1, r"its validator refused it \(got int\)"),
+        (Annotated[int, AfterValidator(_crash)], 1, r"its validator raised KeyError"),
+        (list[int], ["secret"] * 9, r"and 6 more"),
+        (Iterator[int], iter([1]), r"produced while they are read"),
+        (list[Iterable[int]], [[1]], r"annotate a list"),
+        (Callable[[], int], len, r"."),
+        (re.Match[str], 1, r"annotation .* cannot be used"),
+        (SitqError, 1, r"annotation SitqError cannot be used"),
+    ],
+    ids=lambda item: item if isinstance(item, str) else type(item).__name__,
+)
+def test_what_is_not_as_annotated_is_refused(annotation: Any, value: Any, text: str) -> None:
+    with pytest.raises((ValidationError, SerializationError), match=text) as caught:
+        taking(annotation).dump_arguments(serializer, (value,), {})
+    assert str(caught.value).startswith("f(): parameter 'x': ")
+    assert "secret" not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+
+
+class Opaque:
+    """Nothing that anybody knows how to carry."""
+
+
+class Broken(BaseModel):
+    n: int = 0
+
+    @pydantic.model_serializer
+    def _dump(self) -> dict[str, int]:
+        raise RuntimeError("secret value")
+
+
+_double = Annotated[int, AfterValidator(lambda value: value * 2)]
+_loop: list[Any] = []
+_loop.append(_loop)
+_mutated = User(name="x")
+_mutated.__dict__["name"] = 5
+_deep = Node()
+for _ in range(200):
+    _deep = Node(children=[_deep])
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value", "text"),
+    [
+        (User, Admin(name="x"), "a Admin would arrive as a User"),
+        (list[User], [ANN, Admin(name="x")], "a Admin would arrive as a User"),
+        (Point | Pixel, Pixel(x=1), "a Pixel would arrive as a Point"),
+        (Point | dict[str, int], Point(x=1), "a Point would arrive as a dict"),
+        (Colour | str, Colour.RED, "a Colour would arrive as a str"),
+        (str, Name.ANN, "a Name would arrive as a str"),
+        (list[str], [Name.ANN], "a Name would arrive as a str"),
+        (dict[str, int], {Name.ANN: 1}, "a Name would arrive as a str"),
+        (set[str], {Name.ANN}, "a Name would arrive as a str"),
+        (tuple[str, User], (Name.ANN, ANN), "a Name would arrive as a str"),
+        (int, Level.LOW, "a Level would arrive as a int"),
+        (float, 2**53 + 1, "rounded"),
+        (Options, {"size": 1, "more": 2}, "keys that the annotation does not know"),
+        (Mapping[str, int], collections.OrderedDict(a=1), "a OrderedDict would arrive as a dict"),
+        (Secretive, Secretive(key=pydantic.SecretStr("x"), hidden=2), "a int would arrive changed"),
+        (_double, 1, "a int would arrive changed"),
+        (re.Pattern[str], re.compile("a", re.IGNORECASE), "a Pattern would arrive changed"),
+        (collections.deque[int], collections.deque([1], maxlen=3), "a deque would arrive changed"),
+        (
+            collections.defaultdict[str, int],
+            collections.defaultdict(lambda: 1),
+            "a defaultdict would arrive changed",
+        ),
+        (Any, ANN, "type User cannot be carried; annotate"),
+        (dict[str, Any], {"a": ANN}, "type User cannot be carried; annotate"),
+        (list[Any] | User, [Opaque()], "type Opaque cannot be carried"),
+        (Loose, Loose.model_validate({"b": ANN}), "a User would arrive as a dict"),
+        (Loose, Loose.model_validate({"b": Opaque()}), "Opaque cannot be"),
+        (Box[Any], Box[Any](content=Colour.RED), "a Colour would arrive as a str"),
+        (set[Key], {Key(1)}, "a set cannot be turned into plain values"),
+        (Broken, Broken(), "a Broken cannot be turned into plain values"),
+        (User, _mutated, "a User cannot be turned into plain values"),
+        (Any, _loop, "holds itself"),
+        (Node, _deep, "deep"),
+        (int, 2**70, "64 bits"),
+        (str, "secret\ud800", "surrogates"),
+    ],
+    ids=lambda item: item if isinstance(item, str) else type(item).__name__,
+)
+def test_what_would_not_come_back_is_refused(annotation: Any, value: Any, text: str) -> None:
+    with pytest.raises((SerializationError, ValidationError), match=text) as caught:
+        taking(annotation).dump_arguments(serializer, (value,), {})
+    assert str(caught.value).startswith("f(): parameter 'x': ")
+    assert "secret" not in str(caught.value)
+    with pytest.raises(type(caught.value), match=text):
+        taking(annotation).dump_result(serializer, value)
+
+
+def test_what_is_stored_by_an_older_signature_is_read_leniently_or_refused() -> None:
+    old = taking(int).dump_arguments(serializer, (1,), {})
+    assert taking(float).load_arguments(serializer, old) == ((1.0,), {})
+    with pytest.raises(ValidationError, match=r"f\(\): parameter 'x': .*got int"):
+        taking(User).load_arguments(serializer, old)
+    with pytest.raises(ValidationError, match=r"f\(\): the return value: .*got int"):
+        taking(User).load_result(serializer, serializer.dumps(1))
