@@ -121,7 +121,7 @@ def soak(session: nox.Session) -> None:
         "pytest",
         "--timeout=0",
         *(session.posargs or ["tests/properties", "tests/faults"]),
-        env={"HYPOTHESIS_PROFILE": "soak", "SITQ_SOAK": "1"},
+        env={"HYPOTHESIS_PROFILE": "soak", "SITQ_SOAK": "1", "SITQ_KILL_SECONDS": "600"},
     )
 
 
