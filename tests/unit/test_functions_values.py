@@ -152,7 +152,7 @@ ANN = User(name="Ann", born=dt.date(2000, 1, 1), tags={"a", "b"}, colour=Colour.
         (Cat | Dog, Dog()),
         (Job, Job(ANN, dt.timedelta(1))),
         (Key, Key(1)),
-        (Checked, Checked(**{"enn": 1})),
+        (Checked, Checked(enn=1)),  # type: ignore[call-arg]
         (Pair, Pair(1, ANN)),
         (Options, {"size": 1, "user": ANN}),
         (Options, {}),

@@ -367,3 +367,20 @@ def test_no_error_shows_a_value() -> None:
     assert "secret" not in str(caught.value)
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__
+
+
+def test_a_value_that_msgpack_has_no_memory_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def pack(_: object) -> bytes:
+        raise MemoryError
+
+    monkeypatch.setattr("sitq.serialization._pack", pack)
+    with pytest.raises(SerializationError, match="too large"):
+        serializer.dumps(1)
+
+
+def test_a_value_that_changes_while_it_is_written_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(MsgpackSerializer, "_inspect", lambda self, value: None)
+    with pytest.raises(SerializationError, match="type complex "):
+        serializer.dumps([[1j]])

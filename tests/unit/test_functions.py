@@ -1,0 +1,278 @@
+"""How the arguments of a task's function are bound, written and read."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import math
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any, ParamSpec, TypedDict, TypeVar, Unpack
+
+import pytest
+
+from sitq.errors import SerializationError, ValidationError
+from sitq.functions import TaskDefaults, TaskFunction
+from sitq.models import RetryPolicy
+from sitq.serialization import MsgpackSerializer
+from tests.unit.function_samples import User
+
+if TYPE_CHECKING:
+    from decimal import Decimal as OnlyForCheckers
+
+serializer = MsgpackSerializer()
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def add(a: int, b: int = 2) -> int:
+    return a + b
+
+
+async def greet(user: User, /, *names: str, loud: bool = False, **more: int) -> str:
+    return ""
+
+
+def bare(a, b=(), *rest, c=None, **more):  # type: ignore[no-untyped-def]
+    return a
+
+
+def needs_keyword(*, key: int) -> None: ...
+
+
+def hidden(a: OnlyForCheckers, b: int = 0) -> OnlyForCheckers:
+    return a
+
+
+def nested(a: list[OnlyForCheckers]) -> None: ...
+
+
+def nothing() -> None: ...
+
+
+class Named(TypedDict):
+    x: int
+
+
+def unpacked(**named: Unpack[Named]) -> None: ...
+
+
+def passed_on(*args: P.args, **kwargs: P.kwargs) -> None: ...  # type: ignore[valid-type]
+
+
+def logged(func: Callable[P, R]) -> Callable[P, R]:
+    @functools.wraps(func)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        return func(*args, **kwargs)
+
+    return wrapper
+
+
+@logged
+def wrapped(a: User) -> User:
+    return a
+
+
+@logged
+async def wrapped_async(a: int) -> int:
+    return a
+
+
+def starts(a: int) -> Awaitable[int]:
+    return wrapped_async(a)
+
+
+@functools.wraps(wrapped_async)
+def declared(a: int) -> Coroutine[Any, Any, int]:
+    return asyncio.sleep(0, a)
+
+
+declared.__annotations__["return"] = Coroutine[Any, Any, int]
+
+
+def task(func: Callable[..., Any]) -> TaskFunction[Any]:
+    return TaskFunction(f"m:{func.__name__}", func)
+
+
+def through(
+    func: Callable[..., Any], *args: Any, **kwargs: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    function = task(func)
+    payload = function.dump_arguments(serializer, args, kwargs)
+    return function.load_arguments(serializer, payload)
+
+
+def stored(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return serializer.loads(task(func).dump_arguments(serializer, args, kwargs))
+
+
+def test_the_payload_is_a_list_of_positional_and_a_dict_of_keyword_arguments() -> None:
+    assert stored(add, 1, 3) == [[1, 3], {}]
+    assert stored(nothing) == [[], {}]
+    assert stored(greet, User(name="x"), loud=True)[1] == {"loud": True}
+
+
+def test_defaults_are_left_to_the_worker() -> None:
+    assert stored(add, 1) == [[1], {}]
+
+
+def test_arguments_given_by_name_are_bound_to_their_places() -> None:
+    assert through(add, b=1, a=2) == ((2, 1), {})
+    assert through(add, a=2) == ((2,), {})
+    assert through(needs_keyword, key=1) == ((), {"key": 1})
+
+
+def test_each_extra_argument_is_read_by_the_annotation_of_its_parameter() -> None:
+    ann = User(name="Ann")
+    assert through(greet, ann, "b", "c", loud=True, x=1) == (
+        (ann, "b", "c"),
+        {"loud": True, "x": 1},
+    )
+    with pytest.raises(ValidationError, match="parameter 'names': .*got int"):
+        through(greet, ann, "b", 1)
+    with pytest.raises(ValidationError, match="parameter 'more': .*got str"):
+        through(greet, ann, x="1")
+
+
+def test_a_function_without_annotations_takes_plain_values() -> None:
+    assert through(bare, (1,), {2}, b"x", None, c=[1.5], d={"k": (1,)}) == (
+        ((1,), {2}, b"x", None),
+        {"c": [1.5], "d": {"k": (1,)}},
+    )
+    with pytest.raises(SerializationError, match="parameter 'rest': .*User"):
+        through(bare, 1, 2, User(name="x"))
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "text"),
+    [
+        ((), {}, "missing a required argument: 'a'"),
+        ((1, 2, 3), {}, "too many positional arguments"),
+        ((1,), {"a": 1}, "multiple values for argument 'a'"),
+        ((1,), {"c": 1}, "got an unexpected keyword argument 'c'"),
+        (("one",), {}, r"parameter 'a': Input should be a valid integer \(got str\)"),
+        ((1,), {"b": None}, "parameter 'b': .*got NoneType"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_named(
+    args: tuple[Any, ...], kwargs: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(ValidationError, match=rf"^add\(\): {text}"):
+        through(add, *args, **kwargs)
+
+
+def test_a_missing_keyword_is_named() -> None:
+    with pytest.raises(ValidationError, match="'key'"):
+        through(needs_keyword)
+
+
+def test_the_argument_that_is_too_large_is_named() -> None:
+    with pytest.raises(SerializationError, match=r"^bare\(\): parameter 'b': .*2000005 bytes"):
+        through(bare, 1, "x" * 2_000_000)
+
+
+def test_arguments_too_large_together_say_so() -> None:
+    with pytest.raises(SerializationError, match=r"bare\(\): the arguments together: .*over"):
+        through(bare, "x" * 600_000, "x" * 600_000)
+
+
+def test_a_name_that_only_type_checkers_see_is_refused_with_what_to_do() -> None:
+    with pytest.raises(
+        ValidationError, match=r"hidden\(\): parameter 'a': .*OnlyForCheckers.*TYPE_CHECKING"
+    ):
+        through(hidden, 1)
+    with pytest.raises(ValidationError, match="parameter 'a': .*OnlyForCheckers"):
+        through(nested, [])
+    with pytest.raises(ValidationError, match="the return value: .*OnlyForCheckers"):
+        task(hidden).dump_result(serializer, 1)
+
+
+def test_what_a_wrapper_wraps_says_what_fits() -> None:
+    ann = User(name="Ann")
+    assert through(wrapped, ann) == ((ann,), {})
+    with pytest.raises(ValidationError, match="parameter 'a'"):
+        through(wrapped, 1)
+
+
+def test_what_no_annotation_of_one_value_can_say_takes_plain_values() -> None:
+    assert through(unpacked, x=1) == ((), {"x": 1})
+    assert through(passed_on, (1,), x={2}) == (((1,),), {"x": {2}})
+    with pytest.raises(SerializationError, match="parameter 'kwargs': .*User"):
+        through(passed_on, x=User(name="x"))
+
+
+def test_builtin_functions_take_plain_values() -> None:
+    assert through(math.sqrt, 2.0) == ((2.0,), {})
+    with pytest.raises(ValidationError, match="missing a required argument"):
+        through(math.sqrt)
+
+
+def test_a_function_without_a_signature_is_refused() -> None:
+    with pytest.raises(ValidationError, match=r"max\(\): it has no signature"):
+        through(max, 1)
+
+
+def test_coroutine_functions_are_told_apart_also_behind_wrappers() -> None:
+    assert [task(func).is_async for func in (add, greet, wrapped, wrapped_async, declared)] == [
+        False,
+        True,
+        False,
+        True,
+        True,
+    ]
+    assert not task(starts).is_async
+
+
+def test_the_result_of_an_awaitable_is_what_travels() -> None:
+    function = task(declared)
+    assert function.load_result(serializer, function.dump_result(serializer, 1)) == 1
+    with pytest.raises(ValidationError, match="the return value: .*got str"):
+        function.dump_result(serializer, "1")
+
+
+def test_results_are_checked_and_read_by_the_return_annotation() -> None:
+    function = task(wrapped)
+    ann = User(name="Ann")
+    assert function.load_result(serializer, function.dump_result(serializer, ann)) == ann
+    with pytest.raises(ValidationError, match=r"add\(\): the return value: .*got str"):
+        task(add).dump_result(serializer, "1")
+    with pytest.raises(ValidationError, match="got int"):
+        task(nothing).dump_result(serializer, 1)
+    with pytest.raises(SerializationError, match=r"bare\(\): the return value: .*object"):
+        task(bare).dump_result(serializer, object())
+    with pytest.raises(SerializationError, match="malformed"):
+        task(add).load_result(serializer, b"\xc1")
+
+
+@pytest.mark.parametrize(
+    "envelope",
+    [None, 1, [], [[]], [[], {}, 1], [{}, []], [(), {}], [[], {1: 2}], {"a": 1}],
+)
+def test_a_payload_that_is_no_arguments_is_refused(envelope: Any) -> None:
+    with pytest.raises(SerializationError, match="holds no arguments"):
+        task(add).load_arguments(serializer, serializer.dumps(envelope))
+
+
+@pytest.mark.parametrize(
+    "envelope", [[[], {}], [[1, 2, 3], {}], [[1], {"z": 1}], [[1], {"a": 1}], [[], {"self": 1}]]
+)
+def test_stored_arguments_that_fit_no_more_are_refused(envelope: Any) -> None:
+    with pytest.raises(ValidationError, match="do not fit its signature"):
+        task(add).load_arguments(serializer, serializer.dumps(envelope))
+
+
+def test_stored_values_that_fit_no_more_are_refused() -> None:
+    with pytest.raises(ValidationError, match=r"add\(\): parameter 'b': .*got list"):
+        task(add).load_arguments(serializer, serializer.dumps([[1, []], {}]))
+
+
+def test_a_task_function_shows_its_name_only() -> None:
+    assert repr(task(add)) == "TaskFunction('m:add')"
+    assert task(add).defaults == TaskDefaults()
+
+
+def test_defaults_hold_the_options_given() -> None:
+    policy = RetryPolicy(max_attempts=5)
+    function = TaskFunction("m:add", add, TaskDefaults(retry=policy, priority=3))
+    assert function.defaults.retry == policy
+    assert function.defaults.priority == 3
+    assert function.defaults.queue is None
