@@ -12,7 +12,7 @@ from sitq.options import Options, make_task
 from sitq.registry import Call, known
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from sitq.connection import Connection
     from sitq.ids import TaskId
@@ -101,7 +101,7 @@ class BoundQueue:
 
     @overload
     async def enqueue(
-        self, func: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs
+        self, func: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs
     ) -> TaskId[R]: ...
     @overload
     async def enqueue(

@@ -24,7 +24,7 @@ from sitq.serialization import MsgpackSerializer
 from sitq.states import TaskStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
     from datetime import datetime, timedelta
     from types import TracebackType
 
@@ -99,7 +99,7 @@ class TaskQueue:
     @overload
     async def enqueue(
         self,
-        func: Callable[..., Coroutine[Any, Any, R]],
+        func: Callable[..., Awaitable[R]],
         /,
         *args: object,
         eta: datetime | None,
@@ -111,7 +111,7 @@ class TaskQueue:
     ) -> TaskId[R]: ...
     @overload
     async def enqueue(
-        self, func: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs
+        self, func: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs
     ) -> TaskId[R]: ...
     @overload
     async def enqueue(

@@ -13,7 +13,7 @@ from sitq.errors import UsageError
 from sitq.queue import TaskQueue
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
     from datetime import datetime, timedelta
     from types import TracebackType
 
@@ -129,7 +129,7 @@ class SyncTaskQueue:
     @overload
     def enqueue(
         self,
-        func: Callable[..., Coroutine[Any, Any, R]],
+        func: Callable[..., Awaitable[R]],
         /,
         *args: object,
         eta: datetime | None,
@@ -141,12 +141,10 @@ class SyncTaskQueue:
     ) -> TaskId[R]: ...
     @overload
     def enqueue(
-        self, func: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs
+        self, func: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs
     ) -> TaskId[R]: ...
     @overload
-    def enqueue(
-        self, func: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
-    ) -> TaskId[R]: ...
+    def enqueue(self, func: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskId[R]: ...
     def enqueue(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskId[Any]:
         """See `TaskQueue.enqueue`."""
         return self._portal.run(partial(self._queue.enqueue, func, *args, **kwargs))
@@ -231,12 +229,10 @@ class SyncBoundQueue:
 
     @overload
     def enqueue(
-        self, func: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs
+        self, func: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs
     ) -> TaskId[R]: ...
     @overload
-    def enqueue(
-        self, func: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
-    ) -> TaskId[R]: ...
+    def enqueue(self, func: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskId[R]: ...
     def enqueue(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskId[Any]:
         """See `BoundQueue.enqueue`."""
         return self._portal.run(partial(self._bound.enqueue, func, *args, **kwargs))

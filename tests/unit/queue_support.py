@@ -1,0 +1,107 @@
+"""What the tests of the queue share: functions to enqueue, a store that can be watched."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from sitq import MsgpackSerializer, Result, TaskId, TaskQueue, task
+from sitq.backends.memory import MemoryBackend
+from sitq.models import Outcome, Task
+from sitq.protocols import Clock, Listener, Topic
+from sitq.registry import known
+from sitq.testing import FakeClock
+
+
+def add(a: int, b: int) -> int:
+    return a + b
+
+
+async def greet(name: str) -> str:
+    return f"hello {name}"
+
+
+def remind(text: str, eta: str = "") -> str:
+    """A function with a parameter that is called like an option."""
+    return text + eta
+
+
+@task(queue="mail", priority=7, timeout=30.0, result_ttl=60.0)
+def mail(to: str) -> None:
+    """A function with options of its own."""
+
+
+class SpyBackend(MemoryBackend):
+    """A store that notes what is asked of it, and fails when told to."""
+
+    def __init__(self, clock: Clock | None = None) -> None:
+        super().__init__(clock=clock)
+        self.looks: list[tuple[TaskId[Any], ...]] = []
+        self.listeners = 0
+        self.opened = 0
+        self.errors: list[Exception] = []
+        self.stored: list[Task] = []
+
+    async def open(self) -> None:
+        await super().open()
+        self.opened += 1
+
+    async def close(self) -> None:
+        await super().close()
+        self.opened -= 1
+
+    async def enqueue(self, tasks: Sequence[Task]) -> list[TaskId[Any]]:
+        ids = await super().enqueue(tasks)
+        self.stored.extend(tasks)
+        return ids
+
+    async def get_results(
+        self, task_ids: Sequence[TaskId[Any]]
+    ) -> Mapping[TaskId[Any], Result[Any] | None]:
+        self.looks.append(tuple(task_ids))
+        if self.errors:
+            raise self.errors.pop(0)
+        return await super().get_results(task_ids)
+
+    @asynccontextmanager
+    async def listen(self, topic: Topic) -> AsyncIterator[Listener]:
+        async with super().listen(topic) as listener:
+            self.listeners += 1
+            try:
+                yield listener
+            finally:
+                self.listeners -= 1
+
+
+@asynccontextmanager
+async def spied_queue() -> AsyncIterator[tuple[TaskQueue, SpyBackend, FakeClock]]:
+    """A queue on a store that can be watched, on a clock that stands still."""
+    clock = FakeClock()
+    backend = SpyBackend(clock)
+    async with TaskQueue(backend) as queue:
+        yield queue, backend, clock
+
+
+async def finish(backend: MemoryBackend, value: object = None, *, error: str | None = None) -> int:
+    """End all tasks that are due, as a worker would; tell how many."""
+    reserved = (await backend.reserve("hand", ("default", "mail"), 10_000, 30.0)).tasks
+    data = MsgpackSerializer().dumps(value)
+    await backend.finish(
+        [
+            Outcome.success(task.lease, data)
+            if error is None
+            else Outcome.failure(task.lease, error, "Traceback: the remote one")
+            for task in reserved
+        ]
+    )
+    return len(reserved)
+
+
+def arguments(task: Task) -> dict[str, Any]:
+    """What a worker would call the task's function with, by parameter."""
+    function = known.get(task.function)
+    assert function is not None
+    args, kwargs = function.load_arguments(MsgpackSerializer(), task.payload)
+    return inspect.signature(function.func).bind(*args, **kwargs).arguments

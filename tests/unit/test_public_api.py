@@ -1,0 +1,97 @@
+"""The public surface is written down here, and importing it is cheap."""
+
+from __future__ import annotations
+
+import builtins
+import importlib
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+import sitq
+
+NAMES = [
+    "Backend",
+    "BackendBusyError",
+    "BackendConnectionError",
+    "BackendError",
+    "BackendFormatError",
+    "BackendFullError",
+    "Call",
+    "Clock",
+    "LeaseLostError",
+    "MsgpackSerializer",
+    "Progress",
+    "ReservedTask",
+    "Result",
+    "Retry",
+    "RetryPolicy",
+    "SQLiteBackend",
+    "SerializationError",
+    "Serializer",
+    "SitqError",
+    "SyncTaskQueue",
+    "Task",
+    "TaskFailedError",
+    "TaskId",
+    "TaskInfo",
+    "TaskNotFoundError",
+    "TaskQueue",
+    "TaskStatus",
+    "UsageError",
+    "ValidationError",
+    "Worker",
+    "call",
+    "current_task",
+    "task",
+]
+
+MODULES = [
+    module.name
+    for module in pkgutil.walk_packages(sitq.__path__, "sitq.")
+    if not module.name.endswith("__main__") and ".postgres" not in module.name
+]
+
+
+def place(name: str) -> tuple[int, str]:
+    """Constants first, then classes, then functions: as the formatter sorts them."""
+    return (0 if name.isupper() else 1 if name[0].isupper() else 2, name)
+
+
+def test_the_public_names_are_these_and_sorted() -> None:
+    assert sitq.__all__ == sorted(NAMES)
+
+
+def test_there_are_no_other_public_names_but_the_modules() -> None:
+    modules = {name.split(".")[1] for name in MODULES}
+    public = {name for name in vars(sitq) if not name.startswith("_")}
+    # `task` and `call` are functions, and no module may hide them.
+    assert public - modules == set(NAMES)
+    assert modules.isdisjoint(NAMES)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_module_says_what_it_is_for_and_has_a_sorted_all(name: str) -> None:
+    module = importlib.import_module(name)
+    assert module.__doc__
+    assert list(module.__all__) == sorted(module.__all__, key=place)
+    assert all(hasattr(module, public) for public in module.__all__)
+
+
+def test_every_error_has_the_root_and_hides_no_builtin() -> None:
+    for name in sitq.__all__:
+        member = getattr(sitq, name)
+        if isinstance(member, type) and issubclass(member, Exception) and name != "Retry":
+            assert issubclass(member, sitq.SitqError)
+            assert not hasattr(builtins, name)
+
+
+def test_importing_sitq_needs_no_extra_and_starts_no_loop() -> None:
+    program = (
+        "import sys, threading, sitq; "
+        "heavy = {'trio', 'asyncpg', 'pytest', 'hypothesis', 'sitq.testing'} & set(sys.modules); "
+        "assert not heavy, heavy; assert threading.active_count() == 1"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, timeout=30)
