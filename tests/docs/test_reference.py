@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 import sitq
+import sitq.backends.memory
 import sitq.errors
+import sitq.testing
 from sitq.states import TRANSITIONS
 from tests.docs.pages import ROOT, blocks
 
@@ -19,9 +21,12 @@ DOCS = ROOT / "docs"
 REFERENCE = "\n".join(path.read_text() for path in sorted(DOCS.glob("reference/*.md")))
 
 
-@pytest.mark.parametrize("name", sorted(sitq.__all__))
+PUBLIC = {*sitq.__all__, *sitq.testing.__all__, *sitq.backends.memory.__all__}
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC))
 def test_the_reference_names_each_public_name(name: str) -> None:
-    assert re.search(rf"`{name}\b", REFERENCE)
+    assert re.search(rf"`(\w+\.)*{name}\b", REFERENCE)
 
 
 @pytest.mark.parametrize(
