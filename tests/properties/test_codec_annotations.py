@@ -55,7 +55,8 @@ _leaves: dict[Any, st.SearchStrategy[Any]] = {
     dt.date: st.dates(),
     dt.datetime: st.datetimes(timezones=st.one_of(st.none(), st.timezones())),
     dt.timedelta: st.timedeltas(),
-    decimal.Decimal: st.decimals(allow_nan=False),
+    # pydantic takes finite ones only.
+    decimal.Decimal: st.decimals(allow_nan=False, allow_infinity=False),
     Colour: st.sampled_from(Colour),
     Span: st.builds(Span, _integers, st.floats(allow_nan=False)),
     Spot: st.builds(Spot, _integers, st.none() | st.text()),

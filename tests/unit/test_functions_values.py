@@ -167,6 +167,7 @@ ANN = User(name="Ann", born=dt.date(2000, 1, 1), tags={"a", "b"}, colour=Colour.
         (complex, 1 + 2j),
         (Annotated[int, Field(gt=0)], 1),
         (Annotated[str, AfterValidator(str.strip)], "x"),
+        (Annotated[int, ["a note that cannot be hashed"]], 1),
     ],
     ids=lambda item: item if isinstance(item, str) else type(item).__name__,
 )
@@ -197,9 +198,19 @@ def _crash(_: object) -> None:
     raise KeyError("secret value")
 
 
+def _endless(value: object) -> object:
+    return _endless(value)
+
+
+class Unfinished(BaseModel):
+    part: Missing  # type: ignore[name-defined] # noqa: F821
+
+
 @pytest.mark.parametrize(
     ("annotation", "value", "text"),
     [
+        (Annotated[int, AfterValidator(_endless)], 1, "nested too deeply"),
+        (Unfinished, {"part": 1}, r"cannot be used|not fully defined"),
         (int, "one", r"valid integer \(got str\)"),
         (int, True, r"got bool"),
         (int, 1.0, r"got float"),
@@ -258,6 +269,14 @@ class Broken(BaseModel):
         raise RuntimeError("secret value")
 
 
+class OneWay(BaseModel):
+    n: int = 0
+
+    @pydantic.field_serializer("n")
+    def _dump(self, _: int) -> str:
+        return "secret"
+
+
 _double = Annotated[int, AfterValidator(lambda value: value * 2)]
 _loop: list[Any] = []
 _loop.append(_loop)
@@ -302,6 +321,7 @@ for _ in range(200):
         (Box[Any], Box[Any](content=Colour.RED), "a Colour would arrive as a str"),
         (set[Key], {Key(1)}, "a set cannot be turned into plain values"),
         (Broken, Broken(), "a Broken cannot be turned into plain values"),
+        (OneWay, OneWay(), "a OneWay could not be read back: at n: .*got str"),
         (User, _mutated, "a User cannot be turned into plain values"),
         (Any, _loop, "holds itself"),
         (Node, _deep, "deep"),
