@@ -68,6 +68,7 @@ def types(session: nox.Session) -> None:
     """Check the types of the code, and those that users see, with both checkers."""
     install(session, "types")
     session.run("mypy", "src", "tests", "noxfile.py", *sorted(map(str, examples())))
+    check_pages(session)
     session.run("pyright", env={"PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"})
     session.run("pyright", "--verifytypes", "sitq", "--ignoreexternal")
 
@@ -123,6 +124,18 @@ def soak(session: nox.Session) -> None:
         *(session.posargs or ["tests/properties", "tests/faults"]),
         env={"HYPOTHESIS_PROFILE": "soak", "SITQ_SOAK": "1", "SITQ_KILL_SECONDS": "600"},
     )
+
+
+def check_pages(session: nox.Session) -> None:
+    """Check the types of the code that the pages show."""
+    folder = Path(session.create_tmp()).resolve() / "pages"
+    shutil.rmtree(folder, ignore_errors=True)
+    session.run("python", "-m", "tests.docs.pages", str(folder))
+    for page in sorted({path.parent for path in folder.glob("**/*.py")}):
+        with session.chdir(page):
+            files = sorted(path.name for path in page.glob("*.py"))
+            cache = f"--cache-dir={folder / 'cache'}"
+            session.run("mypy", "--config-file=", "--strict", cache, *files, silent=True)
 
 
 def examples() -> list[Path]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["PAGES", "ROOT", "Block", "blocks", "script"]
+__all__ = ["PAGES", "ROOT", "Block", "blocks", "script", "write"]
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "examples" / "README.md", *ROOT.glob("docs/**/*.md")])
@@ -55,3 +56,30 @@ def script(page: Path) -> str:
             lines += [""] * (block.line - 1 - len(lines))
             lines += block.text.splitlines()
     return "\n".join(lines) + "\n" if lines else ""
+
+
+def write(page: Path, folder: Path) -> Path | None:
+    """Write a page's files into a folder; return the path of its script if it has one."""
+    for block in blocks(page):
+        if block.language == "python" and block.title is not None:
+            (folder / block.title).write_text(block.text)
+    source = script(page)
+    if not source:
+        return None
+    path = folder / "page.py"
+    path.write_text(source)
+    return path
+
+
+def main(folder: Path) -> None:
+    """Write each page that has code into a folder of its own, for the type checker."""
+    for page in PAGES:
+        target = folder / page.relative_to(ROOT).with_suffix("")
+        target.mkdir(parents=True)
+        write(page, target)
+        if not list(target.iterdir()):
+            target.rmdir()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
