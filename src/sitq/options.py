@@ -102,7 +102,7 @@ def make_task(
     defaults = function.defaults
     for name in _DEFAULTED:
         value = getattr(options, name)
-        if value is None and defaults is not None:
+        if value is None:
             value = getattr(defaults, name)
         if value is not None:
             fields[name] = value

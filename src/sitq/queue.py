@@ -343,9 +343,8 @@ def _checked_id(task_id: object) -> TaskId[Any]:
 
 def _account_of(result: Result[Any]) -> str:
     """How a task ended that did not succeed."""
-    lines = [f"task {result.task_id} ({result.function}) ended as {result.status}"]
-    if result.error:
-        lines[0] += f": {result.error}"
+    end = f"task {result.task_id} ({result.function}) ended as {result.status}"
+    lines = [f"{end}: {result.error}" if result.error else end]
     if result.traceback:
         lines.append(result.traceback.rstrip())
     return "\n".join(lines)

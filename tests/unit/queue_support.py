@@ -10,7 +10,7 @@ from typing import Any
 from sitq import MsgpackSerializer, Result, TaskId, TaskQueue, task
 from sitq.backends.memory import MemoryBackend
 from sitq.models import Outcome, Task
-from sitq.protocols import Clock, Listener, Topic
+from sitq.protocols import Backend, Clock, Listener, Topic
 from sitq.registry import known
 from sitq.testing import FakeClock
 
@@ -84,7 +84,7 @@ async def spied_queue() -> AsyncIterator[tuple[TaskQueue, SpyBackend, FakeClock]
         yield queue, backend, clock
 
 
-async def finish(backend: MemoryBackend, value: object = None, *, error: str | None = None) -> int:
+async def finish(backend: Backend, value: object = None, *, error: str | None = None) -> int:
     """End all tasks that are due, as a worker would; tell how many."""
     reserved = (await backend.reserve("hand", ("default", "mail"), 10_000, 30.0)).tasks
     data = MsgpackSerializer().dumps(value)

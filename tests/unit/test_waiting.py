@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -13,6 +14,7 @@ from sitq import (
     BackendBusyError,
     BackendConnectionError,
     Result,
+    SQLiteBackend,
     TaskNotFoundError,
     TaskQueue,
     call,
@@ -273,14 +275,14 @@ async def test_a_change_that_the_listener_missed_is_seen_within_a_second() -> No
         group.cancel_scope.cancel()
 
 
+async def cancel_after(waiter: Waiter, turns: int) -> None:
+    for _ in range(turns):
+        await checkpoint()
+    waiter.scope.cancel()
+
+
 async def test_waiters_cancelled_at_random_points_do_not_keep_the_others_waiting() -> None:
     draw = random.Random(11)
-
-    async def cancel_after(waiter: Waiter, turns: int) -> None:
-        for _ in range(turns):
-            await checkpoint()
-        waiter.scope.cancel()
-
     async with spied_queue() as (queue, backend, _):
         for _ in range(30):
             ids = [await queue.enqueue(add, 1, 2) for _ in range(4)]
@@ -297,3 +299,27 @@ async def test_waiters_cancelled_at_random_points_do_not_keep_the_others_waiting
                     await waiter.ended.wait()
                     assert waiter.result is not None
             assert backend.listeners == 0
+
+
+async def test_waiters_for_a_file_cancelled_at_random_points_leave_a_working_queue(
+    tmp_path: Path,
+) -> None:
+    draw = random.Random(12)
+    backend = SQLiteBackend(tmp_path / "q.db")
+    async with TaskQueue(backend) as queue, anyio.create_task_group() as group:
+        ids = await queue.enqueue_many([call(add, 1, 2)] * 20)
+        survivors, victims = [Waiter() for _ in ids], [Waiter() for _ in range(40)]
+        for waiter, task_id in zip(survivors, ids, strict=True):
+            group.start_soon(waiter.run, queue, task_id, 60.0)
+        for victim in victims:
+            group.start_soon(victim.run, queue, draw.choice(ids), draw.choice([None, 60.0]))
+            group.start_soon(cancel_after, victim, draw.randrange(40))
+        for victim in victims[:20]:
+            await victim.ended.wait()
+        await finish(backend, 3)
+        for waiter in survivors + victims:
+            await waiter.ended.wait()
+        assert all(waiter.result is not None for waiter in survivors)
+        waiters = await queue._connection.use()
+        assert (waiters._waiting, waiters._leader) == ({}, None)
+        assert await queue.enqueue(add, 1, 2)
