@@ -110,9 +110,9 @@ class _Shape:
 
     def slots(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[tuple[_Slot, Any]]:
         """Pair the bound arguments with their slots."""
-        known = len(self.positional)
         yield from zip(self.positional, args, strict=False)
-        yield from ((cast("_Slot", self.rest), value) for value in args[known:])
+        for value in args[len(self.positional) :]:
+            yield cast("_Slot", self.rest), value
         for name, value in kwargs.items():
             yield self.named.get(name) or cast("_Slot", self.rest_named), value
 
@@ -232,7 +232,7 @@ class TaskFunction(Generic[R_co]):
         if (
             type(args) is not list
             or type(kwargs) is not dict
-            or not all(type(key) is str for key in kwargs)
+            or not {str}.issuperset(map(type, kwargs))
         ):
             raise SerializationError(f"{self.label}: the payload holds no arguments")
         try:
@@ -241,9 +241,12 @@ class TaskFunction(Generic[R_co]):
             raise ValidationError(
                 f"{self.label}: the stored arguments do not fit its signature: {error}"
             ) from None
-        values = [self._restore(slot, plain) for slot, plain in shape.slots(bound, named)]
+        values = tuple(
+            plain if type(plain) in slot.leaves else self._restore(slot, plain)
+            for slot, plain in shape.slots(bound, named)
+        )
         count = len(bound)
-        return tuple(values[:count]), dict(zip(named, values[count:], strict=True))
+        return values[:count], dict(zip(named, values[count:], strict=True)) if named else {}
 
     def dump_result(self, serializer: Serializer, value: Any) -> bytes:
         """Encode what the function returned.
