@@ -1,4 +1,4 @@
-"""Measure sitq: ``python tests/benchmarks [--quick] [--loop asyncio|trio]``.
+"""Measure sitq: ``python -m tests.benchmarks [--quick] [--loop asyncio|trio]``.
 
 Ratios come first: each rate stands beside a floor of raw sqlite3 that was measured in the same
 minute at the same durability. The machines are shared and noisy, so each figure is the median of
@@ -22,10 +22,7 @@ from typing import Any
 
 import anyio
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-import floors
-import workloads
+from tests.benchmarks import floors, workloads
 
 Rates = list[float]
 
@@ -93,7 +90,7 @@ def _rates(folder: Path, loop: str, rounds: int, count: int) -> None:
 def _latencies(folder: Path, loop: str, count: int) -> None:
     path = folder / "idle.db"
     with subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("idle_worker.py")), str(path)],
+        [sys.executable, "-m", "tests.benchmarks.idle_worker", str(path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

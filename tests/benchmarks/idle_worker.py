@@ -6,9 +6,9 @@ import sys
 import time
 
 import anyio
-import workloads
 
 from sitq import SQLiteBackend, Worker
+from tests.benchmarks import workloads
 
 
 async def main(path: str) -> None:

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -75,19 +76,25 @@ async def poison() -> None:
 
 async def worker(database: str, settings: dict[str, float]) -> None:
     """Run until SIGTERM."""
-    options: dict[str, Any] = {"lease": 1.0, "max_crashes": 100_000, "shutdown_timeout": 5.0}
+    options: dict[str, Any] = {"lease": 1.0, "max_crashes": 1000, "shutdown_timeout": 5.0}
     options |= settings
     options["max_crashes"] = int(options["max_crashes"])
     one = Worker(SQLiteBackend(database), max_concurrency=8, **options)
+    with anyio.open_signal_receiver(signal.SIGTERM) as signals:
+        async with anyio.create_task_group() as listening:
+            listening.start_soon(stop_on, signals, one)
+            async with anyio.create_task_group() as working:
+                await working.start(one.start)
+                write("ready", os.getpid())
+            listening.cancel_scope.cancel()
+
+
+async def stop_on(signals: AsyncIterator[signal.Signals], one: Worker) -> None:
+    """Stop the worker at each signal; what is said twice is meant once."""
     async with anyio.create_task_group() as group:
-        with anyio.open_signal_receiver(signal.SIGTERM) as signals:
-            await group.start(one.start)
-            write("ready", os.getpid())
-            async for _ in signals:
-                write("term")
-                group.start_soon(one.stop)
-                await one.stop()
-                break
+        async for _ in signals:
+            write("term")
+            group.start_soon(one.stop)
 
 
 async def producer(database: str, settings: dict[str, float]) -> None:
@@ -119,7 +126,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))
-    import crew
+    # The functions must have the names by which the tests know them.
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+    from tests.faults import crew
 
     crew.main()

@@ -12,7 +12,7 @@ from contextlib import closing
 from pathlib import Path
 
 CREW = Path(__file__).with_name("crew.py")
-PATIENCE = 60.0
+PATIENCE = 25.0
 
 
 class Member:
@@ -21,13 +21,13 @@ class Member:
     def __init__(self, role: str, loop: str, database: Path, log: Path, **settings: float) -> None:
         self.log = log
         words = [f"{name}={value}" for name, value in settings.items()]
-        self.process = subprocess.Popen(
-            [sys.executable, str(CREW), role, loop, str(database), str(log), *words],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        with log.with_suffix(".stderr").open("wb") as stderr:
+            self.process = subprocess.Popen(
+                [sys.executable, str(CREW), role, loop, str(database), str(log), *words],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+            )
 
     def lines(self, word: str) -> list[list[str]]:
         """What follows a word in the log, line by line."""
@@ -40,15 +40,16 @@ class Member:
         """Wait until a word stands in the log so many times."""
         give_up = time.monotonic() + PATIENCE
         while len(found := self.lines(word)) < count:
-            assert time.monotonic() < give_up, f"no {word!r} in the log: {self.stderr()}"
+            late = time.monotonic() > give_up or self.process.poll() is not None
+            if late and len(self.lines(word)) < count:
+                message = f"no {word!r} in the log: {self.stderr()}"
+                raise AssertionError(message)
             time.sleep(0.005)
         return found
 
     def stderr(self) -> str:
-        """What the process complained of, once it has ended."""
-        if self.process.poll() is None or self.process.stderr is None:
-            return "(runs)"
-        return self.process.stderr.read()
+        """What the process complained of."""
+        return self.log.with_suffix(".stderr").read_text()
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal."""
@@ -58,16 +59,37 @@ class Member:
         """SIGKILL, and wait for the end."""
         self.process.kill()
         self.process.wait(PATIENCE)
-        if self.process.stderr is not None:
-            self.process.stderr.close()
 
     def finish(self) -> int:
         """SIGTERM, and wait for the end."""
         self.process.terminate()
-        code = self.process.wait(PATIENCE)
-        if self.process.stderr is not None:
-            self.process.stderr.close()
-        return code
+        return self.process.wait(PATIENCE)
+
+
+class Crew:
+    """All processes of a test; what still runs at its end is killed."""
+
+    def __init__(self, loop: str, folder: Path) -> None:
+        self.database = folder / "q.db"
+        self.members: list[Member] = []
+        self._loop = loop
+        self._folder = folder
+
+    def hire(self, role: str, **settings: float) -> Member:
+        """Start a worker or a producer."""
+        log = self._folder / f"{role}-{len(self.members)}.log"
+        member = Member(role, self._loop, self.database, log, **settings)
+        self.members.append(member)
+        return member
+
+    def lines(self, word: str) -> list[list[str]]:
+        """What follows a word in all logs."""
+        return [line for member in self.members for line in member.lines(word)]
+
+    def disband(self) -> None:
+        """Kill what still runs."""
+        for member in self.members:
+            member.kill()
 
 
 def query(database: Path, sql: str) -> list[tuple[object, ...]]:

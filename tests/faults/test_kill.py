@@ -6,19 +6,26 @@ import os
 import random
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import anyio
-import crew
 import pytest
-from crews import Member, check_total, query
 
 from sitq import SQLiteBackend, TaskQueue, Worker
+from tests.faults import crew
+from tests.faults.crews import Crew, check_total, query
 
 SECONDS = float(os.environ.get("SITQ_KILL_SECONDS", "15"))
 SEED = int(os.environ.get("SITQ_KILL_SEED", "0")) or random.SystemRandom().randrange(1, 2**32)
 
-LOOPS = pytest.mark.parametrize("loop", ["asyncio", "trio"])
+
+@pytest.fixture(params=["asyncio", "trio"])
+def company(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Crew]:
+    """Processes on one of the two loops."""
+    company = Crew(request.param, tmp_path)
+    yield company
+    company.disband()
 
 
 def enqueue(database: Path, function: object, *arguments: object, **options: object) -> str:
@@ -39,156 +46,129 @@ def wait_for_status(database: Path, task_id: str, *statuses: str) -> str:
         time.sleep(0.02)
 
 
-@LOOPS
 @pytest.mark.timeout(SECONDS + 120)
-def test_random_kills_lose_nothing_and_accept_one_outcome_each(loop: str, tmp_path: Path) -> None:
-    print(f"\nseed {SEED} (SITQ_KILL_SEED), {SECONDS:g} s on {loop}")
+def test_random_kills_lose_nothing_and_accept_one_outcome_each(company: Crew) -> None:
+    print(f"\nseed {SEED} (SITQ_KILL_SEED), {SECONDS:g} s")
     chance = random.Random(SEED)
-    database = tmp_path / "q.db"
-    made = 0
-    crew_members: list[Member] = []
-    history: list[Member] = []
-
-    def hire(role: str) -> Member:
-        nonlocal made
-        made += 1
-        member = Member(role, loop, database, tmp_path / f"{role}-{made}.log")
-        history.append(member)
-        return member
-
-    crew_members = [hire("producer"), hire("worker"), hire("worker"), hire("producer")]
-    crew_members[0].wait_for("ready")
+    roles = ["producer", "worker", "worker", "producer"]
+    members = [company.hire(role) for role in roles]
+    members[0].wait_for("ready")
     end, kills = time.monotonic() + SECONDS, 0
     while time.monotonic() < end:
         time.sleep(chance.uniform(0.02, 0.5))
-        place = chance.randrange(len(crew_members))
-        role = "producer" if place in {0, 3} else "worker"
-        crew_members[place].kill()
+        place = chance.randrange(len(members))
+        members[place].kill()
         kills += 1
-        crew_members[place] = hire(role)
-    for member in crew_members:
-        member.kill()
-
-    async def drain() -> None:
-        crew.LOG = os.open(tmp_path / "final.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        backend = SQLiteBackend(database)
-        await backend.open()
-        with anyio.fail_after(60):
-            while query(database, "SELECT 1 FROM tasks WHERE finished_at IS NULL LIMIT 1"):
-                await backend.sweep(max_crashes=100_000)
-                await Worker(backend, max_concurrency=50).drain()
-                await anyio.sleep(0.05)
-        await backend.close()
-        os.close(crew.LOG)
-
-    anyio.run(drain, backend=loop)
-    acknowledged = {line[0] for each in history for line in each.lines("acknowledged")}
-    starts = [line for each in history for line in each.lines("start")]
-    starts += [line.split()[1:] for line in (tmp_path / "final.log").read_text().splitlines()]
-    figures = check_total(database, acknowledged, starts)
-    print({"kills": kills, **figures})
+        members[place] = company.hire(roles[place])
+    company.disband()
+    final = anyio.run(drain, company.database)
+    acknowledged = {line[0] for line in company.lines("acknowledged")}
+    starts = company.lines("start")
+    figures = check_total(company.database, acknowledged, starts + final)
+    print({"kills": kills, "started by the crew": len(starts), **figures})
     assert figures["acknowledged"] > 0
+    assert len(starts) > 0
+    errors = [text for member in company.members if "Traceback" in (text := member.stderr())]
+    assert errors == []
 
 
-@LOOPS
-def test_a_dead_workers_task_runs_again_within_its_lease_and_a_second(
-    loop: str, tmp_path: Path
-) -> None:
-    database = tmp_path / "q.db"
-    task_id = enqueue(database, crew.note, 3.0)
-    first = Member("worker", loop, database, tmp_path / "1.log")
+async def drain(database: Path) -> list[list[str]]:
+    """Run all that is left in this process; what its log says of the starts."""
+    log = database.with_name("final.log")
+    crew.LOG = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    backend = SQLiteBackend(database)
+    await backend.open()
+    with anyio.fail_after(60):
+        while query(database, "SELECT 1 FROM tasks WHERE finished_at IS NULL LIMIT 1"):
+            await backend.sweep(max_crashes=1000)
+            await Worker(backend, max_concurrency=50).drain()
+            await anyio.sleep(0.05)
+    await backend.close()
+    os.close(crew.LOG)
+    return [line.split()[1:] for line in log.read_text().splitlines()]
+
+
+def test_a_dead_workers_task_runs_again_within_its_lease_and_a_second(company: Crew) -> None:
+    task_id = enqueue(company.database, crew.note, 3.0)
+    first = company.hire("worker")
     first.wait_for("start")
-    second = Member("worker", loop, database, tmp_path / "2.log")
+    second = company.hire("worker")
     second.wait_for("ready")
     first.kill()
     killed = time.monotonic()
     second.wait_for("start")
     took = time.monotonic() - killed
-    assert wait_for_status(database, task_id, "success") == "success"
+    wait_for_status(company.database, task_id, "success")
     assert second.finish() == 0
     assert took < 1.0 + 1.0 + 0.5, took  # lease + 1 s, and half a second to see it in the log
-    assert query(database, "SELECT epoch, attempts, crashes FROM tasks") == [(2, 1, 1)]
+    assert counts(company) == [(2, 1, 1)]
 
 
-@LOOPS
-def test_a_task_that_blocks_the_loop_for_three_leases_runs_once(loop: str, tmp_path: Path) -> None:
-    database = tmp_path / "q.db"
-    task_id = enqueue(database, crew.block, 3.5)
-    first = Member("worker", loop, database, tmp_path / "1.log")
+def test_a_task_that_blocks_the_loop_for_three_leases_runs_once(company: Crew) -> None:
+    task_id = enqueue(company.database, crew.block, 3.5)
+    first = company.hire("worker")
     first.wait_for("start")
-    second = Member("worker", loop, database, tmp_path / "2.log")
+    second = company.hire("worker")
     first.wait_for("end")
-    wait_for_status(database, task_id, "success")
+    wait_for_status(company.database, task_id, "success")
     assert (first.finish(), second.finish()) == (0, 0)
     assert second.lines("start") == []
-    assert query(database, "SELECT epoch, attempts, crashes FROM tasks") == [(1, 1, 0)]
+    assert counts(company) == [(1, 1, 0)]
 
 
-@LOOPS
-def test_a_worker_stopped_beyond_its_lease_changes_nothing_when_it_wakes(
-    loop: str, tmp_path: Path
-) -> None:
-    database = tmp_path / "q.db"
-    task_id = enqueue(database, crew.note, 0.4)
-    first = Member("worker", loop, database, tmp_path / "1.log")
+def test_a_worker_stopped_beyond_its_lease_changes_nothing_when_it_wakes(company: Crew) -> None:
+    task_id = enqueue(company.database, crew.note, 0.4)
+    first = company.hire("worker")
     first.wait_for("start")
     first.signal(signal.SIGSTOP)
-    second = Member("worker", loop, database, tmp_path / "2.log")
+    second = company.hire("worker")
     second.wait_for("start")
-    wait_for_status(database, task_id, "success")
-    before = query(database, "SELECT * FROM tasks")
+    wait_for_status(company.database, task_id, "success")
+    before = query(company.database, "SELECT * FROM tasks")
     first.signal(signal.SIGCONT)
     assert first.finish() == 0
     assert second.finish() == 0
-    assert query(database, "SELECT * FROM tasks") == before
-    assert query(database, "SELECT epoch, attempts, crashes FROM tasks") == [(2, 1, 1)]
+    assert query(company.database, "SELECT * FROM tasks") == before
+    assert counts(company) == [(2, 1, 1)]
 
 
-@LOOPS
-def test_a_poison_task_ends_after_its_third_worker(loop: str, tmp_path: Path) -> None:
-    database = tmp_path / "q.db"
-    task_id = enqueue(database, crew.poison)
-    for number in range(1, 4):
-        worker = Member(
-            "worker", loop, database, tmp_path / f"{number}.log", lease=0.3, max_crashes=3
-        )
+def test_a_poison_task_ends_after_its_third_worker(company: Crew) -> None:
+    task_id = enqueue(company.database, crew.poison)
+    for _ in range(3):
+        worker = company.hire("worker", lease=0.3, max_crashes=3)
         worker.wait_for("start")
         worker.kill()
-    last = Member("worker", loop, database, tmp_path / "last.log", lease=0.3, max_crashes=3)
-    assert wait_for_status(database, task_id, "failed") == "failed"
+    last = company.hire("worker", lease=0.3, max_crashes=3)
+    wait_for_status(company.database, task_id, "failed")
     assert last.finish() == 0
     assert last.lines("start") == []
-    ((crashes, attempts, error),) = query(database, "SELECT crashes, attempts, error FROM tasks")
-    assert (crashes, attempts) == (3, 0)
+    ((error,),) = query(company.database, "SELECT error FROM tasks")
     assert "3 workers" in str(error)
+    assert counts(company) == [(3, 0, 3)]
 
 
-@LOOPS
 @pytest.mark.parametrize("times", [1, 2, 5])
-def test_sigterm_ends_a_worker_and_hands_back_what_runs(
-    loop: str, times: int, tmp_path: Path
-) -> None:
-    database = tmp_path / "q.db"
-    task_id = enqueue(database, crew.note, 30.0)
-    worker = Member("worker", loop, database, tmp_path / "1.log", shutdown_timeout=0.2)
+def test_sigterm_ends_a_worker_and_hands_back_what_runs(company: Crew, times: int) -> None:
+    task_id = enqueue(company.database, crew.note, 30.0)
+    worker = company.hire("worker", shutdown_timeout=0.2)
     worker.wait_for("start")
-    for _ in range(times):
+    for number in range(times):
         worker.signal(signal.SIGTERM)
-        time.sleep(0.01)
-    assert worker.finish() == 0
-    assert wait_for_status(database, task_id, "pending") == "pending"
-    assert query(database, "SELECT epoch, attempts, crashes FROM tasks") == [(1, 0, 0)]
+        worker.wait_for("term", number + 1)
+    assert worker.process.wait(20) == 0
+    wait_for_status(company.database, task_id, "pending")
+    assert counts(company) == [(1, 0, 0)]
 
 
-@LOOPS
-def test_a_task_that_swallows_its_cancellation_is_handed_back_all_the_same(
-    loop: str, tmp_path: Path
-) -> None:
-    database = tmp_path / "q.db"
-    task_id = enqueue(database, crew.swallow)
-    worker = Member("worker", loop, database, tmp_path / "1.log", shutdown_timeout=0.1)
+def test_a_task_that_swallows_its_cancellation_is_handed_back_all_the_same(company: Crew) -> None:
+    task_id = enqueue(company.database, crew.swallow)
+    worker = company.hire("worker", shutdown_timeout=0.1)
     worker.wait_for("start")
     worker.signal(signal.SIGTERM)
     worker.wait_for("swallowed")
-    assert wait_for_status(database, task_id, "pending") == "pending"
-    worker.kill()
+    wait_for_status(company.database, task_id, "pending")
+
+
+def counts(company: Crew) -> list[tuple[object, ...]]:
+    """Epoch, attempts and crashes of each task."""
+    return query(company.database, "SELECT epoch, attempts, crashes FROM tasks")
