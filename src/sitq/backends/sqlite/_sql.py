@@ -202,8 +202,9 @@ UPDATE tasks SET
     crashes = crashes + 1,
     status = CASE WHEN lease.cancelled THEN 'cancelled'
                   WHEN crashes + 1 >= :max_crashes THEN 'failed' ELSE 'pending' END,
-    error = CASE WHEN NOT lease.cancelled AND crashes + 1 >= :max_crashes THEN :error ELSE error END,
-    traceback = CASE WHEN NOT lease.cancelled AND crashes + 1 >= :max_crashes THEN NULL
+    error = CASE WHEN lease.cancelled THEN NULL
+                 WHEN crashes + 1 >= :max_crashes THEN printf(:error, crashes + 1) ELSE error END,
+    traceback = CASE WHEN lease.cancelled OR crashes + 1 >= :max_crashes THEN NULL
                      ELSE traceback END,
     finished_at = CASE WHEN lease.cancelled OR crashes + 1 >= :max_crashes THEN :now END,
     delete_at = CASE WHEN lease.cancelled OR crashes + 1 >= :max_crashes
@@ -220,7 +221,8 @@ DELETE FROM leases WHERE seq IN (SELECT value FROM json_each(:rows))
 
 # Tasks that were not started before they expired.
 EXPIRE: Final = """
-UPDATE tasks SET status = 'expired', finished_at = :now, delete_at = :now + result_ttl
+UPDATE tasks SET status = 'expired', error = NULL, traceback = NULL,
+                 finished_at = :now, delete_at = :now + result_ttl
 WHERE seq IN (SELECT seq FROM tasks
               WHERE status = 'pending' AND expires_at IS NOT NULL AND expires_at <= :now
               ORDER BY expires_at, seq LIMIT :limit)

@@ -49,7 +49,7 @@ __all__ = [
 ]
 
 LOST_ERROR: Final = (
-    "LeaseLostError: {crashes} workers that ran this task died or hung before they reported"
+    "LeaseLostError: %d workers that ran this task died or hung before they reported"
 )
 
 
@@ -118,10 +118,14 @@ def _sweep(work: Work, limits: SweepLimits) -> Sweep:
     ended = [seq for (seq,) in work.execute(_sql.ENDED_LEASES, bounds).fetchall()]
     if ended:
         rows = dump_rows(ended)
-        error = LOST_ERROR.format(crashes=limits.max_crashes)
         work.execute(
             _sql.RECLAIM,
-            {"rows": rows, "now": work.now, "max_crashes": limits.max_crashes, "error": error},
+            {
+                "rows": rows,
+                "now": work.now,
+                "max_crashes": limits.max_crashes,
+                "error": LOST_ERROR,
+            },
         )
         work.execute(_sql.DELETE_ENDED, {"rows": rows})
     expired = work.execute(_sql.EXPIRE, bounds).rowcount

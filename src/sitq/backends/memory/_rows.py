@@ -1,0 +1,203 @@
+"""A task in the reference store: one immutable row, and what becomes of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+from sitq.models import OutcomeKind, ReservedTask, Result, TaskInfo
+from sitq.states import TaskStatus
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from sitq.models import Outcome, Progress, Task
+
+__all__ = [
+    "Row",
+    "after",
+    "delete_at",
+    "reached",
+    "reclaimed",
+    "to_info",
+    "to_reserved",
+    "to_result",
+]
+
+LOST_ERROR: Final = (
+    "LeaseLostError: {crashes} workers that ran this task died or hung before they reported"
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """All that is stored of a task; replaced as a whole, never changed."""
+
+    task: Task
+    number: int
+    eta: datetime
+    enqueued_at: datetime
+    status: TaskStatus = TaskStatus.PENDING
+    epoch: int = 0
+    attempts: int = 0
+    crashes: int = 0
+    misses: int = 0
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    lease_end: datetime | None = None
+    cancel_requested: bool = False
+    progress: Progress | None = None
+    value: bytes | None = None
+    error: str | None = None
+    traceback: str | None = None
+
+    def is_due(self, now: datetime) -> bool:
+        return self.status is TaskStatus.PENDING and self.eta <= now and not self.is_expired(now)
+
+    def is_expired(self, now: datetime) -> bool:
+        return self.task.expires_at is not None and self.task.expires_at <= now
+
+    @property
+    def order(self) -> tuple[int, datetime, int]:
+        return (-self.task.priority, self.eta, self.number)
+
+    def ended(
+        self,
+        status: TaskStatus,
+        now: datetime,
+        *,
+        value: bytes | None = None,
+        error: str | None = None,
+        traceback: str | None = None,
+    ) -> Row:
+        """The row once it is final."""
+        return replace(
+            self.unleased(),
+            status=status,
+            finished_at=now,
+            value=value,
+            error=error,
+            traceback=traceback,
+        )
+
+    def unleased(self) -> Row:
+        return replace(self, lease_end=None, cancel_requested=False, progress=None)
+
+    def released(self) -> Row:
+        """The row as if its attempt had not been."""
+        return replace(self.unleased(), status=TaskStatus.PENDING, attempts=self.attempts - 1)
+
+
+def reached(moment: datetime | None, now: datetime) -> datetime | None:
+    return moment if moment is not None and moment <= now else None
+
+
+def delete_at(row: Row) -> datetime | None:
+    if row.finished_at is None:
+        return None
+    return row.finished_at + timedelta(seconds=row.task.result_ttl)
+
+
+def after(row: Row, outcome: Outcome, now: datetime) -> Row:
+    """The row of an attempt once its outcome was accepted."""
+    kind = outcome.kind
+    policy = row.task.retry
+    if kind is OutcomeKind.RETRY and policy and row.attempts >= policy.max_attempts:
+        kind = OutcomeKind.FAILURE
+    if row.cancel_requested and kind in {
+        OutcomeKind.RETRY,
+        OutcomeKind.RELEASE,
+        OutcomeKind.MISS,
+    }:
+        kind = OutcomeKind.CANCELLED
+    later = now + timedelta(seconds=outcome.delay)
+    match kind:
+        case OutcomeKind.SUCCESS:
+            return row.ended(TaskStatus.SUCCESS, now, value=outcome.value or b"")
+        case OutcomeKind.FAILURE:
+            return row.ended(
+                TaskStatus.FAILED, now, error=outcome.error, traceback=outcome.traceback
+            )
+        case OutcomeKind.CANCELLED:
+            return row.ended(TaskStatus.CANCELLED, now)
+        case OutcomeKind.RETRY:
+            return replace(
+                row.unleased(),
+                status=TaskStatus.PENDING,
+                eta=later,
+                error=outcome.error,
+                traceback=outcome.traceback,
+            )
+        case OutcomeKind.RELEASE:
+            return row.released()
+        case OutcomeKind.MISS:
+            return replace(row.released(), misses=row.misses + 1, eta=later)
+
+
+def reclaimed(row: Row, max_crashes: int, now: datetime) -> Row:
+    """The row of an attempt whose lease ended without an outcome."""
+    cancelled = row.cancel_requested
+    row = replace(row.released(), crashes=row.crashes + 1)
+    if cancelled:
+        return row.ended(TaskStatus.CANCELLED, now)
+    if row.crashes >= max_crashes:
+        return row.ended(TaskStatus.FAILED, now, error=LOST_ERROR.format(crashes=row.crashes))
+    return row
+
+
+def to_info(row: Row) -> TaskInfo:
+    return TaskInfo(
+        task_id=row.task.id,
+        status=row.status,
+        queue=row.task.queue,
+        function=row.task.function,
+        priority=row.task.priority,
+        eta=row.eta,
+        attempts=row.attempts,
+        crashes=row.crashes,
+        progress=row.progress,
+        error=row.error,
+        cancel_requested=row.cancel_requested,
+        unique_key=row.task.unique_key,
+        retry_of=row.task.retry_of,
+        enqueued_at=row.enqueued_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        expires_at=row.task.expires_at,
+    )
+
+
+def to_result(row: Row) -> Result[Any] | None:
+    if row.finished_at is None:
+        return None
+    return Result(
+        task_id=row.task.id,
+        function=row.task.function,
+        status=row.status,
+        value=row.value,
+        error=row.error,
+        traceback=row.traceback,
+        attempts=row.attempts,
+        enqueued_at=row.enqueued_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+    )
+
+
+def to_reserved(row: Row) -> ReservedTask:
+    """A row that has just been reserved, as its worker gets it."""
+    return ReservedTask(
+        id=row.task.id,
+        function=row.task.function,
+        payload=row.task.payload,
+        queue=row.task.queue,
+        epoch=row.epoch,
+        attempt=row.attempts,
+        misses=row.misses,
+        eta=row.eta,
+        enqueued_at=row.enqueued_at,
+        timeout=row.task.timeout,
+        retry=row.task.retry,
+        headers=row.task.headers,
+    )
