@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import anyio
@@ -159,9 +160,7 @@ class LoopThread:
     def stop(self) -> None:
         """End the loop and wait for its thread. Calling it twice is fine."""
         if not self._loop.is_closed():
-            try:
+            with suppress(RuntimeError):  # closed in between
                 self._loop.call_soon_threadsafe(self._loop.stop)
-            except RuntimeError:  # closed in between
-                pass
         if self._thread is not threading.current_thread():
             self._thread.join()

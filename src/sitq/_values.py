@@ -22,6 +22,7 @@ from pydantic_core import core_schema
 from sitq._comparison import difference, loss
 from sitq._extensions import LEAVES
 from sitq.errors import SerializationError, ValidationError
+from sitq.ids import TaskId
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -123,6 +124,8 @@ class ValueCodec:
             ValidationError: it is not what the annotation says.
             SerializationError: it would not come back as what it is.
         """
+        if type(value) is TaskId and str in self.leaves:
+            return str(value)  # an id is a text with a hint for type checkers
         if self._fits is not None and self._fits(value):
             return value
         try:

@@ -6,7 +6,7 @@
     ├── UsageError                 a call that does not fit the state: two loops, closed, forked
     ├── TaskNotFoundError          also a LookupError: the store does not know the task id
     ├── TaskFailedError            the result of a task that did not succeed was asked for
-    ├── LeaseLostError             an outcome came too late: the attempt is no longer the current one
+    ├── LeaseLostError             an outcome came too late: another attempt is the current one
     └── BackendError               the store could not do its work
         ├── BackendConnectionError     it cannot be opened, or has gone away
         ├── BackendBusyError           somebody else held it for too long

@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--loop", choices=["asyncio", "trio"], default="asyncio")
     options = parser.parse_args()
     rounds, count = (1, 2_000) if options.quick else (5, 20_000)
-    print(f"{datetime.now(UTC):%Y-%m-%d}, {options.loop}, Python {platform.python_version()}, ", end="")
+    print(f"{datetime.now(UTC):%Y-%m-%d}, {options.loop}, Python {platform.python_version()},")
     print(f"SQLite {sqlite3.sqlite_version}, {platform.machine()}, medians of {rounds}\n")
     print(f"{'what':<48}{'ratio':>8}{'goal':>7}{'median':>11}{'min':>10}{'max':>10}")
     with tempfile.TemporaryDirectory() as folder:
@@ -64,14 +64,19 @@ def _rates(folder: Path, loop: str, rounds: int, count: int) -> None:
         ("drain, FULL, 10 at once", 2.5, full_drain, ours(drain, "FULL", count, 10)),
         ("enqueue one at a time, FULL", 0.4, full_insert, ours(workloads.enqueue_one, count // 10)),
         ("enqueue, 100 callers, FULL", 3.3, full_insert, ours(workloads.enqueue_at_once, count)),
-        ("enqueue_many, 1,000 a call (goal 120,000/s)", None, None, ours(workloads.enqueue_bulk, count * 2)),
+        (
+            "enqueue_many, 1,000 a call (goal 120,000/s)",
+            None,
+            None,
+            ours(workloads.enqueue_bulk, count * 2),
+        ),
         (
             "plain functions in threads (goal 5,000/s)",
             None,
             None,
             ours(drain, "FULL", count // 4, 10, workloads.nothing_in_thread),
         ),
-    ]  # fmt: skip
+    ]
     for name, goal, floor, work in rows:
         rates: Rates = []
         ratios: Rates = []
@@ -84,7 +89,8 @@ def _rates(folder: Path, loop: str, rounds: int, count: int) -> None:
         ratio = f"{statistics.median(ratios):.2f}" if ratios else ""
         middle = statistics.median(rates)
         target = "" if goal is None else f"{goal:g}"
-        print(f"{name:<48}{ratio:>8}{target:>7}{middle:>11,.0f}{min(rates):>10,.0f}{max(rates):>10,.0f}", flush=True)
+        spread = f"{min(rates):>10,.0f}{max(rates):>10,.0f}"
+        print(f"{name:<48}{ratio:>8}{target:>7}{middle:>11,.0f}{spread}", flush=True)
 
 
 def _latencies(folder: Path, loop: str, count: int) -> None:

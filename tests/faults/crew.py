@@ -51,7 +51,7 @@ def note_in_thread(seconds: float) -> int:
 async def block(seconds: float) -> int:
     """Block the whole event loop."""
     write("start", current_task().id, epoch())
-    time.sleep(seconds)
+    time.sleep(seconds)  # noqa: ASYNC251 - on purpose
     write("end", current_task().id, epoch())
     return epoch()
 
@@ -117,7 +117,7 @@ async def producer(database: str, settings: dict[str, float]) -> None:
 
 def main() -> None:
     """Do what the command line says."""
-    global LOG
+    global LOG  # noqa: PLW0603 - one log a process
     role, loop, database, log, *settings = sys.argv[1:]
     LOG = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     values = {name: float(value) for name, value in (each.split("=") for each in settings)}

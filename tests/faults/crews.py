@@ -105,7 +105,7 @@ def check_total(database: Path, acknowledged: set[str], starts: list[list[str]])
     """
     assert query(database, "PRAGMA integrity_check") == [("ok",)]
     assert query(database, "SELECT count(*) FROM leases") == [(0,)]
-    rows = query(database, "SELECT id, status, epoch, attempts, crashes, CAST(value AS BLOB) FROM tasks")
+    rows = query(database, "SELECT id, status, epoch, attempts, crashes, value FROM tasks")
     final = {str(row[0]) for row in rows if row[1] == "success"}
     others = Counter(str(row[1]) for row in rows if row[1] != "success")
     assert not others, f"not all succeeded: {others}"

@@ -1,4 +1,4 @@
-"""SIGKILL, SIGSTOP and SIGTERM against real processes: nothing lost, nothing done by a dead hand."""
+"""SIGKILL, SIGSTOP and SIGTERM to real processes: nothing lost, nothing done by a dead hand."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import anyio
@@ -28,10 +28,10 @@ def company(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Crew]:
     company.disband()
 
 
-def enqueue(database: Path, function: object, *arguments: object, **options: object) -> str:
+def enqueue(database: Path, function: Callable[..., object], *arguments: object) -> str:
     async def main() -> str:
         async with TaskQueue(SQLiteBackend(database)) as queue:
-            return await queue.options(**options).enqueue(function, *arguments)  # type: ignore[arg-type]
+            return await queue.enqueue(function, *arguments)
 
     return anyio.run(main)
 

@@ -346,3 +346,20 @@ def test_what_is_stored_by_an_older_signature_is_read_leniently_or_refused() -> 
         taking(User).load_arguments(serializer, old)
     with pytest.raises(ValidationError, match=r"f\(\): the return value: .*got int"):
         taking(User).load_result(serializer, serializer.dumps(1))
+
+
+def test_a_task_id_travels_as_its_text() -> None:
+    """What `enqueue` returned can be an argument, also where it is a plain text to the function."""
+    task_id = new_task_id()
+
+    def text(value: str) -> str: ...
+    def typed(value: TaskId[int]) -> TaskId[int]: ...
+    def plain(value): ...  # type: ignore[no-untyped-def]
+
+    serializer = MsgpackSerializer()
+    for function, kind in ((text, str), (typed, TaskId), (plain, str)):
+        codec: TaskFunction[object] = TaskFunction("tests:function", function)
+        (back,), _ = codec.load_arguments(
+            serializer, codec.dump_arguments(serializer, (task_id,), {})
+        )
+        assert (back, type(back)) == (task_id, kind)

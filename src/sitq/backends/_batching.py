@@ -7,7 +7,6 @@ while the last one was being written.
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from functools import partial
 from itertools import groupby
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 import anyio
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Sequence
 
     from sitq._loops import LoopRef

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from traceback import TracebackException
 from typing import Final
 
@@ -10,7 +11,7 @@ __all__ = ["MAX_ERROR", "MAX_TRACEBACK", "error_text", "traceback_text"]
 
 MAX_ERROR: Final = 4_000
 MAX_TRACEBACK: Final = 64_000
-_OURS: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_OURS: Final = str(Path(__file__).resolve().parents[1]) + os.sep
 
 
 def error_text(error: BaseException) -> str:

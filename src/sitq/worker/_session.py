@@ -141,7 +141,7 @@ class Session:
                             await anyio.lowlevel.checkpoint()
                             continue
                         wait = None
-                    elif self._drain and not await self._more_to_drain(wait):
+                    elif self._drain and not await self._more_to_drain():
                         return
             await self._sleep(wait)
 
@@ -173,7 +173,7 @@ class Session:
     def _wake(self) -> None:
         self._woken.set()
 
-    async def _more_to_drain(self, wait: float | None) -> bool:
+    async def _more_to_drain(self) -> bool:
         """Tell if a drain has to go on; waits until all that runs has been written."""
         if not (self._busy or self._running):
             await self._reporter.written()

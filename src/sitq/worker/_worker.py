@@ -93,10 +93,9 @@ class Worker:
         return f"Worker({self._backend!r}, queues={self._options.queues!r})"
 
     async def start(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        """Run tasks until `stop` is called; ``await task_group.start(worker.start)`` waits until
-        the worker is ready.
+        """Run tasks until `stop` is called.
 
-        A cancellation ends it too: running tasks are cancelled and handed back.
+        ``await task_group.start(worker.start)`` returns once the worker is ready. A cancellation ends it too: running tasks are cancelled and handed back.
 
         Raises:
             UsageError: this worker is running already.

@@ -186,7 +186,7 @@ class Database:
 
     async def _ask(self, name: str, function: Callable[[], T]) -> T:
         """Have the thread call a function, and return what it returned."""
-        request = Request[T](self._loop, lambda: [], ())
+        request = Request[T](self._loop, list, ())
 
         def run() -> None:
             try:

@@ -260,8 +260,8 @@ FROM json_each(:rows) AS batch JOIN tasks ON tasks.id = batch.value
 
 # The results of tasks; of those that are not final, the id and nothing else.
 RESULTS: Final = """
-SELECT tasks.id, finished_at, function, status, tasks.value, error, traceback, attempts, enqueued_at,
-       started_at
+SELECT tasks.id, finished_at, function, status, tasks.value, error, traceback, attempts,
+       enqueued_at, started_at
 FROM json_each(:rows) AS batch JOIN tasks ON tasks.id = batch.value
 """
 
