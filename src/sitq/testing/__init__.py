@@ -1,0 +1,7 @@
+"""For tests: a clock to move by hand, faults on demand, and the checks that a backend passes."""
+
+from __future__ import annotations
+
+from sitq.testing._clock import FakeClock
+
+__all__ = ["FakeClock"]
