@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from sitq.testing._clock import FakeClock
+from sitq.testing._faults import FaultyBackend
 
-__all__ = ["FakeClock"]
+__all__ = ["FakeClock", "FaultyBackend"]
