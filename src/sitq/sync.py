@@ -14,6 +14,7 @@ from sitq.queue import TaskQueue
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+    from concurrent.futures import Future
     from datetime import datetime, timedelta
     from types import TracebackType
 
@@ -42,21 +43,25 @@ class _Portal:
     def run(self, work: Callable[[], Coroutine[Any, Any, T]], *, reopen: bool = False) -> T:
         """Return what ``work`` returns; an exception in the caller's thread cancels it."""
         self.check()
-        with self._lock:
-            if self._closed and not reopen:
-                raise UsageError("this queue is closed: call connect(), or use 'with' again")
-            self._closed = False
-            if self._thread is None:
-                self._thread = LoopThread("sitq-sync-queue")
-                self._pid = os.getpid()
-            future = self._thread.submit(work())
+        future: Future[T] | None = None
         try:
+            with self._lock:
+                future = self._submit(work, reopen=reopen)
             return future.result()
         except CancelledError:
             raise UsageError("the queue was closed during this call") from None
-        except BaseException:
-            future.cancel()  # of a KeyboardInterrupt here, the loop would not know
-            raise
+        finally:
+            if future is not None:
+                future.cancel()  # of a KeyboardInterrupt here, the loop would not know
+
+    def _submit(self, work: Callable[[], Coroutine[Any, Any, T]], *, reopen: bool) -> Future[T]:
+        if self._closed and not reopen:
+            raise UsageError("this queue is closed: call connect(), or use 'with' again")
+        self._closed = False
+        if self._thread is None:
+            self._thread = LoopThread("sitq-sync-queue")
+            self._pid = os.getpid()
+        return self._thread.submit(work())
 
     def close(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Run ``last``, end what else runs, and stop the loop. Twice is fine."""

@@ -252,10 +252,13 @@ def test_an_interrupt_while_waiting_cancels_the_wait_on_the_loop() -> None:
             results = await super().get_results(task_ids)
             if not interrupted.is_set():
                 interrupted.set()
+                while sys._current_frames()[main].f_code.co_name != "wait":
+                    pass  # the main thread is about to wait for the loop
                 os.kill(os.getpid(), signal.SIGINT)  # the main thread gets it
             return results
 
     interrupted = threading.Event()
+    main = threading.get_ident()
     backend = Interrupting()
     with SyncTaskQueue(backend) as queue:
         task_id = queue.enqueue(add, 1, 2)

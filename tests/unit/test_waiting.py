@@ -105,6 +105,27 @@ async def test_a_newcomer_costs_a_look_for_itself_only() -> None:
         group.cancel_scope.cancel()
 
 
+async def test_a_newcomer_beside_a_change_does_not_hide_it() -> None:
+    async with spied_queue() as (queue, backend, _), anyio.create_task_group() as group:
+        other = await queue.options(delay=3600).enqueue(add, 1, 2)
+        for turns in range(60):
+            task_id = await queue.enqueue(add, 1, 2)
+            waiter, newcomer = Waiter(), Waiter()
+            group.start_soon(waiter.run, queue, task_id)
+            await anyio.wait_all_tasks_blocked()
+
+            async def come(newcomer: Waiter = newcomer, turns: int = turns % 6) -> None:
+                for _ in range(turns):
+                    await checkpoint()
+                await newcomer.run(queue, other)
+
+            group.start_soon(come)
+            await finish(backend, 3)
+            await waiter.ended.wait()
+            newcomer.scope.cancel()
+            await newcomer.ended.wait()
+
+
 async def test_a_leader_that_is_cancelled_hands_over() -> None:
     async with spied_queue() as (queue, backend, _), anyio.create_task_group() as group:
         task_id = await queue.enqueue(add, 1, 2)
