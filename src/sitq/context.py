@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from sitq.ids import TaskId
-    from sitq.models import ReservedTask
+    from sitq.models import Lease, ReservedTask
 
 __all__ = ["CURRENT", "TaskContext", "current_task"]
 
@@ -29,7 +29,7 @@ class TaskContext:
         self,
         task: ReservedTask,
         deadline: datetime | None,
-        note: Callable[[Progress], object],
+        note: Callable[[Lease, Progress], object],
     ) -> None:
         self._task: Final = task
         self._note: Final = note
@@ -89,7 +89,7 @@ class TaskContext:
             progress = Progress(done=done, total=total, note=note)
         except pydantic.ValidationError as error:
             raise ValidationError(f"progress: {describe(error)}") from error
-        self._note(progress)
+        self._note(self._task.lease, progress)
 
 
 CURRENT: Final[ContextVar[TaskContext]] = ContextVar("sitq_current_task")

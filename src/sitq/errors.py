@@ -1,17 +1,17 @@
 """Every error that sitq raises, under one root.
 
-    SitqError
-    ├── ValidationError            also a ValueError: an argument, option or value was refused
-    ├── SerializationError         a payload that cannot be written or read
-    ├── UsageError                 a call that does not fit the state: two loops, closed, forked
-    ├── TaskNotFoundError          also a LookupError: the store does not know the task id
-    ├── TaskFailedError            the result of a task that did not succeed was asked for
-    ├── LeaseLostError             an outcome came too late: another attempt is the current one
-    └── BackendError               the store could not do its work
-        ├── BackendConnectionError     it cannot be opened, or has gone away
-        ├── BackendBusyError           somebody else held it for too long
-        ├── BackendFullError           no room is left, or it is read-only
-        └── BackendFormatError         the file is newer, foreign, truncated or not a database
+SitqError
+├── ValidationError            also a ValueError: an argument, option or value was refused
+├── SerializationError         a payload that cannot be written or read
+├── UsageError                 a call that does not fit the state: two loops, closed, forked
+├── TaskNotFoundError          also a LookupError: the store does not know the task id
+├── TaskFailedError            the result of a task that did not succeed was asked for
+├── LeaseLostError             an outcome came too late: another attempt is the current one
+└── BackendError               the store could not do its work
+    ├── BackendConnectionError     it cannot be opened, or has gone away
+    ├── BackendBusyError           somebody else held it for too long
+    ├── BackendFullError           no room is left, or it is read-only
+    └── BackendFormatError         the file is newer, foreign, truncated or not a database
 """
 
 from __future__ import annotations

@@ -183,6 +183,7 @@ class ReservedTask(_Model):
         epoch: this reservation's number, the fencing token; 1 for the first.
         attempt: which attempt this is; 1 for the first.
         misses: how often a worker put it back because it did not know the function.
+        crashes: how often its lease ended without an outcome.
         eta: the moment that it became due.
         enqueued_at: when it was stored.
         timeout: seconds that this attempt may take.
@@ -197,6 +198,7 @@ class ReservedTask(_Model):
     epoch: int
     attempt: int
     misses: int
+    crashes: int
     eta: Moment
     enqueued_at: Moment
     timeout: float | None

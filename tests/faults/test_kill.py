@@ -12,7 +12,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from sitq import SQLiteBackend, TaskQueue, Worker
+from sitq import SQLiteBackend, TaskQueue, Worker, call
 from tests.faults import crew
 from tests.faults.crews import Crew, check_total, query
 
@@ -145,6 +145,30 @@ def test_a_poison_task_ends_after_its_third_worker(company: Crew) -> None:
     ((error,),) = query(company.database, "SELECT error FROM tasks")
     assert "3 workers" in str(error)
     assert counts(company) == [(3, 0, 3)]
+
+
+def test_a_poison_task_takes_few_innocent_ones_along(company: Crew) -> None:
+    """Tasks reserved ahead die with their worker once; after that nobody holds them ahead."""
+
+    async def fill() -> None:
+        async with TaskQueue(SQLiteBackend(company.database)) as queue:
+            await queue.enqueue_many([call(crew.quick)] * 200)
+            await queue.enqueue(crew.poison)
+            await queue.enqueue_many([call(crew.quick)] * 1000)
+
+    anyio.run(fill)
+    for _ in range(4):
+        worker = company.hire("worker", lease=0.3, max_crashes=3)
+        worker.wait_for("ready")
+        while worker.process.poll() is None and query(company.database, OPEN) != [(0,)]:
+            time.sleep(0.02)
+    failed = query(company.database, "SELECT function FROM tasks WHERE status = 'failed'")
+    assert query(company.database, OPEN) == [(0,)]
+    assert ("tests.faults.crew:poison",) in failed
+    assert len(failed) <= 8, len(failed)  # what ran beside it at the same time
+
+
+OPEN = "SELECT count(*) FROM tasks WHERE finished_at IS NULL"
 
 
 @pytest.mark.parametrize("times", [1, 2, 5])

@@ -83,7 +83,7 @@ class Execution:
         deadline = None
         if task.timeout is not None:
             deadline = clock.now() + timedelta(seconds=task.timeout)
-        self._context = TaskContext(task, deadline, lambda progress: note(self.lease, progress))
+        self._context = TaskContext(task, deadline, note)
         self._in_thread = False
         self._thread_done = False
         self._left = False
@@ -134,15 +134,14 @@ class Execution:
     ) -> tuple[Any] | _Raised | None:
         """The value in a tuple, what was raised, or ``None`` if the attempt was ended."""
         timeout = self._task.timeout
-        ended: tuple[Any] | _Raised | None = None
+        if timeout is not None:
+            self._scope.deadline = anyio.current_time() + timeout
         with self._scope:
-            with anyio.move_on_after(timeout) as clock:
-                ended = await self._invoke(args, kwargs)
-            if clock.cancelled_caught and ended is None:
-                self._context.request_cancel()
-                message = f"the attempt ran out of its timeout of {timeout:g} s"
-                return _Raised(TimeoutError(message))
-        return ended
+            return await self._invoke(args, kwargs)
+        if self._end is not None or timeout is None:
+            return None
+        self._context.request_cancel()
+        return _Raised(TimeoutError(f"the attempt ran out of its timeout of {timeout:g} s"))
 
     async def _invoke(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any] | _Raised:
         if not self._function.is_async:

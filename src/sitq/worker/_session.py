@@ -6,13 +6,15 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 import anyio
+import anyio.lowlevel
 from anyio import to_thread
 
 from sitq._loops import LoopRef, SharedEvent
 from sitq.models import LeaseState, Outcome
-from sitq.worker._execution import End, Execution
+from sitq.worker._execution import End
 from sitq.worker._leases import Heartbeats
 from sitq.worker._reporter import Reporter, Streak
+from sitq.worker._runners import Runners
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,13 +74,11 @@ class Session:
         self._stopping = False
         self._error: Exception | None = None
         self._woken = anyio.Event()
-        self._running: dict[Lease, Execution] = {}
-        self._busy: set[Execution] = set()
+        self._runners: Runners | None = None
         self._progress: dict[Lease, Progress] = {}
         self._progressed = anyio.Event()
         self._reporter = Reporter(backend, self._forget)
         self._beats = Heartbeats(backend, options.lease, self._loop, self._hear_of)
-        self._threads = anyio.CapacityLimiter(options.max_concurrency)
 
     def stop(self) -> None:
         """Reserve no more and come to an end; from any thread."""
@@ -99,13 +99,16 @@ class Session:
                 services.start_soon(self._note_progress)
                 if not self._drain:
                     services.start_soon(self._maintain)
-                async with anyio.create_task_group() as tasks:
+                async with anyio.create_task_group() as group:
+                    runners = self._runners = self._make_runners(group)
                     task_status.started()
-                    await self._fetch(tasks)
-                    await self._wind_down()
+                    await self._fetch(runners)
+                    await runners.finish(self._options.shutdown_timeout, _LAST_WORDS)
                 services.cancel_scope.cancel()
         finally:
             # What is ready is written, and what is held handed back, even if all is cancelled.
+            if self._runners is not None:
+                self._runners.hand_back(at_once=True)
             with anyio.move_on_after(_LAST_WRITES, shield=True) as scope:
                 await self._reporter.flush()
                 self._beats.stop()
@@ -116,18 +119,29 @@ class Session:
         if self._error is not None:
             raise self._error
 
+    def _make_runners(self, group: TaskGroup) -> Runners:
+        return Runners(
+            group,
+            self._serializer,
+            self._options,
+            self._clock,
+            self._loop,
+            self._report,
+            self._take_progress,
+            self._wake,
+        )
+
     # -- reserving ---------------------------------------------------------------------------
 
-    async def _fetch(self, tasks: TaskGroup) -> None:
+    async def _fetch(self, runners: Runners) -> None:
         """Reserve whenever there is room and something may be due."""
         streak = Streak("reserve tasks", longest=5.0)
         while not self._stopping:
             self._woken = anyio.Event()
-            room = self._options.max_concurrency - len(self._busy)
             wait: float | None = None
-            if room > 0:
+            if room := runners.room:
                 try:
-                    wait = await self._reserve(tasks, room)
+                    wait = await self._reserve(runners, room)
                 except Exception as error:  # noqa: BLE001 - a store in trouble never ends a worker
                     if self._drain:
                         self._error = error
@@ -136,23 +150,40 @@ class Session:
                 else:
                     streak.succeed()
                     if wait == 0.0:
-                        # More is due: the running tasks get a turn, then back for it.
-                        if len(self._busy) < self._options.max_concurrency:
-                            await anyio.lowlevel.checkpoint()
-                            continue
+                        # More is due: it is fetched when there is room again.
                         wait = None
-                    elif self._drain and not await self._more_to_drain():
+                        if runners.room:
+                            self._woken.set()
+                            await anyio.lowlevel.checkpoint()
+                    elif self._drain and not await self._more_to_drain(runners):
                         return
             await self._sleep(wait)
 
-    async def _reserve(self, tasks: TaskGroup, room: int) -> float | None:
+    async def _reserve(self, runners: Runners, room: int) -> float | None:
         asked_at = self._clock.monotonic()
         options = self._options
         reservation = await self._backend.reserve(self._id, options.queues, room, options.lease)
         for task in reservation.tasks:
             self._beats.add(task.lease, asked_at)
-            self._launch(tasks, task)
+            function = self._registry.get(task.function)
+            if function is None:
+                self._reporter.add(_missed(task))
+            else:
+                self.started += 1
+                runners.launch(task, function)
         return reservation.wait
+
+    async def _more_to_drain(self, runners: Runners) -> bool:
+        """Tell if a drain has to go on; an empty queue counts once all outcomes are written."""
+        if not runners.busy:
+            await self._reporter.written()
+            reservation = await self._backend.reserve(
+                self._id, self._options.queues, 0, self._options.lease
+            )
+            if reservation.wait != 0.0 and not runners.busy:
+                return False
+            self._woken.set()
+        return True
 
     async def _sleep(self, seconds: float | None) -> None:
         """Wait to be woken, for the next eta, or for the next poll."""
@@ -173,85 +204,17 @@ class Session:
     def _wake(self) -> None:
         self._woken.set()
 
-    async def _more_to_drain(self) -> bool:
-        """Tell if a drain has to go on; waits until all that runs has been written."""
-        if not (self._busy or self._running):
-            await self._reporter.written()
-            reservation = await self._backend.reserve(
-                self._id, self._options.queues, 0, self._options.lease
-            )
-            if reservation.wait != 0.0 and not self._busy:
-                return False
-            self._woken.set()
-        return True
+    # -- reporting ---------------------------------------------------------------------------
 
-    # -- running -----------------------------------------------------------------------------
-
-    def _launch(self, tasks: TaskGroup, task: ReservedTask) -> None:
-        function = self._registry.get(task.function)
-        if function is None:
-            self._reporter.add(_missed(task))
-            return
-        execution = Execution(
-            task,
-            function,
-            self._serializer,
-            self._options.retry,
-            self._clock,
-            self._threads,
-            self._take_progress,
-            lambda execution: self._loop.call_soon(lambda: self._free(execution)),
-        )
-        self.started += 1
-        self._busy.add(execution)
-        self._running[task.lease] = execution
-        tasks.start_soon(self._execute, execution, name=f"sitq task {task.id}")
-
-    async def _execute(self, execution: Execution) -> None:
-        lease = execution.lease
-        outcome: Outcome | None = Outcome.release(lease)  # unless it comes to its end
-        try:
-            outcome = await execution.run()
-        except Exception as error:  # noqa: BLE001 - a worker never dies of a task
-            _log.exception("task %s: sitq failed to run it", lease.task_id)
-            outcome = Outcome.failure(lease, f"{type(error).__name__}: sitq failed to run the task")
-        finally:
-            held = self._running.pop(lease, None) is not None
-            self._progress.pop(lease, None)
-            if outcome is None:
-                self._beats.remove(lease)
-            elif held:
-                self._reporter.add(outcome)
-            if not execution.leave():
-                self._free(execution)
-
-    def _free(self, execution: Execution) -> None:
-        self._busy.discard(execution)
-        self._woken.set()
+    def _report(self, lease: Lease, outcome: Outcome | None) -> None:
+        self._progress.pop(lease, None)
+        if outcome is None:
+            self._beats.remove(lease)
+        else:
+            self._reporter.add(outcome)
 
     def _forget(self, lease: Lease) -> None:
         self._beats.remove(lease)
-
-    async def _wind_down(self) -> None:
-        """Let what runs finish for a while, then end it and hand it back."""
-        with anyio.move_on_after(self._options.shutdown_timeout):
-            await self._all_ended()
-            return
-        for execution in list(self._running.values()):
-            execution.end(End.SHUTDOWN)
-        with anyio.move_on_after(_LAST_WORDS):
-            await self._all_ended()
-            return
-        # They swallow their cancellation: others may run them all the same.
-        for lease in list(self._running):
-            del self._running[lease]
-            _log.warning("task %s does not end; it is handed back while it runs on", lease.task_id)
-            self._reporter.add(Outcome.release(lease))
-
-    async def _all_ended(self) -> None:
-        while self._running:
-            self._woken = anyio.Event()
-            await self._woken.wait()
 
     # -- the services beside -----------------------------------------------------------------
 
@@ -270,19 +233,17 @@ class Session:
 
     def _hear_of(self, lease: Lease, state: LeaseState) -> None:
         """Act on what a heartbeat was told."""
-        execution = self._running.get(lease)
         if state is LeaseState.LOST:
             self._lose(lease)
-        elif execution is not None:
-            execution.end(End.CANCEL)
+        elif self._runners is not None:
+            self._runners.end(lease, End.CANCEL)
 
     def _lose(self, lease: Lease) -> None:
-        execution = self._running.get(lease)
         _log.warning("task %s: the lease of epoch %d is lost", lease.task_id, lease.epoch)
         self._beats.remove(lease)
         self._reporter.drop(lease)
-        if execution is not None:
-            execution.end(End.LEASE_LOST)
+        if self._runners is not None:
+            self._runners.end(lease, End.LEASE_LOST)
 
     async def _maintain(self) -> None:
         """Sweep the store and give up leases that could not be renewed in time."""
@@ -291,6 +252,8 @@ class Session:
         while True:
             for lease in self._beats.overdue():
                 self._lose(lease)
+            if self._runners is not None:
+                self._runners.hand_back()
             try:
                 swept = await self._backend.sweep(self._options.max_crashes)
             except Exception as error:  # noqa: BLE001 - a store in trouble never ends a worker

@@ -95,7 +95,8 @@ class Worker:
     async def start(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Run tasks until `stop` is called.
 
-        ``await task_group.start(worker.start)`` returns once the worker is ready. A cancellation ends it too: running tasks are cancelled and handed back.
+        ``await task_group.start(worker.start)`` returns once the worker is ready. A cancellation
+        ends it too: running tasks are cancelled and handed back.
 
         Raises:
             UsageError: this worker is running already.

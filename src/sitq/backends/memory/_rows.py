@@ -195,6 +195,7 @@ def to_reserved(row: Row) -> ReservedTask:
         epoch=row.epoch,
         attempt=row.attempts,
         misses=row.misses,
+        crashes=row.crashes,
         eta=row.eta,
         enqueued_at=row.enqueued_at,
         timeout=row.task.timeout,

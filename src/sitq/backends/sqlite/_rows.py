@@ -97,7 +97,7 @@ def to_row(task: Task, place: tuple[int, int]) -> Sequence[Any]:
 
 def to_reserved(row: Row) -> ReservedTask:
     """A row of the due tasks, as it is once it has been reserved."""
-    (_, task_id, function, queue, _, epoch, attempts, misses, eta, enqueued_at, timeout, retry,
+    (_, task_id, function, queue, epoch, attempts, misses, crashes, eta, enqueued_at, timeout, retry,
      headers, payload) = row  # fmt: skip
     return ReservedTask(
         id=task_id,
@@ -107,6 +107,7 @@ def to_reserved(row: Row) -> ReservedTask:
         epoch=epoch + 1,
         attempt=attempts + 1,
         misses=misses,
+        crashes=crashes,
         eta=from_micros(eta),
         enqueued_at=from_micros(enqueued_at),
         timeout=timeout,

@@ -60,7 +60,7 @@ ORDER BY priority DESC LIMIT 1
 
 # The due tasks of one queue and one priority, in order of eta and insertion.
 DUE: Final = """
-SELECT seq, id, function, queue, priority, epoch, attempts, misses, eta, enqueued_at, timeout,
+SELECT seq, id, function, queue, epoch, attempts, misses, crashes, eta, enqueued_at, timeout,
        retry, headers, payload
 FROM tasks INDEXED BY tasks_due
 WHERE status = 'pending' AND queue = :queue AND priority = :priority AND eta <= :now

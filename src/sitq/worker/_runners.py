@@ -1,0 +1,227 @@
+"""The runners: a bounded number of coroutines that run one reserved task after another.
+
+Tasks that end quickly are reserved ahead, so that the next ones are there when a runner is
+free: no trip to the store, and no new coroutine, for each. Those ahead are few enough to start
+within a moment; if they do not, they are handed back for other workers.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from itertools import count
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+import anyio.lowlevel
+
+from sitq.models import Outcome
+from sitq.worker._execution import End, Execution
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from anyio.abc import TaskGroup
+
+    from sitq._loops import LoopRef
+    from sitq.functions import TaskFunction
+    from sitq.models import Lease, Progress, ReservedTask
+    from sitq.protocols import Clock, Serializer
+    from sitq.worker._options import WorkerOptions
+
+__all__ = ["Runners"]
+
+_log: Final = logging.getLogger(__name__)
+
+# Reserved ahead are at most so many tasks, and no more than start within so many seconds.
+_MOST_AHEAD: Final = 500
+_SECONDS_AHEAD: Final = 0.02
+# What still waits after so many seconds is handed back.
+_PATIENCE: Final = 0.25
+# How many tasks a runner runs before the rest of the loop gets its turn.
+_TURN: Final = 20
+# For so many seconds after it met a task that was lost before, a worker reserves none ahead.
+_WARY: Final = 1.0
+# The weight of the last duration in the running mean.
+_WEIGHT: Final = 0.1
+
+
+class Runners:
+    """Runs what was reserved, at most ``max_concurrency`` at a time.
+
+    Args:
+        group: the runners live in it.
+        serializer: rebuilds arguments, encodes results.
+        options: the worker's settings.
+        clock: the store's clock.
+        loop: the worker's loop.
+        report: takes each outcome, and ``None`` for an attempt whose lease is lost.
+        note: takes the progress that tasks tell, from any thread.
+        freed: called when there is room for more.
+    """
+
+    def __init__(
+        self,
+        group: TaskGroup,
+        serializer: Serializer,
+        options: WorkerOptions,
+        clock: Clock,
+        loop: LoopRef,
+        report: Callable[[Lease, Outcome | None], None],
+        note: Callable[[Lease, Progress], object],
+        freed: Callable[[], None],
+    ) -> None:
+        self._group = group
+        self._serializer = serializer
+        self._options = options
+        self._clock = clock
+        self._loop = loop
+        self._report = report
+        self._note = note
+        self._freed = freed
+        self._threads = anyio.CapacityLimiter(options.max_concurrency)
+        self._ahead: deque[tuple[Execution, float]] = deque()
+        self._running: dict[Lease, Execution] = {}
+        # Threads that nobody waits for any more still keep their place.
+        self._left: set[Execution] = set()
+        self._mean: float | None = None
+        self._wary_until = float("-inf")
+
+    @property
+    def busy(self) -> bool:
+        """True while anything runs or waits to."""
+        return bool(self._running or self._ahead or self._left)
+
+    @property
+    def idle_places(self) -> int:
+        """How many more could start at once."""
+        return self._options.max_concurrency - len(self._running) - len(self._left)
+
+    @property
+    def room(self) -> int:
+        """How many more may be reserved."""
+        ahead = 0
+        if self._mean is not None and self._clock.monotonic() >= self._wary_until:
+            places = self._options.max_concurrency - len(self._left)
+            ahead = min(_MOST_AHEAD, int(_SECONDS_AHEAD * places / max(self._mean, 1e-6)))
+        return max(0, self.idle_places + ahead - len(self._ahead))
+
+    def launch(self, task: ReservedTask, function: TaskFunction[Any]) -> None:
+        """Run a reserved task, now or as the next one."""
+        execution = Execution(
+            task,
+            function,
+            self._serializer,
+            self._options.retry,
+            self._clock,
+            self._threads,
+            self._note,
+            self._thread_ended,
+        )
+        if task.crashes:
+            self._wary_until = self._clock.monotonic() + _WARY
+        if self.idle_places > 0:
+            self._running[execution.lease] = execution
+            self._group.start_soon(self._run, execution)
+        elif task.crashes:
+            # One of those that were lost together kills its worker. If it does so again, the
+            # innocent ones must not be held by that worker.
+            self._report(execution.lease, Outcome.release(execution.lease))
+        else:
+            self._ahead.append((execution, self._clock.monotonic()))
+
+    async def _run(self, execution: Execution) -> None:
+        """One runner: its first task, and then what waits."""
+        for number in count(1):
+            start = self._clock.monotonic()
+            await self._execute(execution)
+            self._learn(self._clock.monotonic() - start)
+            if not self._ahead or self.idle_places <= 0:
+                self._freed()
+                return
+            if number % _TURN == 0:
+                # Functions that never wait must not keep the loop from everybody else.
+                await anyio.lowlevel.checkpoint()
+                if not self._ahead:
+                    self._freed()
+                    return
+            execution, _ = self._ahead.popleft()
+            self._running[execution.lease] = execution
+            if len(self._ahead) < _MOST_AHEAD // 2:
+                self._freed()
+
+    def _learn(self, seconds: float) -> None:
+        mean = seconds if self._mean is None else self._mean
+        # One long task is reason enough for caution, a short one is not for its opposite.
+        self._mean = max(mean + (seconds - mean) * _WEIGHT, 0.0)
+
+    async def _execute(self, execution: Execution) -> None:
+        lease = execution.lease
+        outcome: Outcome | None = Outcome.release(lease)  # unless it comes to its end
+        try:
+            outcome = await execution.run()
+        except Exception as error:  # noqa: BLE001 - a worker never dies of a task
+            _log.exception("task %s: sitq failed to run it", lease.task_id)
+            outcome = Outcome.failure(lease, f"{type(error).__name__}: sitq failed to run the task")
+        finally:
+            if execution.leave():
+                self._left.add(execution)
+            if self._running.pop(lease, None) is not None:
+                self._report(lease, outcome)
+
+    def _thread_ended(self, execution: Execution) -> None:
+        """Give up the place of a thread that was left to itself; called in that thread."""
+        self._loop.call_soon(lambda: self._give_up(execution))
+
+    def _give_up(self, execution: Execution) -> None:
+        self._left.discard(execution)
+        self._freed()
+
+    def end(self, lease: Lease, why: End) -> None:
+        """End one attempt, if it is still there; one that waits is not begun."""
+        execution = self._running.get(lease)
+        if execution is not None:
+            execution.end(why)
+            return
+        for entry in self._ahead:
+            if entry[0].lease == lease:
+                self._ahead.remove(entry)
+                outcome = Outcome.cancelled(lease) if why is End.CANCEL else None
+                self._report(lease, outcome)
+                return
+
+    def hand_back(self, *, at_once: bool = False) -> None:
+        """Release what waits: all of it, or what has waited for too long."""
+        too_long = self._clock.monotonic() - _PATIENCE
+        while self._ahead and (at_once or self._ahead[0][1] < too_long):
+            execution, _ = self._ahead.popleft()
+            self._report(execution.lease, Outcome.release(execution.lease))
+
+    async def finish(self, seconds: float, last_words: float) -> None:
+        """Let what runs finish for a while, then end it; what refuses is handed back as it runs.
+
+        Args:
+            seconds: how long it may run on.
+            last_words: how long its end may take, in seconds.
+        """
+        self.hand_back(at_once=True)
+        with anyio.move_on_after(seconds):
+            await self._all_ended()
+        for execution in list(self._running.values()):
+            execution.end(End.SHUTDOWN)
+        with anyio.move_on_after(last_words):
+            await self._all_ended()
+        for lease in list(self._running):
+            # It swallows its cancellation: others may run it all the same.
+            del self._running[lease]
+            _log.warning("task %s does not end; it is handed back while it runs on", lease.task_id)
+            self._report(lease, Outcome.release(lease))
+
+    async def _all_ended(self) -> None:
+        while self._running:
+            ended = anyio.Event()
+            before, self._freed = self._freed, ended.set
+            try:
+                await ended.wait()
+            finally:
+                self._freed = before
