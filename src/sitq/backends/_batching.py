@@ -8,6 +8,7 @@ while the last one was being written.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
@@ -16,29 +17,40 @@ import anyio
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from sitq._loops import LoopRef
 
-__all__ = ["GroupCommit", "Request", "join"]
+__all__ = ["GroupCommit", "Request", "Undo", "join"]
 
 O = TypeVar("O")  # noqa: E741 - what comes out
+Undo = Callable[[list[O]], "Request[Any] | None"]
 
 
 class Request(Generic[O]):
     """A batch of items for one operation, and a place for the answers.
 
-    ``undo`` is called with the answers if nobody is there any more to take them.
+    ``undo`` turns the answers into the request that takes them back, for the case that nobody
+    is there any more to use them.
     """
 
-    __slots__ = ("_event", "abandoned", "answers", "error", "items", "operation", "undo")
+    __slots__ = (
+        "_event",
+        "abandoned",
+        "answers",
+        "error",
+        "items",
+        "operation",
+        "settled",
+        "undo",
+    )
 
     def __init__(
         self,
         loop: LoopRef,
         operation: Callable[..., list[O]],
         items: Sequence[Any],
-        undo: Callable[[list[O]], None] | None = None,
+        undo: Undo[O] | None = None,
     ) -> None:
         self.operation: Final = operation
         self.items: Final = items
@@ -46,15 +58,11 @@ class Request(Generic[O]):
         self.answers: list[O] | None = None
         self.error: BaseException | None = None
         self.abandoned = False
+        self.settled = False
         # anyio's event costs several times as much as a bare future.
         self._event: asyncio.Future[None] | anyio.Event = (
             anyio.Event() if loop.asyncio is None else loop.asyncio.create_future()
         )
-
-    @property
-    def done(self) -> bool:
-        """True once there is an answer or an error."""
-        return self.answers is not None or self.error is not None
 
     async def wait(self) -> None:
         """Return once `wake` has been called."""
@@ -107,7 +115,7 @@ class GroupCommit:
         self,
         operation: Callable[..., list[O]],
         items: Sequence[Any],
-        undo: Callable[[list[O]], None] | None = None,
+        undo: Undo[O] | None = None,
     ) -> list[O]:
         """Have ``operation`` carried out for ``items`` and return its answers.
 
@@ -138,9 +146,10 @@ class GroupCommit:
                 self._pending.remove(request)
                 return
             request.abandoned = True
-            done = request.done
-        if done:
-            _undo(request)
+            if not request.settled:
+                return  # the writer will see it
+        if (reverse := _reverse(request)) is not None:
+            self.post(reverse)
 
     def _flush(self) -> None:
         with self._lock:
@@ -148,19 +157,26 @@ class GroupCommit:
         if batch:
             self._write(batch)
         with self._lock:
+            for request in batch:
+                request.settled = True
             abandoned = [request for request in batch if request.abandoned]
+        # At once, so that whatever is asked next finds it undone.
+        reverses = [reverse for request in abandoned if (reverse := _reverse(request))]
+        if reverses:
+            self._write(reverses)
+        with self._lock:
             again = self._scheduled = bool(self._pending)
-        for request in abandoned:
-            _undo(request)
         self._loop.call_soon(partial(_wake, batch))
         if again:
             # Behind what else the thread was asked to do, so that reads are not starved.
             self._schedule(self._flush)
 
 
-def _undo(request: Request[Any]) -> None:
-    if request.undo is not None and request.answers:
-        request.undo(request.answers)
+def _reverse(request: Request[Any]) -> Request[Any] | None:
+    """What takes the answers of a request back."""
+    if request.undo is None or not request.answers:
+        return None
+    return request.undo(request.answers)
 
 
 def _wake(batch: list[Request[Any]]) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import anyio
 
 from sitq._loops import LoopRef
+from sitq.backends._batching import Request
 from sitq.backends.sqlite import _units
 from sitq.backends.sqlite._finishing import cancel, finish
 from sitq.backends.sqlite._reserving import Reserve, reserve
@@ -22,7 +23,6 @@ from sitq.protocols import Sweep
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
 
-    from sitq.backends.sqlite._driver import Database
     from sitq.ids import TaskId
     from sitq.models import Lease, Progress, Reservation, Result, Task, TaskInfo
     from sitq.protocols import Clock, LeaseKeeper, Listener, Topic
@@ -130,10 +130,10 @@ class SQLiteBackend:
         self, worker: str, queues: Sequence[str], limit: int, lease: float
     ) -> Reservation:
         """See `sitq.protocols.Backend.reserve`."""
-        database = self._use().database
+        state = self._use()
         wish = Reserve(worker, tuple(queues), limit, lease)
-        undo = partial(_hand_back, database)
-        return (await database.write(reserve, (wish,), undo))[0]
+        undo = partial(_hand_back, state.loop)
+        return (await state.database.write(reserve, (wish,), undo))[0]
 
     async def finish(self, outcomes: Sequence[Outcome]) -> list[bool]:
         """See `sitq.protocols.Backend.finish`."""
@@ -187,13 +187,12 @@ class SQLiteBackend:
         return self._open.lease_keeper()
 
 
-def _hand_back(database: Database, reservations: list[Reservation]) -> None:
+def _hand_back(loop: LoopRef, reservations: list[Reservation]) -> Request[bool] | None:
     """Release what was reserved for a caller that is gone."""
     outcomes = [
         Outcome.release(task.lease) for reservation in reservations for task in reservation.tasks
     ]
-    if outcomes:
-        database.write_soon(finish, outcomes)
+    return Request(loop, finish, outcomes) if outcomes else None
 
 
 def _checked_path(path: str | os.PathLike[str]) -> str:

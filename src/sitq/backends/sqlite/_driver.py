@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import aiosqlite
 from aiosqlite.core import _STOP_RUNNING_SENTINEL
 
-from sitq.backends._batching import GroupCommit, Request, join
+from sitq.backends._batching import GroupCommit, Request, Undo, join
 from sitq.backends.sqlite._errors import is_busy, translated
 from sitq.backends.sqlite._work import Work
 from sitq.errors import UsageError
@@ -158,14 +158,10 @@ class Database:
         self,
         operation: Callable[..., list[T]],
         items: Sequence[Any],
-        undo: Callable[[list[T]], None] | None = None,
+        undo: Undo[T] | None = None,
     ) -> list[T]:
         """Carry out a unit of work in a transaction, with others that wait for one."""
         return await self._commits.submit(operation, items, undo)
-
-    def write_soon(self, operation: Callable[..., list[Any]], items: Sequence[Any]) -> None:
-        """Have a unit of work carried out before all that is asked for later."""
-        self._commits.post(Request(self._loop, operation, items))
 
     async def read(self, unit: Callable[..., T], *parameters: Any) -> T:
         """Run a unit of work that changes nothing, outside any transaction."""
