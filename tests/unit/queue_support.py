@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+import anyio
+
 from sitq import MsgpackSerializer, Result, TaskId, TaskQueue, task
 from sitq.backends.memory import MemoryBackend
 from sitq.models import Outcome, Task
@@ -43,6 +45,7 @@ class SpyBackend(MemoryBackend):
         self.opened = 0
         self.errors: list[Exception] = []
         self.stored: list[Task] = []
+        self.hanging = 0
 
     async def open(self) -> None:
         await super().open()
@@ -61,6 +64,9 @@ class SpyBackend(MemoryBackend):
         self, task_ids: Sequence[TaskId[Any]]
     ) -> Mapping[TaskId[Any], Result[Any] | None]:
         self.looks.append(tuple(task_ids))
+        if self.hanging:
+            self.hanging -= 1
+            await anyio.sleep_forever()
         if self.errors:
             raise self.errors.pop(0)
         return await super().get_results(task_ids)

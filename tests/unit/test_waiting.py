@@ -111,8 +111,12 @@ async def test_a_newcomer_beside_a_change_does_not_hide_it() -> None:
         for turns in range(60):
             task_id = await queue.enqueue(add, 1, 2)
             waiter, newcomer = Waiter(), Waiter()
+            looks = len(backend.looks)
             group.start_soon(waiter.run, queue, task_id)
-            await anyio.wait_all_tasks_blocked()
+            while len(backend.looks) == looks:
+                await checkpoint()
+            for _ in range(5):  # from its look on, the leader is soon back at its listener
+                await checkpoint()
 
             async def come(newcomer: Waiter = newcomer, turns: int = turns % 6) -> None:
                 for _ in range(turns):
@@ -186,18 +190,17 @@ async def test_a_timeout_is_counted_by_the_stores_clock() -> None:
             assert (waiter.result, waiter.error) == (None, None)
 
 
-async def test_a_wait_too_short_for_the_leaders_look_still_looks_once() -> None:
+async def test_a_wait_that_ends_before_the_stores_first_answer_still_looks_once() -> None:
     async with spied_queue() as (queue, backend, clock), anyio.create_task_group() as group:
         task_id = await queue.enqueue(add, 1, 2)
         await finish(backend, 3)
-        backend.errors.append(BackendBusyError("busy"))
+        backend.hanging = 1
         waiter = Waiter()
-        group.start_soon(waiter.run, queue, task_id, 1e-6)
+        group.start_soon(waiter.run, queue, task_id, 1.0)
         await anyio.wait_all_tasks_blocked()
-        clock.advance(1e-6)
+        clock.advance(1.0)
         await waiter.ended.wait()
-        assert isinstance(waiter.error, BackendBusyError)
-        assert await queue.get_result(task_id, 1e-6) is not None
+        assert waiter.result is not None
 
 
 async def test_an_unknown_id_ends_its_own_wait_only() -> None:
