@@ -14,7 +14,7 @@ __all__ = ["WorkerOptions"]
 class WorkerOptions(BaseModel):
     """See `sitq.Worker`."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", defer_build=True)
 
     queues: Annotated[tuple[QueueName, ...], Field(min_length=1)]
     max_concurrency: Annotated[int, Field(ge=1, le=10_000)]
