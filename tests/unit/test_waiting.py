@@ -251,16 +251,17 @@ async def test_a_busy_store_is_asked_again_with_growing_pauses() -> None:
         assert waiter.result is not None
 
 
-async def test_a_store_that_stays_busy_until_the_timeout_is_an_error() -> None:
+async def test_a_store_that_stays_busy_until_the_timeout_is_an_error_without_another_look() -> None:
     async with spied_queue() as (queue, backend, clock), anyio.create_task_group() as group:
         task_id = await queue.enqueue(add, 1, 2)
         backend.errors += [BackendBusyError("busy")] * 100
         waiter = Waiter()
-        group.start_soon(waiter.run, queue, task_id, 1.0)
-        while not waiter.ended.is_set():
-            await anyio.wait_all_tasks_blocked()
-            clock.advance(0.5)
+        group.start_soon(waiter.run, queue, task_id, 0.01)
+        await anyio.wait_all_tasks_blocked()
+        clock.advance(0.01)
+        await waiter.ended.wait()
         assert isinstance(waiter.error, BackendBusyError)
+        assert len(backend.looks) == 1
 
 
 async def test_any_other_error_of_the_store_reaches_every_waiter() -> None:
