@@ -22,10 +22,12 @@ T = TypeVar("T")
 
 
 def _trio_token() -> trio.lowlevel.TrioToken | None:
-    module = sys.modules.get("trio")  # never imported for its own sake
-    if module is None or not module.lowlevel.in_trio_task():
+    # Never imported for its own sake; another thread may be about to import it.
+    lowlevel = sys.modules.get("trio.lowlevel")
+    in_trio_task = getattr(lowlevel, "in_trio_task", None)
+    if lowlevel is None or in_trio_task is None or not in_trio_task():
         return None
-    token: trio.lowlevel.TrioToken = module.lowlevel.current_trio_token()
+    token: trio.lowlevel.TrioToken = lowlevel.current_trio_token()
     return token
 
 

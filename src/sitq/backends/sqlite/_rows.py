@@ -97,8 +97,8 @@ def to_row(task: Task, place: tuple[int, int]) -> Sequence[Any]:
 
 def to_reserved(row: Row) -> ReservedTask:
     """A row of the due tasks, as it is once it has been reserved."""
-    (_, task_id, function, queue, epoch, attempts, misses, crashes, eta, enqueued_at, timeout, retry,
-     headers, payload) = row  # fmt: skip
+    (_, task_id, function, queue, epoch, attempts, misses, crashes, eta, enqueued_at, timeout,
+     retry, headers, payload) = row  # fmt: skip
     return ReservedTask(
         id=task_id,
         function=function,
