@@ -2,7 +2,25 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from sitq.testing._clock import FakeClock
 from sitq.testing._faults import FaultyBackend
 
-__all__ = ["FakeClock", "FaultyBackend"]
+if TYPE_CHECKING:
+    from sitq.testing._conformance import BackendConformance
+
+__all__ = ["BackendConformance", "FakeClock", "FaultyBackend"]
+
+
+def __getattr__(name: str) -> object:
+    """Load the checks when they are asked for: they need pytest, the rest does not."""
+    if name != "BackendConformance":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import pytest
+
+    # Their assertions are then told with the values in them, as in any test.
+    pytest.register_assert_rewrite("sitq.testing._conformance")
+    from sitq.testing._conformance import BackendConformance
+
+    return BackendConformance

@@ -1,0 +1,226 @@
+"""Checks of how tasks are stored, and of unique keys."""
+
+# Checks are made of assertions, on small numbers.
+# ruff: noqa: S101, PLR2004
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import pytest
+
+from sitq.errors import BackendError, TaskNotFoundError
+from sitq.ids import new_task_id
+from sitq.models import OutcomeKind, RetryPolicy
+from sitq.states import TaskStatus
+from sitq.testing._conformance._store import PATIENCE, Store, new_task
+from sitq.testing._conformance._suite import Suite
+
+if TYPE_CHECKING:
+    from sitq.ids import TaskId
+    from sitq.models import Task
+
+__all__ = ["EnqueueChecks"]
+
+# An offset that is not a whole number of hours, and the finest moment that is stored.
+_FAR = datetime(2031, 5, 6, 7, 8, 9, 123457, tzinfo=timezone(timedelta(hours=5, minutes=45)))
+
+
+def full_task(**options: Any) -> Task:
+    """A task with every option set."""
+    return new_task(
+        **{
+            "function": "pkg.mod:Class.größe",
+            "payload": bytes(range(256)) * 40,
+            "queue": "mail/out:1.x-y_z",
+            "priority": -100,
+            "eta": _FAR,
+            "timeout": 0.25,
+            "retry": RetryPolicy(max_attempts=7, delay=0.5, retry_on=("builtins.OSError",)),
+            "unique_key": 'it\'s; --"a" key ✓',
+            "expires_at": _FAR + timedelta(days=1),
+            "result_ttl": 1.5,
+            "headers": {"trace": "ab'c", "": "ü"},
+            "retry_of": new_task_id(),
+        }
+        | options
+    )
+
+
+class EnqueueChecks(Suite):
+    """`Backend.enqueue`, `Backend.get_stored`."""
+
+    async def test_a_new_task_is_pending_and_has_counts_of_zero(self, store: Store) -> None:
+        """A task without options is pending, due at once, and has no history."""
+        now = await store.now()
+        task_id = await store.add()
+        info = await store.info(task_id)
+        assert (info.task_id, info.status) == (task_id, TaskStatus.PENDING)
+        assert (info.attempts, info.crashes, info.priority) == (0, 0, 0)
+        assert store.same(info.eta, now)
+        assert store.same(info.enqueued_at, now)
+        assert info.started_at is info.finished_at is info.expires_at is None
+        assert info.progress is info.error is info.unique_key is info.retry_of is None
+        assert not info.cancel_requested
+        (task,) = await store.take()
+        assert (task.epoch, task.attempt, task.misses) == (1, 1, 0)
+
+    async def test_all_that_a_task_says_is_kept(self, store: Store) -> None:
+        """Every field comes back from the store, the eta in UTC to the microsecond."""
+        task = full_task()
+        assert await store.backend.enqueue([task]) == [task.id]
+        assert await store.backend.get_stored(task.id) == task
+        info = await store.info(task.id)
+        assert (info.queue, info.function) == (task.queue, task.function)
+        assert (info.priority, info.unique_key) == (task.priority, task.unique_key)
+        assert (info.eta, info.expires_at) == (task.eta, task.expires_at)
+        assert info.eta.tzinfo is UTC
+        assert info.retry_of == task.retry_of
+
+    async def test_all_that_a_task_says_reaches_its_worker(self, store: Store) -> None:
+        """A reservation carries what the task was enqueued with."""
+        task = full_task(eta=None, expires_at=None)
+        await store.backend.enqueue([task])
+        (reserved,) = await store.take(queues=[task.queue])
+        assert (reserved.id, reserved.function) == (task.id, task.function)
+        assert (reserved.payload, reserved.queue) == (task.payload, task.queue)
+        assert (reserved.timeout, reserved.retry) == (task.timeout, task.retry)
+        assert reserved.headers == task.headers
+        info = await store.info(task.id)
+        assert (reserved.eta, reserved.enqueued_at) == (info.eta, info.enqueued_at)
+
+    @pytest.mark.parametrize("payload", [b"", b"\0", b"\0\0a\0", b"x" * 1_000_000])
+    async def test_a_payload_is_any_bytes(self, store: Store, payload: bytes) -> None:
+        """Empty, zero and long payloads come back byte by byte, also between others."""
+        tasks = [new_task(payload=b"before"), new_task(payload=payload), new_task(payload=b"after")]
+        await store.backend.enqueue(tasks)
+        assert [task.payload for task in await store.take()] == [b"before", payload, b"after"]
+
+    async def test_the_stored_task_has_its_eta_filled_in(self, store: Store) -> None:
+        """``eta=None`` is stored as the moment of the call."""
+        task = new_task()
+        now = await store.now()
+        await store.backend.enqueue([task])
+        stored = await store.backend.get_stored(task.id)
+        assert store.same(stored.eta, now)
+        assert stored.model_copy(update={"eta": None}) == task
+
+    async def test_an_unknown_id_has_no_stored_task(self, store: Store) -> None:
+        """`get_stored` of an unknown id raises `TaskNotFoundError`."""
+        with pytest.raises(TaskNotFoundError):
+            await store.backend.get_stored(new_task_id())
+
+    async def test_ids_come_back_in_order(self, store: Store) -> None:
+        """A batch is answered in the order that it was given in, whatever that order is."""
+        tasks = [new_task(priority=i % 3) for i in range(300)]
+        tasks.reverse()
+        assert await store.backend.enqueue(tasks) == [task.id for task in tasks]
+        assert await store.backend.enqueue([]) == []
+
+    async def test_a_known_id_stores_nothing(self, store: Store) -> None:
+        """An id that exists is an error, and no task of its batch is stored."""
+        old = await store.add(payload=b"old")
+        others = [new_task(), new_task(unique_key="k")]
+        for batch in ([others[0], new_task(id=old)], [others[1], new_task(id=old)]):
+            with pytest.raises(BackendError):
+                await store.backend.enqueue(batch)
+        assert await store.backend.get_tasks([task.id for task in others]) == [None, None]
+        assert (await store.backend.get_stored(old)).payload == b"old"
+
+    async def test_an_id_twice_in_a_batch_stores_nothing(self, store: Store) -> None:
+        """An id must be new within its own batch too."""
+        task = new_task()
+        with pytest.raises(BackendError):
+            await store.backend.enqueue([task, task])
+        assert await store.backend.get_tasks([task.id]) == [None]
+
+    async def test_a_bad_batch_does_not_harm_its_neighbours(self, store: Store) -> None:
+        """Of calls made at the same time, only the wrong one fails."""
+        old = await store.add()
+        failed: list[TaskId[Any]] = []
+
+        async def put(task: Task) -> None:
+            try:
+                await store.backend.enqueue([task])
+            except BackendError:
+                failed.append(task.id)
+
+        good = [new_task() for _ in range(20)]
+        with anyio.fail_after(PATIENCE):
+            async with anyio.create_task_group() as group:
+                for task in [*good[:10], new_task(id=old), *good[10:]]:
+                    group.start_soon(put, task)
+        assert failed == [old]
+        infos = await store.backend.get_tasks([task.id for task in good])
+        assert all(info is not None for info in infos)
+
+    async def test_a_key_that_is_held_gives_the_holder(self, store: Store) -> None:
+        """While its holder is pending or in progress, a key lets no other task in."""
+        holder = await store.add(unique_key="k")
+        second, other = new_task(unique_key="k"), new_task(unique_key="K")
+        assert await store.backend.enqueue([second, other]) == [holder, other.id]
+        await store.take()
+        third = new_task(unique_key="k")
+        assert await store.backend.enqueue([third]) == [holder]
+        assert await store.backend.get_tasks([second.id, third.id]) == [None, None]
+
+    async def test_a_key_twice_in_a_batch_stores_the_first(self, store: Store) -> None:
+        """An earlier task of the same batch holds the key too."""
+        first, plain = new_task(unique_key="k"), new_task()
+        batch = [first, plain, new_task(unique_key="k"), new_task(unique_key="k")]
+        assert await store.backend.enqueue(batch) == [first.id, plain.id, first.id, first.id]
+        assert [task.id for task in await store.take()] == [first.id, plain.id]
+
+    async def test_a_holder_that_is_enqueued_again_is_its_own_holder(self, store: Store) -> None:
+        """A task with a key may be sent again after an error that left its fate unknown."""
+        task = new_task(unique_key="k")
+        assert await store.backend.enqueue([task]) == [task.id]
+        assert await store.backend.enqueue([task]) == [task.id]
+        assert len(await store.take()) == 1
+
+    @pytest.mark.parametrize("kind", [OutcomeKind.RETRY, OutcomeKind.RELEASE, OutcomeKind.MISS])
+    async def test_a_task_put_back_still_holds_its_key(
+        self, store: Store, kind: OutcomeKind
+    ) -> None:
+        """A key is held through all attempts."""
+        task = await store.taken(unique_key="k")
+        assert await store.end(kind, task.lease, 5.0)
+        assert await store.add(unique_key="k") == task.id
+
+    @pytest.mark.parametrize(
+        "kind", [OutcomeKind.SUCCESS, OutcomeKind.FAILURE, OutcomeKind.CANCELLED]
+    )
+    async def test_an_end_frees_the_key(self, store: Store, kind: OutcomeKind) -> None:
+        """Once its holder is final, a key is free for one other task."""
+        task = await store.taken(unique_key="k")
+        assert await store.end(kind, task.lease)
+        new = await store.add(unique_key="k")
+        assert new != task.id
+        assert await store.add(unique_key="k") == new
+
+    async def test_cancelling_and_expiring_free_the_key(self, store: Store) -> None:
+        """A key is free also after an end without an attempt."""
+        first = await store.add(unique_key="k")
+        await store.backend.cancel(first)
+        second = await store.add(unique_key="k", expires_at=await store.later(10))
+        assert second != first
+        await store.advance(10)
+        await store.backend.sweep(3)
+        assert await store.add(unique_key="k") not in {first, second}
+
+    async def test_callers_at_once_get_one_holder(self, store: Store) -> None:
+        """Of many callers with one key, one stores, and all get its id."""
+        ids: list[TaskId[Any]] = []
+
+        async def put() -> None:
+            ids.append(await store.add(unique_key="k"))
+
+        with anyio.fail_after(PATIENCE):
+            async with anyio.create_task_group() as group:
+                for _ in range(20):
+                    group.start_soon(put)
+        assert len(ids) == 20
+        assert len(set(ids)) == 1
+        assert len(await store.take()) == 1

@@ -1,0 +1,158 @@
+"""Checks of lease keepers: heartbeats from a thread that no event loop can hold up."""
+
+# Checks are made of assertions, on small numbers.
+# ruff: noqa: S101, PLR2004
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sitq.ids import new_task_id
+from sitq.models import Lease, LeaseState, OutcomeKind
+from sitq.states import TaskStatus
+from sitq.testing._conformance._store import LEASE, PATIENCE, Store, new_task
+from sitq.testing._conformance._suite import Suite
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["LeaseChecks"]
+
+
+class LeaseChecks(Suite):
+    """`LeaseKeeper`."""
+
+    async def test_a_renewed_lease_ends_later(self, store: Store) -> None:
+        """It lasts so many seconds from the renewal, and not a moment longer."""
+        task = await store.taken()
+        await store.advance(LEASE - 1)
+        assert await store.renew([task.lease], 50.0) == [LeaseState.HELD]
+        await store.advance(50 - store.tick)
+        assert (await store.backend.sweep(3)).reclaimed == 0
+        await store.advance(store.tick)
+        assert (await store.backend.sweep(3)).reclaimed == 1
+
+    async def test_a_renewal_may_shorten_a_lease(self, store: Store) -> None:
+        """The seconds count from now, whatever was left."""
+        task = await store.taken()
+        assert await store.renew([task.lease], 2.0) == [LeaseState.HELD]
+        await store.advance(2)
+        assert (await store.backend.sweep(3)).reclaimed == 1
+
+    async def test_a_lease_that_ran_out_is_current_until_it_is_reclaimed(
+        self, store: Store
+    ) -> None:
+        """A late heartbeat saves a task that nobody took back."""
+        task = await store.taken()
+        await store.advance(LEASE * 2)
+        assert await store.renew([task.lease]) == [LeaseState.HELD]
+        assert (await store.backend.sweep(3)).reclaimed == 0
+        await store.advance(LEASE)
+        assert (await store.backend.sweep(3)).reclaimed == 1
+        assert await store.renew([task.lease]) == [LeaseState.LOST]
+
+    async def test_each_lease_is_answered_in_order(self, store: Store) -> None:
+        """Held, to end and lost stand side by side; those that are not lost are renewed."""
+        await store.backend.enqueue([new_task() for _ in range(3)])
+        held, asked, done = [task.lease for task in await store.take()]
+        await store.backend.cancel(asked.task_id)
+        await store.end(OutcomeKind.SUCCESS, done)
+        unknown, stale = Lease(new_task_id(), 1), Lease(held.task_id, 2)
+        await store.advance(LEASE - 1)
+        assert await store.renew([unknown, asked, done, held, stale, held]) == [
+            LeaseState.LOST,
+            LeaseState.CANCEL_REQUESTED,
+            LeaseState.LOST,
+            LeaseState.HELD,
+            LeaseState.LOST,
+            LeaseState.HELD,
+        ]
+        await store.advance(LEASE - 1)
+        assert (await store.backend.sweep(3)).reclaimed == 0
+        await store.advance(1)
+        assert (await store.backend.sweep(3)).reclaimed == 2
+        assert await store.renew([]) == []
+
+    async def test_only_the_current_epoch_is_renewed(self, store: Store) -> None:
+        """Of all epochs ever issued, and others, exactly the current one keeps the lease."""
+        task_id = await store.add()
+        every = [Lease(task_id, epoch) for epoch in range(5)]
+        for _ in range(2):
+            (task,) = await store.take()
+            await store.end(OutcomeKind.RELEASE, task.lease)
+        assert await store.renew(every) == [LeaseState.LOST] * 5
+        assert await store.status(task_id) is TaskStatus.PENDING
+        (task,) = await store.take()
+        others = [lease for lease in every if lease != task.lease]
+        assert await store.renew(others, 500.0) == [LeaseState.LOST] * 4
+        await store.advance(LEASE - 1)
+        assert await store.renew(every) == [LeaseState.LOST] * 3 + [
+            LeaseState.HELD,
+            LeaseState.LOST,
+        ]
+        await store.advance(LEASE)
+        assert (await store.backend.sweep(3)).reclaimed == 1
+        assert await store.renew(every) == [LeaseState.LOST] * 5
+
+    @pytest.mark.parametrize("kind", OutcomeKind)
+    async def test_an_old_holder_does_not_renew_the_next_attempt(
+        self, store: Store, kind: OutcomeKind
+    ) -> None:
+        """A heartbeat that comes after the outcome, whatever that was, finds no lease."""
+        task = await store.taken()
+        await store.end(kind, task.lease)
+        await store.take()
+        assert await store.renew([task.lease], 500.0) == [LeaseState.LOST]
+        await store.advance(LEASE)
+        returned = kind in {OutcomeKind.RETRY, OutcomeKind.RELEASE, OutcomeKind.MISS}
+        assert (await store.backend.sweep(3)).reclaimed == returned
+
+    async def test_leases_are_renewed_while_the_loop_is_blocked(self, store: Store) -> None:
+        """A keeper needs nothing of the event loop, from its making to its end."""
+        task = await store.taken()
+        states: list[LeaseState] = []
+
+        def beat() -> None:
+            keeper = store.backend.lease_keeper()
+            states.extend(keeper.renew([task.lease], LEASE))
+            states.extend(keeper.renew([task.lease], LEASE))
+            keeper.close()
+
+        _block_the_loop(beat)
+        assert states == [LeaseState.HELD] * 2
+
+    async def test_a_keeper_is_closed_twice_without_harm(self, store: Store) -> None:
+        """Closing it again, or unused, does nothing; another one still works."""
+        task = await store.taken()
+
+        def close_twice() -> None:
+            for leases in ([], [task.lease]):
+                keeper = store.backend.lease_keeper()
+                if leases:
+                    keeper.renew(leases, LEASE)
+                keeper.close()
+                keeper.close()
+
+        _block_the_loop(close_twice)
+        assert await store.renew([task.lease]) == [LeaseState.HELD]
+
+
+def _block_the_loop(function: Callable[[], None]) -> None:
+    """Run a function in a thread while the event loop stands still."""
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            function()
+        except BaseException as error:  # noqa: BLE001 - raised in the check's own thread
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    assert not thread.is_alive(), "it waits for the event loop"
+    if errors:
+        raise errors[0]
