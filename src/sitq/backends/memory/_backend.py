@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -61,6 +62,7 @@ class MemoryBackend:
         self._lock = threading.Lock()
         self._users = 0
         self._loop: LoopRef | None = None
+        self._pid = 0
 
     def __repr__(self) -> str:
         return f"MemoryBackend(<{len(self._rows)} tasks>)"
@@ -74,14 +76,16 @@ class MemoryBackend:
         """Count a user in.
 
         Raises:
-            UsageError: the instance is open in another event loop.
+            UsageError: the instance is open in another event loop or was inherited by a fork.
         """
         loop = LoopRef()
-        if self._users and self._loop is not None and self._loop.ended:
+        if self._users and self._pid == os.getpid() and self._loop and self._loop.ended:
             self._users = 0
         if self._users:
             self._check_use()
-        self._loop = loop
+        elif self._loop != loop:
+            self._forget_listeners()
+        self._loop, self._pid = loop, os.getpid()
         self._users += 1
 
     async def close(self) -> None:
@@ -91,9 +95,16 @@ class MemoryBackend:
     def _check_use(self) -> None:
         if not self._users:
             raise UsageError(f"{self!r} is not open: use 'async with' on its queue, or connect()")
+        if self._pid != os.getpid():
+            raise UsageError(f"{self!r} was opened before a fork; make a new one in the child")
         if self._loop != LoopRef():
             message = f"{self!r} is open in another event loop; give each loop an instance"
             raise UsageError(message)
+
+    def _forget_listeners(self) -> None:
+        """Nobody can wake those that a loop left behind when it ended."""
+        for listeners in self._listeners.values():
+            listeners.clear()
 
     async def _checked(self) -> datetime:
         """Be a checkpoint, as every store's operations are; return the moment to judge by."""
@@ -290,6 +301,8 @@ class MemoryBackend:
 
     def lease_keeper(self) -> LeaseKeeper:
         """See `sitq.protocols.Backend.lease_keeper`."""
+        if not self._users:
+            raise UsageError(f"{self!r} is not open")
         return _Keeper(self)
 
     def renew(self, leases: Sequence[Lease], seconds: float) -> list[LeaseState]:
