@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import threading
 import time
+from struct import iter_unpack
 from typing import TYPE_CHECKING, Any, Generic
 
 from pydantic_core import core_schema
 from typing_extensions import TypeVar
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pydantic import GetCoreSchemaHandler
 
 __all__ = ["R_co", "TaskId", "new_task_id"]
@@ -19,7 +22,7 @@ R_co = TypeVar("R_co", covariant=True, default=object)
 
 _UUID_PATTERN = r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
 _COUNTER_BITS = 42
-_RANDOM_BITS = 32
+_POOL = 256
 
 
 class TaskId(str, Generic[R_co]):
@@ -51,14 +54,20 @@ class _Uuid7:
         self._lock = threading.Lock()
         self._millis = 0
         self._counter = 0
+        self._noise: Iterator[tuple[int, int]] = iter(())
+
+    def _refill(self) -> tuple[int, int]:
+        """Ask for the randomness of many ids in one system call."""
+        self._noise = iter_unpack(">QL", os.urandom(12 * _POOL))
+        return next(self._noise)
 
     def next(self) -> str:
-        noise = int.from_bytes(os.urandom(10), "big")
         with self._lock:
+            seed, tail = next(self._noise, None) or self._refill()
             millis = time.time_ns() // 1_000_000
             if millis > self._millis:
                 self._millis = millis
-                self._counter = (noise >> _RANDOM_BITS) & ((1 << (_COUNTER_BITS - 1)) - 1)
+                self._counter = seed >> (64 - _COUNTER_BITS + 1)
             else:
                 self._counter += 1
                 if self._counter >> _COUNTER_BITS:
@@ -66,7 +75,7 @@ class _Uuid7:
                     self._counter = 0
             millis, counter = self._millis, self._counter
         high = (millis << 16) | 0x7000 | (counter >> 30)
-        low = (0b10 << 62) | ((counter & ((1 << 30) - 1)) << 32) | (noise & 0xFFFFFFFF)
+        low = (0b10 << 62) | ((counter & ((1 << 30) - 1)) << 32) | tail
         text = f"{high:016x}{low:016x}"
         return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 

@@ -1,0 +1,70 @@
+"""Task ids: UUIDv7, in the order of their making, whatever happens at the same time."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import uuid
+
+import pydantic
+import pytest
+
+from sitq.ids import TaskId, new_task_id
+
+
+def test_an_id_is_a_uuid_of_version_7_with_the_present_time() -> None:
+    before = time.time_ns() // 1_000_000
+    parsed = uuid.UUID(new_task_id())
+    assert (parsed.version, parsed.variant) == (7, uuid.RFC_4122)
+    assert before <= parsed.int >> 80 <= time.time_ns() // 1_000_000 + 1
+
+
+def test_ids_sort_in_the_order_of_their_making() -> None:
+    ids = [new_task_id() for _ in range(20_000)]
+    assert ids == sorted(set(ids))
+
+
+def test_threads_never_get_the_same_id() -> None:
+    ids: list[str] = []
+
+    def make() -> None:
+        ids.extend([new_task_id() for _ in range(5_000)])
+
+    threads = [threading.Thread(target=make) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(ids)) == 20_000
+
+
+def test_a_clock_that_goes_back_does_not_turn_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = new_task_id()
+    monkeypatch.setattr(time, "time_ns", lambda: 1_000_000_000)
+    assert new_task_id() > first
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # threads of other tests, and a fork
+def test_a_forked_child_makes_ids_of_its_own() -> None:
+    new_task_id()
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(writer, new_task_id().encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    theirs = os.read(reader, 100).decode()
+    os.close(reader)
+    os.close(writer)
+    assert uuid.UUID(theirs).version == 7
+    assert theirs != new_task_id()
+    assert theirs[-12:] != new_task_id()[-12:]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "7", "0190F5E2-7C3A-7BBB-8000-0123456789AB", "x" * 36, 7, None, b"x"]
+)
+def test_what_is_no_id_is_refused(text: object) -> None:
+    with pytest.raises(pydantic.ValidationError):
+        pydantic.TypeAdapter(TaskId[int]).validate_python(text)
