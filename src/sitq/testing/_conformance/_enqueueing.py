@@ -62,7 +62,8 @@ class EnqueueChecks(Suite):
         assert store.same(info.eta, now)
         assert store.same(info.enqueued_at, now)
         assert info.started_at is info.finished_at is info.expires_at is None
-        assert info.progress is info.error is info.unique_key is info.retry_of is None
+        assert info.progress is None
+        assert info.error is info.unique_key is info.retry_of is None
         assert not info.cancel_requested
         (task,) = await store.take()
         assert (task.epoch, task.attempt, task.misses) == (1, 1, 0)

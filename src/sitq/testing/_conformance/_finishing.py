@@ -1,11 +1,12 @@
 """Checks of how attempts end, and of the fence around them."""
 
-# Checks are made of assertions, on small numbers.
-# ruff: noqa: S101, PLR2004
+# Checks are made of assertions.
+# ruff: noqa: S101
 
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
@@ -15,6 +16,9 @@ from sitq.models import Lease, LeaseState, Outcome, OutcomeKind, Progress, Retry
 from sitq.states import TaskStatus
 from sitq.testing._conformance._store import LEASE, PATIENCE, Store, make_outcome, new_task
 from sitq.testing._conformance._suite import Suite
+
+if TYPE_CHECKING:
+    from sitq.ids import TaskId
 
 __all__ = ["FinishChecks"]
 
@@ -159,10 +163,8 @@ class FinishChecks(Suite):
 
     @staticmethod
     async def _all_refused(
-        store: Store, task_id: str, kind: OutcomeKind, epochs: range | set[int]
+        store: Store, task_id: TaskId[Any], kind: OutcomeKind, epochs: range | set[int]
     ) -> None:
-        info = await store.backend.get_tasks([])
-        assert info == []
         outcomes = [
             Outcome(task_id=task_id, epoch=epoch, kind=kind, value=b"late", error="late")
             for epoch in epochs
@@ -196,7 +198,9 @@ class FinishChecks(Suite):
         """Each outcome of a batch does what its kind says."""
         await store.backend.enqueue([new_task() for _ in OutcomeKind])
         taken = await store.take()
-        outcomes = [make_outcome(kind, task.lease) for kind, task in zip(OutcomeKind, taken)]  # noqa: B905 - the next line counts
+        outcomes = [
+            make_outcome(kind, task.lease) for kind, task in zip(OutcomeKind, taken, strict=True)
+        ]
         assert await store.backend.finish(outcomes) == [True] * len(OutcomeKind)
         for outcome in outcomes:
             wanted = _ENDS.get(outcome.kind, TaskStatus.PENDING)
@@ -251,6 +255,6 @@ class FinishChecks(Suite):
         info, result = await store.info(task.id), await store.result(task.id)
         assert info.status is result.status is _ENDS.get(kind, TaskStatus.CANCELLED)
         if kind in _RETURNS:
-            assert result.value is result.error is result.traceback is None
+            assert (result.value, result.error, result.traceback) == (None, None, None)
         await store.advance(2)
         assert await store.take() == []

@@ -1,7 +1,7 @@
 """Checks of listeners: no change is missed."""
 
-# Checks are made of assertions, on small numbers.
-# ruff: noqa: S101, PLR2004
+# Checks are made of assertions.
+# ruff: noqa: S101
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from sitq.testing._conformance._store import LEASE, PATIENCE, Store
 from sitq.testing._conformance._suite import Suite
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable, Coroutine
+    from typing import Any
 
     from sitq.protocols import Listener, Topic
 
@@ -44,7 +45,7 @@ async def _cancel_running(store: Store) -> None:
     await store.backend.cancel((await store.taken()).id)
 
 
-_CHANGES: Final[dict[Topic, Callable[[Store], Awaitable[None]]]] = {
+_CHANGES: Final[dict[Topic, Callable[[Store], Coroutine[Any, Any, None]]]] = {
     "tasks": _enqueue,
     "results": _cancel_pending,
     "cancels": _cancel_running,

@@ -42,6 +42,7 @@ class Suite:
         ``None``, unless overridden: the store cannot be shared.
         """
         del clock
+        return None
 
     async def now(self, clock: FakeClock) -> datetime:
         """Return the moment that the store judges by; override it where that is a server's."""
