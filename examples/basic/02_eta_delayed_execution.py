@@ -23,18 +23,18 @@ async def main(folder: Path) -> None:
     """Enqueue three reminders in the wrong order; the worker runs each at its time."""
     backend = SQLiteBackend(folder / "tasks.db")
     async with TaskQueue(backend) as queue, anyio.create_task_group() as group:
-        worker = Worker(backend)
+        worker = Worker(backend, max_concurrency=1)  # one at a time: they print in order
         await group.start(worker.start)
 
         # A moment is an aware datetime, in any time zone.
-        eta = datetime.now(UTC) + timedelta(seconds=1)
+        eta = datetime.now(UTC) + timedelta(seconds=2)
         last = await queue.enqueue(remind, "third: at a moment", eta=eta)
-        # With options() the type checkers see the function's arguments too.
-        middle = await queue.options(delay=0.5).enqueue(remind, "second: after half a second")
-        first = await queue.enqueue(remind, "first: at once")
-
         waiting = await queue.get_task(last)
         print(f"the last is {waiting.status}, its eta is kept in {waiting.eta.tzinfo}")
+
+        # With options() the type checkers see the function's arguments too.
+        middle = await queue.options(delay=1).enqueue(remind, "second: after a second")
+        first = await queue.enqueue(remind, "first: at once")
 
         for task_id in (first, middle, last):
             result = await queue.get_result(task_id)
