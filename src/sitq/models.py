@@ -204,11 +204,12 @@ class ReservedTask(_Model):
     attempt: int
     misses: int
     crashes: int
-    eta: Moment
-    enqueued_at: Moment
+    # No validator in Python here: there is one of these for each task that runs.
+    eta: AwareDatetime
+    enqueued_at: AwareDatetime
     timeout: float | None
     retry: RetryPolicy | None
-    headers: Headers = Field(repr=False)
+    headers: Headers = Field(default_factory=lambda: _NO_HEADERS, repr=False)
 
     @property
     def lease(self) -> Lease:

@@ -99,6 +99,7 @@ def to_reserved(row: Row) -> ReservedTask:
     """A row of the due tasks, as it is once it has been reserved."""
     (_, task_id, function, queue, epoch, attempts, misses, crashes, eta, enqueued_at, timeout,
      retry, headers, payload) = row  # fmt: skip
+    options = {} if headers is None else {"headers": _headers(headers)}
     return ReservedTask(
         id=task_id,
         function=function,
@@ -112,7 +113,7 @@ def to_reserved(row: Row) -> ReservedTask:
         enqueued_at=from_micros(enqueued_at),
         timeout=timeout,
         retry=None if retry is None else _policy(retry),
-        headers=_headers(headers),
+        **options,
     )
 
 
