@@ -151,7 +151,18 @@ class GroupCommit:
         if (reverse := _reverse(request)) is not None:
             self.post(reverse)
 
+    def drain(self) -> None:
+        """Write all that has gathered, at once; in the thread that writes."""
+        while self._write_batch():
+            pass
+
     def _flush(self) -> None:
+        if self._write_batch():
+            # Behind what else the thread was asked to do, so that reads are not starved.
+            self._schedule(self._flush)
+
+    def _write_batch(self) -> bool:
+        """Write one batch; tell if another has gathered meanwhile."""
         with self._lock:
             batch, self._pending = self._pending, []
         if batch:
@@ -167,9 +178,7 @@ class GroupCommit:
         with self._lock:
             again = self._scheduled = bool(self._pending)
         self._loop.call_soon(partial(_wake, batch))
-        if again:
-            # Behind what else the thread was asked to do, so that reads are not starved.
-            self._schedule(self._flush)
+        return again
 
 
 def _reverse(request: Request[Any]) -> Request[Any] | None:

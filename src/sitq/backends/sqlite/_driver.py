@@ -150,9 +150,14 @@ class Database:
     async def close(self) -> None:
         """Close, after all that was asked for before."""
         try:
-            await self._ask("close", self._connection.close_raw)
+            await self._ask("close", self._end)
         finally:
             self._connection.detach()
+
+    def _end(self) -> None:
+        # What gathered behind the batch that is being written has no place in the queue yet.
+        self._commits.drain()
+        self._connection.close_raw()
 
     async def write(
         self,
