@@ -18,7 +18,7 @@ from sitq.errors import (
 )
 from sitq.ids import TaskId
 from sitq.models import Progress, ReservedTask, Result, RetryPolicy, Task, TaskInfo
-from sitq.protocols import Backend, Clock, Serializer
+from sitq.protocols import Backend, Clock, Serializer, SigningSerializer
 from sitq.queue import TaskQueue
 from sitq.registry import Call, call, task
 from sitq.retry import Retry
@@ -46,6 +46,7 @@ __all__ = [
     "SQLiteBackend",
     "SerializationError",
     "Serializer",
+    "SigningSerializer",
     "SitqError",
     "SyncTaskQueue",
     "Task",

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, overload
 from anyio.lowlevel import checkpoint
 
 from sitq.errors import SerializationError, ValidationError
+from sitq.ids import new_task_id
 from sitq.options import Options, make_task
 from sitq.registry import Call, known
+from sitq.signing import seal, unseal
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from sitq.models import Task
     from sitq.protocols import Backend, Serializer
 
-__all__ = ["BoundQueue", "Producer", "refuse_own_eta"]
+__all__ = ["BoundQueue", "Producer", "make_repeat", "refuse_own_eta"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -86,7 +88,8 @@ class Producer:
             raise ValidationError(f"func: {hint} (got a coroutine)")
         function = known.add(func)
         payload = function.dump_arguments(self._serializer, args, kwargs)
-        return make_task(function, payload, options, self.backend.clock.now)
+        task = make_task(function, payload, options, self.backend.clock.now)
+        return seal(self._serializer, task)
 
 
 class BoundQueue:
@@ -128,6 +131,22 @@ class BoundQueue:
             UsageError: the queue is closed.
         """
         return await self._producer.enqueue_many(calls, self._options)
+
+
+def make_repeat(serializer: Serializer, old: Task) -> Task:
+    """Make the task that repeats a stored one, due at once and without an expiry.
+
+    Raises:
+        SerializationError: the old one's seal is missing or broken: it must not get a good one.
+    """
+    changed = {
+        "id": new_task_id(),
+        "payload": unseal(serializer, old),
+        "eta": None,
+        "expires_at": None,
+        "retry_of": old.id,
+    }
+    return seal(serializer, old.model_copy(update=changed))
 
 
 def refuse_own_eta(func: Callable[..., Any]) -> None:

@@ -6,7 +6,7 @@ backend.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,12 +20,22 @@ if TYPE_CHECKING:
         Outcome,
         Progress,
         Reservation,
+        ReservedTask,
         Result,
         Task,
         TaskInfo,
     )
 
-__all__ = ["Backend", "Clock", "LeaseKeeper", "Listener", "Serializer", "Sweep", "Topic"]
+__all__ = [
+    "Backend",
+    "Clock",
+    "LeaseKeeper",
+    "Listener",
+    "Serializer",
+    "SigningSerializer",
+    "Sweep",
+    "Topic",
+]
 
 
 Topic = Literal["tasks", "results", "cancels"]
@@ -68,6 +78,33 @@ class Serializer(Protocol):
 
         Raises:
             SerializationError: whatever is wrong with ``data``; never anything else.
+        """
+        ...
+
+
+@runtime_checkable
+class SigningSerializer(Serializer, Protocol):
+    """A serializer that also protects what is stored of a task, by a signature say.
+
+    Queue and worker look for these two methods. A serializer that wraps another one has to pass
+    them on, or nothing is sealed.
+    """
+
+    def seal(self, task: Task) -> Task:
+        """Return the task as it is to be stored: only its payload, from ``dumps``, may change.
+
+        It is called last, when all other fields are as the store will get them.
+        """
+        ...
+
+    def unseal(self, task: Task | ReservedTask) -> bytes:
+        """Return the payload that ``seal`` was given, without decoding any of it.
+
+        Between the two, a store sets an eta of ``None`` to the present moment, and moves the eta
+        when the task is retried or put back; the other fields that both models have stay.
+
+        Raises:
+            SerializationError: the seal is missing, broken, or of another task. The task fails.
         """
         ...
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, Self, TypeVar, cast, ov
 
 from sitq.backends.sqlite import SQLiteBackend
 from sitq.connection import Connection
-from sitq.enqueueing import BoundQueue, Producer, refuse_own_eta
+from sitq.enqueueing import BoundQueue, Producer, make_repeat, refuse_own_eta
 from sitq.errors import (
     SerializationError,
     TaskFailedError,
@@ -16,7 +16,7 @@ from sitq.errors import (
     UsageError,
     ValidationError,
 )
-from sitq.ids import TaskId, new_task_id
+from sitq.ids import TaskId
 from sitq.models import Result
 from sitq.options import NO_OPTIONS, duration, make_options
 from sitq.registry import known
@@ -292,6 +292,7 @@ class TaskQueue:
         Raises:
             TaskNotFoundError: the store does not know the task.
             UsageError: the task is not final.
+            SerializationError: the task's signature is missing, or does not match.
             BackendError: the store could not do it.
         """
         info = await self.get_task(task_id)
@@ -299,13 +300,7 @@ class TaskQueue:
             hint = "only a final task can be retried; wait for its result, or cancel it first"
             raise UsageError(f"task {info.task_id} is {info.status}: {hint}")
         old = await self._backend.get_stored(info.task_id)
-        repeated = {
-            "id": new_task_id(),
-            "eta": None,
-            "expires_at": None,
-            "retry_of": info.task_id,
-        }
-        return (await self._backend.enqueue((old.model_copy(update=repeated),)))[0]
+        return (await self._backend.enqueue((make_repeat(self._serializer, old),)))[0]
 
     async def prune(self, older_than: float) -> int:
         """Remove final tasks and their results, whatever their own time to live.

@@ -13,9 +13,12 @@ from msgpack.exceptions import ExtraData
 
 from sitq._extensions import CONTAINERS, DECODERS, ENCODERS, LEAVES
 from sitq.errors import SerializationError, ValidationError
+from sitq.signing import Signer, is_signed
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Sequence
+
+    from sitq.models import ReservedTask, Task
 
 __all__ = ["MsgpackSerializer"]
 
@@ -33,20 +36,54 @@ class MsgpackSerializer:
         max_bytes: the longest payload, in bytes.
         max_depth: how many containers may lie within each other (1 to 256). The arguments of a
             task travel as two: a list or dict of arguments, in a list.
+        keys: sign the payloads of tasks; see `sitq.signing.Signer`. Results are not signed.
 
     Raises:
-        ValidationError: a limit is out of its range.
+        ValidationError: a limit is out of its range, or a key is refused.
     """
 
-    __slots__ = ("_max_bytes", "_max_depth")
+    __slots__ = ("_max_bytes", "_max_depth", "_signer")
 
-    def __init__(self, *, max_bytes: int = 1_048_576, max_depth: int = 64) -> None:
+    def __init__(
+        self,
+        *,
+        max_bytes: int = 1_048_576,
+        max_depth: int = 64,
+        keys: Sequence[bytes] | None = None,
+    ) -> None:
         if type(max_bytes) is not int or max_bytes < 1:
             raise ValidationError("max_bytes: must be an int of 1 or more")
         if type(max_depth) is not int or not 1 <= max_depth <= _MAX_DEPTH:
             raise ValidationError(f"max_depth: must be an int from 1 to {_MAX_DEPTH}")
         self._max_bytes = max_bytes
         self._max_depth = max_depth
+        self._signer = None if keys is None else Signer(keys)
+
+    def __repr__(self) -> str:
+        limits = f"max_bytes={self._max_bytes}, max_depth={self._max_depth}"
+        return f"MsgpackSerializer({limits}{', keys=...' if self._signer else ''})"
+
+    def seal(self, task: Task) -> Task:
+        """Sign the task's payload, if there are keys."""
+        if self._signer is None:
+            return task
+        return task.model_copy(update={"payload": self._signer.sign(task)})
+
+    def unseal(self, task: Task | ReservedTask) -> bytes:
+        """Return the task's payload, its signature verified if there are keys.
+
+        Raises:
+            SerializationError: with keys: the task is not signed, was altered, or its key is not
+                known. Without: it is signed.
+        """
+        if self._signer is not None:
+            return self._signer.open(task)
+        if is_signed(task.payload):
+            raise SerializationError(
+                "the task has a signature, and there are no keys to verify it; "
+                "use MsgpackSerializer(keys=[...])"
+            )
+        return task.payload
 
     def dumps(self, value: Any) -> bytes:
         """Encode a plain value.

@@ -31,6 +31,7 @@ NAMES = [
     "SQLiteBackend",
     "SerializationError",
     "Serializer",
+    "SigningSerializer",
     "SitqError",
     "SyncTaskQueue",
     "Task",

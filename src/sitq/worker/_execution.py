@@ -15,6 +15,7 @@ from sitq.context import CURRENT, TaskContext
 from sitq.errors import SitqError
 from sitq.models import Outcome, RetryPolicy
 from sitq.retry import Retry, backoff, wants_retry
+from sitq.signing import unseal
 from sitq.worker._errors import error_text, traceback_text
 
 if TYPE_CHECKING:
@@ -109,7 +110,8 @@ class Execution:
         Raises only the cancellation of an enclosing scope.
         """
         try:
-            arguments = self._function.load_arguments(self._serializer, self._task.payload)
+            payload = unseal(self._serializer, self._task)
+            arguments = self._function.load_arguments(self._serializer, payload)
         except SitqError as error:
             return Outcome.failure(self.lease, error_text(error))
         except Exception as error:  # noqa: BLE001 - a validator of the user's model, say
