@@ -1,4 +1,9 @@
-"""The database file: made private, checked before it is trusted, and never made over."""
+"""The database file: made private, checked before it is trusted, and never made over.
+
+An existing file is opened by SQLite only. When a process closes a descriptor of its own, all its
+POSIX locks on that file end, also those of SQLite's: another process could then take itself for
+the last user and remove the write-ahead log that is in use.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +13,11 @@ import stat
 from contextlib import suppress
 from typing import Final
 
-from sitq.errors import BackendConnectionError, BackendFormatError
+from sitq.errors import BackendConnectionError
 
 __all__ = ["MEMORY", "File"]
 
 MEMORY: Final = ":memory:"
-_MAGIC: Final = b"SQLite format 3\x00"
-_HEADER_BYTES: Final = 100
 
 
 class File:
@@ -23,18 +26,19 @@ class File:
     Raises:
         BackendConnectionError: it is a symlink, not a plain file, writable by others, or cannot
             be made.
-        BackendFormatError: it is no SQLite database, or was cut short.
     """
 
     def __init__(self, path: str) -> None:
         self.path: Final = path
+        self._log: tuple[int, int] | None = None
         if path == MEMORY:
             self._identity = None
             return
         self._create()
+        # Before the file: others make the bell once the store is complete.
+        self.had_bell: Final = os.path.exists(self.bell)
         status = os.lstat(path)
         self._check_safe(status)
-        self._check_format(status.st_size)
         self._identity = (status.st_dev, status.st_ino)
 
     @property
@@ -66,50 +70,23 @@ class File:
             return
         raise BackendConnectionError(f"{self.path} {problem}")
 
-    def _check_format(self, size: int) -> None:
-        if size == 0:
-            if os.path.exists(self.bell):
-                self._refuse("was a store of sitq's and is empty now")
-            return
-        with open(self.path, "rb") as file:
-            header = file.read(_HEADER_BYTES)
-        if not header.startswith(_MAGIC[: len(header)]) or len(header) < len(_MAGIC):
-            self._refuse("is not an SQLite database")
-        if len(header) < _HEADER_BYTES:
-            self._refuse("was cut short")
-        page_size = int.from_bytes(header[16:18], "big")
-        pages = int.from_bytes(header[28:32], "big")
-        whole = pages * (65536 if page_size == 1 else page_size)
-        # Pages may still be in the write-ahead log; without one, the file must hold them all.
-        if size < whole and not self._has_log():
-            self._refuse(f"was cut short: {size} of {whole} bytes are there")
-
-    def _has_log(self) -> bool:
-        try:
-            return os.stat(f"{self.path}-wal").st_size > 0
-        except OSError:
-            return False
-
-    def _refuse(self, problem: str) -> None:
-        raise BackendFormatError(f"{self.path} {problem}; it was left as it is")
+    def note_log(self) -> None:
+        """Remember the write-ahead log: it stays the same one while anybody has the file open."""
+        if self._identity is not None:
+            self._log = _identity(f"{self.path}-wal")
 
     def check_same(self) -> None:
-        """Make sure that the path still leads to the file that was opened.
+        """Make sure that the paths still lead to the files that were opened.
 
-        SQLite goes on with a file that was removed; what it then acknowledged would be lost.
+        SQLite goes on with files that were removed; what it then acknowledged would be lost.
 
         Raises:
-            BackendConnectionError: it was removed or replaced.
+            BackendConnectionError: the file or its write-ahead log was removed or replaced.
         """
-        if self._identity is None:
-            return
-        try:
-            status = os.stat(self.path)
-        except OSError as error:
-            message = f"{self.path} has disappeared: {error.strerror}"
-            raise BackendConnectionError(message) from error
-        if (status.st_dev, status.st_ino) != self._identity:
+        if self._identity is not None and _identity(self.path) != self._identity:
             raise BackendConnectionError(f"{self.path} was replaced by another file")
+        if self._log is not None and _identity(f"{self.path}-wal") != self._log:
+            raise BackendConnectionError(f"{self.path}-wal was replaced by another file")
 
     def connect(self, *, read_only: bool = False) -> sqlite3.Connection:
         """Open a connection in autocommit mode that never waits by itself."""
@@ -124,3 +101,12 @@ class File:
             isolation_level=None,
             check_same_thread=False,
         )
+
+
+def _identity(path: str) -> tuple[int, int]:
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        message = f"{path} has disappeared: {error.strerror}"
+        raise BackendConnectionError(message) from error
+    return status.st_dev, status.st_ino

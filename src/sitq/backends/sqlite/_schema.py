@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Final
 from sitq.errors import BackendError, BackendFormatError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from sitq.backends.sqlite._file import File
 
 __all__ = ["APPLICATION_ID", "Migration", "check", "migrate", "migrations"]
@@ -43,15 +41,30 @@ def check(file: File) -> None:
     """Look at an existing file without changing it.
 
     Raises:
-        BackendFormatError: it belongs to another program or to a newer sitq, or has lost its
-            tables.
+        BackendFormatError: it is no SQLite database, was cut short, belongs to another program
+            or to a newer sitq, or has lost its tables or all that was in it.
     """
     if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
         needed = ".".join(map(str, _OLDEST_SQLITE))
         message = f"sitq needs SQLite {needed} or newer; this Python has {sqlite3.sqlite_version}"
         raise BackendError(message)
-    with closing(file.connect(read_only=True)) as connection:
-        _version(connection, file.path)
+    try:
+        with closing(file.connect(read_only=True)) as connection:
+            version = _version(connection, file.path)
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
+            problem = "is not an SQLite database, or was cut short"
+        elif error.sqlite_errorcode == sqlite3.SQLITE_CORRUPT:
+            problem = "was cut short or is damaged"
+        else:
+            raise
+        raise _refusal(file.path, problem) from error
+    if version == 0 and file.had_bell:
+        raise _refusal(file.path, "was a store of sitq's and is empty now")
+
+
+def _refusal(path: str, problem: str) -> BackendFormatError:
+    return BackendFormatError(f"{path} {problem}; it was left as it is")
 
 
 def _version(connection: sqlite3.Connection, path: str) -> int:
@@ -72,12 +85,10 @@ def _version(connection: sqlite3.Connection, path: str) -> int:
         problem = "is a store of sitq's that has lost its tables"
     else:
         return version
-    raise BackendFormatError(f"{path} {problem}; it was left as it is")
+    raise _refusal(path, problem)
 
 
-def migrate(
-    connection: sqlite3.Connection, path: str, crash_point: Callable[[str], None] = lambda _: None
-) -> None:
+def migrate(connection: sqlite3.Connection, path: str) -> None:
     """Apply what is missing, in one transaction under the write lock."""
     if _version(connection, path) == migrations()[-1][0]:
         return
@@ -88,7 +99,6 @@ def migrate(
             if number > version:
                 for statement in _statements(script):
                     connection.execute(statement)
-                crash_point(f"migration-{number}")
                 connection.execute(f"PRAGMA user_version = {number:d}")
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID:d}")
         connection.execute("COMMIT")

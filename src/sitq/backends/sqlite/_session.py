@@ -48,6 +48,7 @@ class Session:
         connection = file.connect()
         try:
             retrying(lambda: self._prepare(connection), BUSY_SECONDS)
+            file.note_log()
             if self._path != MEMORY:
                 self._bell = Bell(file.bell)
         except BaseException:
