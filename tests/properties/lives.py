@@ -1,0 +1,147 @@
+"""What a watcher of a store knows of one task: what was done to it, and what follows from that."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, TypeVar
+
+from sitq.models import Progress, ReservedTask, Result, Task, TaskInfo
+from sitq.states import TaskStatus
+
+__all__ = ["BrokenRuleError", "Life", "demand", "present"]
+
+T = TypeVar("T")
+
+
+class BrokenRuleError(AssertionError):
+    """A store has broken a rule; the text begins with its number in the design."""
+
+
+def demand(fact: bool, rule: str, what: object) -> None:
+    """Hold a store to a rule."""
+    if not fact:
+        raise BrokenRuleError(f"{rule}: {what}")
+
+
+def present(value: T | None) -> T:
+    """The value, where the history is sure that there is one."""
+    assert value is not None
+    return value
+
+
+@dataclass
+class Life:
+    """One task's life so far; the counters are those of the events, not those of the store."""
+
+    task: Task
+    number: int
+    enqueued_at: datetime
+    eta: datetime
+    starts: int = 0
+    given_back: int = 0
+    crashes: int = 0
+    misses: int = 0
+    started_at: datetime | None = None
+    lease_end: datetime | None = None
+    cancel_asked: bool = False
+    progress: Progress | None = None
+    error: str | None = None
+    traceback: str | None = None
+    end: Result[Any] | None = None
+
+    @property
+    def status(self) -> TaskStatus:
+        if self.end is not None:
+            return self.end.status
+        return TaskStatus.PENDING if self.lease_end is None else TaskStatus.IN_PROGRESS
+
+    @property
+    def attempts(self) -> int:
+        return self.starts - self.given_back
+
+    @property
+    def most_attempts(self) -> float:
+        policy = self.task.retry
+        return float("inf") if policy is None else policy.max_attempts
+
+    @property
+    def order(self) -> tuple[int, datetime, int]:
+        return (-self.task.priority, self.eta, self.number)
+
+    def expired(self, now: datetime) -> bool:
+        return self.task.expires_at is not None and self.task.expires_at <= now
+
+    def start(self, now: datetime, lease_end: datetime) -> None:
+        self.starts += 1
+        self.started_at = now
+        self.lease_end = lease_end
+
+    def end_lease(self, *, spent: bool) -> None:
+        self.lease_end = None
+        self.progress = None
+        self.given_back += not spent
+
+    def end_as(
+        self,
+        status: TaskStatus,
+        now: datetime,
+        value: bytes | None = None,
+        error: str | None = None,
+        traceback: str | None = None,
+    ) -> None:
+        self.lease_end = None
+        self.progress = None
+        self.cancel_asked = False
+        self.error, self.traceback = error, traceback
+        self.end = Result(
+            task_id=self.task.id,
+            function=self.task.function,
+            status=status,
+            value=value,
+            error=error,
+            traceback=traceback,
+            attempts=self.attempts,
+            enqueued_at=self.enqueued_at,
+            started_at=self.started_at,
+            finished_at=now,
+        )
+
+    def as_reserved(self) -> ReservedTask:
+        """The task as the worker must have got it that started it last."""
+        return ReservedTask(
+            id=self.task.id,
+            function=self.task.function,
+            payload=self.task.payload,
+            queue=self.task.queue,
+            epoch=self.starts,
+            attempt=self.attempts,
+            misses=self.misses,
+            crashes=self.crashes,
+            eta=self.eta,
+            enqueued_at=self.enqueued_at,
+            timeout=self.task.timeout,
+            retry=self.task.retry,
+            headers=self.task.headers,
+        )
+
+    def as_info(self) -> TaskInfo:
+        return TaskInfo(
+            task_id=self.task.id,
+            status=self.status,
+            queue=self.task.queue,
+            function=self.task.function,
+            priority=self.task.priority,
+            eta=self.eta,
+            attempts=self.attempts,
+            crashes=self.crashes,
+            progress=self.progress,
+            error=self.error,
+            cancel_requested=self.cancel_asked,
+            unique_key=self.task.unique_key,
+            retry_of=self.task.retry_of,
+            enqueued_at=self.enqueued_at,
+            started_at=self.started_at,
+            finished_at=None if self.end is None else self.end.finished_at,
+            expires_at=self.task.expires_at,
+        )

@@ -1,0 +1,283 @@
+"""A hypothesis state machine that drives stores with the same verbs on one fake clock.
+
+Each store is held to a history of its own making; where there are several, they must agree on
+every answer. Values are few, so that they collide: three queues, two unique keys, four
+priorities, and leases drawn from all that were ever issued.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from datetime import timedelta
+from itertools import permutations
+from pathlib import Path
+from typing import Any, ClassVar
+
+from anyio.from_thread import start_blocking_portal
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
+
+from sitq.ids import TaskId
+from sitq.models import Lease, Outcome, OutcomeKind, Progress, RetryPolicy, Task
+from sitq.testing import FakeClock
+from tests.properties.history import BrokenRuleError, Call, History
+from tests.properties.stores import Maker, Seen, Store, memory
+
+__all__ = ["StoreMachine"]
+
+QUEUES = ("a", "b", "c")
+EVERYTHING = 1000
+LONG = 2 * 24 * 3600.0
+
+
+def _id(number: int) -> TaskId[Any]:
+    """Ids that repeat from run to run, in another order than that of their making."""
+    mixed = number * 2_654_435_761 % 2**32
+    return TaskId(f"{mixed:08x}-0000-7000-8000-{number:012x}")
+
+
+# Offsets from now (seconds), so that both sides of every boundary come up.
+_offsets = st.sampled_from([None, -3600.0, -1.0, 0.0, 1e-6, 1.0, 30.0, 3600.0])
+_options = st.fixed_dictionaries(
+    {},
+    optional={
+        "queue": st.sampled_from(QUEUES),
+        "priority": st.sampled_from([-100, 0, 1, 100]),
+        "eta": _offsets,
+        "expires_at": st.sampled_from([None, -1.0, 1.0, 30.0, 3600.0]),
+        "unique_key": st.sampled_from([None, "one", "two"]),
+        "retry": st.sampled_from([None, *(RetryPolicy(max_attempts=n) for n in (1, 2, 3))]),
+        "result_ttl": st.sampled_from([0.0, 1.0, 30.0, LONG]),
+        "timeout": st.sampled_from([None, 0.5]),
+        "payload": st.sampled_from([b"", b"\x00\xff", b"data"]),
+        "headers": st.sampled_from([{}, {"trace": "1"}]),
+    },
+)
+_some_options = st.lists(_options, min_size=1, max_size=4)
+_back = st.one_of(st.integers(0, 3), st.integers(0, 60))
+_delays = st.sampled_from([0.0, 1e-6, 1.0, 30.0])
+_ends = st.tuples(_back, st.sampled_from(OutcomeKind), _delays)
+_some_queues = st.one_of(
+    st.just(QUEUES), st.lists(st.sampled_from([*QUEUES, "unused"]), max_size=3).map(tuple)
+)
+_limits = st.sampled_from([EVERYTHING, 0, 1, 2, 5])
+_lease_seconds = st.sampled_from([30.0, 1e-6, 1.0, 3600.0])
+_moves = st.sampled_from([0.0, 1e-6, 1.0, 29.999999, 30.0, 3600.0])
+_crashes = st.sampled_from([1, 2, 3])
+
+
+def _outcome(lease: Lease, kind: OutcomeKind, delay: float) -> Outcome:
+    match kind:
+        case OutcomeKind.SUCCESS:
+            return Outcome.success(lease, b"value of %d" % lease.epoch)
+        case OutcomeKind.FAILURE:
+            return Outcome.failure(lease, f"ValueError: {lease.epoch}", "a traceback")
+        case OutcomeKind.RETRY:
+            return Outcome.retry(lease, delay, f"OSError: {lease.epoch}", "another")
+        case OutcomeKind.RELEASE:
+            return Outcome.release(lease)
+        case OutcomeKind.MISS:
+            return Outcome.miss(lease, delay)
+        case OutcomeKind.CANCELLED:
+            return Outcome.cancelled(lease)
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """Drives the stores of ``makers`` on the event loop ``loop``."""
+
+    makers: ClassVar[tuple[Maker, ...]] = (memory,)
+    loop: ClassVar[str] = "asyncio"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = FakeClock()
+        self.history = History()
+        self.task_ids: list[TaskId[Any]] = [_id(0)]  # the first one is never enqueued
+        self.failed = True  # until the stores are open
+        self.exit = ExitStack()
+        folder = Path(self.exit.enter_context(tempfile.TemporaryDirectory()))
+        self.portal = self.exit.enter_context(start_blocking_portal(self.loop))
+        self.stores = [Store(make(self.clock, folder)) for make in self.makers]
+        for store in self.stores:
+            self.exit.callback(self.portal.call, store.close)
+            self.portal.call(store.open)
+        self.failed = False
+
+    def teardown(self) -> None:
+        try:
+            if not self.failed:
+                self.drain()
+        finally:
+            self.exit.close()
+
+    def drain(self) -> None:
+        """Once every lease and eta is over, work gives an end to all that was enqueued."""
+        self.clock.advance(LONG)
+        self.do("sweep", 1, EVERYTHING)
+        self.do("reserve", "the last", QUEUES, EVERYTHING, 30.0)
+        last = self.history.leases[-EVERYTHING:]
+        self.do("finish", [Outcome.success(lease, b"at last") for lease in last])
+        left = [life for life in self.history.lives.values() if life.end is None]
+        if left:
+            raise BrokenRuleError(f"I1: {left} never ended")
+
+    # -- running calls ------------------------------------------------------------------------
+
+    def do(self, name: str, *arguments: Any) -> None:
+        """Have every store carry out one call, and hold the answers to the rules."""
+        self.race([Call(name, arguments)])
+
+    def race(self, calls: Sequence[Call]) -> None:
+        """Run calls at once: the answers must be those of some order, one after the other."""
+        self.failed = True
+        first, *others = self.portal.call(self._run, calls)
+        self.history = self._judged(calls, first)
+        for other in others:
+            assert other == first, f"the stores disagree: {first} and {other}"
+        self.failed = False
+
+    async def _run(self, calls: Sequence[Call]) -> list[Seen]:
+        return [await store.run(calls, self.task_ids) for store in self.stores]
+
+    def _judged(self, calls: Sequence[Call], seen: Seen) -> History:
+        error: BrokenRuleError | None = None
+        for order in permutations(list(zip(calls, seen.answers, strict=True))):
+            history = self.history.copy()
+            try:
+                for call, answer in order:
+                    history.judge(call, answer, self.clock.now())
+                history.inspect(self.task_ids, seen.infos, seen.results)
+            except BrokenRuleError as broken:
+                error = broken
+            else:
+                return history
+        assert error is not None
+        raise error
+
+    def new_task(self, options: dict[str, Any]) -> Task:
+        now = self.clock.now()
+        for name in ("eta", "expires_at"):
+            if options.get(name) is not None:
+                options = {**options, name: now + timedelta(seconds=options[name])}
+        number = len(self.task_ids)
+        self.task_ids.append(_id(number))
+        earlier = self.task_ids[number // 2] if number % 3 == 0 else None
+        fields = {"payload": b"", "queue": QUEUES[0], **options}
+        return Task(id=_id(number), function="module:run", retry_of=earlier, **fields)
+
+    def lease(self, back: int) -> Lease:
+        """One of all leases ever issued, counted from the latest one."""
+        leases = self.history.leases
+        return leases[-1 - back % len(leases)]
+
+    # -- the verbs ----------------------------------------------------------------------------
+
+    @rule(options=_some_options)
+    def enqueue(self, options: list[dict[str, Any]]) -> None:
+        self.do("enqueue", [self.new_task(each) for each in options])
+
+    @precondition(lambda self: self.history.lives)
+    @rule(options=_some_options, key=st.sampled_from([None, "one"]), back=_back)
+    def enqueue_again(self, options: list[dict[str, Any]], key: str | None, back: int) -> None:
+        """An id that is in use spoils its whole batch, unless its unique key is held."""
+        lives = list(self.history.lives)
+        taken = {"id": lives[back % len(lives)], "unique_key": key}
+        tasks = [self.new_task(each) for each in options]
+        again = self.new_task({}).model_copy(update=taken)
+        self.do("enqueue", [*tasks, again])
+
+    @rule(queues=_some_queues, limit=_limits, seconds=_lease_seconds)
+    def reserve(self, queues: tuple[str, ...], limit: int, seconds: float) -> None:
+        self.do("reserve", "worker", queues, limit, seconds)
+
+    @precondition(lambda self: self.history.leases)
+    @rule(ends=st.lists(_ends, min_size=1, max_size=4))
+    def finish(self, ends: list[tuple[int, OutcomeKind, float]]) -> None:
+        self.do("finish", [_outcome(self.lease(back), *rest) for back, *rest in ends])
+
+    @precondition(lambda self: self.history.leases)
+    @rule(backs=st.lists(_back, min_size=1, max_size=4))
+    def succeed(self, backs: list[int]) -> None:
+        """Successes alone take a way of their own through a store."""
+        self.do("finish", [Outcome.success(self.lease(back), b"%d" % back) for back in backs])
+
+    @precondition(lambda self: self.history.leases)
+    @rule(end=_ends, shift=st.sampled_from([-1, 1]), stranger=st.booleans())
+    def finish_what_was_never_issued(
+        self, end: tuple[int, OutcomeKind, float], shift: int, stranger: bool
+    ) -> None:
+        back, kind, delay = end
+        lease = self.lease(back)
+        wrong = Lease(self.task_ids[0] if stranger else lease.task_id, lease.epoch + shift)
+        self.do("finish", [_outcome(wrong, kind, delay)])
+
+    @precondition(lambda self: self.history.leases)
+    @rule(backs=st.lists(_back, min_size=1, max_size=4, unique=True), seconds=_lease_seconds)
+    def renew(self, backs: list[int], seconds: float) -> None:
+        leases = dict.fromkeys(self.lease(back) for back in backs)
+        self.do("renew", list(leases), seconds)
+
+    @precondition(lambda self: self.history.leases)
+    @rule(back=_back, done=st.integers(0, 3))
+    def set_progress(self, back: int, done: int) -> None:
+        progress = Progress(done=done, total=3, note="so far")
+        self.do("set_progress", self.lease(back), progress)
+
+    @rule(back=_back)
+    def cancel(self, back: int) -> None:
+        self.do("cancel", self.task_ids[-1 - back % len(self.task_ids)])
+
+    @precondition(lambda self: self.history.leases)
+    @rule(back=_back)
+    def cancel_what_ran(self, back: int) -> None:
+        self.do("cancel", self.lease(back).task_id)
+
+    @rule(max_crashes=_crashes, limit=st.sampled_from([EVERYTHING, 1, 2]))
+    def sweep(self, max_crashes: int, limit: int) -> None:
+        self.do("sweep", max_crashes, limit)
+
+    @rule(older_than=st.sampled_from([30.0, 1.0, 0.0]), limit=st.sampled_from([1, EVERYTHING]))
+    def prune(self, older_than: float, limit: int) -> None:
+        self.do("prune", older_than, limit)
+
+    @rule(back=_back)
+    def get_stored(self, back: int) -> None:
+        self.do("get_stored", self.task_ids[-1 - back % len(self.task_ids)])
+
+    @rule(seconds=_moves)
+    def advance(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+    @rule(seconds=st.sampled_from([1.0, -1.0, 60.0, -60.0, 3600.0, -3600.0]))
+    def jump(self, seconds: float) -> None:
+        self.clock.jump(seconds)
+
+    @rule()
+    def reopen(self) -> None:
+        for store in self.stores:
+            self.portal.call(store.reopen)
+        self.race([])
+
+    # Which of two racers is first may differ from store to store, so one store runs alone.
+    @precondition(lambda self: len(self.stores) == 1 and self.history.leases)
+    @rule(data=st.data(), names=st.lists(st.sampled_from(sorted("cefnrs")), min_size=2, max_size=3))
+    def run_at_once(self, data: st.DataObject, names: list[str]) -> None:
+        self.race([self._racer(name, data) for name in names])
+
+    def _racer(self, name: str, data: st.DataObject) -> Call:
+        match name:
+            case "c":
+                return Call("cancel", (self.lease(data.draw(_back)).task_id,))
+            case "e":
+                return Call("enqueue", ([self.new_task(data.draw(_options))],))
+            case "f":
+                back, kind, delay = data.draw(_ends)
+                return Call("finish", ([_outcome(self.lease(back), kind, delay)],))
+            case "n":
+                return Call("renew", ([self.lease(data.draw(_back))], 30.0))
+            case "r":
+                return Call("reserve", ("racer", QUEUES, data.draw(_limits), 30.0))
+            case _:
+                return Call("sweep", (data.draw(_crashes), EVERYTHING))

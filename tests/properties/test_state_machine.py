@@ -1,0 +1,29 @@
+"""Whatever is done to the stores, in whatever order: they agree, and they keep the rules."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis.stateful import run_state_machine_as_test
+
+from tests.properties.machine import StoreMachine
+from tests.properties.stores import Maker, memory, private_sqlite, sqlite_file
+
+
+def run(loop: str, *stores: Maker) -> None:
+    machine = type("Machine", (StoreMachine,), {"makers": stores, "loop": loop})
+    run_state_machine_as_test(machine)  # type: ignore[no-untyped-call]
+
+
+def test_the_file_agrees_with_the_reference(anyio_backend: str) -> None:
+    run(anyio_backend, memory, sqlite_file)
+
+
+def test_the_private_database_agrees_with_the_reference(anyio_backend: str) -> None:
+    run(anyio_backend, memory, private_sqlite)
+
+
+@pytest.mark.parametrize("store", [memory, sqlite_file])
+def test_calls_at_once_are_as_good_as_one_after_the_other(
+    anyio_backend: str, store: Maker
+) -> None:
+    run(anyio_backend, store)
