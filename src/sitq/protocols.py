@@ -222,10 +222,10 @@ class Backend(Protocol):
         - ``success``, ``failure``: the status becomes ``success`` or ``failed``, with value or
           error and traceback, and ``finished_at = now``, in one step.
         - ``retry``: ``pending`` with ``eta = now + delay``; the error is kept for `TaskInfo`. If
-          the task's own policy has ``max_attempts`` and they are spent, it is a ``failure``. If
-          cancellation was requested, it becomes ``cancelled``.
-        - ``release``: ``pending`` as it was, attempts - 1; if cancellation was requested,
-          ``cancelled``.
+          the task's own policy has ``max_attempts`` and they are spent, it is a ``failure``;
+          otherwise, if cancellation was requested, it becomes ``cancelled``.
+        - ``release``: ``pending`` as it was, attempts - 1; if cancellation was requested, as
+          ``cancelled``: the attempt was the last one, so it counts.
         - ``miss``: as ``release``, with ``eta = now + delay`` and misses + 1.
         - ``cancelled``: the status becomes ``cancelled``, with ``finished_at = now``.
 
@@ -287,7 +287,7 @@ class Backend(Protocol):
         ...
 
     async def get_stored(self, task_id: TaskId[Any]) -> Task:
-        """Return the task as it was enqueued, its eta filled in.
+        """Return the task as it was enqueued, with its present eta (a retry moves it).
 
         Raises:
             TaskNotFoundError: the id is unknown.

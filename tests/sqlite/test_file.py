@@ -158,19 +158,13 @@ async def test_any_file_name_works(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(("level", "expected"), [("FULL", 2), ("NORMAL", 1)])
-async def test_synchronous_is_what_was_asked_for(
-    tmp_path: Path, level: Any, expected: int
-) -> None:
+async def test_synchronous_is_what_was_asked_for(tmp_path: Path, level: Any, expected: int) -> None:
     backend = SQLiteBackend(tmp_path / "q.db", synchronous=level)
     await backend.open()
     state = backend._open
     assert state is not None
-    found = await state.database.read(
-        lambda work: work.execute("PRAGMA synchronous").fetchone()[0]
-    )
-    mode = await state.database.read(
-        lambda work: work.execute("PRAGMA journal_mode").fetchone()[0]
-    )
+    found = await state.database.read(lambda work: work.execute("PRAGMA synchronous").fetchone()[0])
+    mode = await state.database.read(lambda work: work.execute("PRAGMA journal_mode").fetchone()[0])
     await backend.close()
     assert (found, mode) == (expected, "wal")
 
@@ -202,9 +196,7 @@ async def test_a_full_database_is_a_typed_error_and_heals(tmp_path: Path) -> Non
     await backend.open()
     state = backend._open
     assert state is not None
-    pages = await state.database.read(
-        lambda work: work.execute("PRAGMA page_count").fetchone()[0]
-    )
+    pages = await state.database.read(lambda work: work.execute("PRAGMA page_count").fetchone()[0])
     await state.database.read(lambda work: work.execute(f"PRAGMA max_page_count = {pages}") and 0)
     with pytest.raises(BackendFullError, match="enqueue on .*full"):
         await backend.enqueue([some_task(headers={"k": "v" * 5000}) for _ in range(10)])
@@ -223,9 +215,7 @@ async def test_the_schema_is_that_of_the_migrations(tmp_path: Path) -> None:
     ):
         for _, script in _schema.migrations():
             replayed.executescript(script)
-        assert (
-            stored.execute(statement).fetchall() == replayed.execute(statement).fetchall() != []
-        )
+        assert stored.execute(statement).fetchall() == replayed.execute(statement).fetchall() != []
 
 
 async def test_an_older_store_is_migrated_once_while_others_wait(
@@ -240,9 +230,7 @@ async def test_an_older_store_is_migrated_once_while_others_wait(
 
     def migrate() -> None:
         try:
-            with closing(
-                sqlite3.connect(path, isolation_level=None, timeout=10)
-            ) as connection:
+            with closing(sqlite3.connect(path, isolation_level=None, timeout=10)) as connection:
                 barrier.wait()
                 _schema.migrate(connection, str(path))
         except BaseException as error:

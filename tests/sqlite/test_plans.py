@@ -43,9 +43,7 @@ def connection() -> Iterator[sqlite3.Connection]:
 def test_a_statement_seeks_in_its_index(
     connection: sqlite3.Connection, statement: str, index: str
 ) -> None:
-    parameters = dict.fromkeys(
-        ["queue", "priority", "now", "limit", "rows", "blob", "ends_at"], 0
-    )
+    parameters = dict.fromkeys(["queue", "priority", "now", "limit", "rows", "blob", "ends_at"], 0)
     positional = statement.count("?")
     plan = connection.execute(
         f"EXPLAIN QUERY PLAN {statement}", (0,) * positional if positional else parameters

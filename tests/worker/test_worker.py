@@ -480,9 +480,7 @@ async def test_nothing_starts_before_its_eta_and_then_at_once(
     assert eta <= result.started_at < eta + timedelta(seconds=5)
 
 
-async def test_only_the_queues_that_were_named_are_served(
-    queue: TaskQueue, tmp_path: Path
-) -> None:
+async def test_only_the_queues_that_were_named_are_served(queue: TaskQueue, tmp_path: Path) -> None:
     other = await queue.options(queue="other").enqueue(add, 1, 1)
     mine = await queue.options(queue="mine").enqueue(add, 1, 1)
     worker = Worker(SQLiteBackend(tmp_path / "q.db"), queues=["mine"])
