@@ -162,8 +162,10 @@ class Backend(Protocol):
     operation that raises a `BackendError` changed nothing, unless its text says that the outcome
     is unknown. A caller that is cancelled leaves no lock and no transaction behind.
 
-    A backend counts its users: `open` and `close` nest, the last `close` closes. It serves one
-    event loop at a time, asyncio's or trio's.
+    A backend counts its users: `open` and `close` nest, the last `close` closes, and it may be
+    opened again. It serves one event loop at a time, asyncio's or trio's; a loop that ended
+    without `close` does not count. An operation of a backend that is not open, or is open in
+    another loop, raises `UsageError`.
     """
 
     @property
@@ -189,7 +191,8 @@ class Backend(Protocol):
         """Store tasks as ``pending``, all of them or none, and return their ids in order.
 
         1. A task whose ``unique_key`` is held by a task that is not final (also by an earlier one
-           of this call) is not stored; the id of the holder is returned in its place.
+           of this call) is not stored; the id of the holder is returned in its place. This goes
+           before 3, so that a task with a key may be enqueued again after an error.
         2. ``eta=None`` becomes the present moment. Epoch, attempts and crashes start at 0.
         3. Ids are new; an id that exists already raises `BackendError` and stores nothing.
         """
@@ -208,7 +211,8 @@ class Backend(Protocol):
            was committed has handed the tasks back (as a release) when the next operation of this
            backend runs.
         5. ``wait`` is 0 if due tasks were left over, otherwise the seconds until the next pending
-           task of ``queues`` is due, ``None`` if there is none. ``limit`` may be 0.
+           task of ``queues`` is due, ``None`` if there is none; one that has expired does not
+           count. ``limit`` may be 0.
         """
         ...
 
@@ -220,7 +224,8 @@ class Backend(Protocol):
         others of the batch stand.
 
         - ``success``, ``failure``: the status becomes ``success`` or ``failed``, with value or
-          error and traceback, and ``finished_at = now``, in one step.
+          error and traceback, and ``finished_at = now``, in one step, whether cancellation was
+          requested or not.
         - ``retry``: ``pending`` with ``eta = now + delay``; the error is kept for `TaskInfo`. If
           the task's own policy has ``max_attempts`` and they are spent, it is a ``failure``;
           otherwise, if cancellation was requested, it becomes ``cancelled``.
@@ -229,7 +234,8 @@ class Backend(Protocol):
         - ``miss``: as ``release``, with ``eta = now + delay`` and misses + 1.
         - ``cancelled``: the status becomes ``cancelled``, with ``finished_at = now``.
 
-        The lease ends with the outcome.
+        The lease ends with the outcome, so of two for one lease in a batch the first is accepted.
+        A task that ended as ``success`` or ``cancelled`` keeps no error of an earlier attempt.
         """
         ...
 

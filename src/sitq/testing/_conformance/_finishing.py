@@ -254,6 +254,7 @@ class FinishChecks(Suite):
         assert await store.end(kind, task.lease, 1.0)
         info, result = await store.info(task.id), await store.result(task.id)
         assert info.status is result.status is _ENDS.get(kind, TaskStatus.CANCELLED)
+        assert result.attempts == 1
         if kind in _RETURNS:
             assert (result.value, result.error, result.traceback) == (None, None, None)
         await store.advance(2)

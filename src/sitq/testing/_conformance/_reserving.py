@@ -145,6 +145,12 @@ class ReserveChecks(Suite):
         await store.end(OutcomeKind.SUCCESS, task.lease)
         assert await store.wait() is None
 
+    async def test_wait_does_not_count_what_has_expired(self, store: Store) -> None:
+        """A task that expired before its eta will never be due."""
+        await store.add(eta=await store.later(60), expires_at=await store.later(10))
+        await store.advance(10)
+        assert await store.wait() is None
+
     @pytest.mark.parametrize("kind", [OutcomeKind.RETRY, OutcomeKind.MISS])
     async def test_wait_counts_a_delayed_return(self, store: Store, kind: OutcomeKind) -> None:
         """A task put back with a delay is due after it, and not a moment earlier."""

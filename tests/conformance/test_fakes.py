@@ -1,0 +1,199 @@
+"""The fakes of `sitq.testing` do what tests build on."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any, get_args
+
+import anyio
+import pytest
+
+import sitq.testing
+from sitq.backends.memory import MemoryBackend
+from sitq.errors import BackendBusyError, BackendError, ValidationError
+from sitq.ids import new_task_id
+from sitq.models import Lease, Progress, Task
+from sitq.protocols import Backend
+from sitq.testing import BackendConformance, FakeClock, FaultyBackend
+from sitq.testing._faults import Operation
+
+BUSY = BackendBusyError("locked")
+
+
+class TestFaultyBackendWithoutFaults(BackendConformance):
+    """With nothing to fail it is a backend like the one that it wraps."""
+
+    def make_backend(self, clock: FakeClock) -> Backend:
+        return FaultyBackend(MemoryBackend(clock=clock))
+
+
+async def woken(clock: FakeClock, sleeps: list[float], move: Callable[[], object]) -> list[float]:
+    """Which of some sleeps have ended once the clock was moved."""
+    ended: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        await clock.sleep(seconds)
+        ended.append(seconds)
+
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as group:
+            for seconds in sleeps:
+                group.start_soon(sleep, seconds)
+            await anyio.wait_all_tasks_blocked()
+            move()
+            await anyio.wait_all_tasks_blocked()
+            group.cancel_scope.cancel()
+    return sorted(ended)
+
+
+def test_a_clock_stands_still() -> None:
+    clock = FakeClock()
+    assert (clock.now(), clock.monotonic()) == (clock.now(), clock.monotonic())
+    assert clock.now().tzinfo is UTC
+
+
+def test_a_clock_starts_where_it_is_told_to() -> None:
+    start = datetime(2024, 2, 29, 23, tzinfo=timezone(timedelta(hours=-5)))
+    assert FakeClock(start).now() == start
+    assert FakeClock(start).now().tzinfo is UTC
+    with pytest.raises(ValidationError, match="start"):
+        FakeClock(start.replace(tzinfo=None))
+
+
+def test_advancing_moves_both_times_and_jumping_one() -> None:
+    clock = FakeClock()
+    start, elapsed = clock.now(), clock.monotonic()
+    clock.advance(1.5)
+    assert clock.now() - start == timedelta(seconds=1.5)
+    assert clock.monotonic() - elapsed == 1.5
+    clock.jump(-3600)
+    assert clock.now() - start == timedelta(seconds=1.5 - 3600)
+    assert clock.monotonic() - elapsed == 1.5
+    with pytest.raises(ValidationError, match="jump"):
+        clock.advance(-1)
+
+
+@pytest.mark.anyio
+async def test_advancing_ends_the_sleeps_that_are_over() -> None:
+    clock = FakeClock()
+    assert await woken(clock, [0.0, 0.3, 0.5], lambda: clock.advance(0.3)) == [0.0, 0.3]
+
+
+@pytest.mark.anyio
+async def test_steps_add_up_exactly() -> None:
+    clock = FakeClock()
+
+    def move() -> None:
+        for _ in range(3):
+            clock.advance(0.1)
+
+    assert await woken(clock, [0.3, 0.300001], move) == [0.3]
+
+
+@pytest.mark.anyio
+async def test_jumping_ends_no_sleep() -> None:
+    clock = FakeClock()
+    assert await woken(clock, [0.5], lambda: clock.jump(100)) == []
+
+
+@pytest.mark.anyio
+async def test_a_sleep_ends_by_a_move_in_another_thread() -> None:
+    clock = FakeClock()
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as group:
+            group.start_soon(clock.sleep, 5)
+            await anyio.wait_all_tasks_blocked()
+            await anyio.to_thread.run_sync(clock.advance, 5)
+
+
+def some_task() -> Task:
+    return Task(id=new_task_id(), function="tests:nothing", payload=b"")
+
+
+def renew(backend: Backend) -> object:
+    return backend.lease_keeper().renew([], 5)
+
+
+async def call(backend: FaultyBackend, operation: Operation) -> object:
+    task = some_task()
+    calls: dict[Operation, Callable[[], Awaitable[Any]]] = {
+        "cancel": lambda: backend.cancel(task.id),
+        "close": backend.close,
+        "enqueue": lambda: backend.enqueue([task]),
+        "finish": lambda: backend.finish([]),
+        "get_results": lambda: backend.get_results([]),
+        "get_stored": lambda: backend.get_stored(task.id),
+        "get_tasks": lambda: backend.get_tasks([]),
+        "open": backend.open,
+        "prune": lambda: backend.prune(0),
+        "renew": lambda: anyio.to_thread.run_sync(renew, backend),
+        "reserve": lambda: backend.reserve("w", (), 0, 1),
+        "set_progress": lambda: backend.set_progress(Lease(task.id, 1), Progress(done=1)),
+        "sweep": lambda: backend.sweep(3),
+    }
+    return await calls[operation]()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("operation", get_args(Operation))
+async def test_the_named_operation_fails_so_many_times(operation: Operation) -> None:
+    backend = FaultyBackend(MemoryBackend())
+    await backend.open()
+    backend.fail(operation, 2, error=BUSY)
+    for other in get_args(Operation):
+        if other not in {operation, "cancel", "get_stored", "open", "close"}:
+            await call(backend, other)
+    for _ in range(2):
+        with pytest.raises(BackendBusyError):
+            await call(backend, operation)
+    if operation not in {"cancel", "get_stored"}:  # of an unknown task
+        await call(backend, operation)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("after", [False, True])
+async def test_a_fault_comes_before_or_after_the_work(after: bool) -> None:
+    backend = FaultyBackend(MemoryBackend())
+    await backend.open()
+    task = some_task()
+    backend.fail("enqueue", error=BUSY, after=after)
+    with pytest.raises(BackendBusyError):
+        await backend.enqueue([task])
+    (info,) = await backend.get_tasks([task.id])
+    assert (info is not None) is after
+
+
+@pytest.mark.anyio
+async def test_faults_come_in_the_order_of_asking_until_healed() -> None:
+    backend = FaultyBackend(MemoryBackend())
+    await backend.open()
+    backend.fail("sweep", error=BUSY)
+    backend.fail("sweep", times=5, error=BackendError("gone"))
+    with pytest.raises(BackendBusyError):
+        await backend.sweep(3)
+    with pytest.raises(BackendError, match="gone"):
+        await backend.sweep(3)
+    backend.heal()
+    await backend.sweep(3)
+
+
+def test_a_fault_of_no_operation_is_refused() -> None:
+    backend = FaultyBackend(MemoryBackend())
+    with pytest.raises(ValidationError, match="renew"):
+        backend.fail("listen", error=BUSY)  # type: ignore[arg-type]
+    with pytest.raises(ValidationError, match="times"):
+        backend.fail("sweep", 0, error=BUSY)
+
+
+def test_the_fakes_need_no_pytest() -> None:
+    program = "import sys, sitq.testing; assert 'pytest' not in sys.modules"
+    subprocess.run([sys.executable, "-W", "error", "-c", program], check=True)
+
+
+def test_there_is_nothing_else_in_the_module() -> None:
+    with pytest.raises(AttributeError, match="nothing_of_that_name"):
+        _ = sitq.testing.nothing_of_that_name
+    assert sorted(sitq.testing.__all__) == sitq.testing.__all__
