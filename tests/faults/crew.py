@@ -1,22 +1,29 @@
 """Workers and producers as processes of their own, to be killed by the tests.
 
-Run as ``python crew.py worker|producer LOOP DATABASE LOG [SETTING...]``. Each writes what it did
-to its log, a line at a time, so that a kill loses at most what it had not done.
+Run as ``python crew.py ROLE LOOP DATABASE LOG [SETTING...]``. Each writes what it did to its log,
+a line at a time, so that a kill loses at most what it had not done. See `breaking` for how they
+are broken in the middle of a transaction.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import sys
 import time
 from collections.abc import AsyncIterator
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import anyio
 
-from sitq import SQLiteBackend, TaskQueue, Worker, call, current_task, task
+from sitq import RetryPolicy, SQLiteBackend, TaskQueue, Worker, call, current_task, task
+from sitq.ids import TaskId
+from sitq.testing import FakeClock
+from tests.faults.breaking import arm
 
 LOG = -1
 
@@ -79,6 +86,46 @@ async def poison() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@task
+async def fail() -> None:
+    """Fail."""
+    raise ValueError("no luck")
+
+
+@task(retry=RetryPolicy(max_attempts=2, delay=0, jitter=0))
+async def fail_once() -> int:
+    """Fail in the first attempt."""
+    if current_task().attempt == 1:
+        raise ValueError("no luck")
+    return epoch()
+
+
+async def enqueuer(database: str, settings: dict[str, float]) -> None:
+    """Enqueue a few tasks in one call, and say so."""
+    async with TaskQueue(SQLiteBackend(database)) as queue:
+        calls = [call(note, 0.0) for _ in range(int(settings.get("count", 3)))]
+        for task_id in await queue.enqueue_many(calls):
+            write("acknowledged", task_id)
+
+
+async def canceller(database: str, settings: dict[str, float]) -> None:
+    """Cancel all tasks that are not final."""
+    async with TaskQueue(SQLiteBackend(database)) as queue:
+        with closing(sqlite3.connect(database)) as connection:
+            ids = connection.execute("SELECT id FROM tasks WHERE finished_at IS NULL").fetchall()
+        for (task_id,) in ids:
+            write("cancelled", await queue.cancel(TaskId(task_id)))
+
+
+async def sweeper(database: str, settings: dict[str, float]) -> None:
+    """Sweep once, with a clock that is ahead by so many seconds."""
+    clock = FakeClock(datetime.now(UTC) + timedelta(seconds=settings["ahead"]))
+    backend = SQLiteBackend(database, clock=clock)
+    await backend.open()
+    write("swept", *await backend.sweep(max_crashes=3))
+    await backend.close()
+
+
 async def worker(database: str, settings: dict[str, float]) -> None:
     """Run until SIGTERM."""
     options: dict[str, Any] = {"lease": 1.0, "max_crashes": 1000, "shutdown_timeout": 5.0}
@@ -120,19 +167,27 @@ async def producer(database: str, settings: dict[str, float]) -> None:
             await anyio.sleep(pause)
 
 
+ROLES = {
+    "canceller": canceller,
+    "enqueuer": enqueuer,
+    "producer": producer,
+    "sweeper": sweeper,
+    "worker": worker,
+}
+
+
 def main() -> None:
     """Do what the command line says."""
     global LOG  # noqa: PLW0603 - one log a process
     role, loop, database, log, *settings = sys.argv[1:]
     LOG = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     values = {name: float(value) for name, value in (each.split("=") for each in settings)}
-    run = {"worker": worker, "producer": producer}[role]
-    anyio.run(run, database, values, backend=loop)
+    arm(write)
+    anyio.run(ROLES[role], database, values, backend=loop)
 
 
 if __name__ == "__main__":
     # The functions must have the names by which the tests know them.
-    sys.path.insert(0, str(Path(__file__).parents[2]))
     from tests.faults import crew
 
     crew.main()

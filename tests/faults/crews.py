@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 
 CREW = Path(__file__).with_name("crew.py")
+ROOT = Path(__file__).parents[2]
 PATIENCE = 25.0
 
 
 class Member:
     """One process and its log."""
 
-    def __init__(self, role: str, loop: str, database: Path, log: Path, **settings: float) -> None:
+    def __init__(
+        self,
+        role: str,
+        loop: str,
+        database: Path,
+        log: Path,
+        broken: Mapping[str, str],
+        settings: Mapping[str, float],
+    ) -> None:
         self.log = log
         words = [f"{name}={value}" for name, value in settings.items()]
         with log.with_suffix(".stderr").open("wb") as stderr:
@@ -27,6 +38,7 @@ class Member:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
+                env={**os.environ, "PYTHONPATH": str(ROOT), **broken},
             )
 
     def lines(self, word: str) -> list[list[str]]:
@@ -72,13 +84,15 @@ class Crew:
     def __init__(self, loop: str, folder: Path) -> None:
         self.database = folder / "q.db"
         self.members: list[Member] = []
-        self._loop = loop
+        self.loop = loop
         self._folder = folder
 
-    def hire(self, role: str, **settings: float) -> Member:
-        """Start a worker or a producer."""
+    def hire(
+        self, role: str, broken: Mapping[str, str] | None = None, **settings: float
+    ) -> Member:
+        """Start a process, which may be one that breaks at some `breaking.point`."""
         log = self._folder / f"{role}-{len(self.members)}.log"
-        member = Member(role, self._loop, self.database, log, **settings)
+        member = Member(role, self.loop, self.database, log, broken or {}, settings)
         self.members.append(member)
         return member
 

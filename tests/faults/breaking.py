@@ -1,0 +1,70 @@
+"""Breaks this process at a named point: before a statement of SQLite's, or around its commit.
+
+The point comes in the environment, so that any program can be broken: ``SITQ_BREAK`` holds
+``ACTION|PLACE|TEXT``. ACTION is ``die`` (no cleaning up, as after SIGKILL) or ``stop`` (SIGSTOP).
+PLACE is ``at`` (before the first statement that contains TEXT), ``commit`` (before the commit of
+the transaction that contains it), ``committed`` (after that), or ``connect`` (before the file is
+opened for writing; TEXT does not matter).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["arm", "point"]
+
+VARIABLE = "SITQ_BREAK"
+
+
+def point(action: str, place: str, text: str = "") -> dict[str, str]:
+    """The environment of a process that is to break."""
+    return {VARIABLE: f"{action}|{place}|{' '.join(text.split())}"}
+
+
+def arm(tell: Callable[..., object]) -> None:
+    """Break at the point that the environment names, if it names one; tell of it before."""
+    words = os.environ.get(VARIABLE)
+    if words is None:
+        return
+    action, place, text = words.split("|", 2)
+    plain_connect = sqlite3.connect
+    reached = False
+
+    def break_here() -> None:
+        nonlocal reached
+        if reached:
+            return
+        reached = True
+        tell("broken", os.getpid())
+        if action == "die":
+            os._exit(9)
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    class Breaking(sqlite3.Connection):
+        seen = False
+
+        def execute(self, sql: str, parameters: Any = ()) -> sqlite3.Cursor:
+            found = text in " ".join(sql.split())
+            if place == "at" and found:
+                break_here()
+            if sql == "COMMIT":
+                if self.seen and place == "commit":
+                    break_here()
+                cursor = super().execute(sql, parameters)
+                if self.seen and place == "committed":
+                    break_here()
+                self.seen = False
+                return cursor
+            self.seen = (self.seen or found) and sql != "ROLLBACK"
+            return super().execute(sql, parameters)
+
+    def connect(database: str, **options: Any) -> sqlite3.Connection:
+        if place == "connect" and "mode=rw" in database:
+            break_here()
+        return plain_connect(database, factory=Breaking, **options)
+
+    sqlite3.connect = connect  # type: ignore[assignment]

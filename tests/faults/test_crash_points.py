@@ -1,0 +1,295 @@
+"""A process that dies at a named point leaves exactly the state before or after its transaction."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import NamedTuple
+
+import anyio
+import pytest
+
+from sitq import SQLiteBackend, TaskQueue, Worker, call
+from sitq.backends.sqlite import _schema
+from sitq.testing import FakeClock
+from tests.faults import crew
+from tests.faults.breaking import point
+from tests.faults.crews import ROOT, Crew, query
+
+State = tuple[str, int, int, int]  # status, epoch, attempts, crashes
+
+NEW: State = ("pending", 0, 0, 0)
+RUNNING: State = ("in_progress", 1, 1, 0)
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def company(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Crew]:
+    """Processes on one of the two loops."""
+    company = Crew(request.param, tmp_path)
+    yield company
+    company.disband()
+
+
+def states(database: Path) -> list[State]:
+    """What became of each task; the file is whole."""
+    assert query(database, "PRAGMA integrity_check") == [("ok",)]
+    assert query(database, "PRAGMA foreign_key_check") == []
+    sql = "SELECT status, epoch, attempts, crashes FROM tasks ORDER BY seq"
+    found = [(str(a), int(str(b)), int(str(c)), int(str(d))) for a, b, c, d in query(database, sql)]
+    leases = query(database, "SELECT epoch FROM leases ORDER BY seq")
+    assert leases == [(state[1],) for state in found if state[0] == "in_progress"]
+    return found
+
+
+def die(company: Crew, role: str, place: str, text: str, **settings: float) -> None:
+    """Have a process die at a point, and make sure that it died there."""
+    member = company.hire(role, point("die", place, text), **settings)
+    member.wait_for("broken")
+    assert member.process.wait(20) == 9
+
+
+def fill(company: Crew, *functions: Callable[[], object]) -> None:
+    """Enqueue one task of each function."""
+
+    async def main() -> None:
+        async with TaskQueue(SQLiteBackend(company.database)) as queue:
+            await queue.enqueue_many([call(function) for function in functions])
+
+    anyio.run(main)
+
+
+def reserve(company: Crew, limit: int) -> None:
+    """Reserve tasks for a worker that will never be heard of again."""
+
+    async def main() -> None:
+        backend = SQLiteBackend(company.database)
+        await backend.open()
+        assert len((await backend.reserve("gone", ["default"], limit, 30.0)).tasks) == limit
+        await backend.close()
+
+    anyio.run(main)
+
+
+def finish_the_work(company: Crew) -> list[State]:
+    """Let the leases of the dead end, and run what is left on the same loop."""
+
+    async def main() -> None:
+        later = FakeClock(datetime.now(UTC) + timedelta(minutes=1))
+        backend = SQLiteBackend(company.database, clock=later)
+        await backend.open()
+        await backend.sweep(max_crashes=3)
+        await backend.close()
+        with anyio.fail_after(20):
+            await Worker(SQLiteBackend(company.database)).drain()
+
+    crew.LOG = os.open(os.devnull, os.O_WRONLY)
+    try:
+        anyio.run(main, backend=company.loop)
+    finally:
+        os.close(crew.LOG)
+    return states(company.database)
+
+
+class Crash(NamedTuple):
+    """A point, and what is expected of the tasks: when the process died, and in the end."""
+
+    name: str
+    functions: Sequence[Callable[[], object]]
+    role: str
+    place: str
+    text: str
+    found: list[State]
+    after: list[State]
+
+
+ONCE: State = ("success", 1, 1, 0)
+AGAIN: State = ("success", 2, 1, 1)
+
+CRASHES = [
+    Crash("enqueue, before the commit", (), "enqueuer", "commit", "INSERT INTO tasks", [], []),
+    Crash(
+        "enqueue, after the commit",
+        (), "enqueuer", "committed", "INSERT INTO tasks", [NEW] * 3, [ONCE] * 3,
+    ),
+    Crash(
+        "reserve, between its statements",
+        [crew.quick] * 3, "worker", "at", "INSERT INTO leases", [NEW] * 3, [ONCE] * 3,
+    ),
+    Crash(
+        "reserve, before the commit",
+        [crew.quick] * 3, "worker", "commit", "INSERT INTO leases", [NEW] * 3, [ONCE] * 3,
+    ),
+    Crash(
+        "reserve, after the commit",
+        [crew.quick] * 3, "worker", "committed", "INSERT INTO leases", [RUNNING] * 3, [AGAIN] * 3,
+    ),
+    Crash(
+        "success, before the commit",
+        [crew.quick], "worker", "commit", "SET status = 'success'", [RUNNING], [AGAIN],
+    ),
+    Crash(
+        "success, after the commit",
+        [crew.quick], "worker", "committed", "SET status = 'success'", [ONCE], [ONCE],
+    ),
+    Crash(
+        "failure, before the commit",
+        [crew.fail], "worker", "commit", "SET status = :status", [RUNNING], [("failed", 2, 1, 1)],
+    ),
+    Crash(
+        "failure, after the commit",
+        [crew.fail], "worker", "committed", "SET status = :status",
+        [("failed", 1, 1, 0)], [("failed", 1, 1, 0)],
+    ),
+    Crash(
+        "retry, before the commit",
+        [crew.fail_once], "worker", "commit", "SET status = 'pending', eta = :eta, error",
+        [RUNNING], [("success", 3, 2, 1)],
+    ),
+    Crash(
+        "retry, after the commit",
+        [crew.fail_once], "worker", "committed", "SET status = 'pending', eta = :eta, error",
+        [("pending", 1, 1, 0)], [("success", 2, 2, 0)],
+    ),
+    Crash(
+        "cancel, before the commit",
+        [crew.quick], "canceller", "commit", "SET status = :status", [NEW], [ONCE],
+    ),
+    Crash(
+        "cancel, after the commit",
+        [crew.quick], "canceller", "committed", "SET status = :status",
+        [("cancelled", 0, 0, 0)], [("cancelled", 0, 0, 0)],
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("crash", CRASHES, ids=lambda crash: crash.name)
+def test_a_transaction_is_whole_or_has_never_been(company: Crew, crash: Crash) -> None:
+    if crash.functions:
+        fill(company, *crash.functions)
+    die(company, crash.role, crash.place, crash.text)
+    assert states(company.database) == crash.found
+    assert finish_the_work(company) == crash.after
+
+
+@pytest.mark.parametrize(
+    ("place", "flag", "after"),
+    [("commit", 0, ("success", 2, 1, 1)), ("committed", 1, ("cancelled", 1, 0, 1))],
+)
+def test_a_running_task_is_asked_to_end_or_has_never_been(
+    company: Crew, place: str, flag: int, after: State
+) -> None:
+    """Once the request is committed, the task never starts again, whatever dies."""
+    fill(company, crew.quick)
+    reserve(company, 1)
+    die(company, "canceller", place, "UPDATE leases SET cancelled")
+    assert states(company.database) == [RUNNING]
+    assert query(company.database, "SELECT cancelled FROM leases") == [(flag,)]
+    assert finish_the_work(company) == [after]
+
+
+@pytest.mark.parametrize("place", ["commit", "committed"])
+def test_a_sweep_moves_all_that_it_moves_or_nothing(company: Crew, place: str) -> None:
+    """It reclaims one task, expires another and prunes a third."""
+
+    async def main() -> None:
+        soon = datetime.now(UTC) + timedelta(minutes=5)
+        async with TaskQueue(SQLiteBackend(company.database)) as queue:
+            await queue.options(priority=9, result_ttl=60).enqueue(crew.quick)
+            await Worker(SQLiteBackend(company.database)).drain()
+            await queue.options(priority=8).enqueue(crew.quick)
+            await queue.options(expires_at=soon).enqueue(crew.quick)
+
+    anyio.run(main)
+    reserve(company, 1)
+    before = [ONCE, RUNNING, NEW]
+    assert states(company.database) == before
+    die(company, "sweeper", place, "crashes = crashes + 1", ahead=3600.0)
+    swept = [("pending", 1, 0, 1), ("expired", 0, 0, 0)]
+    assert states(company.database) == (before if place == "commit" else swept)
+    expired = ONCE if place == "commit" else ("expired", 0, 0, 0)  # a minute is not five
+    assert finish_the_work(company)[-2:] == [AGAIN, expired]
+
+
+BIRTHS = [
+    ("connect", "", 0),
+    ("at", "PRAGMA journal_mode", 0),
+    ("at", "PRAGMA synchronous", 0),
+    ("at", "CREATE TABLE tasks", 0),
+    ("at", "CREATE TABLE leases", 0),
+    ("at", "PRAGMA user_version =", 0),
+    ("at", "PRAGMA application_id =", 0),
+    ("commit", "CREATE TABLE leases", 0),
+    ("committed", "CREATE TABLE leases", 1),
+]
+
+
+@pytest.mark.parametrize(("place", "text", "version"), BIRTHS)
+def test_a_new_file_has_its_whole_schema_or_nothing(
+    tmp_path: Path, place: str, text: str, version: int
+) -> None:
+    """On one loop only: a file is opened whole in the database thread."""
+    company = Crew("asyncio", tmp_path)
+    die(company, "enqueuer", place, text)
+    assert company.database.exists()
+    assert query(company.database, "PRAGMA integrity_check") == [("ok",)]
+    assert query(company.database, "PRAGMA user_version") == [(version,)]
+    assert query(company.database, "PRAGMA application_id") == [
+        (_schema.APPLICATION_ID if version else 0,)
+    ]
+    tables = query(company.database, "SELECT name FROM sqlite_schema WHERE type = 'table'")
+    assert sorted(tables) == ([("leases",), ("tasks",)] if version else [])
+    assert company.hire("enqueuer").process.wait(20) == 0
+    assert states(company.database) == [NEW] * 3
+    assert finish_the_work(company) == [ONCE] * 3
+
+
+MIGRATE = """
+import sys, anyio
+from sitq import SQLiteBackend
+from sitq.backends.sqlite import _schema
+from tests.faults import breaking
+
+script = "ALTER TABLE leases ADD COLUMN colour TEXT; CREATE INDEX colours ON leases (colour);"
+later = (*_schema.migrations(), (2, script))
+_schema.migrations = lambda: later
+breaking.arm(print)
+anyio.run(SQLiteBackend(sys.argv[1]).open)
+"""
+
+
+@pytest.mark.parametrize(
+    ("place", "text", "version"),
+    [
+        ("at", "CREATE INDEX colours", 1),
+        ("at", "PRAGMA user_version =", 1),
+        ("commit", "ALTER TABLE", 1),
+        ("committed", "ALTER TABLE", 2),
+    ],
+)
+def test_an_older_store_is_migrated_whole_or_not_at_all(
+    tmp_path: Path, place: str, text: str, version: int
+) -> None:
+    company = Crew("asyncio", tmp_path)
+    fill(company, crew.quick)
+    done = subprocess.run(
+        [sys.executable, "-c", MIGRATE, str(company.database)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **point("die", place, text)},
+        timeout=30,
+    )
+    assert done.returncode == 9
+    assert states(company.database) == [NEW]
+    with closing(sqlite3.connect(company.database)) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (version,)
+        columns = [row[1] for row in connection.execute("PRAGMA table_info(leases)")]
+        assert columns.count("colour") == version - 1
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", MIGRATE, str(company.database)]
+    assert subprocess.run(command, env=environment, timeout=30).returncode == 0
+    assert query(company.database, "PRAGMA user_version") == [(2,)]
+    assert states(company.database) == [NEW]
