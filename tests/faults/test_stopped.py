@@ -1,0 +1,78 @@
+"""A process that is stopped inside a write transaction holds the others up, and nothing more."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import anyio
+import pytest
+
+from sitq import BackendBusyError, SQLiteBackend, TaskQueue, TaskStatus, call
+from sitq.backends.sqlite import _driver
+from tests.faults import crew
+from tests.faults.breaking import point
+from tests.faults.crews import Crew, check_total, query
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def company(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Crew]:
+    """Processes on one of the two loops."""
+    company = Crew(request.param, tmp_path)
+    yield company
+    company.disband()
+
+
+def fill(company: Crew, count: int) -> set[str]:
+    async def main() -> set[str]:
+        async with TaskQueue(SQLiteBackend(company.database)) as queue:
+            return set(await queue.enqueue_many([call(crew.note, 0.001)] * count))
+
+    return anyio.run(main, backend=company.loop)
+
+
+def wait_until_final(database: Path) -> None:
+    give_up = time.monotonic() + 30
+    while query(database, "SELECT 1 FROM tasks WHERE finished_at IS NULL LIMIT 1"):
+        assert time.monotonic() < give_up
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("end", [signal.SIGCONT, signal.SIGKILL])
+@pytest.mark.parametrize("text", ["INSERT INTO leases", "SET status = 'success'"])
+def test_a_process_stopped_in_a_transaction_holds_up_writers_until_it_goes_on_or_dies(
+    company: Crew, monkeypatch: pytest.MonkeyPatch, end: signal.Signals, text: str
+) -> None:
+    """Callers are told; readers read on; the other worker lives, and all is done once."""
+    monkeypatch.setattr(_driver, "BUSY_SECONDS", 0.2)
+    lease = 5.0 if end is signal.SIGCONT else 1.0
+    acknowledged = fill(company, 60)
+    stopped = company.hire("worker", point("stop", "commit", text), lease=lease)
+    stopped.wait_for("broken")
+    other = company.hire("worker", lease=lease)
+
+    async def meet_the_lock() -> None:
+        async with TaskQueue(SQLiteBackend(company.database)) as queue:
+            with pytest.raises(BackendBusyError, match=r"enqueue on .*: database is locked"):
+                await queue.enqueue(crew.note, 0.001)
+            info = await queue.get_task(min(acknowledged))
+            assert info.status in {TaskStatus.PENDING, TaskStatus.IN_PROGRESS}
+
+    anyio.run(meet_the_lock, backend=company.loop)
+    other.wait_for("ready")
+    assert other.process.poll() is None
+    assert other.lines("start") == []
+    stopped.signal(end)
+    acknowledged |= fill(company, 5)
+    wait_until_final(company.database)
+    for member in company.members if end is signal.SIGCONT else [other]:
+        assert member.finish() == 0
+    figures = check_total(company.database, acknowledged, company.lines("start"))
+    assert figures["tasks"] == 65
+    # Only what the dead one had reserved runs twice, each a crash of its own.
+    ((crashes,),) = query(company.database, "SELECT sum(crashes) FROM tasks")
+    assert figures["reruns"] <= int(str(crashes))
+    if end is signal.SIGCONT or text == "INSERT INTO leases":
+        assert figures["reruns"] == 0
