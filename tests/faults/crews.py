@@ -87,9 +87,7 @@ class Crew:
         self.loop = loop
         self._folder = folder
 
-    def hire(
-        self, role: str, broken: Mapping[str, str] | None = None, **settings: float
-    ) -> Member:
+    def hire(self, role: str, broken: Mapping[str, str] | None = None, **settings: float) -> Member:
         """Start a process, which may be one that breaks at some `breaking.point`."""
         log = self._folder / f"{role}-{len(self.members)}.log"
         member = Member(role, self.loop, self.database, log, broken or {}, settings)

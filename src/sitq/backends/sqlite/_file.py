@@ -10,14 +10,15 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Final
 
-from sitq.errors import BackendConnectionError
+from sitq.errors import BackendConnectionError, BackendFormatError
 
-__all__ = ["MEMORY", "File"]
+__all__ = ["MEMORY", "WAS_EMPTIED", "File"]
 
 MEMORY: Final = ":memory:"
+WAS_EMPTIED: Final = "was a store of sitq's and is empty now"
 
 
 class File:
@@ -26,11 +27,13 @@ class File:
     Raises:
         BackendConnectionError: it is a symlink, not a plain file, writable by others, or cannot
             be made.
+        BackendFormatError: it is empty, and was not.
     """
 
     def __init__(self, path: str) -> None:
         self.path: Final = path
         self._log: tuple[int, int] | None = None
+        self._size = 0
         if path == MEMORY:
             self._identity = None
             return
@@ -39,6 +42,9 @@ class File:
         self.had_bell: Final = os.path.exists(self.bell)
         status = os.lstat(path)
         self._check_safe(status)
+        if self.had_bell and status.st_size == 0:
+            # Not for SQLite to see: it removes the log of an empty file.
+            raise BackendFormatError(f"{path} {WAS_EMPTIED}; it was left as it is")
         self._identity = (status.st_dev, status.st_ino)
 
     @property
@@ -73,20 +79,46 @@ class File:
     def note_log(self) -> None:
         """Remember the write-ahead log: it stays the same one while anybody has the file open."""
         if self._identity is not None:
-            self._log = _identity(f"{self.path}-wal")
+            status = _stat(f"{self.path}-wal")
+            self._log = (status.st_dev, status.st_ino)
 
     def check_same(self) -> None:
         """Make sure that the paths still lead to the files that were opened.
 
-        SQLite goes on with files that were removed; what it then acknowledged would be lost.
+        SQLite goes on with files that were removed, and with a file that was cut short as long
+        as it remembers the pages; what it then acknowledged would be lost.
 
         Raises:
             BackendConnectionError: the file or its write-ahead log was removed or replaced.
+            BackendFormatError: the file was cut short.
         """
-        if self._identity is not None and _identity(self.path) != self._identity:
+        if self._identity is None:
+            return
+        status = _stat(self.path)
+        if (status.st_dev, status.st_ino) != self._identity:
             raise BackendConnectionError(f"{self.path} was replaced by another file")
-        if self._log is not None and _identity(f"{self.path}-wal") != self._log:
-            raise BackendConnectionError(f"{self.path}-wal was replaced by another file")
+        if status.st_size < self._size:
+            self._check_whole(status.st_size)
+        self._size = status.st_size
+        if self._log is not None:
+            log = _stat(f"{self.path}-wal")
+            if (log.st_dev, log.st_ino) != self._log:
+                raise BackendConnectionError(f"{self.path}-wal was replaced by another file")
+
+    def _check_whole(self, size: int) -> None:
+        """Tell a file that was cut short from one that somebody has vacuumed."""
+        if size == 0:
+            raise BackendFormatError(f"{self.path} {WAS_EMPTIED}")
+        try:
+            with closing(self.connect(read_only=True)) as connection:
+                found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):
+                raise  # busy, say: it is asked again
+            found = str(error)
+        if found != "ok":
+            message = f"{self.path} was cut short while it was open: {found}"
+            raise BackendFormatError(message)
 
     def connect(self, *, read_only: bool = False) -> sqlite3.Connection:
         """Open a connection in autocommit mode that never waits by itself."""
@@ -103,10 +135,9 @@ class File:
         )
 
 
-def _identity(path: str) -> tuple[int, int]:
+def _stat(path: str) -> os.stat_result:
     try:
-        status = os.stat(path)
+        return os.stat(path)
     except OSError as error:
         message = f"{path} has disappeared: {error.strerror}"
         raise BackendConnectionError(message) from error
-    return status.st_dev, status.st_ino

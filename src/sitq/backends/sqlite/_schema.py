@@ -12,6 +12,7 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Final
 
+from sitq.backends.sqlite._file import WAS_EMPTIED
 from sitq.errors import BackendError, BackendFormatError
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def check(file: File) -> None:
             raise
         raise _refusal(file.path, problem) from error
     if version == 0 and file.had_bell:
-        raise _refusal(file.path, "was a store of sitq's and is empty now")
+        raise _refusal(file.path, WAS_EMPTIED)
 
 
 def _refusal(path: str, problem: str) -> BackendFormatError:
