@@ -125,7 +125,7 @@ class Listener(Protocol):
 
         1. A change that was committed before the call, but after the last return, returns at once.
         2. Changes of other processes count where the store can tell of them.
-        3. It may return for nothing; it never raises because of the store.
+        3. It may return for nothing now and then; it never raises because of the store.
         4. Cancelling it loses no change: the next call returns at once for it.
         """
         ...

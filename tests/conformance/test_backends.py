@@ -10,6 +10,7 @@ from sitq.backends.memory import MemoryBackend
 from sitq.backends.sqlite import SQLiteBackend
 from sitq.protocols import Backend, Clock
 from sitq.testing import BackendConformance
+from sitq.testing._conformance._listening import ListenChecks
 
 
 class TestMemory(BackendConformance):
@@ -36,3 +37,15 @@ class TestSQLiteFile(BackendConformance):
 
     def make_peer(self, clock: Clock) -> Backend:
         return SQLiteBackend(self.path, synchronous="NORMAL", clock=clock)
+
+
+class TestSQLiteFileThatCannotBeWatched(ListenChecks):
+    path: Path
+
+    @pytest.fixture(autouse=True)
+    def _own_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.path = tmp_path / "q.db"
+        monkeypatch.setattr("sitq.backends.sqlite._bell._CAN_WATCH", False)
+
+    make_backend = TestSQLiteFile.make_backend
+    make_peer = TestSQLiteFile.make_peer

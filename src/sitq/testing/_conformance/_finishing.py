@@ -170,6 +170,8 @@ class FinishChecks(Suite):
             for epoch in epochs
         ]
         assert await store.backend.finish(outcomes) == [False] * len(outcomes)
+        for outcome in outcomes:
+            assert await store.backend.finish([outcome]) == [False]
 
     @pytest.mark.parametrize("first", _ENDS)
     async def test_an_end_never_changes(self, store: Store, first: OutcomeKind) -> None:

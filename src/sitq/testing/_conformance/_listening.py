@@ -98,6 +98,22 @@ class ListenChecks(Suite):
                 await _heard(two)
 
     @_each_topic
+    async def test_a_listener_rests_while_nothing_changes(self, store: Store, topic: Topic) -> None:
+        """Once it has told of a change it waits for the next, and does not keep the loop busy."""
+
+        async def listen(listener: Listener) -> None:
+            while True:
+                await listener.wait()
+
+        async with store.backend.listen(topic) as listener:
+            await _CHANGES[topic](store)
+            with anyio.fail_after(PATIENCE):
+                async with anyio.create_task_group() as group:
+                    group.start_soon(listen, listener)
+                    await anyio.wait_all_tasks_blocked()
+                    group.cancel_scope.cancel()
+
+    @_each_topic
     async def test_a_cancelled_wait_loses_no_change(self, store: Store, topic: Topic) -> None:
         """However a cancellation and a change meet, one of two waits tells of the change."""
         for steps in range(_ROUNDS):
