@@ -254,7 +254,7 @@ def test_a_payload_may_be_just_as_long_as_the_limit() -> None:
 @pytest.mark.parametrize("limits", [{"max_bytes": 0}, {"max_depth": 0}, {"max_depth": 257}])
 def test_a_limit_out_of_its_range_is_refused(limits: dict[str, int]) -> None:
     with pytest.raises(ValidationError, match=next(iter(limits))):
-        MsgpackSerializer(**limits)
+        MsgpackSerializer(**limits)  # type: ignore[arg-type]
 
 
 def test_no_error_shows_a_value() -> None:

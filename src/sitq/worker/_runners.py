@@ -195,6 +195,8 @@ class Runners:
         too_long = self._clock.monotonic() - _PATIENCE
         while self._ahead and (at_once or self._ahead[0][1] < too_long):
             execution, _ = self._ahead.popleft()
+            # What runs takes longer than was thought: nothing is reserved behind it again.
+            self._mean = max(self._mean or 0.0, _PATIENCE)
             self._report(execution.lease, Outcome.release(execution.lease))
 
     async def finish(self, seconds: float, last_words: float) -> None:
