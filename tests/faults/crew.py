@@ -150,7 +150,7 @@ async def stop_on(signals: AsyncIterator[signal.Signals], one: Worker) -> None:
 
 async def producer(database: str, settings: dict[str, float]) -> None:
     """Enqueue for ever, and log what was acknowledged."""
-    pause = settings.get("pause", 0.005)
+    pause, ttl = settings.get("pause", 0.005), settings.get("result_ttl")
     async with TaskQueue(SQLiteBackend(database)) as queue:
         write("ready", os.getpid())
         number = 0
@@ -160,7 +160,8 @@ async def producer(database: str, settings: dict[str, float]) -> None:
                 ids = await queue.enqueue_many([call(note, 0.001) for _ in range(5)])
             else:
                 function = note if number % 2 else note_in_thread
-                ids = [await queue.enqueue(function, 0.001 * (number % 7))]
+                kept = queue.options(result_ttl=ttl)
+                ids = [await kept.enqueue(function, 0.001 * (number % 7))]
             for task_id in ids:
                 write("acknowledged", task_id)
             await anyio.sleep(pause)
