@@ -81,21 +81,21 @@ class History:
         known = {task_id for task_id in task_ids if task_id in self.lives}
         for task_id, info in zip(task_ids, infos, strict=True):
             if info is None or task_id not in known:
-                demand(info is None, "I2", f"{task_id} is unknown, but told of: {info}")
-                demand(task_id not in known, "I1", f"{task_id} is gone")
+                demand(info is None, "I2", task_id, "is unknown, but told of:", info)
+                demand(task_id not in known, "I1", task_id, "is gone")
                 continue
             self._inspect(self.lives[task_id], info)
-        demand(set(results) == known, "I14", f"results of {set(results)}, not of {known}")
+        demand(set(results) == known, "I14", "results of", set(results), "not of", known)
         for task_id in known:
             end = self.lives[task_id].end
-            demand(results[task_id] == end, "I6", f"is {results[task_id]}, was {end}")
+            demand(results[task_id] == end, "I6", "is", results[task_id], "was", end)
 
     def _inspect(self, life: Life, info: TaskInfo) -> None:
         expected = life.as_info()
         for name in type(info).model_fields:
             found, was = getattr(info, name), getattr(expected, name)
             rule = "I6" if life.end is not None else _RULE_OF_FIELD.get(name, "I1")
-            demand(found == was, rule, f"{name} of {info.task_id} is {found!r}, not {was!r}")
+            demand(found == was, rule, name, "of", info.task_id, "is", found, "not", was)
 
     # -- one operation each; the first argument is what the store answered --------------------
 
@@ -109,12 +109,12 @@ class History:
                 expected.append(holder)
                 continue
             if task.id in self.lives or task.id in made:
-                demand(answer == "BackendError", "I2", f"{task.id} was stored twice: {answer}")
+                demand(answer == "BackendError", "I2", task.id, "was stored twice:", answer)
                 return
             number += 1
             made[task.id] = Life(task, number, now, task.eta or now)
             expected.append(task.id)
-        demand(answer == expected, "I13", f"enqueue gave {answer}, not {expected}")
+        demand(answer == expected, "I13", "enqueue gave", answer, "not", expected)
         self.lives |= made
         self._stored = number
 
@@ -144,31 +144,32 @@ class History:
         ]
         due = sorted((life for life in waiting if life.eta <= now), key=lambda life: life.order)
         for task in answer.tasks:
-            demand(task.id in self.lives, "I2", f"reserved {task}, which nobody enqueued")
+            demand(task.id in self.lives, "I2", "nobody enqueued", task)
             life = self.lives[task.id]
             self._may_start(life, now)
             life.start(now, now + timedelta(seconds=lease))
-            demand(task.epoch == life.starts, "I3", f"epoch {task.epoch}, not {life.starts}")
-            demand(life.attempts <= life.most_attempts, "I8", f"attempt {life.attempts}")
+            demand(task.epoch == life.starts, "I3", "epoch", task.epoch, "not", life.starts)
+            demand(life.attempts <= life.most_attempts, "I8", "attempt", life.attempts)
             counted = (task.attempt, task.crashes, task.misses)
             demand(counted == (life.attempts, life.crashes, life.misses), "I8", task)
-            demand(task == life.as_reserved(), "I1", f"{task}, not {life.as_reserved()}")
+            expected = life.as_reserved()
+            demand(task == expected, "I1", task, "not", expected)
             self.leases.append(task.lease)
         first = [life.task.id for life in due[:limit]]
-        demand([task.id for task in answer.tasks] == first, "I9", f"{answer.tasks}, not {first}")
+        demand([task.id for task in answer.tasks] == first, "I9", answer.tasks, "not", first)
         later = [life.eta - now for life in waiting if life.eta > now]
         wait = min(later) / timedelta(seconds=1) if later else None
         wait = 0.0 if len(due) > limit else wait
-        demand(answer.wait == wait, "I9", f"wait {answer.wait}, not {wait}")
+        demand(answer.wait == wait, "I9", "wait", answer.wait, "not", wait)
 
     def _may_start(self, life: Life, now: datetime) -> None:
         name = life.task.id
         cancelled = life.cancel_asked or life.status is TaskStatus.CANCELLED
-        demand(not cancelled, "I12", f"{name} started after its cancellation")
-        demand(life.end is None, "I6", f"{name} started after its end")
-        demand(life.lease_end is None, "I15", f"{name} started under somebody's lease")
-        demand(life.eta <= now, "I7", f"{name} started before its eta {life.eta}")
-        demand(not life.expired(now), "I7", f"{name} started after it expired")
+        demand(not cancelled, "I12", name, "started after its cancellation")
+        demand(life.end is None, "I6", name, "started after its end")
+        demand(life.lease_end is None, "I15", name, "started under somebody's lease")
+        demand(life.eta <= now, "I7", name, "started before its eta", life.eta)
+        demand(not life.expired(now), "I7", name, "started after it expired")
 
     def _current(self, lease: Lease) -> Life | None:
         life = self.lives.get(lease.task_id)
@@ -180,7 +181,7 @@ class History:
         demand(len(answer) == len(outcomes), "I4", "an outcome has no answer")
         for accepted, outcome in zip(answer, outcomes, strict=True):
             life = self._current(outcome.lease)
-            demand(accepted is (life is not None), "I4", f"{outcome}: {accepted}")
+            demand(accepted is (life is not None), "I4", outcome, accepted)
             if life is not None:
                 _END[self._kind(life, outcome)](life, outcome, now)
 
@@ -203,22 +204,20 @@ class History:
                 continue
             life.lease_end = now + timedelta(seconds=seconds)
             expected.append(LeaseState.CANCEL_REQUESTED if life.cancel_asked else LeaseState.HELD)
-        demand(answer == expected, "I4", f"renew gave {answer}, not {expected}")
+        demand(answer == expected, "I4", "renew gave", answer, "not", expected)
 
-    def _set_progress(
-        self, answer: bool, _now: datetime, lease: Lease, progress: Progress
-    ) -> None:
+    def _set_progress(self, answer: bool, _now: datetime, lease: Lease, progress: Progress) -> None:
         life = self._current(lease)
-        demand(answer is (life is not None), "I4", f"set_progress of {lease}: {answer}")
+        demand(answer is (life is not None), "I4", "set_progress of", lease, answer)
         if life is not None:
             life.progress = progress
 
     def _cancel(self, answer: Any, now: datetime, task_id: TaskId[Any]) -> None:
         life = self.lives.get(task_id)
         if life is None:
-            demand(answer == "TaskNotFoundError", "I2", f"cancelled the unknown {task_id}")
+            demand(answer == "TaskNotFoundError", "I2", "cancelled the unknown", task_id)
             return
-        demand(answer is (life.end is None), "I12", f"cancel of {life.status}: {answer}")
+        demand(answer is (life.end is None), "I12", "cancel of", life.status, answer)
         if life.status is TaskStatus.PENDING:
             life.end_as(TaskStatus.CANCELLED, now)
         elif life.status is TaskStatus.IN_PROGRESS:
@@ -236,20 +235,20 @@ class History:
         for life in expired:
             life.end_as(TaskStatus.EXPIRED, now)
         over = self._oldest(
-            lambda life: life.end and life.end.finished_at + _seconds(life.task.result_ttl),
+            lambda life: (
+                life.finished_at + _seconds(life.task.result_ttl) if life.finished_at else None
+            ),
             now,
             limit,
         )
         self._forget(over)
         expected = Sweep(len(lost), len(expired), len(over))
-        demand(answer == expected, "I1", f"{answer}, not {expected}")
+        demand(answer == expected, "I1", answer, "not", expected)
 
     def _prune(self, answer: int, now: datetime, older_than: float, limit: int) -> None:
-        old = self._oldest(
-            lambda life: life.end and life.end.finished_at, now - _seconds(older_than), limit
-        )
+        old = self._oldest(lambda life: life.finished_at, now - _seconds(older_than), limit)
         self._forget(old)
-        demand(answer == len(old), "I14", f"pruned {answer}, not {len(old)}")
+        demand(answer == len(old), "I14", "pruned", answer, "not", len(old))
 
     def _oldest(
         self, moment: Callable[[Life], datetime | None], now: datetime, limit: int
@@ -268,10 +267,10 @@ class History:
     def _get_stored(self, answer: Any, _now: datetime, task_id: TaskId[Any]) -> None:
         life = self.lives.get(task_id)
         if life is None:
-            demand(answer == "TaskNotFoundError", "I2", f"{task_id} is unknown: {answer}")
+            demand(answer == "TaskNotFoundError", "I2", task_id, "is unknown:", answer)
             return
         expected = life.task.model_copy(update={"eta": life.eta})
-        demand(answer == expected, "I1", f"{answer}, not {expected}")
+        demand(answer == expected, "I1", answer, "not", expected)
 
 
 # The tests must not take the error's text from the code under test.

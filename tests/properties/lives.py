@@ -18,10 +18,10 @@ class BrokenRuleError(AssertionError):
     """A store has broken a rule; the text begins with its number in the design."""
 
 
-def demand(fact: bool, rule: str, what: object) -> None:
-    """Hold a store to a rule."""
+def demand(fact: bool, rule: str, *what: object) -> None:
+    """Hold a store to a rule; ``what`` is put into words only where it is broken."""
     if not fact:
-        raise BrokenRuleError(f"{rule}: {what}")
+        raise BrokenRuleError(f"{rule}: {' '.join(map(str, what))}")
 
 
 def present(value: T | None) -> T:
@@ -55,6 +55,10 @@ class Life:
         if self.end is not None:
             return self.end.status
         return TaskStatus.PENDING if self.lease_end is None else TaskStatus.IN_PROGRESS
+
+    @property
+    def finished_at(self) -> datetime | None:
+        return None if self.end is None else self.end.finished_at
 
     @property
     def attempts(self) -> int:
@@ -142,6 +146,6 @@ class Life:
             retry_of=self.task.retry_of,
             enqueued_at=self.enqueued_at,
             started_at=self.started_at,
-            finished_at=None if self.end is None else self.end.finished_at,
+            finished_at=self.finished_at,
             expires_at=self.task.expires_at,
         )

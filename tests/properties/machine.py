@@ -17,12 +17,13 @@ from typing import Any, ClassVar
 
 from anyio.from_thread import start_blocking_portal
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from sitq.ids import TaskId
 from sitq.models import Lease, Outcome, OutcomeKind, Progress, RetryPolicy, Task
 from sitq.testing import FakeClock
 from tests.properties.history import BrokenRuleError, Call, History
+from tests.properties.lives import present
 from tests.properties.stores import Maker, Seen, Store, memory
 
 __all__ = ["StoreMachine"]
@@ -39,16 +40,15 @@ def _id(number: int) -> TaskId[Any]:
 
 
 # Offsets from now (seconds), so that both sides of every boundary come up.
-_offsets = st.sampled_from([None, -3600.0, -1.0, 0.0, 1e-6, 1.0, 30.0, 3600.0])
+_offsets = st.sampled_from([None, -1.0, -3600.0, 0.0, 1e-6, 1.0, 30.0, 3600.0])
 _options = st.fixed_dictionaries(
-    {},
+    {"retry": st.sampled_from([None, *(RetryPolicy(max_attempts=n) for n in (1, 1, 2, 3))])},
     optional={
         "queue": st.sampled_from(QUEUES),
         "priority": st.sampled_from([-100, 0, 1, 100]),
         "eta": _offsets,
-        "expires_at": st.sampled_from([None, -1.0, 1.0, 30.0, 3600.0]),
+        "expires_at": st.sampled_from([None, 3600.0, 30.0, 1.0, -1.0]),
         "unique_key": st.sampled_from([None, "one", "two"]),
-        "retry": st.sampled_from([None, *(RetryPolicy(max_attempts=n) for n in (1, 2, 3))]),
         "result_ttl": st.sampled_from([0.0, 1.0, 30.0, LONG]),
         "timeout": st.sampled_from([None, 0.5]),
         "payload": st.sampled_from([b"", b"\x00\xff", b"data"]),
@@ -58,13 +58,19 @@ _options = st.fixed_dictionaries(
 _some_options = st.lists(_options, min_size=1, max_size=4)
 _back = st.one_of(st.integers(0, 3), st.integers(0, 60))
 _delays = st.sampled_from([0.0, 1e-6, 1.0, 30.0])
-_ends = st.tuples(_back, st.sampled_from(OutcomeKind), _delays)
+# Half of the leases are current ones, the others any that were ever issued.
+_which = st.tuples(st.booleans(), _back)
+_some_of_them = st.lists(_which, min_size=1, max_size=4)
+_kinds = st.sampled_from(OutcomeKind)
+_ends = st.tuples(_which, _kinds, _delays)
 _some_queues = st.one_of(
     st.just(QUEUES), st.lists(st.sampled_from([*QUEUES, "unused"]), max_size=3).map(tuple)
 )
 _limits = st.sampled_from([EVERYTHING, 0, 1, 2, 5])
 _lease_seconds = st.sampled_from([30.0, 1e-6, 1.0, 3600.0])
 _moves = st.sampled_from([0.0, 1e-6, 1.0, 29.999999, 30.0, 3600.0])
+# Cancel, enqueue, finish, renew ("n"), reserve, sweep.
+_RACES = ("rr", "rrs", "cr", "fs", "ns", "ss", "frs", "cf", "cfs", "ff", "fn", "ee")
 _crashes = st.sampled_from([1, 2, 3])
 
 
@@ -167,12 +173,24 @@ class StoreMachine(RuleBasedStateMachine):
         fields = {"payload": b"", "queue": QUEUES[0], **options}
         return Task(id=_id(number), function="module:run", retry_of=earlier, **fields)
 
-    def lease(self, back: int) -> Lease:
-        """One of all leases ever issued, counted from the latest one."""
+    def lease(self, which: tuple[bool, int]) -> Lease:
+        """One that is current, the first to end in front; or one of all, the latest in front."""
+        only_current, back = which
+        current = [life for life in self.history.lives.values() if life.lease_end is not None]
+        if only_current and current:
+            current.sort(key=lambda life: present(life.lease_end))
+            life = current[back % len(current)]
+            return Lease(life.task.id, life.starts)
         leases = self.history.leases
         return leases[-1 - back % len(leases)]
 
     # -- the verbs ----------------------------------------------------------------------------
+
+    @initialize(options=_some_options, limit=_limits, seconds=_lease_seconds)
+    def begin(self, options: list[dict[str, Any]], limit: int, seconds: float) -> None:
+        """Most of what can go wrong needs a task, and a lease."""
+        self.do("enqueue", [self.new_task(each) for each in options])
+        self.do("reserve", "worker", QUEUES, limit, seconds)
 
     @rule(options=_some_options)
     def enqueue(self, options: list[dict[str, Any]]) -> None:
@@ -192,47 +210,61 @@ class StoreMachine(RuleBasedStateMachine):
     def reserve(self, queues: tuple[str, ...], limit: int, seconds: float) -> None:
         self.do("reserve", "worker", queues, limit, seconds)
 
+    @rule(ends=st.lists(st.tuples(_kinds, _delays), min_size=1, max_size=4), pause=_moves)
+    def work(self, ends: list[tuple[OutcomeKind, float]], pause: float) -> None:
+        """A worker's round: reserve, run for a while, tell how it ended."""
+        known = len(self.history.leases)
+        self.do("reserve", "worker", QUEUES, len(ends), 30.0)
+        self.clock.advance(pause)
+        mine = zip(self.history.leases[known:], ends, strict=False)
+        self.do("finish", [_outcome(lease, *end) for lease, end in mine])
+
+    @rule(limit=_limits, pause=st.sampled_from([1.0, 0.999999, 30.0]), max_crashes=_crashes)
+    def die(self, limit: int, pause: float, max_crashes: int) -> None:
+        """A worker reserves and is not heard of any more."""
+        self.do("reserve", "mortal", QUEUES, limit, 1.0)
+        self.clock.advance(pause)
+        self.do("sweep", max_crashes, EVERYTHING)
+
     @precondition(lambda self: self.history.leases)
     @rule(ends=st.lists(_ends, min_size=1, max_size=4))
-    def finish(self, ends: list[tuple[int, OutcomeKind, float]]) -> None:
-        self.do("finish", [_outcome(self.lease(back), *rest) for back, *rest in ends])
+    def finish(self, ends: list[tuple[tuple[bool, int], OutcomeKind, float]]) -> None:
+        self.do("finish", [_outcome(self.lease(which), kind, delay) for which, kind, delay in ends])
 
     @precondition(lambda self: self.history.leases)
-    @rule(backs=st.lists(_back, min_size=1, max_size=4))
-    def succeed(self, backs: list[int]) -> None:
+    @rule(which=_some_of_them)
+    def succeed(self, which: list[tuple[bool, int]]) -> None:
         """Successes alone take a way of their own through a store."""
-        self.do("finish", [Outcome.success(self.lease(back), b"%d" % back) for back in backs])
+        self.do("finish", [Outcome.success(self.lease(each), b"%d" % each[1]) for each in which])
 
     @precondition(lambda self: self.history.leases)
-    @rule(end=_ends, shift=st.sampled_from([-1, 1]), stranger=st.booleans())
+    @rule(which=_which, kind=_kinds, shift=st.sampled_from([-1, 1]), stranger=st.booleans())
     def finish_what_was_never_issued(
-        self, end: tuple[int, OutcomeKind, float], shift: int, stranger: bool
+        self, which: tuple[bool, int], kind: OutcomeKind, shift: int, stranger: bool
     ) -> None:
-        back, kind, delay = end
-        lease = self.lease(back)
+        lease = self.lease(which)
         wrong = Lease(self.task_ids[0] if stranger else lease.task_id, lease.epoch + shift)
-        self.do("finish", [_outcome(wrong, kind, delay)])
+        self.do("finish", [_outcome(wrong, kind, 1.0)])
 
     @precondition(lambda self: self.history.leases)
-    @rule(backs=st.lists(_back, min_size=1, max_size=4, unique=True), seconds=_lease_seconds)
-    def renew(self, backs: list[int], seconds: float) -> None:
-        leases = dict.fromkeys(self.lease(back) for back in backs)
-        self.do("renew", list(leases), seconds)
+    @rule(which=_some_of_them, seconds=_lease_seconds)
+    def renew(self, which: list[tuple[bool, int]], seconds: float) -> None:
+        self.do("renew", [self.lease(each) for each in which], seconds)
 
     @precondition(lambda self: self.history.leases)
-    @rule(back=_back, done=st.integers(0, 3))
-    def set_progress(self, back: int, done: int) -> None:
+    @rule(which=_which, done=st.integers(0, 3))
+    def set_progress(self, which: tuple[bool, int], done: int) -> None:
         progress = Progress(done=done, total=3, note="so far")
-        self.do("set_progress", self.lease(back), progress)
+        self.do("set_progress", self.lease(which), progress)
 
     @rule(back=_back)
     def cancel(self, back: int) -> None:
         self.do("cancel", self.task_ids[-1 - back % len(self.task_ids)])
 
     @precondition(lambda self: self.history.leases)
-    @rule(back=_back)
-    def cancel_what_ran(self, back: int) -> None:
-        self.do("cancel", self.lease(back).task_id)
+    @rule(which=_which)
+    def cancel_what_ran(self, which: tuple[bool, int]) -> None:
+        self.do("cancel", self.lease(which).task_id)
 
     @rule(max_crashes=_crashes, limit=st.sampled_from([EVERYTHING, 1, 2]))
     def sweep(self, max_crashes: int, limit: int) -> None:
@@ -261,22 +293,31 @@ class StoreMachine(RuleBasedStateMachine):
         self.race([])
 
     # Which of two racers is first may differ from store to store, so one store runs alone.
-    @precondition(lambda self: len(self.stores) == 1 and self.history.leases)
-    @rule(data=st.data(), names=st.lists(st.sampled_from(sorted("cefnrs")), min_size=2, max_size=3))
-    def run_at_once(self, data: st.DataObject, names: list[str]) -> None:
+    @precondition(lambda self: len(self.stores) == 1)
+    @rule(data=st.data(), names=st.sampled_from(_RACES))
+    def run_at_once(self, data: st.DataObject, names: str) -> None:
+        """Races start where they matter: with a task that is due, with leases that are over."""
+        if "r" in names or not self.history.leases:
+            self.do("enqueue", [self.new_task({"result_ttl": LONG})])
+        if not self.history.leases:
+            self.do("reserve", "worker", QUEUES, EVERYTHING, 1.0)
+            return
+        if "s" in names:
+            self.clock.advance(data.draw(_moves))
         self.race([self._racer(name, data) for name in names])
 
     def _racer(self, name: str, data: st.DataObject) -> Call:
         match name:
             case "c":
-                return Call("cancel", (self.lease(data.draw(_back)).task_id,))
+                running = self.lease((True, data.draw(_back))).task_id
+                return Call("cancel", (data.draw(st.sampled_from([self.task_ids[-1], running])),))
             case "e":
-                return Call("enqueue", ([self.new_task(data.draw(_options))],))
+                return Call("enqueue", ([self.new_task({"unique_key": "one"})],))
             case "f":
-                back, kind, delay = data.draw(_ends)
-                return Call("finish", ([_outcome(self.lease(back), kind, delay)],))
+                lease = self.lease((True, data.draw(_back)))
+                return Call("finish", ([_outcome(lease, data.draw(_kinds), 1.0)],))
             case "n":
-                return Call("renew", ([self.lease(data.draw(_back))], 30.0))
+                return Call("renew", ([self.lease((True, data.draw(_back)))], 30.0))
             case "r":
                 return Call("reserve", ("racer", QUEUES, data.draw(_limits), 30.0))
             case _:

@@ -11,7 +11,7 @@ from tests.properties.stores import Maker, memory, private_sqlite, sqlite_file
 
 def run(loop: str, *stores: Maker) -> None:
     machine = type("Machine", (StoreMachine,), {"makers": stores, "loop": loop})
-    run_state_machine_as_test(machine)  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(machine)
 
 
 def test_the_file_agrees_with_the_reference(anyio_backend: str) -> None:
@@ -23,7 +23,5 @@ def test_the_private_database_agrees_with_the_reference(anyio_backend: str) -> N
 
 
 @pytest.mark.parametrize("store", [memory, sqlite_file])
-def test_calls_at_once_are_as_good_as_one_after_the_other(
-    anyio_backend: str, store: Maker
-) -> None:
+def test_calls_at_once_are_as_good_as_one_after_the_other(anyio_backend: str, store: Maker) -> None:
     run(anyio_backend, store)

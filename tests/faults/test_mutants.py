@@ -1,0 +1,262 @@
+"""Stores that are broken on purpose: the state machine finds out each of them.
+
+Each mutant is the reference store with one mistake of the kind that queues are shipped with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import anyio.lowlevel
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from sitq.backends.memory import MemoryBackend, _backend
+from sitq.backends.memory._rows import Row, after, delete_at, reached, reclaimed
+from sitq.ids import TaskId
+from sitq.models import Lease, Outcome, OutcomeKind, Reservation, ReservedTask, Task
+from sitq.protocols import Backend, Clock, Sweep
+from sitq.states import TaskStatus
+from tests.properties.history import BrokenRuleError
+from tests.properties.machine import StoreMachine
+from tests.properties.stores import Maker, memory
+
+SEARCH = settings(
+    max_examples=400,
+    stateful_step_count=30,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    phases=[Phase.generate],  # the first find is enough
+    report_multiple_bugs=False,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+def search(maker: Maker) -> None:
+    machine = type("Machine", (StoreMachine,), {"makers": (maker,)})
+    run_state_machine_as_test(machine, settings=SEARCH)
+
+
+# -- operations that are wrong ---------------------------------------------------------------
+
+
+class FinishById(MemoryBackend):
+    """An outcome ends its task whatever the task's state and epoch."""
+
+    def _current(self, lease: Lease) -> Row | None:
+        return self._rows.get(lease.task_id)
+
+
+class FinishByStatus(MemoryBackend):
+    """An outcome ends its task if that runs, whoever runs it."""
+
+    def _current(self, lease: Lease) -> Row | None:
+        row = self._rows.get(lease.task_id)
+        return row if row and row.status is TaskStatus.IN_PROGRESS else None
+
+
+class FinishByEpoch(MemoryBackend):
+    """An outcome of the last epoch is heard also after the lease has ended."""
+
+    def _current(self, lease: Lease) -> Row | None:
+        row = self._rows.get(lease.task_id)
+        return row if row and row.epoch == lease.epoch else None
+
+
+class ReclaimInTwoSteps(MemoryBackend):
+    """Tasks are selected, and taken back a moment later whatever happened meanwhile."""
+
+    async def sweep(self, max_crashes: int, limit: int = 1000) -> Sweep:
+        now = await self._checked()
+        lost = self._first(limit, lambda row: reached(row.lease_end, now))
+        await anyio.lowlevel.checkpoint()
+        for row in lost:
+            self._put(reclaimed(row, max_crashes, now))
+        rest = await super().sweep(max_crashes, limit)
+        return Sweep(len(lost), rest.expired, rest.pruned)
+
+
+class ReserveInTwoSteps(MemoryBackend):
+    """Due tasks are selected, and marked a moment later whoever has marked them meanwhile."""
+
+    async def reserve(
+        self, worker: str, queues: Sequence[str], limit: int, lease: float
+    ) -> Reservation:
+        now = await self._checked()
+        due = [row for row in self._rows.values() if row.task.queue in queues and row.is_due(now)]
+        due.sort(key=lambda row: row.order)
+        await anyio.lowlevel.checkpoint()
+        tasks = tuple(self._reserve(row, now, lease) for row in due[:limit])
+        return Reservation(tasks, (await super().reserve(worker, queues, 0, lease)).wait)
+
+
+class CountAtFinish(MemoryBackend):
+    """An attempt counts only once its outcome is there."""
+
+    def _reserve(self, row: Row, now: datetime, lease: float) -> ReservedTask:
+        task = super()._reserve(row, now, lease)
+        self._put(replace(self._rows[row.task.id], attempts=row.attempts))
+        return task
+
+    async def finish(self, outcomes: Sequence[Outcome]) -> list[bool]:
+        for outcome in outcomes:
+            if (row := self._current(outcome.lease)) is not None:
+                self._put(replace(row, attempts=row.attempts + 1))
+        return await super().finish(outcomes)
+
+
+class CheckKeysBefore(MemoryBackend):
+    """Unique keys are looked up before the insert, so a call's own tasks do not see each other."""
+
+    async def enqueue(self, tasks: Sequence[Task]) -> list[TaskId[Any]]:
+        now = await self._checked()
+        rows = dict(self._rows)
+        holders = {
+            row.task.unique_key: row.task.id
+            for row in rows.values()
+            if row.task.unique_key and not row.status.is_final
+        }
+        ids = []
+        for task in tasks:
+            holder = holders.get(task.unique_key or "")
+            if holder is None:
+                holder = self._store(rows, task.model_copy(update={"unique_key": None}), now)
+                rows[holder] = replace(rows[holder], task=task)
+            ids.append(holder)
+        self._rows = rows
+        return ids
+
+
+class ForgetCancelOfRunning(MemoryBackend):
+    """A cancellation reaches waiting tasks only."""
+
+    async def cancel(self, task_id: TaskId[Any]) -> bool:
+        asked = await super().cancel(task_id)
+        self._put(replace(self._rows[task_id], cancel_requested=False))
+        return asked
+
+
+class RenewWhatIsOver(MemoryBackend):
+    """A renewal leaves a lease alone that is over, but says that it is held."""
+
+    def renew(self, leases: Sequence[Lease], seconds: float) -> Any:
+        before = {lease: self._current(lease) for lease in leases}
+        states = super().renew(leases, seconds)
+        for row in before.values():
+            if row is not None and reached(row.lease_end, self._clock.now()):
+                self._put(row)
+        return states
+
+
+# -- rules of a row that are wrong ------------------------------------------------------------
+
+
+def spend_at_release(row: Row, outcome: Outcome, now: datetime) -> Row:
+    """A release keeps the attempt that it hands back."""
+    next_row = after(row, outcome, now)
+    if outcome.kind is OutcomeKind.RELEASE and not next_row.status.is_final:
+        return replace(next_row, attempts=row.attempts)
+    return next_row
+
+
+def lose_cancel_at_retry(row: Row, outcome: Outcome, now: datetime) -> Row:
+    """A retry forgets that the task was to end."""
+    if outcome.kind is OutcomeKind.RETRY:
+        row = replace(row, cancel_requested=False)
+    return after(row, outcome, now)
+
+
+def retry_for_ever(row: Row, outcome: Outcome, now: datetime) -> Row:
+    """A retry does not ask how many attempts there may be."""
+    if outcome.kind is OutcomeKind.RETRY and not row.cancel_requested:
+        task = row.task
+        endless = replace(row, task=task.model_copy(update={"retry": None}))
+        return replace(after(endless, outcome, now), task=task)
+    return after(row, outcome, now)
+
+
+def forget_crash(row: Row, max_crashes: int, now: datetime) -> Row:
+    """A lost lease is no crash, so a poison task goes on for ever."""
+    next_row = reclaimed(row, max_crashes + 1, now)
+    return next_row if next_row.status.is_final else replace(next_row, crashes=row.crashes)
+
+
+def ignore_eta(row: Row, now: datetime) -> bool:
+    """What waits is due."""
+    return row.status is TaskStatus.PENDING and not row.is_expired(now)
+
+
+def order_by_insertion(row: Row) -> tuple[int, datetime, int]:
+    """First in, first out, and nothing else."""
+    return (0, datetime.min, row.number)
+
+
+def order_without_eta(row: Row) -> tuple[int, datetime, int]:
+    """By priority, then first in, first out."""
+    return (-row.task.priority, datetime.min, row.number)
+
+
+def delete_early(row: Row) -> datetime | None:
+    """Retention counts from the enqueueing."""
+    end = delete_at(row)
+    return end and row.enqueued_at + timedelta(seconds=row.task.result_ttl)
+
+
+WRONG_OPERATIONS: list[type[MemoryBackend]] = [
+    FinishById,
+    FinishByStatus,
+    FinishByEpoch,
+    ReclaimInTwoSteps,
+    ReserveInTwoSteps,
+    CountAtFinish,
+    CheckKeysBefore,
+    ForgetCancelOfRunning,
+    RenewWhatIsOver,
+]
+WRONG_ROWS: list[tuple[object, str, Callable[..., object]]] = [
+    (_backend, "after", spend_at_release),
+    (_backend, "after", lose_cancel_at_retry),
+    (_backend, "after", retry_for_ever),
+    (_backend, "reclaimed", forget_crash),
+    (_backend, "delete_at", delete_early),
+    (Row, "is_due", ignore_eta),
+    (Row, "order", order_by_insertion),
+    (Row, "order", order_without_eta),
+]
+
+
+def name_of(parameter: object) -> str:
+    return getattr(parameter, "__name__", str(parameter)).rpartition(".")[2]
+
+
+def test_the_search_finds_nothing_in_the_store_itself() -> None:
+    search(memory)
+
+
+@pytest.mark.parametrize("mutant", WRONG_OPERATIONS, ids=name_of)
+def test_a_wrong_operation_is_found(mutant: type[MemoryBackend]) -> None:
+    def make(clock: Clock, _folder: Path) -> Callable[[], Backend]:
+        backend = mutant(clock=clock)
+        return lambda: backend
+
+    with pytest.raises(BrokenRuleError):
+        search(make)
+
+
+@pytest.mark.parametrize(("place", "name", "wrong"), WRONG_ROWS, ids=name_of)
+def test_a_wrong_rule_of_a_row_is_found(
+    place: object,
+    name: str,
+    wrong: Callable[..., object],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    right = place.__dict__[name]
+    monkeypatch.setattr(place, name, property(wrong) if isinstance(right, property) else wrong)
+    with pytest.raises(BrokenRuleError):
+        search(memory)
