@@ -207,7 +207,7 @@ class ReservedTask(_Model):
     # No validator in Python here: there is one of these for each task that runs.
     eta: AwareDatetime
     enqueued_at: AwareDatetime
-    timeout: float | None
+    timeout: PositiveSeconds | None
     retry: RetryPolicy | None
     headers: Headers = Field(default_factory=lambda: _NO_HEADERS, repr=False)
 

@@ -11,6 +11,7 @@ from anyio import to_thread
 
 from sitq._loops import LoopRef, SharedEvent
 from sitq.models import LeaseState, Outcome
+from sitq.worker._errors import error_text
 from sitq.worker._execution import End
 from sitq.worker._leases import Heartbeats
 from sitq.worker._reporter import Reporter, Streak
@@ -168,9 +169,12 @@ class Session:
             function = self._registry.get(task.function)
             if function is None:
                 self._reporter.add(_missed(task))
-            else:
-                self.started += 1
+                continue
+            self.started += 1
+            try:
                 runners.launch(task, function)
+            except Exception as error:  # noqa: BLE001 - a worker never dies of a task
+                self._reporter.add(Outcome.failure(task.lease, error_text(error)))
         return reservation.wait
 
     async def _more_to_drain(self, runners: Runners) -> bool:

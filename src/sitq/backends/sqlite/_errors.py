@@ -5,8 +5,6 @@ from __future__ import annotations
 import sqlite3
 from typing import TYPE_CHECKING, Final
 
-import pydantic
-
 from sitq.errors import (
     BackendBusyError,
     BackendConnectionError,
@@ -48,11 +46,13 @@ def is_busy(error: sqlite3.Error) -> bool:
 
 def translated(operation: str, path: str, error: BaseException) -> BaseException:
     """An error of the driver as a `BackendError` that names operation, file and cause."""
-    if isinstance(error, pydantic.ValidationError):
-        # Its text would show the values.
+    if isinstance(error, SitqError):
+        return error
+    if isinstance(error, ValueError | ArithmeticError | TypeError):
+        # Pydantic's too. Its text would show the values.
         message = f"{operation} on {path}: the file holds a row that is none of sitq's"
         return BackendFormatError(message)
-    if isinstance(error, SitqError) or not isinstance(error, (sqlite3.Error, OSError)):
+    if not isinstance(error, sqlite3.Error | OSError):
         return error
     kind: type[BackendError] = BackendConnectionError
     if isinstance(error, sqlite3.Error):

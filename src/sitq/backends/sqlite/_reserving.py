@@ -37,7 +37,7 @@ def _reserve(work: Work, wish: Reserve) -> Reservation:
     for row in rows:
         try:
             tasks.append(to_reserved(row))
-        except ValueError:  # pydantic's too: somebody has written into the file by hand
+        except Exception:  # noqa: BLE001 - somebody has written into the file by hand
             work.execute(_sql.SET_UNREADABLE, {"seq": row[0], "now": now, "error": UNREADABLE})
             work.changed.add("results")
     if rows:

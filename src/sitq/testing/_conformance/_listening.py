@@ -26,6 +26,8 @@ __all__ = ["ListenChecks"]
 _RETURNS = (OutcomeKind.RETRY, OutcomeKind.RELEASE, OutcomeKind.MISS)
 _ENDS = (OutcomeKind.SUCCESS, OutcomeKind.FAILURE, OutcomeKind.CANCELLED)
 _ROUNDS: Final = 20
+# Turns of the loop in which a listener that never rests would return about as often.
+_TURNS: Final = 200
 
 
 async def _heard(listener: Listener) -> None:
@@ -100,18 +102,23 @@ class ListenChecks(Suite):
     @_each_topic
     async def test_a_listener_rests_while_nothing_changes(self, store: Store, topic: Topic) -> None:
         """Once it has told of a change it waits for the next, and does not keep the loop busy."""
+        returns = 0
 
         async def listen(listener: Listener) -> None:
+            nonlocal returns
             while True:
                 await listener.wait()
+                returns += 1
 
         async with store.backend.listen(topic) as listener:
             await _CHANGES[topic](store)
             with anyio.fail_after(PATIENCE):
                 async with anyio.create_task_group() as group:
                     group.start_soon(listen, listener)
-                    await anyio.wait_all_tasks_blocked()
+                    for _ in range(_TURNS):
+                        await anyio.wait_all_tasks_blocked()
                     group.cancel_scope.cancel()
+        assert returns < _TURNS / 4
 
     @_each_topic
     async def test_a_cancelled_wait_loses_no_change(self, store: Store, topic: Topic) -> None:
