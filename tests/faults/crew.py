@@ -91,9 +91,9 @@ async def fail() -> None:
     raise ValueError("no luck")
 
 
-@task(retry=RetryPolicy(max_attempts=2, delay=0, jitter=0))
+@task(retry=RetryPolicy(max_attempts=2, delay=0.05, jitter=0))
 async def fail_once() -> int:
-    """Fail in the first attempt."""
+    """Fail in the first attempt; the delay keeps the next one out of the same transaction."""
     if current_task().attempt == 1:
         raise ValueError("no luck")
     return epoch()

@@ -89,7 +89,8 @@ def finish_the_work(company: Crew) -> list[State]:
         await backend.sweep(max_crashes=3)
         await backend.close()
         with anyio.fail_after(20):
-            await Worker(SQLiteBackend(company.database)).drain()
+            while query(company.database, "SELECT 1 FROM tasks WHERE finished_at IS NULL"):
+                await Worker(SQLiteBackend(company.database)).drain()
 
     crew.LOG = os.open(os.devnull, os.O_WRONLY)
     try:
