@@ -27,7 +27,7 @@ from tests.properties.machine import StoreMachine
 from tests.properties.stores import Maker, memory
 
 SEARCH = settings(
-    max_examples=400,
+    max_examples=250,
     stateful_step_count=30,
     derandomize=True,
     database=None,

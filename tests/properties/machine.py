@@ -61,7 +61,7 @@ _delays = st.sampled_from([0.0, 1e-6, 1.0, 30.0])
 # Half of the leases are current ones, the others any that were ever issued.
 _which = st.tuples(st.booleans(), _back)
 _some_of_them = st.lists(_which, min_size=1, max_size=4)
-_kinds = st.sampled_from(OutcomeKind)
+_kinds = st.sampled_from([*OutcomeKind, OutcomeKind.RETRY])
 _ends = st.tuples(_which, _kinds, _delays)
 _some_queues = st.one_of(
     st.just(QUEUES), st.lists(st.sampled_from([*QUEUES, "unused"]), max_size=3).map(tuple)
@@ -184,6 +184,11 @@ class StoreMachine(RuleBasedStateMachine):
         leases = self.history.leases
         return leases[-1 - back % len(leases)]
 
+    def newly_reserved(self, limit: int, seconds: float) -> list[Lease]:
+        known = len(self.history.leases)
+        self.do("reserve", "worker", QUEUES, limit, seconds)
+        return self.history.leases[known:]
+
     # -- the verbs ----------------------------------------------------------------------------
 
     @initialize(options=_some_options, limit=_limits, seconds=_lease_seconds)
@@ -210,20 +215,32 @@ class StoreMachine(RuleBasedStateMachine):
     def reserve(self, queues: tuple[str, ...], limit: int, seconds: float) -> None:
         self.do("reserve", "worker", queues, limit, seconds)
 
-    @rule(ends=st.lists(st.tuples(_kinds, _delays), min_size=1, max_size=4), pause=_moves)
-    def work(self, ends: list[tuple[OutcomeKind, float]], pause: float) -> None:
-        """A worker's round: reserve, run for a while, tell how it ended."""
-        known = len(self.history.leases)
-        self.do("reserve", "worker", QUEUES, len(ends), 30.0)
+    @rule(
+        ends=st.lists(st.tuples(_kinds, _delays), min_size=1, max_size=4),
+        pause=_moves,
+        cancelled=st.integers(0, 2),
+    )
+    def work(self, ends: list[tuple[OutcomeKind, float]], pause: float, cancelled: int) -> None:
+        """A worker's round: reserve, run for a while, be cancelled perhaps, tell how it ended."""
+        mine = self.newly_reserved(len(ends), 30.0)
+        for lease in mine[:cancelled]:
+            self.do("cancel", lease.task_id)
         self.clock.advance(pause)
-        mine = zip(self.history.leases[known:], ends, strict=False)
-        self.do("finish", [_outcome(lease, *end) for lease, end in mine])
+        outcomes = [_outcome(lease, *end) for lease, end in zip(mine, ends, strict=False)]
+        self.do("finish", outcomes)
 
-    @rule(limit=_limits, pause=st.sampled_from([1.0, 0.999999, 30.0]), max_crashes=_crashes)
-    def die(self, limit: int, pause: float, max_crashes: int) -> None:
-        """A worker reserves and is not heard of any more."""
-        self.do("reserve", "mortal", QUEUES, limit, 1.0)
+    @rule(
+        limit=_limits,
+        pause=st.sampled_from([1.0, 0.999999, 30.0]),
+        late=st.booleans(),
+        max_crashes=_crashes,
+    )
+    def die(self, limit: int, pause: float, late: bool, max_crashes: int) -> None:
+        """A worker reserves and is not heard of any more, or only when its lease is over."""
+        mine = self.newly_reserved(limit, 1.0)
         self.clock.advance(pause)
+        if late:
+            self.do("renew", mine, 30.0)
         self.do("sweep", max_crashes, EVERYTHING)
 
     @precondition(lambda self: self.history.leases)
@@ -296,28 +313,24 @@ class StoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.stores) == 1)
     @rule(data=st.data(), names=st.sampled_from(_RACES))
     def run_at_once(self, data: st.DataObject, names: str) -> None:
-        """Races start where they matter: with a task that is due, with leases that are over."""
-        if "r" in names or not self.history.leases:
-            self.do("enqueue", [self.new_task({"result_ttl": LONG})])
-        if not self.history.leases:
-            self.do("reserve", "worker", QUEUES, EVERYTHING, 1.0)
-            return
-        if "s" in names:
-            self.clock.advance(data.draw(_moves))
-        self.race([self._racer(name, data) for name in names])
+        """Races start where they matter: one task runs, its lease is over, another is due."""
+        self.do("enqueue", [self.new_task({"result_ttl": LONG, "priority": 100})])
+        mine = self.newly_reserved(1, 1.0)
+        self.do("enqueue", [self.new_task({"result_ttl": LONG, "priority": 100})])
+        self.clock.advance(1.0)
+        self.race([self._racer(name, mine, data) for name in names])
 
-    def _racer(self, name: str, data: st.DataObject) -> Call:
+    def _racer(self, name: str, mine: list[Lease], data: st.DataObject) -> Call:
+        lease = data.draw(st.sampled_from([*mine, self.lease((True, 0))]))
         match name:
             case "c":
-                running = self.lease((True, data.draw(_back))).task_id
-                return Call("cancel", (data.draw(st.sampled_from([self.task_ids[-1], running])),))
+                return Call("cancel", (data.draw(st.sampled_from([self.task_ids[-1], lease[0]])),))
             case "e":
                 return Call("enqueue", ([self.new_task({"unique_key": "one"})],))
             case "f":
-                lease = self.lease((True, data.draw(_back)))
                 return Call("finish", ([_outcome(lease, data.draw(_kinds), 1.0)],))
             case "n":
-                return Call("renew", ([self.lease((True, data.draw(_back)))], 30.0))
+                return Call("renew", ([lease], 30.0))
             case "r":
                 return Call("reserve", ("racer", QUEUES, data.draw(_limits), 30.0))
             case _:
