@@ -1,4 +1,4 @@
-"""Fixtures of all tests, and how long hypothesis searches: HYPOTHESIS_PROFILE=ci or soak."""
+"""Fixtures of all tests, and how long hypothesis searches: HYPOTHESIS_PROFILE=quick, ci or soak."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from hypothesis import settings
 settings.register_profile(
     "ci", max_examples=100, stateful_step_count=30, deadline=None, print_blob=True
 )
+settings.register_profile("quick", settings.get_profile("ci"), max_examples=20)
 settings.register_profile("soak", settings.get_profile("ci"), max_examples=5000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
