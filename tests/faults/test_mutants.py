@@ -26,6 +26,8 @@ from tests.properties.history import BrokenRuleError
 from tests.properties.machine import StoreMachine
 from tests.properties.stores import Maker, memory
 
+pytestmark = pytest.mark.timeout(300)
+
 SEARCH = settings(
     max_examples=250,
     stateful_step_count=30,

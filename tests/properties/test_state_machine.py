@@ -8,6 +8,8 @@ from hypothesis.stateful import run_state_machine_as_test
 from tests.properties.machine import StoreMachine
 from tests.properties.stores import Maker, memory, private_sqlite, sqlite_file
 
+pytestmark = pytest.mark.timeout(300)  # for slow machines, and for coverage; not for a soak
+
 
 def run(loop: str, *stores: Maker) -> None:
     machine = type("Machine", (StoreMachine,), {"makers": stores, "loop": loop})
