@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, wait
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, Self, TypeVar, overload
 
@@ -30,6 +30,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 
+_TURN: Final = 1.0  # seconds
+
 
 class _Portal:
     """Runs coroutines on a loop in a thread, and has the callers wait for them."""
@@ -47,6 +49,9 @@ class _Portal:
         try:
             with self._lock:
                 future = self._submit(work, reopen=reopen)
+            # In turns: an interrupt that comes just before a wait would not end it.
+            while wait([future], timeout=_TURN).not_done:
+                pass
             return future.result()
         except CancelledError:
             raise UsageError("the queue was closed during this call") from None
