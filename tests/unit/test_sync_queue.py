@@ -248,7 +248,7 @@ def test_a_close_ends_the_waits_of_other_threads() -> None:
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """SIGINT raises KeyboardInterrupt, also where a shell has started the tests in the background."""
+    """SIGINT raises KeyboardInterrupt, also where the tests were started in the background."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
