@@ -20,13 +20,14 @@ _MISSING: Final = object()
 def difference(sent: Any, back: Any) -> str | None:
     """Say how ``back`` differs from ``sent``; ``None`` if it is the same in type and content.
 
-    NaN is the same as NaN. Models and dataclasses are the same if their fields are.
+    NaN is the same as NaN. Models and dataclasses are the same if their fields are. An int where
+    a float is annotated is what type checkers allow (PEP 484), so it may arrive as its equal.
     """
     if sent is back:
         return None
     kind = type(sent)
     if kind is not type(back):
-        return f"a {kind.__qualname__} would arrive as a {type(back).__qualname__}"
+        return _of_kinds(sent, back)
     if isinstance(sent, BaseModel):
         return _of_models(sent, back)
     if dataclasses.is_dataclass(kind):
@@ -74,6 +75,13 @@ def loss(given: Any, back: Any) -> str | None:
     else:
         return None
     return next(filter(None, (loss(*pair) for pair in pairs)), None)
+
+
+def _of_kinds(sent: Any, back: Any) -> str | None:
+    kind, arrived = type(sent), type(back)
+    if kind is int and arrived is float:
+        return None if sent == back else "an int would be rounded to a float"
+    return f"a {kind.__qualname__} would arrive as a {arrived.__qualname__}"
 
 
 def _verdict(same: bool, kind: type) -> str | None:  # noqa: FBT001

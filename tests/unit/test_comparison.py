@@ -47,7 +47,8 @@ def test_values_of_the_same_type_and_content_are_the_same(one: Any, other: Any) 
     ("one", "other"),
     [
         (1, True),
-        (1, 1.0),
+        (1, 1.5),
+        (2**53 + 1, 2.0**53),
         ([1], [True]),
         ({1}, {True}),
         ({1}, {1, 2}),
@@ -77,6 +78,12 @@ def test_values_of_the_same_type_and_content_are_the_same(one: Any, other: Any) 
 def test_values_that_differ_in_type_or_content_are_not(one: Any, other: Any) -> None:
     assert difference(one, other) is not None
     assert difference(other, one) is not None
+
+
+def test_an_int_may_arrive_as_its_equal_float_and_not_the_other_way_round() -> None:
+    assert difference(1, 1.0) is None
+    assert difference([1], [1.0]) is None
+    assert difference(1.0, 1) is not None
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import datetime as dt
 import decimal
 import fractions
@@ -363,3 +364,24 @@ def test_a_task_id_travels_as_its_text() -> None:
             serializer, codec.dump_arguments(serializer, (task_id,), {})
         )
         assert (back, type(back)) == (task_id, kind)
+
+
+@dataclasses.dataclass
+class _Spot:
+    x: float
+    y: list[float]
+
+
+def test_an_int_may_stand_for_a_float_also_within() -> None:
+    """Type checkers allow it, so a dataclass built with ints travels; a rounded one does not."""
+
+    def function(spot: _Spot) -> None: ...
+
+    serializer = MsgpackSerializer()
+    codec: TaskFunction[object] = TaskFunction("tests:function", function)
+    payload = codec.dump_arguments(serializer, (_Spot(1, [2, 3.5]),), {})
+    (back,), _ = codec.load_arguments(serializer, payload)
+    assert back == _Spot(1.0, [2.0, 3.5])
+    assert type(back.x) is float
+    with pytest.raises(SerializationError, match="rounded"):
+        codec.dump_arguments(serializer, (_Spot(2**53 + 1, []),), {})
