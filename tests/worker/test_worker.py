@@ -571,3 +571,54 @@ async def test_no_argument_and_no_result_is_ever_logged(
             await ended(queue, await queue.enqueue(secretive, "hunter2"))
             await ended(queue, await queue.enqueue(fail, "hunter2"))
     assert "hunter2" not in caplog.text
+
+
+@pytest.mark.parametrize("timeout", [1e-6, 1e-4])
+async def test_a_thread_that_never_began_gives_its_place_back(
+    queue: TaskQueue, tmp_path: Path, timeout: float
+) -> None:
+    """Plain functions whose time is over before they start do not use a worker up."""
+    for _ in range(3):
+        await queue.options(timeout=timeout).enqueue(multiply, 1, 1)
+    worker = Worker(SQLiteBackend(tmp_path / "q.db"), max_concurrency=2)
+    with anyio.fail_after(20):
+        assert await worker.drain() == 3
+    task_id = await queue.enqueue(multiply, 3, 4)
+    assert await worker.drain() == 1
+    assert queue.deserialize_result(await ended(queue, task_id)) == 12
+
+
+class Baseless(BaseException):
+    def __str__(self) -> str:
+        raise Baseless
+
+
+async def fail_baseless() -> None:
+    raise Baseless
+
+
+async def test_an_error_that_cannot_even_be_told_is_a_failed_task(
+    queue: TaskQueue, tmp_path: Path
+) -> None:
+    async with working(tmp_path):
+        result = await ended(queue, await queue.enqueue(fail_baseless))
+        assert "Baseless" in str(result.error)
+        assert (await ended(queue, await queue.enqueue(add, 1, 1))).status is TaskStatus.SUCCESS
+
+
+async def test_a_drain_leaves_no_expired_task_pending(queue: TaskQueue, tmp_path: Path) -> None:
+    expires_at = datetime.now(UTC) + timedelta(milliseconds=20)
+    task_id = await queue.options(expires_at=expires_at).enqueue(add, 1, 1)
+    await until(lambda: datetime.now(UTC) > expires_at)
+    assert await Worker(SQLiteBackend(tmp_path / "q.db")).drain() == 0
+    assert (await ended(queue, task_id)).status is TaskStatus.EXPIRED
+
+
+async def test_a_relative_path_is_taken_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    async with TaskQueue(SQLiteBackend("relative.db")) as queue:
+        monkeypatch.chdir("/")
+        await queue.enqueue(add, 1, 1)
+    assert (tmp_path / "relative.db").exists()

@@ -22,7 +22,7 @@ def error_text(error: BaseException) -> str:
         name = f"{kind.__module__}.{name}"
     try:
         text = str(error)
-    except Exception as inner:  # noqa: BLE001 - the error's own __str__ is a stranger's code
+    except BaseException as inner:  # noqa: BLE001 - the error's own __str__ is a stranger's code
         text = f"<str() of it raised {type(inner).__name__}>"
     return _clean(f"{name}: {text}" if text else name, MAX_ERROR)
 
@@ -33,7 +33,7 @@ def traceback_text(error: BaseException) -> str | None:
         trace = TracebackException.from_exception(error, compact=True)
         _only_theirs(trace)
         return _clean("".join(trace.format()), MAX_TRACEBACK)
-    except Exception:  # noqa: BLE001 - strange errors must not become errors of ours
+    except BaseException:  # noqa: BLE001 - strange errors must not become errors of ours
         return None
 
 

@@ -86,13 +86,14 @@ class Execution:
             deadline = clock.now() + timedelta(seconds=task.timeout)
         self._context = TaskContext(task, deadline, note)
         self._in_thread = False
+        self._thread_begun = False
         self._thread_done = False
         self._left = False
 
     def leave(self) -> bool:
         """Tell that nobody waits for the attempt any more; True if a thread still runs it."""
         self._left = True
-        return self._in_thread and not self._thread_done
+        return self._in_thread and self._thread_begun and not self._thread_done
 
     def end(self, why: End) -> None:
         """End the attempt soon; in the loop. A plain function is only asked to."""
@@ -114,7 +115,7 @@ class Execution:
             arguments = self._function.load_arguments(self._serializer, payload)
         except SitqError as error:
             return Outcome.failure(self.lease, error_text(error))
-        except Exception as error:  # noqa: BLE001 - a validator of the user's model, say
+        except BaseException as error:  # noqa: BLE001 - a validator of the user's model, say
             return self._failed(error)
         token = CURRENT.set(self._context)
         try:
@@ -173,6 +174,7 @@ class Execution:
             return _Raised(error)
 
     def _run_in_thread(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any] | _Raised:
+        self._thread_begun = True
         try:
             return (self._function.func(*args, **kwargs),)
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is the task's
@@ -185,7 +187,7 @@ class Execution:
     def _returned(self, value: object) -> Outcome:
         try:
             return Outcome.success(self.lease, self._function.dump_result(self._serializer, value))
-        except Exception as error:  # noqa: BLE001 - also what the value's own code raises
+        except BaseException as error:  # noqa: BLE001 - also what the value's own code raises
             return Outcome.failure(self.lease, error_text(error))
 
     def _raised(self, error: BaseException) -> Outcome:

@@ -110,13 +110,16 @@ class Session:
             # What is ready is written, and what is held handed back, even if all is cancelled.
             if self._runners is not None:
                 self._runners.hand_back(at_once=True)
-            with anyio.move_on_after(_LAST_WRITES, shield=True) as scope:
-                await self._reporter.flush()
+            try:
+                with anyio.move_on_after(_LAST_WRITES, shield=True) as scope:
+                    await self._reporter.flush()
+                    self._beats.stop()
+                    await to_thread.run_sync(self._beats.join, abandon_on_cancel=True)
+                if scope.cancelled_caught:
+                    _log.warning("worker %s ends with outcomes that could not be stored", self._id)
+            finally:
+                # asyncio's own cancellation knows no shield; a lease must not be renewed for ever.
                 self._beats.stop()
-                await to_thread.run_sync(self._beats.join, abandon_on_cancel=True)
-            if scope.cancelled_caught:
-                _log.warning("worker %s ends with outcomes that could not be stored", self._id)
-            self._beats.stop()
         if self._error is not None:
             raise self._error
 
@@ -137,7 +140,9 @@ class Session:
     async def _fetch(self, runners: Runners) -> None:
         """Reserve whenever there is room and something may be due."""
         streak = Streak("reserve tasks", longest=5.0)
-        while not self._stopping:
+        if self._drain:
+            await self._sweep_all()
+        while not (self._stopping or self._error):
             self._woken = anyio.Event()
             wait: float | None = None
             if room := runners.room:
@@ -159,6 +164,14 @@ class Session:
                     elif self._drain and not await self._more_to_drain(runners):
                         return
             await self._sleep(wait)
+
+    async def _sweep_all(self) -> None:
+        """Do what time has made due before a drain, which has no service for it."""
+        try:
+            while max(await self._backend.sweep(self._options.max_crashes)) >= _FULL_SWEEP:
+                pass
+        except Exception as error:  # noqa: BLE001 - raised once all else has ended
+            self._error = error
 
     async def _reserve(self, runners: Runners, room: int) -> float | None:
         asked_at = self._clock.monotonic()

@@ -29,6 +29,9 @@ class Session:
     def __init__(self, loop: LoopRef, path: str, synchronous: str, clock: Clock) -> None:
         self.loop: Final = loop
         self.pid: Final = os.getpid()
+        if path != MEMORY:
+            # Wherever the program goes meanwhile, this is the file. Links are not followed.
+            path = os.path.abspath(path)  # noqa: PTH100
         self._path = path
         self._synchronous = synchronous
         self._clock = clock

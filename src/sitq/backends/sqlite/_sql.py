@@ -85,7 +85,7 @@ WHERE seq IN (SELECT value FROM json_each(:rows)) AND status = 'pending'
 
 # Give each task of a batch its lease, under the epoch just counted.
 INSERT_LEASES: Final = """
-INSERT INTO leases (seq, epoch, worker, ends_at)
+INSERT OR REPLACE INTO leases (seq, epoch, worker, ends_at)
 SELECT seq, epoch, :worker, :ends_at FROM tasks
 WHERE seq IN (SELECT value FROM json_each(:rows)) AND status = 'in_progress'
 """
