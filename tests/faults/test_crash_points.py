@@ -123,15 +123,15 @@ CRASHES = [
     ),
     Crash(
         "reserve, between its statements",
-        [crew.quick] * 3, "worker", "at", "INSERT INTO leases", [NEW] * 3, [ONCE] * 3,
+        [crew.quick] * 3, "worker", "at", "INTO leases", [NEW] * 3, [ONCE] * 3,
     ),
     Crash(
         "reserve, before the commit",
-        [crew.quick] * 3, "worker", "commit", "INSERT INTO leases", [NEW] * 3, [ONCE] * 3,
+        [crew.quick] * 3, "worker", "commit", "INTO leases", [NEW] * 3, [ONCE] * 3,
     ),
     Crash(
         "reserve, after the commit",
-        [crew.quick] * 3, "worker", "committed", "INSERT INTO leases", [RUNNING] * 3, [AGAIN] * 3,
+        [crew.quick] * 3, "worker", "committed", "INTO leases", [RUNNING] * 3, [AGAIN] * 3,
     ),
     Crash(
         "success, before the commit",
