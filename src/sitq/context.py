@@ -66,6 +66,11 @@ class TaskContext:
         return self._task.headers
 
     @property
+    def lease(self) -> Lease:
+        """The lease that the attempt runs under: the task's id, and the fencing token."""
+        return self._task.lease
+
+    @property
     def cancel_requested(self) -> bool:
         """True once the task is to end: a plain function asks, and returns or raises."""
         return self._cancel_requested
@@ -78,7 +83,7 @@ class TaskContext:
         """Say how far the task is; never waits, from any thread. The last word counts.
 
         Args:
-            done: units done, 0 or more.
+            done: units done, 0 to 2**63 - 1.
             total: units in all, where known.
             note: a short text, at most 1,000 characters.
 
@@ -89,7 +94,7 @@ class TaskContext:
             progress = Progress(done=done, total=total, note=note)
         except pydantic.ValidationError as error:
             raise ValidationError(f"progress: {describe(error)}") from error
-        self._note(self._task.lease, progress)
+        self._note(self.lease, progress)
 
 
 CURRENT: Final[ContextVar[TaskContext]] = ContextVar("sitq_current_task")

@@ -79,6 +79,7 @@ Headers = Annotated[
     PlainSerializer(dict, return_type=dict[str, str]),
 ]
 ExceptionName = Annotated[type[BaseException] | str, BeforeValidator(_name_of_exception)]
+Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Priority = Annotated[int, Field(ge=MIN_PRIORITY, le=MAX_PRIORITY)]
 
 
@@ -306,13 +307,13 @@ class Progress(_Model):
     """How far a running task says that it is.
 
     Args:
-        done: units done, 0 or more.
+        done: units done, 0 to 2**63 - 1.
         total: units in all, where known.
         note: a short text, at most 1,000 characters.
     """
 
-    done: int = Field(ge=0)
-    total: int | None = Field(default=None, ge=0)
+    done: Count
+    total: Count | None = None
     note: str = Field(default="", max_length=1000)
 
 

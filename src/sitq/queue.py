@@ -58,7 +58,7 @@ class TaskQueue:
     def __init__(
         self, backend: Backend | None = None, serializer: Serializer | None = None
     ) -> None:
-        if backend is not None and not hasattr(backend, "get_results"):
+        if isinstance(backend, type) or not (backend is None or hasattr(backend, "get_results")):
             kind = type(backend).__name__
             raise ValidationError(
                 f"backend: give a store, such as SQLiteBackend(path) (got {kind})"

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
-from sitq.errors import BackendBusyError, TaskNotFoundError
+from sitq.errors import BackendBusyError, BackendFormatError, TaskNotFoundError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
     from types import TracebackType
 
     from sitq.ids import TaskId
@@ -207,19 +207,36 @@ class ResultWaiters:
     async def _look_for(self, task_ids: Iterable[TaskId[Any]]) -> None:
         remaining = iter(task_ids)
         while chunk := tuple(islice(remaining, _CHUNK)):
-            results = await self._backend.get_results(chunk)
-            for task_id in chunk:
-                self._unseen.pop(task_id, None)
-                known = task_id in results
-                result = results[task_id] if known else None
-                for waiter in self._waiting.get(task_id, ()):
-                    if not known:
-                        waiter.finish(None, _unknown(task_id))
-                    elif result is not None:
-                        waiter.finish(result)
-                    else:
-                        waiter.answered = True
-                        waiter.fault(None)
+            try:
+                self._answer(chunk, await self._backend.get_results(chunk))
+            except BackendFormatError as error:
+                # A row that cannot be read is the trouble of those who asked for it.
+                if len(chunk) == 1:
+                    self._finish_each(chunk[0], error)
+                else:
+                    for task_id in chunk:
+                        await self._look_for((task_id,))
+
+    def _answer(
+        self, asked: tuple[TaskId[Any], ...], results: Mapping[TaskId[Any], Result[Any] | None]
+    ) -> None:
+        for task_id in asked:
+            self._unseen.pop(task_id, None)
+            if task_id not in results:
+                self._finish_each(task_id, _unknown(task_id))
+                continue
+            result = results[task_id]
+            for waiter in self._waiting.get(task_id, ()):
+                if result is not None:
+                    waiter.finish(result)
+                else:
+                    waiter.answered = True
+                    waiter.fault(None)
+
+    def _finish_each(self, task_id: TaskId[Any], error: Exception) -> None:
+        self._unseen.pop(task_id, None)
+        for waiter in self._waiting.get(task_id, ()):
+            waiter.finish(None, error)
 
     def _finish_all(self, error: Exception) -> None:
         for waiter in list(self._everybody()):

@@ -17,6 +17,7 @@ from sitq.models import Outcome, RetryPolicy
 from sitq.retry import Retry, backoff, wants_retry
 from sitq.signing import unseal
 from sitq.worker._errors import error_text, traceback_text
+from sitq.worker._isolation import Isolation, is_cancelled_by
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -84,11 +85,19 @@ class Execution:
         deadline = None
         if task.timeout is not None:
             deadline = clock.now() + timedelta(seconds=task.timeout)
-        self._context = TaskContext(task, deadline, note)
+        self.context: Final = TaskContext(task, deadline, note)
+        self._isolation = Isolation()
+        self.follows = False
+        """True if the asyncio task that runs it has run another one before."""
         self._in_thread = False
         self._thread_begun = False
         self._thread_done = False
         self._left = False
+
+    @property
+    def suspended(self) -> bool:
+        """True if the function has given the loop to others at least once."""
+        return self._isolation.suspended
 
     def leave(self) -> bool:
         """Tell that nobody waits for the attempt any more; True if a thread still runs it."""
@@ -97,7 +106,7 @@ class Execution:
 
     def end(self, why: End) -> None:
         """End the attempt soon; in the loop. A plain function is only asked to."""
-        self._context.request_cancel()
+        self.context.request_cancel()
         if self._end is None or why is End.LEASE_LOST:
             self._end = why
         # A plain function cannot be stopped: cancelled on request, it is waited for; at a
@@ -117,11 +126,8 @@ class Execution:
             return Outcome.failure(self.lease, error_text(error))
         except BaseException as error:  # noqa: BLE001 - a validator of the user's model, say
             return self._failed(error)
-        token = CURRENT.set(self._context)
-        try:
-            ended = await self._call(*arguments)
-        finally:
-            CURRENT.reset(token)
+        self._isolation.call(CURRENT.set, self.context)
+        ended = await self._call(*arguments)
         if self._end is End.LEASE_LOST:
             return None
         if ended is None:
@@ -139,32 +145,44 @@ class Execution:
         timeout = self._task.timeout
         if timeout is not None:
             self._scope.deadline = anyio.current_time() + timeout
+        ended: tuple[Any] | _Raised | None = None
         with self._scope:
-            return await self._invoke(args, kwargs)
-        if self._end is not None or timeout is None:
-            return None
-        self._context.request_cancel()
-        return _Raised(TimeoutError(f"the attempt ran out of its timeout of {timeout:g} s"))
+            ended = await self._invoke(args, kwargs)
+        if self._end is not None or timeout is None or not self._scope.cancel_called:
+            return ended
+        self.context.request_cancel()
+        # What it raises on its way out is no reason of its own; what it returns all the same is
+        # a result.
+        if ended is None or isinstance(ended, _Raised):
+            late = TimeoutError(f"the attempt ran out of its timeout of {timeout:g} s")
+            late.__cause__ = ended.error if ended else None
+            return _Raised(late)
+        return ended
 
     async def _invoke(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any] | _Raised:
         if not self._function.is_async:
             self._in_thread = True
             ended = await to_thread.run_sync(
-                self._run_in_thread, args, kwargs, abandon_on_cancel=True, limiter=self._limiter
+                self._isolation.call,
+                self._run_in_thread,
+                args,
+                kwargs,
+                abandon_on_cancel=True,
+                limiter=self._limiter,
             )
             self._in_thread = False
             if isinstance(ended, _Raised) or not isawaitable(ended[0]):
                 return ended
             return await self._on_loop(ended[0])
         try:
-            awaitable = self._function.func(*args, **kwargs)
+            awaitable = self._isolation.call(self._function.func, *args, **kwargs)
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is the task's
             return _Raised(error)
         return await self._on_loop(awaitable)
 
     async def _on_loop(self, awaitable: Awaitable[Any]) -> tuple[Any] | _Raised:
         try:
-            return (await awaitable,)
+            return (await self._isolation.wait_for(awaitable),)
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is the task's
             # A cancellation counts only if a scope around us asked for it.
             if anyio.current_effective_deadline() == float("-inf"):
@@ -196,6 +214,9 @@ class Execution:
             if self._end is End.SHUTDOWN:
                 return Outcome.release(self.lease)
             return Outcome.cancelled(self.lease)
+        if self.follows and self._task.epoch == self._task.attempt and is_cancelled_by(error):
+            # Perhaps by a timer that a task before it has left behind: it is run once more.
+            return Outcome.release(self.lease)
         return self._failed(error)
 
     def _failed(self, error: BaseException) -> Outcome:

@@ -77,6 +77,11 @@ class Heartbeats:
         with self._lock:
             self._renewed.pop(lease, None)
 
+    def keeps(self, lease: Lease) -> bool:
+        """Tell if a lease is kept."""
+        with self._lock:
+            return lease in self._renewed
+
     def beat_now(self) -> None:
         """Renew all leases without waiting for the next beat."""
         self._wake.set()

@@ -66,6 +66,7 @@ class Reporter:
         self._backend = backend
         self._done = done
         self._waiting: list[Outcome] = []
+        self._group: list[Outcome] = []
         self._writing = False
         self._added = anyio.Event()
         self._empty = anyio.Event()
@@ -83,6 +84,10 @@ class Reporter:
         self._waiting = [outcome for outcome in self._waiting if outcome.lease != lease]
         if not self._writing:
             self._update()
+
+    def is_writing(self, lease: Lease) -> bool:
+        """Tell if the outcome of a lease is with the store at this moment."""
+        return any(outcome.lease == lease for outcome in self._group)
 
     def _update(self) -> None:
         """Bring the two events in line with what waits."""
@@ -123,6 +128,7 @@ class Reporter:
     async def _write(self) -> float:
         """Write one group; return the seconds to pause if that failed."""
         group, self._waiting = self._waiting[:_GROUP], self._waiting[_GROUP:]
+        self._group = group
         try:
             with anyio.CancelScope(shield=True):
                 accepted = await self._backend.finish(group)
@@ -132,6 +138,8 @@ class Reporter:
                 return self._streak.fail(error)
             # One of the group may be to blame: each goes alone, that one last.
             return await self._write_each(group)
+        finally:
+            self._group = []
         self._streak.succeed()
         for outcome, was_accepted in zip(group, accepted, strict=True):
             self._settle(outcome, was_accepted)

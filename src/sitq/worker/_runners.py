@@ -17,6 +17,7 @@ import anyio.lowlevel
 
 from sitq.models import Outcome
 from sitq.worker._execution import End, Execution
+from sitq.worker._isolation import shake_off_cancellation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
     from sitq._loops import LoopRef
+    from sitq.context import TaskContext
     from sitq.functions import TaskFunction
     from sitq.models import Lease, Progress, ReservedTask
     from sitq.protocols import Clock, Serializer
@@ -106,6 +108,11 @@ class Runners:
             ahead = min(_MOST_AHEAD, int(_SECONDS_AHEAD * places / max(self._mean, 1e-6)))
         return max(0, self.idle_places + ahead - len(self._ahead))
 
+    def runs(self, context: TaskContext) -> bool:
+        """Tell if an attempt is one of those that run; from any thread."""
+        execution = self._running.get(context.lease)
+        return execution is not None and execution.context is context
+
     def launch(self, task: ReservedTask, function: TaskFunction[Any]) -> None:
         """Run a reserved task, now or as the next one."""
         execution = Execution(
@@ -136,19 +143,30 @@ class Runners:
             start = self._clock.monotonic()
             await self._execute(execution)
             self._learn(self._clock.monotonic() - start)
+            is_marked = await self._is_marked_by(execution)
+            if not is_marked and number % _TURN == 0:
+                # Functions that never wait must not keep the loop from everybody else.
+                await anyio.lowlevel.checkpoint()
             if not self._ahead or self.idle_places <= 0:
                 self._freed()
                 return
-            if number % _TURN == 0:
-                # Functions that never wait must not keep the loop from everybody else.
-                await anyio.lowlevel.checkpoint()
-                if not self._ahead:
-                    self._freed()
-                    return
             execution, _ = self._ahead.popleft()
+            execution.follows = not is_marked
             self._running[execution.lease] = execution
             if len(self._ahead) < _MOST_AHEAD // 2:
                 self._freed()
+            if is_marked:
+                self._group.start_soon(self._run, execution)
+                return
+
+    async def _is_marked_by(self, execution: Execution) -> bool:
+        """Tell if a task may have left something behind that cancels the runner's asyncio task.
+
+        A timer or a list of its own may still hold what ``asyncio.current_task()`` gave it.
+        """
+        if self._loop.asyncio is None:
+            return False
+        return await shake_off_cancellation() or execution.suspended
 
     def _learn(self, seconds: float) -> None:
         mean = seconds if self._mean is None else self._mean
@@ -163,6 +181,10 @@ class Runners:
         except Exception as error:  # noqa: BLE001 - a worker never dies of a task
             _log.exception("task %s: sitq failed to run it", lease.task_id)
             outcome = Outcome.failure(lease, f"{type(error).__name__}: sitq failed to run the task")
+        except anyio.get_cancelled_exc_class():
+            if anyio.current_effective_deadline() == float("-inf"):
+                raise
+            # Not the worker's cancellation: another task's code has cancelled this runner.
         finally:
             if execution.leave():
                 self._left.add(execution)

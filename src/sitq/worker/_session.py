@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from anyio.abc import TaskGroup, TaskStatus
 
+    from sitq.context import TaskContext
     from sitq.models import Lease, Progress, ReservedTask
     from sitq.protocols import Backend, Serializer, Topic
     from sitq.registry import Registry
@@ -134,6 +135,10 @@ class Session:
             self._take_progress,
             self._wake,
         )
+
+    def runs(self, context: TaskContext) -> bool:
+        """Tell if a task is one that this worker runs; from any thread."""
+        return self._runners is not None and self._runners.runs(context)
 
     # -- reserving ---------------------------------------------------------------------------
 
@@ -256,6 +261,8 @@ class Session:
             self._runners.end(lease, End.CANCEL)
 
     def _lose(self, lease: Lease) -> None:
+        if not self._beats.keeps(lease) or self._reporter.is_writing(lease):
+            return  # its outcome is stored, or the store is about to judge it
         _log.warning("task %s: the lease of epoch %d is lost", lease.task_id, lease.epoch)
         self._beats.remove(lease)
         self._reporter.drop(lease)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 import pydantic
 
+from sitq.context import CURRENT
 from sitq.errors import UsageError, ValidationError
 from sitq.models import DEFAULT_QUEUE, RetryPolicy, describe
 from sitq.registry import Registry, known
@@ -17,7 +19,7 @@ from sitq.worker._options import WorkerOptions
 from sitq.worker._session import Session
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from anyio.abc import TaskStatus
 
@@ -65,13 +67,16 @@ class Worker:
         retry: RetryPolicy | None = None,
         max_crashes: int = 3,
     ) -> None:
-        if not hasattr(backend, "reserve"):
+        if isinstance(backend, type) or not hasattr(backend, "reserve"):
             message = (
                 f"backend: give a store, SQLiteBackend(path) say (got {type(backend).__name__})"
             )
             raise ValidationError(message)
-        if isinstance(queues, str):
-            raise ValidationError("queues: give a sequence of names, ('default',) say (got str)")
+        if isinstance(queues, str) or not isinstance(queues, Iterable):
+            kind = type(queues).__name__
+            raise ValidationError(
+                f"queues: give a sequence of names, ('default',) say (got {kind})"
+            )
         self._backend: Final = backend
         self._serializer: Final = MsgpackSerializer() if serializer is None else serializer
         self._registry: Final = _registry_of(tasks)
@@ -119,12 +124,15 @@ class Worker:
         """End `start`: reserve no more, let running tasks finish, hand the rest back.
 
         Returns once the worker has ended. It may be called twice, from another task, or from
-        another thread's event loop; if the worker is not running, it does nothing.
+        another thread's event loop; if the worker is not running, it does nothing. A task that
+        stops the worker that runs it does not wait: its own end is what the worker waits for.
         """
         session = self._session
         if session is not None:
             session.stop()
-            await session.finished.wait()
+            caller = CURRENT.get(None)
+            if caller is None or not session.runs(caller):
+                await session.finished.wait()
 
     async def _run(self, task_status: TaskStatus[None], *, drain: bool) -> int:
         if self._session is not None:

@@ -54,7 +54,7 @@ class SQLiteBackend:
         clock: Clock | None = None,
     ) -> None:
         self._path: Final = _checked_path(path)
-        if synchronous not in {"FULL", "NORMAL"}:
+        if synchronous not in ("FULL", "NORMAL"):
             message = f"synchronous: give 'FULL' or 'NORMAL' (got {type(synchronous).__name__})"
             raise ValidationError(message)
         self._synchronous: Final = synchronous

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sitq.backends.sqlite import _sql
@@ -10,6 +11,7 @@ from sitq.models import Reservation
 
 if TYPE_CHECKING:
     from sitq.backends.sqlite._work import Work
+    from sitq.models import ReservedTask
 
 __all__ = ["Reserve", "reserve"]
 
@@ -31,21 +33,47 @@ def reserve(work: Work, wishes: list[Reserve]) -> list[Reservation]:
 
 
 def _reserve(work: Work, wish: Reserve) -> Reservation:
-    now = work.now
-    rows, wait = _due(work, wish, now)
-    tasks = []
+    rows, wait = _due(work, wish, work.now)
+    tasks = _readable(work, rows)
+    if tasks:
+        started = _start(work, list(tasks))
+        seqs = dump_rows(started)
+        ends_at = work.now + round(wish.lease * 1_000_000)
+        work.execute(_sql.INSERT_LEASES, {"rows": seqs, "worker": wish.worker, "ends_at": ends_at})
+        return Reservation(tuple(tasks[seq] for seq in started), wait)
+    return Reservation((), wait)
+
+
+def _readable(work: Work, rows: list[Row]) -> dict[int, ReservedTask]:
+    """The tasks of the rows that can be read; the others are failed.
+
+    Somebody may have written into the file by hand: such a row must not stand in the way of
+    its neighbours.
+    """
+    tasks = {}
     for row in rows:
         try:
-            tasks.append(to_reserved(row))
-        except Exception:  # noqa: BLE001 - somebody has written into the file by hand
-            work.execute(_sql.SET_UNREADABLE, {"seq": row[0], "now": now, "error": UNREADABLE})
-            work.changed.add("results")
-    if rows:
-        seqs = dump_rows([row[0] for row in rows])
-        ends_at = now + round(wish.lease * 1_000_000)
-        work.execute(_sql.MARK_RESERVED, {"rows": seqs, "now": now})
-        work.execute(_sql.INSERT_LEASES, {"rows": seqs, "worker": wish.worker, "ends_at": ends_at})
-    return Reservation(tuple(tasks), wait)
+            tasks[row[0]] = to_reserved(row)
+        except Exception:  # noqa: BLE001 - see above
+            _fail(work, row[0])
+    return tasks
+
+
+def _start(work: Work, seqs: list[int]) -> list[int]:
+    """Count a start of each task; those that cannot be started are failed and left out."""
+    try:
+        work.execute(_sql.MARK_RESERVED, {"rows": dump_rows(seqs), "now": work.now})
+    except sqlite3.IntegrityError:
+        if len(seqs) > 1:
+            return [one for seq in seqs for one in _start(work, [seq])]
+        _fail(work, seqs[0])
+        return []
+    return seqs
+
+
+def _fail(work: Work, seq: int) -> None:
+    work.execute(_sql.SET_UNREADABLE, {"seq": seq, "now": work.now, "error": UNREADABLE})
+    work.changed.add("results")
 
 
 def _due(work: Work, wish: Reserve, now: int) -> tuple[list[Row], float | None]:
@@ -81,7 +109,7 @@ def _level(work: Work, queue: str, below: int | None) -> int | None:
 
 def _due_at(work: Work, queue: str, priority: int, now: int, limit: int) -> list[Row]:
     where = {"queue": queue, "priority": priority, "now": now, "limit": limit}
-    return work.execute(_sql.DUE, where).fetchall()
+    return work.rows(_sql.DUE, where)
 
 
 def _merge(lists: list[list[Row]]) -> list[Row]:

@@ -11,6 +11,10 @@ from typing import Final
 
 __all__: list[str] = []
 
+# When a final task is forgotten. A bound on both sides, since what stands in the file may have
+# been written by hand: a sum past 64 bits would be refused, for this row and all of its batch.
+_DELETE_AT: Final = f":now + max(0, min(result_ttl, {10 * 365 * 86_400 * 1_000_000}))"
+
 # -- enqueue ---------------------------------------------------------------------------------
 
 _INSERT_COLUMNS: Final = """
@@ -76,7 +80,7 @@ WHERE status = 'pending' AND queue = :queue AND priority = :priority AND eta > :
 ORDER BY eta LIMIT 1
 """
 
-# Count a start of each task of a batch.
+# Count a start of each task of a batch; those that cannot start are refused by a CHECK.
 MARK_RESERVED: Final = """
 UPDATE tasks SET status = 'in_progress', epoch = epoch + 1, attempts = attempts + 1,
                  started_at = :now
@@ -90,19 +94,19 @@ SELECT seq, epoch, :worker, :ends_at FROM tasks
 WHERE seq IN (SELECT value FROM json_each(:rows)) AND status = 'in_progress'
 """
 
-# Fail a task whose row cannot be read, so that it does not stand in the way of the others.
-SET_UNREADABLE: Final = """
-UPDATE tasks SET status = 'failed', error = :error, finished_at = :now,
-                 delete_at = :now + result_ttl
+# Fail a task whose row cannot be used, so that it does not stand in the way of the others.
+SET_UNREADABLE: Final = f"""
+UPDATE tasks SET status = 'failed', error = :error, traceback = NULL, finished_at = :now,
+                 delete_at = {_DELETE_AT}
 WHERE seq = :seq
 """
 
 # -- finish ----------------------------------------------------------------------------------
 
 # End a batch of attempts well; a row whose epoch is not the current one is passed over.
-SUCCEED_BATCH: Final = """
+SUCCEED_BATCH: Final = f"""
 UPDATE tasks SET status = 'success', value = batch.value, error = NULL, traceback = NULL,
-                 finished_at = :now, delete_at = :now + result_ttl
+                 finished_at = :now, delete_at = {_DELETE_AT}
 FROM (SELECT value ->> 0 AS id, value ->> 1 AS epoch,
              coalesce(substr(:blob, value ->> 2, value ->> 3), x'') AS value
       FROM json_each(:rows)) AS batch
@@ -124,9 +128,9 @@ WHERE tasks.id = :id AND status = 'in_progress' AND tasks.epoch = :epoch
 """
 
 # Make a task final.
-SET_FINAL: Final = """
+SET_FINAL: Final = f"""
 UPDATE tasks SET status = :status, value = :value, error = :error, traceback = :traceback,
-                 finished_at = :now, delete_at = :now + result_ttl
+                 finished_at = :now, delete_at = {_DELETE_AT}
 WHERE seq = :seq
 """
 
@@ -138,12 +142,13 @@ WHERE seq = :seq
 
 # Make a task pending again as if this attempt had not been.
 SET_RELEASED: Final = """
-UPDATE tasks SET status = 'pending', attempts = attempts - 1 WHERE seq = :seq
+UPDATE tasks SET status = 'pending', attempts = max(attempts - 1, 0) WHERE seq = :seq
 """
 
 # Make a task pending again for a worker that knows its function.
 SET_MISSED: Final = """
-UPDATE tasks SET status = 'pending', attempts = attempts - 1, misses = misses + 1, eta = :eta
+UPDATE tasks SET status = 'pending', attempts = max(attempts - 1, 0),
+                 misses = min(misses, 1000000) + 1, eta = :eta
 WHERE seq = :seq
 """
 
@@ -196,10 +201,10 @@ SELECT seq FROM leases WHERE ends_at <= :now ORDER BY ends_at, seq LIMIT :limit
 """
 
 # Take tasks back whose leases have ended: cancelled, failed as lost, or pending again.
-RECLAIM: Final = """
+RECLAIM: Final = f"""
 UPDATE tasks SET
-    attempts = attempts - 1,
-    crashes = crashes + 1,
+    attempts = max(attempts - 1, 0),
+    crashes = min(crashes, 1000000) + 1,
     status = CASE WHEN lease.cancelled THEN 'cancelled'
                   WHEN crashes + 1 >= :max_crashes THEN 'failed' ELSE 'pending' END,
     error = CASE WHEN lease.cancelled THEN NULL
@@ -208,7 +213,7 @@ UPDATE tasks SET
                      ELSE traceback END,
     finished_at = CASE WHEN lease.cancelled OR crashes + 1 >= :max_crashes THEN :now END,
     delete_at = CASE WHEN lease.cancelled OR crashes + 1 >= :max_crashes
-                     THEN :now + result_ttl END
+                     THEN {_DELETE_AT} END
 FROM (SELECT leases.seq, leases.epoch, leases.cancelled FROM leases
       WHERE leases.seq IN (SELECT value FROM json_each(:rows))) AS lease
 WHERE tasks.seq = lease.seq AND tasks.epoch = lease.epoch AND tasks.status = 'in_progress'
@@ -220,9 +225,9 @@ DELETE FROM leases WHERE seq IN (SELECT value FROM json_each(:rows))
 """
 
 # Tasks that were not started before they expired.
-EXPIRE: Final = """
+EXPIRE: Final = f"""
 UPDATE tasks SET status = 'expired', error = NULL, traceback = NULL,
-                 finished_at = :now, delete_at = :now + result_ttl
+                 finished_at = :now, delete_at = {_DELETE_AT}
 WHERE seq IN (SELECT seq FROM tasks
               WHERE status = 'pending' AND expires_at IS NOT NULL AND expires_at <= :now
               ORDER BY expires_at, seq LIMIT :limit)

@@ -162,7 +162,7 @@ def set_progress(work: Work, notes: list[tuple[Lease, Progress]]) -> list[bool]:
 
 def get_tasks(work: Work, task_ids: Sequence[TaskId[Any]]) -> list[TaskInfo | None]:
     """What is known of each task."""
-    rows = work.execute(_sql.INFOS, {"rows": dump_rows(task_ids)}).fetchall()
+    rows = work.rows(_sql.INFOS, {"rows": dump_rows(task_ids)})
     infos = {row[0]: to_info(row) for row in rows}
     return [infos.get(task_id) for task_id in task_ids]
 
@@ -171,13 +171,13 @@ def get_results(
     work: Work, task_ids: Sequence[TaskId[Any]]
 ) -> dict[TaskId[Any], Result[Any] | None]:
     """The results of the tasks that are known."""
-    rows = work.execute(_sql.RESULTS, {"rows": dump_rows(task_ids)}).fetchall()
+    rows = work.rows(_sql.RESULTS, {"rows": dump_rows(task_ids)})
     return {TaskId(row[0]): to_result(row) for row in rows}
 
 
 def get_stored(work: Work, task_id: TaskId[Any]) -> Task:
     """A task as it was enqueued."""
-    row = work.execute(_sql.STORED, (task_id,)).fetchone()
-    if row is None:
+    rows = work.rows(_sql.STORED, (task_id,))
+    if not rows:
         raise TaskNotFoundError(f"no task has the id {task_id}")
-    return to_task(row)
+    return to_task(rows[0])

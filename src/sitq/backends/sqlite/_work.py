@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import sqlite3
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sitq.backends.sqlite._rows import to_micros
 
 if TYPE_CHECKING:
-    import sqlite3
     from datetime import datetime
 
+    from sitq.backends.sqlite._rows import Row
     from sitq.protocols import Topic
 
 __all__ = ["Work"]
@@ -32,3 +33,24 @@ class Work:
     def execute(self, sql: str, parameters: Any = ()) -> sqlite3.Cursor:
         """Run one statement."""
         return self.connection.execute(sql, parameters)
+
+    def rows(self, sql: str, parameters: Any = ()) -> list[Row]:
+        """Run one statement, and return what it gives.
+
+        A text that is not UTF-8 comes with surrogates in it, which no model takes: only its own
+        row then turns out to be unreadable.
+        """
+        try:
+            return self.connection.execute(sql, parameters).fetchall()
+        except sqlite3.OperationalError as error:
+            if getattr(error, "sqlite_errorcode", None) is not None:
+                raise  # SQLite's own, and not the driver's, who could not decode
+        self.connection.text_factory = _decoded
+        try:
+            return self.connection.execute(sql, parameters).fetchall()
+        finally:
+            self.connection.text_factory = str
+
+
+def _decoded(text: bytes) -> str:
+    return text.decode("utf-8", "surrogateescape")
