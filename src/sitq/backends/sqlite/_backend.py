@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -60,8 +61,11 @@ class SQLiteBackend:
         self._synchronous: Final = synchronous
         self._clock: Final[Clock] = SystemClock() if clock is None else clock
         self._users = 0
-        self._lock = anyio.Lock()
         self._open: Session | None = None
+        # The loop that has it open, or is about to; threads may try at the same instant.
+        self._holder: LoopRef | None = None
+        self._claiming = threading.Lock()
+        self._opening = anyio.Lock()
 
     def __repr__(self) -> str:
         return f"SQLiteBackend({self._path!r}, synchronous={self._synchronous!r})"
@@ -80,15 +84,33 @@ class SQLiteBackend:
             UsageError: the instance is open in another event loop or was inherited by a fork.
         """
         loop = LoopRef()
-        if self._open is not None and self._open.loop.ended:
-            self._users, self._open = 0, None
-        if self._open is None and not self._users:
-            self._lock = anyio.Lock()
-        async with self._lock:
-            if self._open is None:
-                self._open = await self._connect(loop)
-            self._use(loop)
-            self._users += 1
+        self._claim(loop)
+        try:
+            async with self._opening:
+                if self._open is None:
+                    self._open = await self._connect(loop)
+                self._use(loop)
+                self._users += 1
+        finally:
+            self._disclaim()
+
+    def _claim(self, loop: LoopRef) -> None:
+        """Take the instance for a loop, unless another one has it."""
+        with self._claiming:
+            if self._open is not None:
+                self._check_fork(self._open)
+            holder = self._holder
+            if holder is None or holder.ended:
+                self._users, self._open = 0, None
+                self._holder, self._opening = loop, anyio.Lock()
+            elif holder != loop:
+                raise UsageError(self._elsewhere())
+
+    def _disclaim(self) -> None:
+        """Let other loops have the instance, if nobody uses it."""
+        with self._claiming:
+            if self._open is None and not self._opening.statistics().tasks_waiting:
+                self._holder = None
 
     async def _connect(self, loop: LoopRef) -> Session:
         state = Session(loop, self._path, self._synchronous, self._clock)
@@ -103,6 +125,7 @@ class SQLiteBackend:
         self._users -= 1
         if self._users == 0:
             state, self._open = self._open, None
+            self._disclaim()
             with anyio.CancelScope(shield=True):
                 await state.close()
 
@@ -111,16 +134,21 @@ class SQLiteBackend:
         state = self._open
         if state is None:
             raise UsageError(f"{self!r} is not open: use 'async with' on its queue, or connect()")
+        self._check_fork(state)
+        if state.loop != (LoopRef() if loop is None else loop):
+            raise UsageError(self._elsewhere())
+        return state
+
+    def _check_fork(self, state: Session) -> None:
         if state.pid != os.getpid():
             message = f"{self!r} was opened before a fork; make a new one in the child process"
             raise UsageError(message)
-        if state.loop != (LoopRef() if loop is None else loop):
-            message = (
-                f"{self!r} is open in another event loop; "
-                "give each loop an instance of its own (they may share the file)"
-            )
-            raise UsageError(message)
-        return state
+
+    def _elsewhere(self) -> str:
+        return (
+            f"{self!r} is open in another event loop; "
+            "give each loop an instance of its own (they may share the file)"
+        )
 
     async def enqueue(self, tasks: Sequence[Task]) -> list[TaskId[Any]]:
         """See `sitq.protocols.Backend.enqueue`."""

@@ -43,16 +43,28 @@ class _Connection(aiosqlite.Connection):
     """An aiosqlite connection whose thread takes plain functions.
 
     The thread is a daemon: a forgotten close must not keep the process alive.
+
+    Args:
+        connector: opens the database; in the thread.
+        closed: called in the thread, after the closing.
     """
 
-    def __init__(self, connector: Callable[[], sqlite3.Connection]) -> None:
+    def __init__(
+        self, connector: Callable[[], sqlite3.Connection], closed: Callable[[], None]
+    ) -> None:
         super().__init__(connector, iter_chunk_size=64)
+        self._closed = closed
         self._thread.daemon = True
         self._thread.start()
 
     def __del__(self) -> None:
         """Let the thread end quietly: sitq promises that a forgotten close does no harm."""
         self._tx.put_nowait((None, partial(_shut, self._connection)))
+
+    @property
+    def is_open(self) -> bool:
+        """True from the opening to the closing."""
+        return self._connection is not None
 
     @property
     def opened(self) -> sqlite3.Connection:
@@ -74,18 +86,26 @@ class _Connection(aiosqlite.Connection):
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
+            self._closed()
 
     def detach(self) -> None:
         """Close and end the thread, after what it was asked to do before."""
-        connection, self._connection = self._connection, None
         self._running = False
-        self.post(partial(_shut, connection))
+        self.post(self._end)
+
+    def _end(self) -> object:
+        self.close_raw()
+        return _STOP_RUNNING_SENTINEL
 
 
 def _shut(connection: sqlite3.Connection | None) -> object:
     if connection is not None:
         connection.close()
     return _STOP_RUNNING_SENTINEL
+
+
+def _nothing() -> None:
+    pass
 
 
 def retrying(unit: Callable[[], T], seconds: float, longest: float = _LONGEST_PAUSE) -> T:
@@ -107,10 +127,15 @@ def retrying(unit: Callable[[], T], seconds: float, longest: float = _LONGEST_PA
 
 
 class Database:
-    """A store's connection: writes are gathered into transactions, reads run one by one.
+    """A store's connections: writes are gathered into transactions, reads run one by one.
+
+    Reads have a connection and a thread of their own, from the first one on: they do not wait
+    for a write that waits for somebody else's lock.
 
     Args:
         connect: opens, checks and migrates; runs in the database thread.
+        connect_again: opens once more, for reads; ``None`` if there can be one connection only.
+        disconnected: called after the closing; in the database thread.
         check: raises if the store is not there any more; before each transaction.
         path: for error texts.
         loop: the loop that all callers run in.
@@ -121,6 +146,8 @@ class Database:
     def __init__(
         self,
         connect: Callable[[], sqlite3.Connection],
+        connect_again: Callable[[], sqlite3.Connection] | None,
+        disconnected: Callable[[], None],
         check: Callable[[], None],
         path: str,
         loop: LoopRef,
@@ -132,7 +159,9 @@ class Database:
         self._loop = loop
         self._clock = clock
         self._changed = changed
-        self._connection = _Connection(connect)
+        self._connection = _Connection(connect, disconnected)
+        self._connect_again = connect_again
+        self._reader: _Connection | None = None
         self._commits = GroupCommit(loop, self._connection.post, self._write)
 
     async def connect(self) -> None:
@@ -142,16 +171,21 @@ class Database:
             BackendError: it could not be opened.
         """
         try:
-            await self._ask("connect", self._connection.attach)
+            await self._ask("connect", self._connection.attach, self._connection)
         except BaseException:
             self._connection.detach()
             raise
 
     async def close(self) -> None:
         """Close, after all that was asked for before."""
+        reader, self._reader = self._reader, None
         try:
-            await self._ask("close", self._end)
+            if reader is not None:
+                await self._ask("close", reader.close_raw, reader)
+            await self._ask("close", self._end, self._connection)
         finally:
+            if reader is not None:
+                reader.detach()
             self._connection.detach()
 
     def _end(self) -> None:
@@ -170,7 +204,13 @@ class Database:
 
     async def read(self, unit: Callable[..., T], *parameters: Any) -> T:
         """Run a unit of work that changes nothing, outside any transaction."""
-        return await self._ask(unit.__name__, partial(self._read, unit, parameters))
+        connection = self._connection
+        if self._connect_again is not None and connection.is_open:
+            if self._reader is None:
+                self._reader = _Connection(self._connect_again, _nothing)
+            connection = self._reader
+        run = partial(self._read, connection, unit, parameters)
+        return await self._ask(unit.__name__, run, connection)
 
     def call(self, unit: Callable[..., T], *parameters: Any) -> T:
         """Run a unit of work in a transaction, from any thread, and block until it is done."""
@@ -185,8 +225,8 @@ class Database:
         done.wait()
         return request.result()[0]
 
-    async def _ask(self, name: str, function: Callable[[], T]) -> T:
-        """Have the thread call a function, and return what it returned."""
+    async def _ask(self, name: str, function: Callable[[], T], connection: _Connection) -> T:
+        """Have a connection's thread call a function, and return what it returned."""
         request = Request[T](self._loop, list, ())
 
         def run() -> None:
@@ -196,13 +236,17 @@ class Database:
                 request.error = translated(name, self._path, error)
             self._loop.call_soon(request.wake)
 
-        self._connection.post(run)
+        connection.post(run)
         await request.wait()
         return request.result()[0]
 
-    def _read(self, unit: Callable[..., T], parameters: tuple[Any, ...]) -> T:
+    def _read(
+        self, connection: _Connection, unit: Callable[..., T], parameters: tuple[Any, ...]
+    ) -> T:
         self._check()
-        return unit(Work(self._connection.opened, self._clock.now()), *parameters)
+        if connection is not self._connection and not connection.is_open:
+            connection.attach()
+        return unit(Work(connection.opened, self._clock.now()), *parameters)
 
     def _write(self, batch: list[Request[Any]]) -> None:
         """Carry out requests in one transaction; one that fails must not fail the others."""

@@ -38,7 +38,14 @@ class Session:
         self._file: File | None = None
         self._bell: Bell | None = None
         self.database: Final = Database(
-            self._connect, self._check_file, path, loop, clock, self._tell
+            self._connect,
+            None if path == MEMORY else self._connect_again,
+            self._disconnected,
+            self._check_file,
+            path,
+            loop,
+            clock,
+            self._tell,
         )
         bell = None if path == MEMORY else f"{path}-bell"
         self.listeners: Final = Listeners(loop, bell, self._look)
@@ -57,6 +64,14 @@ class Session:
         except BaseException:
             connection.close()
             raise
+        return connection
+
+    def _connect_again(self) -> sqlite3.Connection:
+        """Open the file once more, for reads."""
+        if self._file is None:
+            raise UsageError("the backend is not open")
+        connection = self._file.connect()
+        connection.execute("PRAGMA query_only = ON")
         return connection
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
@@ -90,13 +105,14 @@ class Session:
         return FileLeaseKeeper(self._file, self._clock)
 
     async def close(self) -> None:
-        """Close the connection, after all that was asked of it before."""
-        try:
-            await self.database.close()
-        finally:
-            bell, self._bell = self._bell, None
-            if bell is not None:
-                bell.close()
+        """Close the connections, after all that was asked of them before."""
+        await self.database.close()
+
+    def _disconnected(self) -> None:
+        """Give the bell up; in the database thread, so that a cancelled opening does it too."""
+        bell, self._bell = self._bell, None
+        if bell is not None:
+            bell.close()
 
 
 def _data_version(work: Work) -> int:
