@@ -48,7 +48,14 @@ def check_kind(func: Any) -> str:
     if reason is not None:
         raise ValidationError(reason)
     module, qualname = _address(func)
-    return f"{module_name(module)}:{qualname}"
+    where = module_name(module)
+    if not where.isprintable():
+        raise ValidationError(
+            f"{qualname}: the path of its script cannot be stored, since it holds control "
+            "characters or is not UTF-8: rename the file or its folder, or move the function "
+            "to a module"
+        )
+    return f"{where}:{qualname}"
 
 
 def check_reachable(func: Any) -> None:

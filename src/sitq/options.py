@@ -154,16 +154,21 @@ def _later(now: datetime, delay: timedelta) -> datetime:
 def _moment(name: str, value: object) -> datetime:
     if not isinstance(value, datetime):
         _refuse(name, value, "give an aware datetime, such as datetime.now(UTC)")
-    if value.utcoffset() is None:
-        hint = (
-            "a naive datetime has no time zone; "
-            "use datetime.now(UTC), or .replace(tzinfo=...) with the zone that is meant"
-        )
-        _refuse(name, value, hint)
     try:
-        return value.astimezone(UTC)
+        if value.utcoffset() is not None:
+            return value.astimezone(UTC)
     except OverflowError:
         _refuse(name, value, "in UTC it lies outside the years 1 to 9999; give another moment")
+    except Exception as error:
+        message = (
+            f"{name}: its tzinfo ({type(value.tzinfo).__name__}) raised {type(error).__name__}"
+        )
+        raise ValidationError(message) from error
+    hint = (
+        "a naive datetime has no time zone; "
+        "use datetime.now(UTC), or .replace(tzinfo=...) with the zone that is meant"
+    )
+    _refuse(name, value, hint)
 
 
 def _delay(name: str, value: object) -> timedelta:

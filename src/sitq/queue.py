@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, Self, TypeVar, cast, overload
 
+from sitq._ports import checked_backend, checked_serializer
 from sitq.backends.sqlite import SQLiteBackend
 from sitq.connection import Connection
 from sitq.enqueueing import BoundQueue, Producer, make_repeat, refuse_own_eta
@@ -20,7 +21,6 @@ from sitq.ids import TaskId
 from sitq.models import Result
 from sitq.options import NO_OPTIONS, duration, make_options
 from sitq.registry import known
-from sitq.serialization import MsgpackSerializer
 from sitq.states import TaskStatus
 
 if TYPE_CHECKING:
@@ -52,19 +52,16 @@ class TaskQueue:
         serializer: how payloads are encoded; the workers must use the same. ``None``: msgpack.
 
     Raises:
-        ValidationError: ``backend`` is not a backend.
+        ValidationError: ``backend`` is no store, or ``serializer`` no serializer.
     """
 
     def __init__(
         self, backend: Backend | None = None, serializer: Serializer | None = None
     ) -> None:
-        if isinstance(backend, type) or not (backend is None or hasattr(backend, "get_results")):
-            kind = type(backend).__name__
-            raise ValidationError(
-                f"backend: give a store, such as SQLiteBackend(path) (got {kind})"
-            )
-        self._backend: Final[Backend] = SQLiteBackend() if backend is None else backend
-        self._serializer: Final[Serializer] = serializer or MsgpackSerializer()
+        self._backend: Final[Backend] = (
+            SQLiteBackend() if backend is None else checked_backend(backend)
+        )
+        self._serializer: Final = checked_serializer(serializer)
         self._connection: Final = Connection(self._backend)
         self._producer: Final = Producer(self._backend, self._connection, self._serializer)
 

@@ -62,6 +62,28 @@ async def test_a_caller_is_told_that_the_store_stays_locked(
         assert await Worker(SQLiteBackend(path)).drain() == 2
 
 
+async def test_reads_do_not_wait_for_a_write_that_waits_for_a_lock(tmp_path: Path) -> None:
+    """With the write's ten seconds of patience, each of these would be late by its timeout."""
+    path = tmp_path / "q.db"
+    async with TaskQueue(SQLiteBackend(path)) as queue:
+        task_id = await queue.enqueue(note, 1)
+        ended = anyio.Event()
+
+        async def write() -> None:
+            await queue.enqueue(note, 2)
+            ended.set()
+
+        with locked(path):
+            async with anyio.create_task_group() as group:
+                group.start_soon(write)
+                await anyio.wait_all_tasks_blocked()
+                assert await queue.get_result(task_id, timeout=0.05) is None
+                assert (await queue.get_task(task_id)).status is TaskStatus.PENDING
+                assert not ended.is_set()
+                group.cancel_scope.cancel()
+        await queue.enqueue(note, 3)
+
+
 async def test_a_worker_waits_out_a_locked_store_and_keeps_its_outcomes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

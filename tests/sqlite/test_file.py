@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from sitq.backends.sqlite import SQLiteBackend, _schema
+from sitq.backends.sqlite._work import Work
 from sitq.errors import (
     BackendConnectionError,
     BackendError,
@@ -163,8 +164,13 @@ async def test_synchronous_is_what_was_asked_for(tmp_path: Path, level: Any, exp
     await backend.open()
     state = backend._open
     assert state is not None
-    found = await state.database.read(lambda work: work.execute("PRAGMA synchronous").fetchone()[0])
-    mode = await state.database.read(lambda work: work.execute("PRAGMA journal_mode").fetchone()[0])
+
+    def written_with(work: Work, _: list[None]) -> list[tuple[int, str]]:
+        (level,) = work.execute("PRAGMA synchronous").fetchone()
+        (mode,) = work.execute("PRAGMA journal_mode").fetchone()
+        return [(level, mode)]
+
+    ((found, mode),) = await state.database.write(written_with, [None])
     await backend.close()
     assert (found, mode) == (expected, "wal")
 
@@ -196,11 +202,20 @@ async def test_a_full_database_is_a_typed_error_and_heals(tmp_path: Path) -> Non
     await backend.open()
     state = backend._open
     assert state is not None
-    pages = await state.database.read(lambda work: work.execute("PRAGMA page_count").fetchone()[0])
-    await state.database.read(lambda work: work.execute(f"PRAGMA max_page_count = {pages}") and 0)
+
+    async def limit_pages(pages: int) -> int:
+        """Have the connection that writes use so many pages at most; it tells how many it has."""
+
+        def unit(work: Work, _: list[None]) -> list[int]:
+            work.execute(f"PRAGMA max_page_count = {pages}")
+            return list(work.execute("PRAGMA page_count").fetchone())
+
+        return (await state.database.write(unit, [None]))[0]
+
+    await limit_pages(await limit_pages(100_000))
     with pytest.raises(BackendFullError, match="enqueue on .*full"):
         await backend.enqueue([some_task(headers={"k": "v" * 5000}) for _ in range(10)])
-    await state.database.read(lambda work: work.execute("PRAGMA max_page_count = 100000") and 0)
+    await limit_pages(100_000)
     assert len(await backend.enqueue([some_task()])) == 1
     assert (await backend.reserve("w", ["default"], 100, 30.0)).wait is None
     await backend.close()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import anyio
 import pytest
 
 from sitq import BackendFormatError, SQLiteBackend, TaskQueue, TaskStatus, Worker, call
@@ -36,6 +38,12 @@ def alter(path: Path, statement: str, *values: object) -> None:
         ("timeout", -1.0),
         ("enqueued_at", 2**62),
         ("eta", -(2**62)),
+        ("epoch", 2**63 - 1),
+        ("max_attempts", 0),
+        ("result_ttl", 2**63 - 1),
+        ("result_ttl", -5),
+        ("misses", 2**63 - 1),
+        ("crashes", 2**63 - 1),
     ],
 )
 async def test_a_row_that_cannot_be_read_fails_alone(
@@ -52,6 +60,49 @@ async def test_a_row_that_cannot_be_read_fails_alone(
         ((status,),) = connection.execute("SELECT status FROM tasks WHERE seq = 2").fetchall()
         assert connection.execute("SELECT count(*) FROM leases").fetchone() == (0,)
     assert status in {"failed", "success"}
+
+
+@pytest.mark.parametrize("column", ["function", "headers", "retry", "queue", "unique_key"])
+async def test_a_text_that_is_not_utf8_harms_only_its_own_row(tmp_path: Path, column: str) -> None:
+    path = tmp_path / "q.db"
+    async with TaskQueue(SQLiteBackend(path)) as queue:
+        ids = await queue.enqueue_many([call(note, number) for number in range(3)])
+        alter(path, f"UPDATE tasks SET {column} = CAST(x'ff41' AS TEXT) WHERE seq = 2")
+        await Worker(SQLiteBackend(path)).drain()
+        for task_id in (ids[0], ids[2]):
+            assert (await queue.get_task(task_id)).status is TaskStatus.SUCCESS
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT count(*) FROM leases").fetchone() == (0,)
+
+
+async def test_a_result_that_cannot_be_read_is_an_error_for_its_own_waiter_only(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "q.db"
+    errors: list[Exception] = []
+
+    async with TaskQueue(SQLiteBackend(path)) as queue:
+        good, bad = await queue.enqueue_many([call(note, number) for number in range(2)])
+        last = await queue.enqueue(note, 2, eta=datetime.now(UTC) + timedelta(hours=1))
+        await Worker(SQLiteBackend(path)).drain()
+        alter(path, "UPDATE tasks SET finished_at = 9223372036854775807 WHERE id = ?", bad)
+
+        async def wait_for_the_bad_one() -> None:
+            try:
+                await queue.get_result(bad)
+            except BackendFormatError as error:
+                errors.append(error)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(queue.get_result, last)  # leads, and must not fall with the bad one
+            await anyio.wait_all_tasks_blocked()
+            group.start_soon(wait_for_the_bad_one)
+            result = await queue.get_result(good)
+            assert result is not None
+            assert result.status is TaskStatus.SUCCESS
+            alter(path, "UPDATE tasks SET eta = 0 WHERE id = ?", last)
+            await Worker(SQLiteBackend(path)).drain()
+    assert len(errors) == 1
 
 
 async def test_a_row_that_cannot_be_told_of_is_a_typed_error_without_values(

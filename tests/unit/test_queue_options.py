@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from typing import Any
 
 import pytest
@@ -74,6 +74,24 @@ def test_a_bad_option_is_refused_at_once_with_its_name_and_type(
     assert text.startswith(f"{name}: ")
     assert hint in text
     assert "(got " in text
+
+
+class BrokenZone(tzinfo):
+    def utcoffset(self, moment: datetime | None) -> timedelta | None:
+        raise RuntimeError("no such place")
+
+    def dst(self, moment: datetime | None) -> timedelta | None:
+        return None
+
+    def tzname(self, moment: datetime | None) -> str | None:
+        return None
+
+
+@pytest.mark.parametrize("name", ["eta", "expires_at"])
+def test_a_time_zone_that_raises_is_to_blame_by_name(name: str) -> None:
+    moment: Any = datetime(2031, 1, 1, tzinfo=BrokenZone())
+    with pytest.raises(ValidationError, match=rf"{name}: .*BrokenZone.* raised RuntimeError"):
+        queue().options(**{name: moment})
 
 
 ACCEPTED: list[tuple[str, Any]] = [

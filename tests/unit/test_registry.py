@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 import sys
 import textwrap
@@ -335,3 +336,25 @@ def test_a_script_that_is_imported_as_a_module_knows_the_name_that_it_had_as_a_s
     assert registry.get(f"{path}:wrapped") is None
     assert registry.get(f"{path.parent}:add") is None
     assert known.get(f"{path}:marked_only") is known.get(f"{HERE}:marked_only")
+
+
+REFUSED_IN = """
+from sitq import ValidationError
+from sitq.registry import name_of
+def job(): ...
+try:
+    name_of(job)
+except ValidationError as error:
+    print(ascii(str(error)))
+"""
+
+
+@pytest.mark.parametrize("name", [b"two\nlines.py", b"not-utf8-\xff.py"])
+def test_a_script_whose_path_cannot_be_stored_is_refused_with_advice(
+    tmp_path: Path, name: bytes
+) -> None:
+    script = os.fsencode(tmp_path) + b"/" + name
+    with open(script, "w") as file:  # noqa: PTH123 - a Path takes no bytes
+        file.write(REFUSED_IN)
+    (text,) = run(os.fsdecode(script), cwd=tmp_path)
+    assert "rename the file" in text

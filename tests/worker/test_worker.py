@@ -120,6 +120,21 @@ async def endless() -> None:
         GATE.leave()
 
 
+async def complain_at_the_end() -> None:
+    try:
+        await anyio.sleep_forever()
+    finally:
+        raise RuntimeError("I was not done")
+
+
+async def return_at_the_end() -> str:
+    try:
+        await anyio.sleep_forever()
+    except anyio.get_cancelled_exc_class():
+        return "half done"
+    return "never"
+
+
 def fail(text: str) -> None:
     raise ValueError(text)
 
@@ -335,6 +350,27 @@ async def test_an_attempt_ends_at_its_timeout(
     assert "timeout of 0.05 s" in str(result.error)
 
 
+async def test_what_a_task_raises_at_its_timeout_is_the_cause(
+    queue: TaskQueue, tmp_path: Path
+) -> None:
+    task_id = await queue.options(timeout=0.02).enqueue(complain_at_the_end)
+    await Worker(SQLiteBackend(tmp_path / "q.db")).drain()
+    result = await queue.get_result(task_id, 0)
+    assert result is not None
+    assert result.error == "TimeoutError: the attempt ran out of its timeout of 0.02 s"
+    assert "RuntimeError: I was not done" in str(result.traceback)
+
+
+async def test_what_a_task_returns_after_its_timeout_is_its_result(
+    queue: TaskQueue, tmp_path: Path
+) -> None:
+    task_id = await queue.options(timeout=0.02).enqueue(return_at_the_end)
+    await Worker(SQLiteBackend(tmp_path / "q.db")).drain()
+    result = await queue.get_result(task_id, 0)
+    assert result is not None
+    assert (result.status, queue.deserialize_result(result)) == (TaskStatus.SUCCESS, "half done")
+
+
 async def test_a_thread_that_runs_on_after_its_timeout_keeps_its_place(
     queue: TaskQueue, tmp_path: Path
 ) -> None:
@@ -543,6 +579,9 @@ async def test_a_bad_payload_touches_only_its_own_row(
         ({"max_concurrency": True}, "max_concurrency"),
         ({"queues": "default"}, "queues"),
         ({"queues": []}, "queues"),
+        ({"queues": 5}, "queues"),
+        ({"queues": None}, "queues"),
+        ({"serializer": 5}, "serializer"),
         ({"queues": ["with space"]}, "queues"),
         ({"lease": 0}, "lease"),
         ({"lease": float("nan")}, "lease"),
@@ -561,6 +600,8 @@ def test_a_bad_option_is_named(options: dict[str, Any], name: str) -> None:
 def test_a_worker_needs_a_store() -> None:
     with pytest.raises(ValidationError, match="backend: .*got str"):
         Worker("q.db")  # type: ignore[arg-type]
+    with pytest.raises(ValidationError, match="backend: .*got the class SQLiteBackend"):
+        Worker(SQLiteBackend)  # type: ignore[arg-type]
 
 
 async def test_no_argument_and_no_result_is_ever_logged(

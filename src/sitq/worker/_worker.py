@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 import pydantic
 
+from sitq._ports import checked_backend, checked_serializer
 from sitq.context import CURRENT
 from sitq.errors import UsageError, ValidationError
 from sitq.models import DEFAULT_QUEUE, RetryPolicy, describe
 from sitq.registry import Registry, known
-from sitq.serialization import MsgpackSerializer
 from sitq.worker._options import WorkerOptions
 from sitq.worker._session import Session
 
@@ -67,18 +67,13 @@ class Worker:
         retry: RetryPolicy | None = None,
         max_crashes: int = 3,
     ) -> None:
-        if isinstance(backend, type) or not hasattr(backend, "reserve"):
-            message = (
-                f"backend: give a store, SQLiteBackend(path) say (got {type(backend).__name__})"
-            )
-            raise ValidationError(message)
         if isinstance(queues, str) or not isinstance(queues, Iterable):
             kind = type(queues).__name__
             raise ValidationError(
                 f"queues: give a sequence of names, ('default',) say (got {kind})"
             )
-        self._backend: Final = backend
-        self._serializer: Final = MsgpackSerializer() if serializer is None else serializer
+        self._backend: Final = checked_backend(backend)
+        self._serializer: Final = checked_serializer(serializer)
         self._registry: Final = _registry_of(tasks)
         self._session: Session | None = None
         try:

@@ -1,0 +1,174 @@
+"""Tasks that one worker runs do not touch each other, nor the worker."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from contextvars import ContextVar
+from pathlib import Path
+
+import anyio
+import pytest
+from anyio import from_thread
+from anyio.lowlevel import checkpoint
+
+from sitq import SQLiteBackend, TaskQueue, TaskStatus, Worker, call, current_task
+from sitq.backends.memory import MemoryBackend
+from sitq.models import LeaseState
+from sitq.testing import FaultyBackend
+
+pytestmark = pytest.mark.anyio
+
+NOTE: ContextVar[str] = ContextVar("note", default="nothing")
+WORKERS: list[Worker] = []
+
+
+async def leave_a_note(text: str) -> str:
+    before = NOTE.get()
+    NOTE.set(text)
+    return before
+
+
+async def leave_a_note_and_wait(text: str) -> str:
+    before = NOTE.get()
+    NOTE.set(text)
+    await checkpoint()
+    assert NOTE.get() == text
+    return before
+
+
+def leave_a_note_in_a_thread(text: str) -> str:
+    before = NOTE.get()
+    NOTE.set(text)
+    return before
+
+
+async def cancel_my_asyncio_task() -> str:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+    return "returned"
+
+
+async def cancel_my_asyncio_task_later() -> str:
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().call_soon(task.cancel)
+    return "returned"
+
+
+async def cancel_my_asyncio_task_after_waiting() -> str:
+    task = asyncio.current_task()
+    assert task is not None
+    await asyncio.sleep(0)
+    asyncio.get_running_loop().call_later(0.005, task.cancel)
+    return "returned"
+
+
+async def innocent() -> str:
+    await anyio.sleep(0.01)
+    return "unharmed"
+
+
+async def stop_my_worker() -> str:
+    await WORKERS[-1].stop()
+    return current_task().id
+
+
+def stop_my_worker_from_a_thread() -> str:
+    from_thread.run(WORKERS[-1].stop)
+    return current_task().id
+
+
+@pytest.mark.parametrize(
+    "function", [leave_a_note, leave_a_note_and_wait, leave_a_note_in_a_thread]
+)
+async def test_a_context_variable_ends_with_its_task(tmp_path: Path, function: object) -> None:
+    async with TaskQueue(SQLiteBackend(tmp_path / "q.db")) as queue:
+        assert callable(function)
+        ids = await queue.enqueue_many([call(function, f"note {n}") for n in range(60)])
+        await Worker(SQLiteBackend(tmp_path / "q.db"), max_concurrency=1).drain()
+        results = [await queue.get_result(task_id, 0) for task_id in ids]
+    assert {queue.deserialize_result(result) for result in results if result} == {"nothing"}
+    assert None not in results
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        cancel_my_asyncio_task,
+        cancel_my_asyncio_task_later,
+        cancel_my_asyncio_task_after_waiting,
+    ],
+)
+async def test_a_task_that_cancels_its_asyncio_task_harms_no_other(
+    tmp_path: Path, function: object, anyio_backend: str
+) -> None:
+    if anyio_backend == "trio":
+        pytest.skip("trio has no such call")
+    assert callable(function)
+    async with TaskQueue(SQLiteBackend(tmp_path / "q.db")) as queue:
+        quick = [call(leave_a_note, "x") for _ in range(50)]  # so that others are reserved ahead
+        await queue.enqueue_many(quick)
+        odd = await queue.enqueue(function)
+        ids = await queue.enqueue_many([call(innocent) for _ in range(5)])
+        with anyio.fail_after(20):
+            await Worker(SQLiteBackend(tmp_path / "q.db"), max_concurrency=1).drain()
+        for task_id in ids:
+            result = await queue.get_result(task_id, 0)
+            assert result is not None
+            assert (result.status, result.attempts) == (TaskStatus.SUCCESS, 1), result.error
+        assert (await queue.get_task(odd)).status is TaskStatus.SUCCESS
+
+
+@pytest.mark.parametrize("function", [stop_my_worker, stop_my_worker_from_a_thread])
+async def test_a_task_may_stop_the_worker_that_runs_it(tmp_path: Path, function: object) -> None:
+    assert callable(function)
+    async with TaskQueue(SQLiteBackend(tmp_path / "q.db")) as queue:
+        task_id = await queue.enqueue(function)
+        WORKERS.append(Worker(SQLiteBackend(tmp_path / "q.db")))
+        with anyio.fail_after(20):
+            await WORKERS[-1].start()
+        result = await queue.get_result(task_id, 0)
+        assert result is not None
+        assert (result.status, result.attempts) == (TaskStatus.SUCCESS, 1)
+
+
+async def test_a_heartbeat_beside_the_last_write_is_no_lost_lease(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The store has the outcome; the worker has not heard of it yet; a heartbeat comes between."""
+    backend = FaultyBackend(MemoryBackend())
+    finishing, told = anyio.Event(), threading.Event()
+    real_finish, real_keeper = backend.finish, backend.lease_keeper
+
+    async def finish(outcomes):  # type: ignore[no-untyped-def]
+        accepted = await real_finish(outcomes)
+        finishing.set()
+        while not told.is_set():  # noqa: ASYNC110 - set by a thread
+            await anyio.sleep(0.002)
+        return accepted
+
+    class Keeper:
+        def __init__(self) -> None:
+            self.real = real_keeper()
+
+        def renew(self, leases, seconds):  # type: ignore[no-untyped-def]
+            states = self.real.renew(leases, seconds)
+            if LeaseState.LOST in states:
+                told.set()
+            return states
+
+        def close(self) -> None:
+            self.real.close()
+
+    backend.finish = finish  # type: ignore[method-assign]
+    backend.lease_keeper = Keeper  # type: ignore[method-assign]
+    async with TaskQueue(backend) as queue:
+        task_id = await queue.enqueue(innocent)
+        with caplog.at_level(logging.WARNING), anyio.fail_after(20):
+            await Worker(backend, lease=0.3).drain()
+        assert finishing.is_set()
+        assert (await queue.get_task(task_id)).status is TaskStatus.SUCCESS
+    assert "is lost" not in caplog.text
