@@ -143,6 +143,7 @@ async def test_a_reservation_whose_caller_is_gone_is_handed_back(
             got.extend((await backend.reserve("w", ["default"], 10, 3600.0)).tasks)
 
         await cancelled_after(steps, reserve)
+        await queue.enqueue(note, 10)  # a write comes after all writes before it; a read need not
         infos = [await queue.get_task(task_id) for task_id in ids]
         expected = TaskStatus.IN_PROGRESS if got else TaskStatus.PENDING
         assert {info.status for info in infos} == {expected}
