@@ -58,7 +58,7 @@ class Session:
         connection = file.connect()
         try:
             retrying(lambda: self._prepare(connection), BUSY_SECONDS)
-            file.note_log()
+            file.note_files()
             if self._path != MEMORY:
                 self._bell = Bell(file.bell)
         except BaseException:
