@@ -14,7 +14,7 @@ import pytest
 
 from sitq import SQLiteBackend, TaskQueue, Worker, call
 from tests.faults import crew
-from tests.faults.crews import Crew, check_total, query
+from tests.faults.crews import Crew, Member, check_total, query
 
 SECONDS = float(os.environ.get("SITQ_KILL_SECONDS", "15"))
 SEED = int(os.environ.get("SITQ_KILL_SEED", "0")) or random.SystemRandom().randrange(1, 2**32)
@@ -172,25 +172,49 @@ OPEN = "SELECT count(*) FROM tasks WHERE finished_at IS NULL"
 
 
 @pytest.mark.parametrize("times", [1, 2, 5])
-def test_sigterm_ends_a_worker_and_hands_back_what_runs(company: Crew, times: int) -> None:
-    task_id = enqueue(company.database, crew.note, 30.0)
+@pytest.mark.parametrize(("function", "seconds"), [(crew.note, 30.0), (crew.note_in_thread, 2.0)])
+def test_sigterm_ends_a_worker_and_hands_back_what_runs(
+    company: Crew, function: Callable[[float], object], seconds: float, times: int
+) -> None:
+    """What a thread returns after that changes nothing; Python waits for it at the exit."""
+    task_id = enqueue(company.database, function, seconds)
     worker = company.hire("worker", shutdown_timeout=0.2)
     worker.wait_for("start")
-    for number in range(times):
-        worker.signal(signal.SIGTERM)
-        worker.wait_for("term", number + 1)
-    assert worker.process.wait(20) == 0
+    terminate(worker, times)
     wait_for_status(company.database, task_id, "pending")
+    assert worker.process.wait(20) == 0
     assert counts(company) == [(1, 0, 0)]
 
 
-def test_a_task_that_swallows_its_cancellation_is_handed_back_all_the_same(company: Crew) -> None:
+@pytest.mark.parametrize("times", [1, 2, 5])
+def test_sigterm_is_heard_once_a_task_lets_the_loop_go(company: Crew, times: int) -> None:
+    task_id = enqueue(company.database, crew.block, 0.5)
+    worker = company.hire("worker", shutdown_timeout=0.2)
+    worker.wait_for("start")
+    for _ in range(times):
+        worker.signal(signal.SIGTERM)
+    assert worker.process.wait(20) == 0
+    wait_for_status(company.database, task_id, "success")
+    assert counts(company) == [(1, 1, 0)]
+
+
+@pytest.mark.parametrize("times", [1, 2, 5])
+def test_a_task_that_swallows_its_cancellation_is_handed_back_all_the_same(
+    company: Crew, times: int
+) -> None:
     task_id = enqueue(company.database, crew.swallow)
     worker = company.hire("worker", shutdown_timeout=0.1)
     worker.wait_for("start")
-    worker.signal(signal.SIGTERM)
+    terminate(worker, times)
     worker.wait_for("swallowed")
     wait_for_status(company.database, task_id, "pending")
+
+
+def terminate(worker: Member, times: int) -> None:
+    """Send SIGTERM so often, each once the one before was heard."""
+    for number in range(times):
+        worker.signal(signal.SIGTERM)
+        worker.wait_for("term", number + 1)
 
 
 def counts(company: Crew) -> list[tuple[object, ...]]:
