@@ -72,7 +72,11 @@ class TaskContext:
 
     @property
     def cancel_requested(self) -> bool:
-        """True once the task is to end: a plain function asks, and returns or raises."""
+        """True once the attempt is to end: cancelled, out of time, shut down, or its lease lost.
+
+        A plain function asks for it. If the task was cancelled, raising makes it ``cancelled``,
+        and a value that is returned counts.
+        """
         return self._cancel_requested
 
     def request_cancel(self) -> None:
