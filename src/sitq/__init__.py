@@ -1,7 +1,8 @@
 """A typed task queue for asyncio and trio: one SQLite file, no broker."""
 
 from sitq.backends.sqlite import SQLiteBackend
-from sitq.context import current_task
+from sitq.context import TaskContext, current_task
+from sitq.enqueueing import BoundQueue
 from sitq.errors import (
     BackendBusyError,
     BackendConnectionError,
@@ -24,7 +25,7 @@ from sitq.registry import Call, call, task
 from sitq.retry import Retry
 from sitq.serialization import MsgpackSerializer
 from sitq.states import TaskStatus
-from sitq.sync import SyncTaskQueue
+from sitq.sync import SyncBoundQueue, SyncTaskQueue
 from sitq.worker import Worker
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "BackendError",
     "BackendFormatError",
     "BackendFullError",
+    "BoundQueue",
     "Call",
     "Clock",
     "LeaseLostError",
@@ -48,8 +50,10 @@ __all__ = [
     "Serializer",
     "SigningSerializer",
     "SitqError",
+    "SyncBoundQueue",
     "SyncTaskQueue",
     "Task",
+    "TaskContext",
     "TaskFailedError",
     "TaskId",
     "TaskInfo",

@@ -97,7 +97,7 @@ class TaskContext:
         try:
             progress = Progress(done=done, total=total, note=note)
         except pydantic.ValidationError as error:
-            raise ValidationError(f"progress: {describe(error)}") from error
+            raise ValidationError(f"progress: {describe(error)}") from None
         self._note(self.lease, progress)
 
 

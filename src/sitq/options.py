@@ -109,7 +109,7 @@ def make_task(
     try:
         return Task(id=new_task_id(), function=function.name, payload=payload, **fields)
     except pydantic.ValidationError as error:
-        raise ValidationError(f"{function.name[:200]}: {describe(error)}") from error
+        raise ValidationError(f"{function.name[:200]}: {describe(error)}") from None
 
 
 def duration(name: str, value: object, *, zero: bool = True) -> float:

@@ -131,6 +131,16 @@ def test_a_name_that_nobody_added_is_not_known(name: str) -> None:
     assert Registry().get(name) is None
 
 
+def test_a_module_adds_the_static_and_class_methods_of_its_classes() -> None:
+    registry = Registry()
+    registry.add_module(samples)
+    for name in ("static", "of_class", "marked", "marked_static"):
+        found = registry.get(f"{HERE}:Service.{name}")
+        assert found is not None
+        assert found.func == getattr(samples.Service, name)
+    assert registry.get(f"{HERE}:Service.method") is None
+
+
 def test_a_module_adds_the_functions_that_it_defines() -> None:
     registry = Registry()
     registry.add_module(samples)
@@ -152,7 +162,6 @@ def test_a_module_adds_the_functions_that_it_defines() -> None:
         "context",
     }
     assert registry.get("math:floor") is None
-    assert registry.get(f"{HERE}:Service.static") is None
 
 
 def test_a_marked_function_is_known_with_its_options_through_what_wraps_it() -> None:

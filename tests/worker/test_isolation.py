@@ -13,7 +13,15 @@ import pytest
 from anyio import from_thread
 from anyio.lowlevel import checkpoint
 
-from sitq import SQLiteBackend, TaskQueue, TaskStatus, Worker, call, current_task
+from sitq import (
+    SQLiteBackend,
+    SyncTaskQueue,
+    TaskQueue,
+    TaskStatus,
+    Worker,
+    call,
+    current_task,
+)
 from sitq.backends.memory import MemoryBackend
 from sitq.models import LeaseState
 from sitq.testing import FaultyBackend
@@ -120,6 +128,37 @@ async def test_a_task_that_cancels_its_asyncio_task_harms_no_other(
             assert result is not None
             assert (result.status, result.attempts) == (TaskStatus.SUCCESS, 1), result.error
         assert (await queue.get_task(odd)).status is TaskStatus.SUCCESS
+
+
+def enqueue_from_a_thread(path: str) -> str:
+    with SyncTaskQueue(SQLiteBackend(path)) as queue:
+        return queue.enqueue(leave_a_note, "from a thread")
+
+
+def run_a_loop_of_my_own(loop: str) -> str:
+    return anyio.run(innocent, backend=loop)
+
+
+def run_asyncio() -> str:
+    return asyncio.run(innocent())
+
+
+async def test_a_plain_function_may_use_a_queue_or_a_loop_of_its_own(
+    tmp_path: Path, anyio_backend: str
+) -> None:
+    async with TaskQueue(SQLiteBackend(tmp_path / "q.db")) as queue:
+        ids = [
+            await queue.enqueue(enqueue_from_a_thread, str(tmp_path / "other.db")),
+            await queue.enqueue(run_a_loop_of_my_own, anyio_backend),
+            await queue.enqueue(run_asyncio),
+        ]
+        await Worker(SQLiteBackend(tmp_path / "q.db")).drain()
+        results = [await queue.get_result(task_id, 0) for task_id in ids]
+    assert [result and result.error for result in results] == [None, None, None]
+    assert [queue.deserialize_result(result) for result in results[1:] if result] == [
+        "unharmed",
+        "unharmed",
+    ]
 
 
 @pytest.mark.parametrize("function", [stop_my_worker, stop_my_worker_from_a_thread])

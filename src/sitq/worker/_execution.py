@@ -162,13 +162,15 @@ class Execution:
     async def _invoke(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any] | _Raised:
         if not self._function.is_async:
             self._in_thread = True
-            ended = await to_thread.run_sync(
-                self._isolation.call,
-                self._run_in_thread,
-                args,
-                kwargs,
-                abandon_on_cancel=True,
-                limiter=self._limiter,
+            # The thread's context is a copy, made by anyio, in which no event loop runs.
+            ended = await self._isolation.wait_for(
+                to_thread.run_sync(
+                    self._run_in_thread,
+                    args,
+                    kwargs,
+                    abandon_on_cancel=True,
+                    limiter=self._limiter,
+                )
             )
             self._in_thread = False
             if isinstance(ended, _Raised) or not isawaitable(ended[0]):

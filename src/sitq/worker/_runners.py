@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 import anyio.lowlevel
 
-from sitq.models import Outcome
+from sitq.models import Outcome, OutcomeKind
 from sitq.worker._execution import End, Execution
 from sitq.worker._isolation import shake_off_cancellation
 
@@ -189,7 +189,24 @@ class Runners:
             if execution.leave():
                 self._left.add(execution)
             if self._running.pop(lease, None) is not None:
+                if outcome is not None and outcome.kind is not OutcomeKind.SUCCESS:
+                    self._tell(execution, outcome)
                 self._report(lease, outcome)
+
+    def _tell(self, execution: Execution, outcome: Outcome) -> None:
+        """Log an end that is no success, without the error's text: that may hold arguments.
+
+        It is no warning: the worker does what it is for, and the result tells who asked.
+        """
+        context = execution.context
+        _log.info(
+            "task %s: attempt %d of %s ended as %s%s",
+            context.id,
+            context.attempt,
+            context.function,
+            outcome.kind,
+            f" ({outcome.error.partition(':')[0]})" if outcome.error else "",
+        )
 
     def _thread_ended(self, execution: Execution) -> None:
         """Give up the place of a thread that was left to itself; called in that thread."""

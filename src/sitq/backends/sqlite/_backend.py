@@ -229,6 +229,7 @@ def _checked_path(path: str | os.PathLike[str]) -> str:
     except TypeError:
         text = None
     if not isinstance(text, str) or not text or "\0" in text:
-        message = f"path: give the file's path as str or os.PathLike (got {type(path).__name__})"
+        kind = type(path).__name__ if text != "" else "an empty one"
+        message = f"path: give the file's path as str or os.PathLike (got {kind})"
         raise ValidationError(message)
     return text
