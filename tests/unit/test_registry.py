@@ -337,6 +337,17 @@ def test_functions_typed_in_are_named_apart_in_each_process(tmp_path: Path) -> N
     assert first != second
 
 
+def test_functions_read_from_stdin_are_named_apart_in_each_process() -> None:
+    lines = [
+        subprocess.run(
+            [sys.executable], input=TYPED_IN, capture_output=True, text=True, check=True
+        ).stdout
+        for _ in range(2)
+    ]
+    assert all(line.startswith("<interactive-") for line in lines), lines
+    assert lines[0] != lines[1]
+
+
 def test_a_script_that_is_imported_as_a_module_knows_the_name_that_it_had_as_a_script() -> None:
     registry = Registry()
     added = registry.add(samples.add)
