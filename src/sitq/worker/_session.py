@@ -318,7 +318,7 @@ def _missed(task: ReservedTask) -> Outcome:
         "or mark it with @task in a module that this process imports"
     )
     if task.misses + 1 >= _MAX_MISSES:
-        _log.warning("task %s: failed, since no worker knows %s; %s", task.id, task.function, advice)
+        _log.warning("task %s failed: no worker knows %s; %s", task.id, task.function, advice)
         text = f"UnknownFunctionError: no worker knows {task.function}: {advice}"
         return Outcome.failure(task.lease, text)
     delay = min(2.0**task.misses, _LONGEST_MISS_DELAY)
