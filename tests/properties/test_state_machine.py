@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests.properties.machine import StoreMachine
 from tests.properties.stores import Maker, memory, private_sqlite, sqlite_file
 
-pytestmark = pytest.mark.timeout(300)  # for slow machines, and for coverage; not for a soak
+# Enough for slow machines, and for coverage. A soak takes its time.
+pytestmark = pytest.mark.timeout(0 if "SITQ_SOAK" in os.environ else 300)
 
 
 def run(loop: str, *stores: Maker) -> None:
