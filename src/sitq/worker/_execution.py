@@ -153,11 +153,11 @@ class Execution:
         return self._returned(ended[0])
 
     async def _invoke_within(
-        self, timeout: float, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, seconds: float, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any] | _Raised | None:
         """The value in a tuple, what was raised, or ``None`` if the attempt was ended."""
         ended: tuple[Any] | _Raised | None = None
-        with anyio.move_on_after(timeout) as scope:
+        with anyio.move_on_after(seconds) as scope:
             self._scope = scope
             ended = await self._invoke(args, kwargs)
         if self._end is not None or not scope.cancel_called:
@@ -166,7 +166,7 @@ class Execution:
         # What it raises on its way out is no reason of its own; what it returns all the same is
         # a result.
         if ended is None or isinstance(ended, _Raised):
-            late = TimeoutError(f"the attempt ran out of its timeout of {timeout:g} s")
+            late = TimeoutError(f"the attempt ran out of its timeout of {seconds:g} s")
             late.__cause__ = ended.error if ended else None
             return _Raised(late)
         return ended

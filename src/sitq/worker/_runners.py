@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
