@@ -62,6 +62,25 @@ class Execution:
         freed: called, in a thread, when a plain function that was left to itself has ended.
     """
 
+    __slots__ = (
+        "_end",
+        "_freed",
+        "_function",
+        "_in_thread",
+        "_isolation",
+        "_left",
+        "_limiter",
+        "_retry",
+        "_scope",
+        "_serializer",
+        "_task",
+        "_thread_begun",
+        "_thread_done",
+        "context",
+        "follows",
+        "lease",
+    )
+
     def __init__(
         self,
         task: ReservedTask,
@@ -87,8 +106,8 @@ class Execution:
             deadline = clock.now() + timedelta(seconds=task.timeout)
         self.context: Final = TaskContext(task, deadline, note)
         self._isolation = Isolation()
+        # True if the asyncio task that runs it has run another one before.
         self.follows = False
-        """True if the asyncio task that runs it has run another one before."""
         self._in_thread = False
         self._thread_begun = False
         self._thread_done = False

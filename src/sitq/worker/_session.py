@@ -183,8 +183,10 @@ class Session:
         options = self._options
         reservation = await self._backend.reserve(self._id, options.queues, room, options.lease)
         self._beats.add((task.lease for task in reservation.tasks), asked_at)
+        names = {task.function for task in reservation.tasks}
+        functions = {name: self._registry.get(name) for name in names}
         for task in reservation.tasks:
-            function = self._registry.get(task.function)
+            function = functions[task.function]
             if function is None:
                 self._reporter.add(_missed(task))
                 continue
