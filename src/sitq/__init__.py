@@ -1,32 +1,40 @@
-"""A typed task queue for asyncio and trio: one SQLite file, no broker."""
+"""A typed task queue for asyncio and trio: one SQLite file, no broker.
 
-from sitq.backends.sqlite import SQLiteBackend
-from sitq.context import TaskContext, current_task
-from sitq.enqueueing import BoundQueue
-from sitq.errors import (
-    BackendBusyError,
-    BackendConnectionError,
-    BackendError,
-    BackendFormatError,
-    BackendFullError,
-    LeaseLostError,
-    SerializationError,
-    SitqError,
-    TaskFailedError,
-    TaskNotFoundError,
-    UsageError,
-    ValidationError,
-)
-from sitq.ids import TaskId
-from sitq.models import Progress, ReservedTask, Result, RetryPolicy, Task, TaskInfo
-from sitq.protocols import Backend, Clock, Serializer, SigningSerializer
-from sitq.queue import TaskQueue
-from sitq.registry import Call, call, task
-from sitq.retry import Retry
-from sitq.serialization import MsgpackSerializer
-from sitq.states import TaskStatus
-from sitq.sync import SyncBoundQueue, SyncTaskQueue
-from sitq.worker import Worker
+A name is loaded when it is first used: a module that only marks its functions with `task` does
+not pay for the store and the worker.
+"""
+
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sitq.backends.sqlite import SQLiteBackend
+    from sitq.context import TaskContext, current_task
+    from sitq.enqueueing import BoundQueue
+    from sitq.errors import (
+        BackendBusyError,
+        BackendConnectionError,
+        BackendError,
+        BackendFormatError,
+        BackendFullError,
+        LeaseLostError,
+        SerializationError,
+        SitqError,
+        TaskFailedError,
+        TaskNotFoundError,
+        UsageError,
+        ValidationError,
+    )
+    from sitq.ids import TaskId
+    from sitq.models import Progress, ReservedTask, Result, RetryPolicy, Task, TaskInfo
+    from sitq.protocols import Backend, Clock, Serializer, SigningSerializer
+    from sitq.queue import TaskQueue
+    from sitq.registry import Call, call, task
+    from sitq.retry import Retry
+    from sitq.serialization import MsgpackSerializer
+    from sitq.states import TaskStatus
+    from sitq.sync import SyncBoundQueue, SyncTaskQueue
+    from sitq.worker import Worker
 
 __all__ = [
     "Backend",
@@ -67,3 +75,35 @@ __all__ = [
     "current_task",
     "task",
 ]
+
+if not TYPE_CHECKING:
+    _HOMES = {
+        "backends.sqlite": "SQLiteBackend",
+        "context": "TaskContext current_task",
+        "enqueueing": "BoundQueue",
+        "errors": (
+            "BackendBusyError BackendConnectionError BackendError BackendFormatError "
+            "BackendFullError LeaseLostError SerializationError SitqError "
+            "TaskFailedError TaskNotFoundError UsageError ValidationError"
+        ),
+        "ids": "TaskId",
+        "models": "Progress ReservedTask Result RetryPolicy Task TaskInfo",
+        "protocols": "Backend Clock Serializer SigningSerializer",
+        "queue": "TaskQueue",
+        "registry": "Call call task",
+        "retry": "Retry",
+        "serialization": "MsgpackSerializer",
+        "states": "TaskStatus",
+        "sync": "SyncBoundQueue SyncTaskQueue",
+        "worker": "Worker",
+    }
+
+    def __getattr__(name: str) -> object:
+        for module, names in _HOMES.items():
+            if name in names.split():
+                globals()[name] = found = getattr(_import_module(f"sitq.{module}"), name)
+                return found
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

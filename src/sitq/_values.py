@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import collections
 import collections.abc
-import fractions
-import ipaddress
 import pathlib
 import re
 import types
 from enum import Enum
-from functools import reduce
+from functools import cache, reduce
 from operator import or_
 from typing import TYPE_CHECKING, Any, Final, TypeVar, Union, cast, get_args, get_origin
 
 import pydantic
 import pydantic_core
-from pydantic import TypeAdapter
 from pydantic_core import core_schema
 
 from sitq._comparison import difference, loss
@@ -26,6 +23,8 @@ from sitq.ids import TaskId
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from pydantic import TypeAdapter
 
     Fits = Callable[[Any], bool]
 
@@ -62,35 +61,6 @@ _TELLTALE: Final = frozenset(
 )
 _KNOWN_ERRORS: Final = frozenset(get_args(core_schema.ErrorType)) - _TELLTALE
 _SHOWN: Final = 3
-_SUBSTITUTES: Final[tuple[tuple[Any, Callable[[Any], object]], ...]] = (
-    (str, str.__str__),
-    (int, int.__int__),
-    (float, float.__float__),
-    ((bytes, bytearray, memoryview), bytes),
-    (collections.abc.Mapping, dict),
-    (tuple, tuple),
-    ((list, collections.deque), list),
-    (set, set),
-    (frozenset, frozenset),
-    (
-        (
-            ipaddress.IPv4Address,
-            ipaddress.IPv6Address,
-            ipaddress.IPv4Network,
-            ipaddress.IPv6Network,
-            ipaddress.IPv4Interface,
-            ipaddress.IPv6Interface,
-            pydantic.AnyUrl,
-            pydantic_core.Url,
-            pydantic_core.MultiHostUrl,
-            fractions.Fraction,
-            complex,
-        ),
-        str,
-    ),
-    (re.Pattern, lambda value: value.pattern),
-    ((pydantic.SecretStr, pydantic.SecretBytes), lambda value: value.get_secret_value()),
-)
 
 
 def name_of_annotation(annotation: object) -> str:
@@ -185,7 +155,7 @@ class ValueCodec:
                     "annotate a list or a Sequence"
                 )
             try:
-                self._adapter = TypeAdapter(self._annotation)
+                self._adapter = pydantic.TypeAdapter(self._annotation)
             except Exception as error:  # noqa: BLE001 - hooks of types are anybody's code
                 reason = str(error).split("\n", 1)[0].split(". ", 1)[0]
                 raise ValidationError(
@@ -237,6 +207,46 @@ def _field_names(schema: object) -> Iterator[str]:
             yield from _field_names(each)
 
 
+@cache
+def _substitutes() -> tuple[tuple[Any, Callable[[Any], object]], ...]:
+    """Types that serializers do not know, and what pydantic reads them from.
+
+    Worked out when it is first needed: naming pydantic's network types loads a lot of modules.
+    """
+    import fractions
+    import ipaddress
+
+    return (
+        (str, str.__str__),
+        (int, int.__int__),
+        (float, float.__float__),
+        ((bytes, bytearray, memoryview), bytes),
+        (collections.abc.Mapping, dict),
+        (tuple, tuple),
+        ((list, collections.deque), list),
+        (set, set),
+        (frozenset, frozenset),
+        (
+            (
+                ipaddress.IPv4Address,
+                ipaddress.IPv6Address,
+                ipaddress.IPv4Network,
+                ipaddress.IPv6Network,
+                ipaddress.IPv4Interface,
+                ipaddress.IPv6Interface,
+                pydantic.AnyUrl,
+                pydantic_core.Url,
+                pydantic_core.MultiHostUrl,
+                fractions.Fraction,
+                complex,
+            ),
+            str,
+        ),
+        (re.Pattern, lambda value: value.pattern),
+        ((pydantic.SecretStr, pydantic.SecretBytes), lambda value: value.get_secret_value()),
+    )
+
+
 def _simplify(value: Any) -> Any:
     """Replace what serializers do not know by what pydantic reads it from."""
     kind = type(value)
@@ -250,7 +260,7 @@ def _simplify(value: Any) -> Any:
         return kind(map(_simplify, value))
     if isinstance(value, Enum):
         return _simplify(value.value)
-    for base, replace in _SUBSTITUTES:
+    for base, replace in _substitutes():
         if isinstance(value, base):
             return _simplify(replace(value))
     return value

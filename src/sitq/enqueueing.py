@@ -9,7 +9,7 @@ from anyio.lowlevel import checkpoint
 
 from sitq.errors import SerializationError, ValidationError
 from sitq.ids import new_task_id
-from sitq.options import Options, make_task
+from sitq.options import TaskMaker
 from sitq.registry import Call, known
 from sitq.signing import seal, unseal
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sitq.connection import Connection
     from sitq.ids import TaskId
     from sitq.models import Task
+    from sitq.options import Options
     from sitq.protocols import Backend, Serializer
 
 __all__ = ["BoundQueue", "Producer", "make_repeat", "refuse_own_eta"]
@@ -46,7 +47,7 @@ class Producer:
         options: Options,
     ) -> TaskId[Any]:
         """Store one call."""
-        task = self._encode(func, args, kwargs, options)
+        task = self._encode(self._maker(func, options), args, kwargs)
         await self._connection.use()
         return (await self.backend.enqueue((task,)))[0]
 
@@ -56,40 +57,39 @@ class Producer:
             hint = "give an iterable of call(func, ...)"
             raise ValidationError(f"calls: {hint} (got {type(calls).__name__})")
         tasks: list[Task] = []
+        maker: TaskMaker | None = None
         for index, item in enumerate(calls):
-            tasks.append(self._encode_nth(index, item, options))
+            try:
+                maker = self._maker_of(item, options, maker)
+                tasks.append(self._encode(maker, item.args, item.kwargs))
+            except ValidationError as error:
+                raise ValidationError(f"calls[{index}]: {error}") from error
+            except SerializationError as error:
+                raise SerializationError(f"calls[{index}]: {error}") from error
             if index % _TURN == _TURN - 1:
                 await checkpoint()
         await self._connection.use()
         return await self.backend.enqueue(tasks) if tasks else []
 
-    def _encode_nth(self, index: int, item: object, options: Options) -> Task:
+    def _maker_of(self, item: object, options: Options, before: TaskMaker | None) -> TaskMaker:
+        """The maker for a call: the one before if it calls the same function."""
         if not isinstance(item, Call):
-            hint = "give call(func, ...)"
-            raise ValidationError(f"calls[{index}]: {hint} (got {type(item).__name__})")
-        try:
-            return self._encode(item.func, item.args, item.kwargs, options)
-        except ValidationError as error:
-            raise ValidationError(f"calls[{index}]: {error}") from error
-        except SerializationError as error:
-            raise SerializationError(f"calls[{index}]: {error}") from error
+            raise ValidationError(f"give call(func, ...) (got {type(item).__name__})")
+        if before is not None and before.function.func is item.func:
+            return before
+        return self._maker(item.func, options)
 
-    def _encode(
-        self,
-        func: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        options: Options,
-    ) -> Task:
+    def _maker(self, func: Callable[..., Any], options: Options) -> TaskMaker:
         given: object = func
         if inspect.iscoroutine(given):
             given.close()  # or Python warns that nobody awaited it
             hint = "give the function and its arguments apart, as in enqueue(add, 1, 2)"
             raise ValidationError(f"func: {hint} (got a coroutine)")
-        function = known.add(func)
-        payload = function.dump_arguments(self._serializer, args, kwargs)
-        task = make_task(function, payload, options, self.backend.clock.now)
-        return seal(self._serializer, task)
+        return TaskMaker(known.add(func), options, self.backend.clock.now)
+
+    def _encode(self, maker: TaskMaker, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Task:
+        payload = maker.function.dump_arguments(self._serializer, args, kwargs)
+        return seal(self._serializer, maker.make(payload))
 
 
 class BoundQueue:

@@ -71,7 +71,7 @@ class _Slot:
 class _Shape:
     """What a function's signature says."""
 
-    __slots__ = ("_signature", "_simple", "named", "positional", "rest", "rest_named", "result")
+    __slots__ = ("_signature", "named", "positional", "rest", "rest_named", "result", "simple")
 
     def __init__(self, func: Callable[..., Any], *, is_async: bool) -> None:
         signature = inspect.signature(func)
@@ -96,14 +96,14 @@ class _Shape:
             if parameter.kind in {parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD}:
                 self.named[name] = slot
         # With so many positional arguments and no others, there is nothing to bind.
-        self._simple: Final = range(required, len(self.positional) + 1) if simple else range(0)
+        self.simple: Final = range(required, len(self.positional) + 1) if simple else range(0)
         self.result: Final = scope.slot("the return value", signature.return_annotation, is_async)
 
     def bind(
         self, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> tuple[Sequence[Any], Mapping[str, Any]]:
         """Sort arguments into positional and keyword ones; a TypeError says what does not fit."""
-        if not kwargs and len(args) in self._simple:
+        if not kwargs and len(args) in self.simple:
             return args, kwargs
         bound = self._signature.bind(*args, **kwargs)
         return bound.args, bound.kwargs
@@ -235,16 +235,16 @@ class TaskFunction(Generic[R_co]):
             or not {str}.issuperset(map(type, kwargs))
         ):
             raise SerializationError(f"{self.label}: the payload holds no arguments")
+        if not kwargs and len(args) in shape.simple:
+            slots = zip(shape.positional, args, strict=False)
+            return tuple([self._restore(slot, plain) for slot, plain in slots]), {}
         try:
             bound, named = shape.bind(args, kwargs)
         except TypeError as error:
             raise ValidationError(
                 f"{self.label}: the stored arguments do not fit its signature: {error}"
             ) from None
-        values = tuple(
-            plain if type(plain) in slot.leaves else self._restore(slot, plain)
-            for slot, plain in shape.slots(bound, named)
-        )
+        values = tuple([self._restore(slot, plain) for slot, plain in shape.slots(bound, named)])
         count = len(bound)
         return values[:count], dict(zip(named, values[count:], strict=True)) if named else {}
 
@@ -289,6 +289,8 @@ class TaskFunction(Generic[R_co]):
             raise type(error)(f"{self.label}: {slot.label}: {error}") from None
 
     def _restore(self, slot: _Slot, plain: object) -> Any:
+        if type(plain) in slot.leaves:
+            return plain
         try:
             return slot.restore(plain)
         except (ValidationError, SerializationError) as error:

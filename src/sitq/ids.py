@@ -74,10 +74,10 @@ class _Uuid7:
                     self._millis += 1
                     self._counter = 0
             millis, counter = self._millis, self._counter
-        high = (millis << 16) | 0x7000 | (counter >> 30)
-        low = (0b10 << 62) | ((counter & ((1 << 30) - 1)) << 32) | tail
-        text = f"{high:016x}{low:016x}"
-        return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+        return (
+            f"{millis >> 16:08x}-{millis & 0xFFFF:04x}-{0x7000 | (counter >> 30):04x}-"
+            f"{0x8000 | ((counter >> 16) & 0x3FFF):04x}-{(counter & 0xFFFF) << 32 | tail:012x}"
+        )
 
 
 _generator = _Uuid7()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from sitq.functions import TaskFunction
 
-__all__ = ["NO_OPTIONS", "Options", "duration", "make_options", "make_task"]
+__all__ = ["NO_OPTIONS", "Options", "TaskMaker", "duration", "make_options", "make_task"]
 
 _LONGEST: Final = 10 * 365 * 86400.0
 _MAX_HEADERS: Final = 64
@@ -110,6 +110,33 @@ def make_task(
         return Task(id=new_task_id(), function=function.name, payload=payload, **fields)
     except pydantic.ValidationError as error:
         raise ValidationError(f"{function.name[:200]}: {describe(error)}") from None
+
+
+class TaskMaker:
+    """Makes tasks of one function under one set of options.
+
+    What they have in common is checked with the first of them; ids are made here, and payloads
+    are bytes or checked too.
+    """
+
+    __slots__ = ("_first", "_now", "_options", "function")
+
+    def __init__(
+        self, function: TaskFunction[Any], options: Options, now: Callable[[], datetime]
+    ) -> None:
+        self.function: Final = function
+        self._options: Final = options
+        self._now: Final = now
+        self._first: Task | None = None
+
+    def make(self, payload: bytes) -> Task:
+        """Make a task; see `make_task`."""
+        if self._first is not None and type(payload) is bytes:
+            return self._first.model_copy(update={"id": new_task_id(), "payload": payload})
+        made = make_task(self.function, payload, self._options, self._now)
+        if self._options.delay is None:
+            self._first = made
+        return made
 
 
 def duration(name: str, value: object, *, zero: bool = True) -> float:

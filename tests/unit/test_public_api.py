@@ -72,7 +72,7 @@ def test_the_public_names_are_these_and_sorted() -> None:
 
 def test_there_are_no_other_public_names_but_the_modules() -> None:
     modules = {name.split(".")[1] for name in MODULES if "." in name}
-    public = {name for name in vars(sitq) if not name.startswith("_")}
+    public = {name for name in dir(sitq) if not name.startswith("_")} - {"TYPE_CHECKING"}
     # `task` and `call` are functions, and no module may hide them.
     assert public - modules == set(NAMES)
     assert modules.isdisjoint(NAMES)
@@ -94,9 +94,24 @@ def test_every_error_has_the_root_and_hides_no_builtin() -> None:
             assert not hasattr(builtins, name)
 
 
+def test_every_public_name_leads_to_something_of_its_own_name() -> None:
+    for name in sitq.__all__:
+        assert getattr(getattr(sitq, name), "__name__", name) == name
+    with pytest.raises(AttributeError, match="'sitq' has no attribute 'enqueue'"):
+        getattr(sitq, "enqueue")  # noqa: B009 - type checkers know that it is not there
+
+
+def test_marking_functions_loads_neither_the_store_nor_the_worker() -> None:
+    program = (
+        "import sys; from sitq import task; "
+        "heavy = {'asyncio', 'sqlite3', 'sitq.worker'} & set(sys.modules); assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, timeout=30)
+
+
 def test_importing_sitq_needs_no_extra_and_starts_no_loop() -> None:
     program = (
-        "import sys, threading, sitq; "
+        "import sys, threading; from sitq import *; "
         "heavy = {'trio', 'asyncpg', 'pytest', 'hypothesis', 'sitq.testing'} & set(sys.modules); "
         "assert not heavy, heavy; assert threading.active_count() == 1"
     )

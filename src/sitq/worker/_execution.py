@@ -62,6 +62,25 @@ class Execution:
         freed: called, in a thread, when a plain function that was left to itself has ended.
     """
 
+    __slots__ = (
+        "_end",
+        "_freed",
+        "_function",
+        "_in_thread",
+        "_isolation",
+        "_left",
+        "_limiter",
+        "_retry",
+        "_scope",
+        "_serializer",
+        "_task",
+        "_thread_begun",
+        "_thread_done",
+        "context",
+        "follows",
+        "lease",
+    )
+
     def __init__(
         self,
         task: ReservedTask,
@@ -80,15 +99,15 @@ class Execution:
         self._retry = task.retry or retry
         self._limiter = limiter
         self._freed = freed
-        self._scope = anyio.CancelScope()
+        self._scope: anyio.CancelScope | None = None
         self._end: End | None = None
         deadline = None
         if task.timeout is not None:
             deadline = clock.now() + timedelta(seconds=task.timeout)
         self.context: Final = TaskContext(task, deadline, note)
         self._isolation = Isolation()
+        # True if the asyncio task that runs it has run another one before.
         self.follows = False
-        """True if the asyncio task that runs it has run another one before."""
         self._in_thread = False
         self._thread_begun = False
         self._thread_done = False
@@ -111,14 +130,18 @@ class Execution:
             self._end = why
         # A plain function cannot be stopped: cancelled on request, it is waited for; at a
         # shutdown and after the loss of its lease it is left to itself.
-        if why is not End.CANCEL or not self._in_thread:
+        if self._scope is not None and (why is not End.CANCEL or not self._in_thread):
             self._scope.cancel()
 
-    async def run(self) -> Outcome | None:
+    async def run(self, scope: anyio.CancelScope) -> Outcome | None:
         """Call the function; return the outcome, ``None`` if the lease is lost.
 
-        Raises only the cancellation of an enclosing scope.
+        ``scope`` is the innermost one around the call. It is cancelled to end the attempt, and
+        may be used for others as long as it is not. Raises only cancellations; if it was that of
+        the scope, `interrupted` has the outcome.
         """
+        if self._end is not None:
+            return self.interrupted()
         try:
             payload = unseal(self._serializer, self._task)
             arguments = self._function.load_arguments(self._serializer, payload)
@@ -127,34 +150,42 @@ class Execution:
         except BaseException as error:  # noqa: BLE001 - a validator of the user's model, say
             return self._failed(error)
         self._isolation.call(CURRENT.set, self.context)
-        ended = await self._call(*arguments)
+        timeout = self._task.timeout
+        if timeout is None:
+            self._scope = scope
+            return self._outcome(await self._invoke(*arguments))
+        return self._outcome(await self._invoke_within(timeout, *arguments))
+
+    def interrupted(self) -> Outcome | None:
+        """The outcome of an attempt that was ended before it came to its own end."""
         if self._end is End.LEASE_LOST:
             return None
-        if ended is None:
-            if self._end is End.SHUTDOWN:
-                return Outcome.release(self.lease)
+        if self._end is End.CANCEL:
             return Outcome.cancelled(self.lease)
+        return Outcome.release(self.lease)
+
+    def _outcome(self, ended: tuple[Any] | _Raised | None) -> Outcome | None:
+        if ended is None or self._end is End.LEASE_LOST:
+            return self.interrupted()
         if isinstance(ended, _Raised):
             return self._raised(ended.error)
         return self._returned(ended[0])
 
-    async def _call(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    async def _invoke_within(
+        self, seconds: float, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any] | _Raised | None:
         """The value in a tuple, what was raised, or ``None`` if the attempt was ended."""
-        timeout = self._task.timeout
-        if timeout is not None:
-            self._scope.deadline = anyio.current_time() + timeout
         ended: tuple[Any] | _Raised | None = None
-        with self._scope:
+        with anyio.move_on_after(seconds) as scope:
+            self._scope = scope
             ended = await self._invoke(args, kwargs)
-        if self._end is not None or timeout is None or not self._scope.cancel_called:
+        if self._end is not None or not scope.cancel_called:
             return ended
         self.context.request_cancel()
         # What it raises on its way out is no reason of its own; what it returns all the same is
         # a result.
         if ended is None or isinstance(ended, _Raised):
-            late = TimeoutError(f"the attempt ran out of its timeout of {timeout:g} s")
+            late = TimeoutError(f"the attempt ran out of its timeout of {seconds:g} s")
             late.__cause__ = ended.error if ended else None
             return _Raised(late)
         return ended
@@ -210,12 +241,10 @@ class Execution:
         except BaseException as error:  # noqa: BLE001 - also what the value's own code raises
             return Outcome.failure(self.lease, error_text(error))
 
-    def _raised(self, error: BaseException) -> Outcome:
+    def _raised(self, error: BaseException) -> Outcome | None:
         if self._end is not None:
             # Asked to end, it ended by raising: that is what a plain function can do.
-            if self._end is End.SHUTDOWN:
-                return Outcome.release(self.lease)
-            return Outcome.cancelled(self.lease)
+            return self.interrupted()
         if self.follows and self._task.epoch == self._task.attempt and is_cancelled_by(error):
             # Perhaps by a timer that a task before it has left behind: it is run once more.
             return Outcome.release(self.lease)

@@ -71,13 +71,12 @@ def is_cancelled_by(error: BaseException) -> bool:
     return task is not None and task.cancelling() > 0
 
 
-async def shake_off_cancellation() -> bool:
+async def shake_off_cancellation(task: asyncio.Task[Any]) -> bool:
     """Undo what code did that cancelled the asyncio task that runs it; tell if it did.
 
     The worker's own cancellations go through scopes and are none of this.
     """
-    task = asyncio.current_task()
-    if task is None or not task.cancelling() or anyio.current_effective_deadline() == float("-inf"):
+    if not task.cancelling() or anyio.current_effective_deadline() == float("-inf"):
         return False
     while task.uncancel():
         pass

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from sitq.models import LeaseState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from sitq._loops import LoopRef
     from sitq.models import Lease
@@ -67,15 +67,17 @@ class Heartbeats:
         """Block until the thread has ended."""
         self._thread.join()
 
-    def add(self, lease: Lease, asked_at: float) -> None:
-        """Keep a lease that was asked for at ``asked_at`` on the monotonic clock."""
+    def add(self, leases: Iterable[Lease], asked_at: float) -> None:
+        """Keep leases that were asked for at ``asked_at`` on the monotonic clock."""
+        renewed = dict.fromkeys(leases, asked_at)
         with self._lock:
-            self._renewed[lease] = asked_at
+            self._renewed.update(renewed)
 
-    def remove(self, lease: Lease) -> None:
-        """Keep a lease no longer."""
+    def remove(self, leases: Iterable[Lease]) -> None:
+        """Keep leases no longer."""
         with self._lock:
-            self._renewed.pop(lease, None)
+            for lease in leases:
+                self._renewed.pop(lease, None)
 
     def keeps(self, lease: Lease) -> bool:
         """Tell if a lease is kept."""

@@ -59,10 +59,10 @@ class Reporter:
 
     Args:
         backend: an open backend.
-        done: called with each lease whose outcome needs no more care.
+        done: called with the leases whose outcomes need no more care.
     """
 
-    def __init__(self, backend: Backend, done: Callable[[Lease], None]) -> None:
+    def __init__(self, backend: Backend, done: Callable[[list[Lease]], None]) -> None:
         self._backend = backend
         self._done = done
         self._waiting: list[Outcome] = []
@@ -141,8 +141,7 @@ class Reporter:
         finally:
             self._group = []
         self._streak.succeed()
-        for outcome, was_accepted in zip(group, accepted, strict=True):
-            self._settle(outcome, was_accepted)
+        self._settle(group, accepted)
         return 0.0
 
     async def _write_each(self, group: list[Outcome]) -> float:
@@ -150,20 +149,21 @@ class Reporter:
         for outcome in group:
             try:
                 with anyio.CancelScope(shield=True):
-                    (accepted,) = await self._backend.finish([outcome])
+                    accepted = await self._backend.finish([outcome])
             except Exception as error:  # noqa: BLE001 - see above
                 self._waiting.append(outcome)
                 pause = self._streak.fail(error)
             else:
-                self._settle(outcome, accepted)
+                self._settle([outcome], accepted)
         return pause
 
-    def _settle(self, outcome: Outcome, accepted: bool) -> None:  # noqa: FBT001
-        if not accepted:
-            _log.warning(
-                "task %s: the %s of epoch %d came after its lease was lost; it changed nothing",
-                outcome.task_id,
-                outcome.kind,
-                outcome.epoch,
-            )
-        self._done(outcome.lease)
+    def _settle(self, group: list[Outcome], accepted: list[bool]) -> None:
+        for outcome, was_accepted in zip(group, accepted, strict=True):
+            if not was_accepted:
+                _log.warning(
+                    "task %s: the %s of epoch %d came after its lease was lost; it changed nothing",
+                    outcome.task_id,
+                    outcome.kind,
+                    outcome.epoch,
+                )
+        self._done([outcome.lease for outcome in group])

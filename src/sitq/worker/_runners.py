@@ -7,9 +7,9 @@ within a moment; if they do not, they are handed back for other workers.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import deque
-from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
@@ -137,55 +137,73 @@ class Runners:
         else:
             self._ahead.append((execution, self._clock.monotonic()))
 
-    async def _run(self, execution: Execution) -> None:
+    async def _run(self, first: Execution) -> None:
         """One runner: its first task, and then what waits."""
-        for number in count(1):
-            start = self._clock.monotonic()
-            await self._execute(execution)
-            self._learn(self._clock.monotonic() - start)
-            is_marked = await self._is_marked_by(execution)
-            if not is_marked and number % _TURN == 0:
-                # Functions that never wait must not keep the loop from everybody else.
-                await anyio.lowlevel.checkpoint()
-            if not self._ahead or self.idle_places <= 0:
-                self._freed()
-                return
-            execution, _ = self._ahead.popleft()
-            execution.follows = not is_marked
-            self._running[execution.lease] = execution
-            if len(self._ahead) < _MOST_AHEAD // 2:
-                self._freed()
-            if is_marked:
-                self._group.start_soon(self._run, execution)
-                return
+        host = None if self._loop.asyncio is None else asyncio.current_task()
+        started = 0
+        execution: Execution | None = first
+        done = first
+        while execution is not None:
+            # Entering a scope takes as long as a short task does: many tasks share one.
+            with anyio.CancelScope() as scope:
+                while execution is not None and not scope.cancel_called:
+                    done = execution
+                    await self._execute(done, scope)
+                    started += 1
+                    if not scope.cancel_called:
+                        execution = await self._following(done, started, host)
+            if scope.cancel_called:
+                execution = await self._following(done, started, host)
 
-    async def _is_marked_by(self, execution: Execution) -> bool:
-        """Tell if a task may have left something behind that cancels the runner's asyncio task.
+    async def _following(
+        self, done: Execution, started: int, host: asyncio.Task[Any] | None
+    ) -> Execution | None:
+        """What the runner runs next; ``None`` if that is none of its business any more.
 
-        A timer or a list of its own may still hold what ``asyncio.current_task()`` gave it.
+        A task may have left something behind that cancels the asyncio task it ran in: a timer or
+        a list of its own may still hold what ``asyncio.current_task()`` gave it.
         """
-        if self._loop.asyncio is None:
-            return False
-        return await shake_off_cancellation() or execution.suspended
+        is_marked = host is not None and (await shake_off_cancellation(host) or done.suspended)
+        if not is_marked and started % _TURN == 0:
+            # Functions that never wait must not keep the loop from everybody else.
+            await anyio.lowlevel.checkpoint()
+        if not self._ahead or self.idle_places <= 0:
+            self._freed()
+            return None
+        execution, _ = self._ahead.popleft()
+        execution.follows = not is_marked
+        self._running[execution.lease] = execution
+        if len(self._ahead) < _MOST_AHEAD // 2:
+            self._freed()
+        if is_marked:
+            self._group.start_soon(self._run, execution)
+            return None
+        return execution
 
     def _learn(self, seconds: float) -> None:
         mean = seconds if self._mean is None else self._mean
         # One long task is reason enough for caution, a short one is not for its opposite.
         self._mean = max(mean + (seconds - mean) * _WEIGHT, 0.0)
 
-    async def _execute(self, execution: Execution) -> None:
+    async def _execute(self, execution: Execution, scope: anyio.CancelScope) -> None:
         lease = execution.lease
-        outcome: Outcome | None = Outcome.release(lease)  # unless it comes to its end
+        start = self._clock.monotonic()
+        outcome: Outcome | None
         try:
-            outcome = await execution.run()
+            outcome = await execution.run(scope)
         except Exception as error:  # noqa: BLE001 - a worker never dies of a task
             _log.exception("task %s: sitq failed to run it", lease.task_id)
             outcome = Outcome.failure(lease, f"{type(error).__name__}: sitq failed to run the task")
         except anyio.get_cancelled_exc_class():
+            outcome = execution.interrupted()
             if anyio.current_effective_deadline() == float("-inf"):
                 raise
             # Not the worker's cancellation: another task's code has cancelled this runner.
+        except BaseException:
+            outcome = Outcome.release(lease)  # it did not come to its end
+            raise
         finally:
+            self._learn(self._clock.monotonic() - start)
             if execution.leave():
                 self._left.add(execution)
             if self._running.pop(lease, None) is not None:

@@ -79,8 +79,8 @@ class Session:
         self._runners: Runners | None = None
         self._progress: dict[Lease, Progress] = {}
         self._progressed = anyio.Event()
-        self._reporter = Reporter(backend, self._forget)
         self._beats = Heartbeats(backend, options.lease, self._loop, self._hear_of)
+        self._reporter = Reporter(backend, self._beats.remove)
 
     def stop(self) -> None:
         """Reserve no more and come to an end; from any thread."""
@@ -182,9 +182,11 @@ class Session:
         asked_at = self._clock.monotonic()
         options = self._options
         reservation = await self._backend.reserve(self._id, options.queues, room, options.lease)
+        self._beats.add((task.lease for task in reservation.tasks), asked_at)
+        names = {task.function for task in reservation.tasks}
+        functions = {name: self._registry.get(name) for name in names}
         for task in reservation.tasks:
-            self._beats.add(task.lease, asked_at)
-            function = self._registry.get(task.function)
+            function = functions[task.function]
             if function is None:
                 self._reporter.add(_missed(task))
                 continue
@@ -231,12 +233,9 @@ class Session:
     def _report(self, lease: Lease, outcome: Outcome | None) -> None:
         self._progress.pop(lease, None)
         if outcome is None:
-            self._beats.remove(lease)
+            self._beats.remove((lease,))
         else:
             self._reporter.add(outcome)
-
-    def _forget(self, lease: Lease) -> None:
-        self._beats.remove(lease)
 
     # -- the services beside -----------------------------------------------------------------
 
@@ -264,7 +263,7 @@ class Session:
         if not self._beats.keeps(lease) or self._reporter.is_writing(lease):
             return  # its outcome is stored, or the store is about to judge it
         _log.warning("task %s: the lease of epoch %d is lost", lease.task_id, lease.epoch)
-        self._beats.remove(lease)
+        self._beats.remove((lease,))
         self._reporter.drop(lease)
         if self._runners is not None:
             self._runners.end(lease, End.LEASE_LOST)

@@ -9,7 +9,6 @@ be seen.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 from contextlib import suppress
@@ -68,6 +67,8 @@ class Watch:
     def __init__(self, path: str, topic: Topic) -> None:
         if not _CAN_WATCH:
             raise OSError("this platform has no inotify")
+        import ctypes
+
         libc = ctypes.CDLL(None, use_errno=True)
         self._file: int = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         if self._file < 0:

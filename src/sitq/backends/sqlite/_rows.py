@@ -21,6 +21,7 @@ __all__ = [
     "cut",
     "dump_rows",
     "from_micros",
+    "to_columns",
     "to_info",
     "to_micros",
     "to_reserved",
@@ -45,7 +46,7 @@ def to_micros(moment: datetime) -> int:
 
 def from_micros(micros: int) -> datetime:
     """The moment, aware, in UTC."""
-    return _EPOCH + timedelta(microseconds=micros)
+    return _EPOCH + timedelta(0, 0, micros)
 
 
 def _moment(micros: int | None) -> datetime | None:
@@ -74,47 +75,53 @@ def _headers(text: str | None) -> Mapping[str, str]:
     return _NO_HEADERS if text is None else json.loads(text)
 
 
-def to_row(task: Task, place: tuple[int, int]) -> Sequence[Any]:
-    """A task as the columns of an insert; ``place`` is where its payload lies in the blob."""
+def to_columns(task: Task) -> dict[str, Any]:
+    """A task as the columns of an insert, without its payload."""
     retry = task.retry
-    return (
-        task.id,
-        task.queue,
-        task.priority,
-        None if task.eta is None else to_micros(task.eta),
-        task.function,
-        None if retry is None else retry.max_attempts,
-        task.timeout,
-        task.unique_key,
-        None if task.expires_at is None else to_micros(task.expires_at),
-        round(task.result_ttl * 1_000_000),
-        task.retry_of,
-        None if retry is None else _policy_text(retry),
-        json.dumps(dict(task.headers)) if task.headers else None,
-        *place,
-    )
+    return {
+        "id": task.id,
+        "queue": task.queue,
+        "priority": task.priority,
+        "eta": None if task.eta is None else to_micros(task.eta),
+        "function": task.function,
+        "max_attempts": None if retry is None else retry.max_attempts,
+        "timeout": task.timeout,
+        "unique_key": task.unique_key,
+        "expires_at": None if task.expires_at is None else to_micros(task.expires_at),
+        "result_ttl": round(task.result_ttl * 1_000_000),
+        "retry_of": task.retry_of,
+        "retry": None if retry is None else _policy_text(retry),
+        "headers": json.dumps(dict(task.headers)) if task.headers else None,
+    }
+
+
+def to_row(task: Task, place: tuple[int, int]) -> Sequence[Any]:
+    """A task as a row of a batch; ``place`` is where its payload lies in the blob."""
+    return (*to_columns(task).values(), *place)
 
 
 def to_reserved(row: Row) -> ReservedTask:
     """A row of the due tasks, as it is once it has been reserved."""
     (_, task_id, function, queue, epoch, attempts, misses, crashes, eta, enqueued_at, timeout,
      retry, headers, payload) = row  # fmt: skip
-    options = {} if headers is None else {"headers": _headers(headers)}
-    return ReservedTask(
-        id=task_id,
-        function=function,
-        payload=payload,
-        queue=queue,
-        epoch=epoch + 1,
-        attempt=attempts + 1,
-        misses=misses,
-        crashes=crashes,
-        eta=from_micros(eta),
-        enqueued_at=from_micros(enqueued_at),
-        timeout=timeout,
-        retry=None if retry is None else _policy(retry),
-        **options,
-    )
+    moment = from_micros(eta)
+    fields = {
+        "id": task_id,
+        "function": function,
+        "payload": payload,
+        "queue": queue,
+        "epoch": epoch + 1,
+        "attempt": attempts + 1,
+        "misses": misses,
+        "crashes": crashes,
+        "eta": moment,
+        "enqueued_at": moment if enqueued_at == eta else from_micros(enqueued_at),
+        "timeout": timeout,
+        "retry": None if retry is None else _policy(retry),
+    }
+    if headers is not None:
+        fields["headers"] = _headers(headers)
+    return ReservedTask.model_validate(fields)
 
 
 def to_result(row: Row) -> Result[Any] | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import sqlite3
 from contextlib import closing
 from functools import cache
-from importlib import resources
 from typing import TYPE_CHECKING, Final
 
 from sitq.backends.sqlite._file import WAS_EMPTIED
@@ -29,6 +28,8 @@ Migration = tuple[int, str]
 @cache
 def migrations() -> tuple[Migration, ...]:
     """The migrations, in order: number and script."""
+    from importlib import resources
+
     folder = resources.files("sitq.backends.sqlite") / "migrations"
     scripts = sorted(
         (entry.name, entry.read_text(encoding="utf-8"))

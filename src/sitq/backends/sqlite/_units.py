@@ -6,12 +6,14 @@ joined into one batch. `now` comes in with the `Work`; no unit reads a clock.
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sitq.backends.sqlite import _sql
 from sitq.backends.sqlite._rows import (
     cut,
     dump_rows,
+    to_columns,
     to_info,
     to_result,
     to_row,
@@ -72,10 +74,25 @@ def enqueue(work: Work, tasks: list[Task]) -> list[TaskId[Any]]:
     if not tasks:
         return []
     work.changed.add("tasks")
-    if all(task.unique_key is None for task in tasks):
+    if any(task.unique_key is not None for task in tasks):
+        return [_insert_unique(work, task) for task in tasks]
+    first = _shared(tasks[0])
+    if all(_shared(task) == first for task in tasks):
+        _insert_alike(work, tasks)
+    else:
         _insert(work, _sql.INSERT_BATCH, tasks)
-        return [task.id for task in tasks]
-    return [_insert_unique(work, task) for task in tasks]
+    return [task.id for task in tasks]
+
+
+_shared: Final = attrgetter(*sorted(Task.model_fields.keys() - {"id", "payload"}))
+
+
+def _insert_alike(work: Work, tasks: list[Task]) -> None:
+    """Store tasks that differ in their ids and payloads only."""
+    blob, places = cut(task.payload for task in tasks)
+    rows = dump_rows([(task.id, *place) for task, place in zip(tasks, places, strict=True)])
+    shared = to_columns(tasks[0])
+    work.execute(_sql.INSERT_ALIKE, {**shared, "rows": rows, "blob": blob, "now": work.now})
 
 
 def _insert(work: Work, sql: str, tasks: list[Task]) -> int:
