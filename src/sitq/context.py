@@ -34,7 +34,7 @@ class TaskContext:
         self._task: Final = task
         self._note: Final = note
         self._cancel_requested = False
-        self.deadline: Final = deadline
+        self.deadline = deadline
         """The moment that the attempt's timeout ends it (UTC); ``None``: there is no timeout."""
 
     def __repr__(self) -> str:

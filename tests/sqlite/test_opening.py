@@ -8,11 +8,13 @@ import sqlite3
 import threading
 from contextlib import closing
 from pathlib import Path
+from typing import Any, cast
 
 import anyio
 import pytest
 
 from sitq import SQLiteBackend, TaskQueue, UsageError
+from sitq.backends.sqlite import _schema
 from sitq.ids import new_task_id
 from sitq.models import Task
 
@@ -38,6 +40,41 @@ async def until_closed(folder: Path, threads: int) -> None:
     with anyio.fail_after(20):
         while open_files(folder) or len(_threads()) > threads:  # noqa: ASYNC110 - threads end so
             await anyio.sleep(0.002)
+
+
+def test_a_file_that_another_process_migrates_meanwhile_is_no_foreign_one(tmp_path: Path) -> None:
+    path = tmp_path / "q.db"
+
+    class Slow(sqlite3.Connection):
+        """Somebody else makes the store between this one's first look and its second."""
+
+        others = 0
+
+        def execute(self, sql: str, parameters: Any = ()) -> sqlite3.Cursor:
+            cursor = super().execute(sql, parameters)
+            if sql == "PRAGMA application_id":
+                row = _Row(cursor.fetchone())
+                if not self.others:
+                    self.others += 1
+                    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+                        _schema.migrate(other, str(path))
+                return cast("sqlite3.Cursor", row)
+            return cursor
+
+    with closing(sqlite3.connect(path, isolation_level=None)) as first:
+        first.execute("PRAGMA journal_mode = WAL")
+    with closing(sqlite3.connect(path, isolation_level=None, factory=Slow)) as connection:
+        _schema.migrate(connection, str(path))
+        assert connection.others == 1
+        assert connection.execute("PRAGMA user_version").fetchone() == (1,)
+
+
+class _Row:
+    def __init__(self, row: tuple[int]) -> None:
+        self.row = row
+
+    def fetchone(self) -> tuple[int]:
+        return self.row
 
 
 @pytest.mark.anyio

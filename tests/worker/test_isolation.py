@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
 from contextvars import ContextVar
 from pathlib import Path
 
@@ -128,6 +130,65 @@ async def test_a_task_that_cancels_its_asyncio_task_harms_no_other(
             assert result is not None
             assert (result.status, result.attempts) == (TaskStatus.SUCCESS, 1), result.error
         assert (await queue.get_task(odd)).status is TaskStatus.SUCCESS
+
+
+OPEN: list[object] = []
+
+
+async def leave_a_scope_open(seconds: float) -> str:
+    scope = anyio.move_on_after(seconds)
+    OPEN.append(scope)
+    scope.__enter__()
+    await checkpoint()
+    return "returned"
+
+
+async def numbers() -> AsyncGenerator[int, None]:
+    with anyio.fail_after(60):
+        for number in range(3):
+            await checkpoint()
+            yield number
+
+
+async def leave_a_generator_open() -> str:
+    generator = numbers()
+    OPEN.append(generator)
+    async for _ in generator:
+        break
+    return "returned"
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments"),
+    [(leave_a_scope_open, (60.0,)), (leave_a_scope_open, (0.0,)), (leave_a_generator_open, ())],
+)
+async def test_a_task_that_leaves_a_scope_open_harms_no_other(
+    tmp_path: Path,
+    function: Callable[..., object],
+    arguments: tuple[float, ...],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.CRITICAL, "asyncio")  # it tells of the generator's end
+    caplog.set_level(logging.CRITICAL, "trio.async_generator_errors")
+    backend = SQLiteBackend(tmp_path / "q.db")
+    async with TaskQueue(backend) as queue:
+        await queue.enqueue_many([call(leave_a_note, "x") for _ in range(50)])
+        odd = await queue.options(unique_key="odd").enqueue(function, *arguments)
+        ids = await queue.enqueue_many([call(innocent) for _ in range(5)])
+        worker = Worker(backend, max_concurrency=1)
+        async with anyio.create_task_group() as group:
+            await group.start(worker.start)
+            for task_id in ids:
+                result = await queue.get_result(task_id, 20)
+                assert result is not None
+                assert (result.status, result.attempts) == (TaskStatus.SUCCESS, 1), result.error
+            await queue.cancel(odd)
+            await worker.stop()
+    for each in OPEN:
+        if isinstance(each, AsyncGenerator):
+            with suppress(RuntimeError):
+                await each.aclose()
+    OPEN.clear()
 
 
 def enqueue_from_a_thread(path: str) -> str:

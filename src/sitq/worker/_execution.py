@@ -63,6 +63,7 @@ class Execution:
     """
 
     __slots__ = (
+        "_clock",
         "_end",
         "_freed",
         "_function",
@@ -101,10 +102,8 @@ class Execution:
         self._freed = freed
         self._scope: anyio.CancelScope | None = None
         self._end: End | None = None
-        deadline = None
-        if task.timeout is not None:
-            deadline = clock.now() + timedelta(seconds=task.timeout)
-        self.context: Final = TaskContext(task, deadline, note)
+        self._clock = clock
+        self.context: Final = TaskContext(task, None, note)
         self._isolation = Isolation()
         # True if the asyncio task that runs it has run another one before.
         self.follows = False
@@ -117,6 +116,11 @@ class Execution:
     def suspended(self) -> bool:
         """True if the function has given the loop to others at least once."""
         return self._isolation.suspended
+
+    @property
+    def found_no_thread(self) -> bool:
+        """True if a plain function was to be run in a thread, and was not."""
+        return self._in_thread and not self._thread_begun
 
     def leave(self) -> bool:
         """Tell that nobody waits for the attempt any more; True if a thread still runs it."""
@@ -176,6 +180,7 @@ class Execution:
     ) -> tuple[Any] | _Raised | None:
         """The value in a tuple, what was raised, or ``None`` if the attempt was ended."""
         ended: tuple[Any] | _Raised | None = None
+        self.context.deadline = self._clock.now() + timedelta(seconds=seconds)
         with anyio.move_on_after(seconds) as scope:
             self._scope = scope
             ended = await self._invoke(args, kwargs)

@@ -226,7 +226,8 @@ def _hand_back(loop: LoopRef, reservations: list[Reservation]) -> Request[bool] 
 def _checked_path(path: str | os.PathLike[str]) -> str:
     try:
         text = os.fspath(path)
-    except TypeError:
+        os.fsencode(text)
+    except (TypeError, UnicodeEncodeError):
         text = None
     if not isinstance(text, str) or not text or "\0" in text:
         kind = type(path).__name__ if text != "" else "an empty one"
