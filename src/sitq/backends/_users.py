@@ -139,7 +139,9 @@ class Users(Generic[S]):
 
     def _check_fork(self, state: S) -> None:
         if state.pid != os.getpid():
-            message = f"{self._name()} was opened before a fork; make a new one in the child process"
+            message = (
+                f"{self._name()} was opened before a fork; make a new one in the child process"
+            )
             raise UsageError(message)
 
     def _elsewhere(self) -> str:
