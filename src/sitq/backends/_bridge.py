@@ -52,8 +52,9 @@ class Home:
 
     def __init__(self, loop: LoopRef, name: str) -> None:
         self._callers: Final = loop
-        self._thread: Final = LoopThread(name) if loop.asyncio is None else None
-        self._loop: Final = loop.asyncio if self._thread is None else self._thread.loop
+        native = loop.asyncio
+        self._thread: Final = LoopThread(name) if native is None else None
+        self._loop: Final = self._thread.loop if self._thread is not None else _present(native)
         self._tasks: Final[set[asyncio.Task[Any]]] = set()
 
     def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -124,6 +125,12 @@ async def _carry_out(
     finally:
         if tell is not None:
             tell()
+
+
+def _present(loop: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEventLoop:
+    if loop is None:
+        raise RuntimeError("there is no loop")
+    return loop
 
 
 def _is_running(loop: asyncio.AbstractEventLoop) -> bool:

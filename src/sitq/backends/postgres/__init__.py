@@ -1,4 +1,4 @@
-"""The store for many machines: one schema of a PostgreSQL database; needs the extra ``postgres``."""
+"""The store for many machines: a schema of a PostgreSQL database; needs the extra ``postgres``."""
 
 from __future__ import annotations
 

@@ -71,9 +71,7 @@ class PostgresBackend:
             raise ValidationError(f"dsn: give the URL as str (got {type(dsn).__name__})")
         self._place: Final = place_of(dsn)
         if not isinstance(schema, str) or _SCHEMA.fullmatch(schema) is None:
-            message = (
-                "schema: give a name of at most 48 lower-case letters, digits and underscores"
-            )
+            message = "schema: give a name of at most 48 lower-case letters, digits and underscores"
             raise ValidationError(message)
         if isinstance(pool_size, bool) or not isinstance(pool_size, int):
             raise ValidationError(f"pool_size: give an int (got {type(pool_size).__name__})")

@@ -22,7 +22,7 @@ from sitq.backends.postgres._reserving import reserve, reserved_before
 from sitq.backends.postgres._telling import Teller
 from sitq.backends.postgres._units import enqueue, enqueued_before
 from sitq.backends.postgres._work import Work
-from sitq.errors import BackendConnectionError, SitqError
+from sitq.errors import BackendConnectionError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -111,7 +111,7 @@ class Database:
             except LostError:
                 # It may have been one that died of age; a read can be asked again.
                 return await self._once(unit, parameters)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - raised as what it means
             raise translated(unit.__name__, self.place, error) from error.__cause__
 
     async def _once(self, unit: Callable[..., Awaitable[T]], parameters: Sequence[Any]) -> T:
@@ -127,10 +127,7 @@ class Database:
     async def _write(self, batch: list[Request[Any]]) -> None:
         """Carry out requests; one that fails must not fail the others."""
         for operation, group in join(batch):
-            if operation not in _BATCHED:
-                for request in group:
-                    await self._carry_out(operation, [request])
-            elif not await self._carry_out(operation, group):
+            if operation not in _BATCHED or not await self._carry_out(operation, group):
                 for request in group:
                     await self._carry_out(operation, [request])
 
@@ -203,18 +200,18 @@ class Database:
         pause = _FIRST_PAUSE
         looking = _SEARCHES.get(operation)
         while True:
+            known = False
             try:
                 async with self.pool.lend() as link:
                     await self._end_process(link, lost)
-                    answers = None if looking is None else await self._tracked(looking, link, items)
-                    if answers is not None:
-                        return answers
-                    lost = link
+                    if looking is not None:
+                        answers: list[Any] | None = await self._tracked(looking, link, items)
+                        if answers is not None:
+                            return answers
+                    known, lost = True, link
                     return await self._tracked(operation, link, items)
-            except SitqError:
-                raise
             except Exception as error:
-                if not isinstance(translated("", "", error), BackendConnectionError):
+                if known and not isinstance(error, LostError):
                     raise
                 if asyncio.get_running_loop().time() > give_up:
                     message = (

@@ -1,4 +1,4 @@
-"""The only file that knows asyncpg: connections to the server, as the rest of the store sees them."""
+"""The only file that knows asyncpg: connections, as the rest of the store sees them."""
 
 from __future__ import annotations
 

@@ -50,9 +50,7 @@ def _answers(
     accepted: Collection[tuple[str, int]],
     firsts: Mapping[Lease, Outcome],
 ) -> list[bool]:
-    return [
-        outcome.lease in accepted and firsts[outcome.lease] is outcome for outcome in outcomes
-    ]
+    return [outcome.lease in accepted and firsts[outcome.lease] is outcome for outcome in outcomes]
 
 
 async def _succeed(work: Work, batch: list[Outcome]) -> list[Row]:

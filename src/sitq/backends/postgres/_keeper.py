@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from sitq._loops import LoopThread
 from sitq.backends.postgres._driver import connect, place_of
 from sitq.backends.postgres._errors import translated
-from sitq.backends.postgres._telling import Teller
 from sitq.backends.postgres._units import renew
 from sitq.backends.postgres._work import Work
 from sitq.errors import BackendConnectionError
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
 
     from sitq.backends.postgres._driver import Link, Target
     from sitq.backends.postgres._sql import Statements
+    from sitq.backends.postgres._telling import Teller
     from sitq.models import Lease, LeaseState
     from sitq.protocols import Clock
 
@@ -51,7 +51,7 @@ class PostgresLeaseKeeper:
             self.close()
             message = f"renew on {place_of(self._target.dsn)}: the server did not answer in time"
             raise BackendConnectionError(message) from None
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - raised as what it means
             self.close()
             failure = translated("renew", place_of(self._target.dsn), error)
             raise failure from failure.__cause__

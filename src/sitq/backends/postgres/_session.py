@@ -83,7 +83,7 @@ class Session:
                 await _schema.prepare(
                     link, self._statements, settings.schema, place, migrate=settings.migrate
                 )
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - raised as what it means
             failure = translated("connect", place, error)
             raise failure from failure.__cause__
 

@@ -150,7 +150,8 @@ accepted AS (
                                 ELSE tasks.misses END,
         finished_at = CASE WHEN mine.kind IN ('success', 'failure', 'cancelled')
                            THEN moment.now END,
-        delete_at = CASE WHEN mine.kind IN ('success', 'failure', 'cancelled') THEN {_DELETE_AT} END,
+        delete_at = CASE WHEN mine.kind IN ('success', 'failure', 'cancelled')
+                         THEN {_DELETE_AT} END,
         {_NO_LEASE}
     FROM mine, moment WHERE tasks.id = mine.id
     RETURNING tasks.id, tasks.epoch, tasks.status),
