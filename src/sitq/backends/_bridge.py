@@ -7,6 +7,7 @@ in a thread of its own. Its work runs in tasks that no cancellation of a caller 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
@@ -20,11 +21,14 @@ if TYPE_CHECKING:
 
     from sitq._loops import LoopRef
 
-__all__ = ["Home"]
+__all__ = ["Home", "begin_thread", "end_thread", "when_cancelled"]
 
 _log: Final = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+# A loop keeps its tasks by weak references only. What has been forgotten must end, not vanish.
+_RUNNING: Final[set[asyncio.Task[Any]]] = set()
 
 
 class _Answer(Generic[T]):
@@ -42,6 +46,31 @@ class _Answer(Generic[T]):
         return self.value[0]
 
 
+def begin_thread(name: str) -> LoopThread:
+    """A loop for a driver; where nobody ends it, the end of the process does, without a word."""
+    thread = LoopThread(name)
+    atexit.register(thread.stop)
+    return thread
+
+
+def end_thread(thread: LoopThread) -> None:
+    """End a driver's loop, and wait for it."""
+    atexit.unregister(thread.stop)
+    thread.stop()
+
+
+async def when_cancelled(function: Callable[[], object]) -> None:
+    """Call a function when this is cancelled, as everything is when its loop ends."""
+    task = asyncio.current_task()
+    if task is not None:
+        _RUNNING.add(task)
+        task.add_done_callback(_RUNNING.discard)
+    try:
+        await asyncio.get_running_loop().create_future()
+    finally:
+        function()
+
+
 class Home:
     """The loop that a driver lives in.
 
@@ -53,7 +82,7 @@ class Home:
     def __init__(self, loop: LoopRef, name: str) -> None:
         self._callers: Final = loop
         native = loop.asyncio
-        self._thread: Final = LoopThread(name) if native is None else None
+        self._thread: Final = begin_thread(name) if native is None else None
         self._loop: Final = self._thread.loop if self._thread is not None else _present(native)
         self._tasks: Final[set[asyncio.Task[Any]]] = set()
 
@@ -67,11 +96,13 @@ class Home:
     def _begin(self, work: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.Task[None]:
         task = self._loop.create_task(work())
         self._tasks.add(task)
+        _RUNNING.add(task)
         task.add_done_callback(self._ended)
         return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
+        _RUNNING.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("a unit of work has failed: %s", type(error).__name__, exc_info=error)
 
@@ -104,12 +135,12 @@ class Home:
     async def end(self) -> None:
         """End the thread, if there is one; from the callers' loop, once all work has ended."""
         if self._thread is not None:
-            await anyio.to_thread.run_sync(self._thread.stop)
+            await anyio.to_thread.run_sync(end_thread, self._thread)
 
     def abandon(self) -> None:
         """Cancel what still runs, for callers whose loop has ended; from any thread."""
         if self._thread is not None:
-            self._thread.stop()
+            end_thread(self._thread)
 
 
 async def _carry_out(

@@ -20,7 +20,7 @@ from sitq.backends.postgres._finishing import finish, finished_before
 from sitq.backends.postgres._pool import Pool
 from sitq.backends.postgres._reserving import reserve, reserved_before
 from sitq.backends.postgres._telling import Teller
-from sitq.backends.postgres._units import enqueue, enqueued_before
+from sitq.backends.postgres._units import cancel, cancelled_before, enqueue, enqueued_before
 from sitq.backends.postgres._work import Work
 from sitq.errors import BackendConnectionError
 
@@ -51,6 +51,7 @@ _SEARCHES: Final[Mapping[Callable[..., Any], Callable[..., Awaitable[Any]]]] = {
     enqueue: enqueued_before,
     finish: finished_before,
     reserve: reserved_before,
+    cancel: cancelled_before,
 }
 
 

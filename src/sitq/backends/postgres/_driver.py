@@ -45,10 +45,21 @@ _SERVER_SIDE: Final = {
     "tcp_keepalives_count": str(_PROBES),
     "tcp_user_timeout": str(_VANISHED * 1000),
 }
+# The arrays that batches travel as: number and name of the array type, number of its elements'.
+# They are the same on every server, but the driver would ask about them with each connection.
+_ARRAYS: Final = (
+    (1001, "bytea", 17),
+    (1005, "int2", 21),
+    (1007, "int4", 23),
+    (1016, "int8", 20),
+    (1022, "float8", 701),
+    (1185, "timestamptz", 1184),
+)
 _GONE: Final = (
     OSError,
     EOFError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # a good-bye of the server's came while nothing was asked
     asyncpg.PostgresConnectionError,
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
@@ -223,6 +234,7 @@ async def connect(target: Target) -> Link:
     link = Link(connection, target)
     try:
         _watch(connection)
+        _teach_arrays(connection)
         await link.identify()
     except BaseException:
         link.terminate()
@@ -246,6 +258,28 @@ def _watch(connection: asyncpg.Connection) -> None:
     for name, value in options.items():
         if hasattr(socket, name):  # not all systems have all of them
             plug.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def _teach_arrays(connection: asyncpg.Connection) -> None:
+    """Save the driver its questions; a version that cannot be told so asks them."""
+    records = [
+        {
+            "oid": number,
+            "name": f"_{name}",
+            "ns": "pg_catalog",
+            "kind": b"b",
+            "basetype": None,
+            "elemtype": element,
+            "elemtype_name": name,
+            "elemdelim": ",",
+            "range_subtype": None,
+            "attrtypoids": None,
+            "attrnames": None,
+        }
+        for number, name, element in _ARRAYS
+    ]
+    with suppress(AttributeError, KeyError, TypeError):
+        connection._protocol.get_settings().register_data_types(records)  # noqa: SLF001
 
 
 def _first_line(error: BaseException) -> str:

@@ -106,7 +106,7 @@ async def finished_before(work: Work, outcomes: Sequence[Outcome]) -> list[bool]
 
 def _bears(row: Row, outcome: Outcome) -> bool:
     """Tell if a task looks as this outcome leaves it."""
-    epoch, status, error = row
+    epoch, status, error, _ = row
     if epoch != outcome.epoch:
         # It has gone on since. Only what has made it pending can have let it.
         return epoch > outcome.epoch and outcome.kind in _RETURNS

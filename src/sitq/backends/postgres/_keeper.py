@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sitq._loops import LoopThread
+from sitq.backends._bridge import begin_thread, end_thread, when_cancelled
 from sitq.backends.postgres._driver import connect, place_of
 from sitq.backends.postgres._errors import translated
 from sitq.backends.postgres._units import renew
@@ -14,6 +14,7 @@ from sitq.errors import BackendConnectionError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from sitq._loops import LoopThread
     from sitq.backends.postgres._driver import Link, Target
     from sitq.backends.postgres._sql import Statements
     from sitq.backends.postgres._telling import Teller
@@ -42,7 +43,8 @@ class PostgresLeaseKeeper:
     def renew(self, leases: Sequence[Lease], seconds: float) -> list[LeaseState]:
         """See `sitq.protocols.LeaseKeeper.renew`."""
         if self._thread is None:
-            self._thread = LoopThread("sitq-postgres-heartbeats")
+            self._thread = begin_thread("sitq-postgres-heartbeats")
+            self._thread.submit(when_cancelled(self._hang_up))
         future = self._thread.submit(self._renew(leases, seconds))
         try:
             return future.result(3 * KEEPER_SECONDS)
@@ -63,7 +65,7 @@ class PostgresLeaseKeeper:
         work = Work(self._link, self._statements, self._teller, moment)
         return await renew(work, leases, seconds)
 
-    async def _hang_up(self) -> None:
+    def _hang_up(self) -> None:
         link, self._link = self._link, None
         if link is not None:
             link.terminate()
@@ -72,5 +74,4 @@ class PostgresLeaseKeeper:
         """See `sitq.protocols.LeaseKeeper.close`."""
         thread, self._thread = self._thread, None
         if thread is not None:
-            thread.submit(self._hang_up()).result()
-            thread.stop()
+            end_thread(thread)  # which hangs up

@@ -6,7 +6,7 @@ import asyncio
 import os
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from sitq.backends._bridge import Home
+from sitq.backends._bridge import Home, when_cancelled
 from sitq.backends.postgres import _schema
 from sitq.backends.postgres._database import Database
 from sitq.backends.postgres._errors import translated
@@ -90,10 +90,7 @@ class Session:
     async def _terminate_in_the_end(self) -> None:
         """Hang up when this is cancelled: the loop ends, and nobody has closed."""
         self._guard = asyncio.current_task()
-        try:
-            await asyncio.get_running_loop().create_future()
-        finally:
-            self.database.pool.terminate()
+        await when_cancelled(self.database.pool.terminate)
 
     def lease_keeper(self) -> LeaseKeeper:
         """A lease keeper for the calling thread."""

@@ -159,9 +159,9 @@ told AS (SELECT pg_notify(channel, $9) FROM unnest($10::text[]) AS channel)
 SELECT id, epoch, status, (SELECT count(*) FROM told) FROM accepted
 """
 
-# How the tasks of a batch of outcomes are, for one whose answer was lost.
+# How tasks are, for a change of them whose answer was lost.
 STANDINGS: Final = """
-SELECT id, epoch, status, error FROM sitq.tasks WHERE id = ANY ($1::text[])
+SELECT id, epoch, status, error, cancel_requested FROM sitq.tasks WHERE id = ANY ($1::text[])
 """
 
 # Cancel a task that waits, or ask one that runs to end; tell how it was before.

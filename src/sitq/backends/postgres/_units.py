@@ -25,6 +25,7 @@ __all__ = [
     "Prune",
     "SweepLimits",
     "cancel",
+    "cancelled_before",
     "enqueue",
     "enqueued_before",
     "get_results",
@@ -134,6 +135,18 @@ async def cancel(work: Work, task_ids: Sequence[TaskId[Any]]) -> list[bool]:
     elif status == "in_progress":
         work.changed.add("cancels")
     return [status in {"pending", "in_progress"}]
+
+
+async def cancelled_before(work: Work, task_ids: Sequence[TaskId[Any]]) -> list[bool] | None:
+    """What a `cancel` whose answer was lost has done; ``None``: nothing."""
+    rows = await work.rows(_sql.STANDINGS, list(task_ids))
+    if not rows:
+        return None
+    _, _, status, _, asked = rows[0]
+    if status != "cancelled" and not asked:
+        return None
+    work.changed.add("cancels" if asked else "results")
+    return [True]
 
 
 async def set_progress(work: Work, notes: Sequence[tuple[Lease, Progress]]) -> list[bool]:
