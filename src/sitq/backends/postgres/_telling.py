@@ -56,11 +56,16 @@ class Teller:
         """The channels, and the topics, that the statement about to run is to tell."""
         now = asyncio.get_running_loop().time()
         told: set[Topic] = {
-            topic for topic in topics if now - self._told_at.get(topic, _NEVER) >= QUIET
+            topic
+            for topic in topics
+            if topic not in self._late and now - self._told_at.get(topic, _NEVER) >= QUIET
         }
+        return self._note(told, now), told
+
+    def _note(self, told: set[Topic], now: float) -> list[str]:
         for topic in told:
             self._told_at[topic] = now
-        return [self._names[topic] for topic in told], told
+        return [self._names[topic] for topic in told]
 
     def tell_later(self, topics: set[Topic]) -> None:
         """Tell topics that have changed, once it is time."""
@@ -78,15 +83,12 @@ class Teller:
 
     async def _tell(self) -> None:
         late, self._late = self._late, set()
-        channels, _ = self.tell_with(late)
-        if channels:
-            await self._send(channels)
+        if late:
+            await self._send(self._note(late, asyncio.get_running_loop().time()))
 
     async def tell_the_rest(self) -> None:
         """Tell at once what was put off."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._late:
-            self._told_at.clear()
-            await self._tell()
+        await self._tell()
