@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import socket
 import threading
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -23,7 +24,7 @@ from sitq import (
     call,
     current_task,
 )
-from sitq.backends.postgres import PostgresBackend, _database
+from sitq.backends.postgres import PostgresBackend, _database, _driver
 from sitq.ids import TaskId, new_task_id
 from sitq.models import Lease, LeaseState, Outcome, OutcomeKind
 from tests.postgres.proxies import Proxy
@@ -199,6 +200,28 @@ async def test_an_outcome_that_cannot_be_found_out_is_called_unknown(
     with pytest.raises(BackendConnectionError, match="the outcome is unknown"):
         await backend.enqueue([task])
     assert proxy.lost.is_set()
+    await backend.close()
+
+
+async def test_a_server_that_falls_silent_is_given_up_in_time(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_database, "_SEARCH_SECONDS", 0.2)
+    monkeypatch.setattr(_driver, "_CONNECT_SECONDS", 0.3)
+    backend = await opened(proxy.dsn, statement_timeout=0.3)
+    proxy.fall_silent()
+    with anyio.fail_after(10), pytest.raises(BackendConnectionError, match="outcome is unknown"):
+        await backend.enqueue([new_task()])
+    await backend.close()
+
+
+async def test_the_system_is_asked_to_notice_a_server_that_has_vanished(proxy: Proxy) -> None:
+    backend = await opened(proxy.dsn)
+    (link,) = backend._users.use().database.pool._idle
+    plug = link._connection._transport.get_extra_info("socket")
+    assert plug.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    assert plug.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 10_000
+    assert plug.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 5
     await backend.close()
 
 
