@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import sqlite3
+import subprocess
+import sys
 import threading
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
@@ -154,3 +158,89 @@ def test_an_instance_that_was_closed_may_move_to_another_loop(tmp_path: Path, lo
     anyio.run(use, backend=loop)
     anyio.run(use, backend="trio")
     anyio.run(use, backend="asyncio")
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "trio"])
+@pytest.mark.parametrize("reused", [True, False])
+def test_loops_that_end_without_a_close_leave_no_more_than_one_opening_behind(
+    tmp_path: Path, loop: str, reused: bool
+) -> None:
+    path = tmp_path / "q.db"
+    queue = TaskQueue(SQLiteBackend(path))
+    before = threading.active_count()
+
+    async def use(queue: TaskQueue) -> None:
+        await queue.get_task(await queue.enqueue(nothing))
+
+    for _ in range(10):
+        anyio.run(use, queue if reused else TaskQueue(SQLiteBackend(path)), backend=loop)
+    give_up = time.monotonic() + 20
+    while threading.active_count() > before + 2 or len(open_files(tmp_path)) > 8:
+        assert time.monotonic() < give_up, open_files(tmp_path)
+        gc.collect()
+        time.sleep(0.01)
+    anyio.run(use, queue, backend=loop)
+    anyio.run(queue.close, backend=loop)
+
+
+async def nothing() -> None: ...
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "trio"])
+def test_a_store_is_not_closed_by_another_loop(tmp_path: Path, loop: str) -> None:
+    backend = SQLiteBackend(tmp_path / "q.db")
+
+    async def own() -> None:
+        await backend.open()
+        with pytest.raises(UsageError, match="open in another event loop"):
+            await anyio.to_thread.run_sync(lambda: anyio.run(backend.close, backend=loop))
+        assert await backend.get_tasks(()) == []
+        await backend.close()
+
+    anyio.run(own, backend=loop)
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "trio"])
+def test_a_forked_process_is_refused_and_leaves_the_block_all_the_same(
+    tmp_path: Path, loop: str
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(FORKS)
+    done = subprocess.run(
+        # Newer Pythons warn of each fork beside threads.
+        [sys.executable, "-W", "ignore", str(script), loop, str(tmp_path / "q.db")],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == ["refused: before a fork", "left", "child 0", "parent: ok"]
+
+
+FORKS = """
+import os, sys, anyio
+from sitq import SQLiteBackend, TaskQueue, UsageError
+
+async def nothing() -> None: ...
+
+async def main() -> None:
+    child = -1
+    async with TaskQueue(SQLiteBackend(sys.argv[2])) as queue:
+        await queue.enqueue(nothing)
+        child = os.fork()
+        if child == 0:
+            try:
+                await queue.enqueue(nothing)
+            except UsageError as error:
+                print("refused:", "before a fork" if "before a fork" in str(error) else error)
+        else:
+            print("child", os.waitpid(child, 0)[1])
+            await queue.enqueue(nothing)
+            print("parent: ok")
+    if child == 0:
+        print("left", flush=True)
+        os._exit(0)
+
+anyio.run(main, backend=sys.argv[1])
+"""

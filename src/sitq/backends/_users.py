@@ -44,6 +44,8 @@ class OpenStore(Protocol):
 
 
 S = TypeVar("S", bound=OpenStore)
+# What a forked process has from its parent; kept, since its end would close the connections.
+_inherited: Final[list[OpenStore]] = []
 
 
 class Users(Generic[S]):
@@ -84,12 +86,23 @@ class Users(Generic[S]):
             self._disclaim()
 
     async def leave(self) -> None:
-        """Count a user out; the last one disconnects."""
-        if self._open is None or not self._count:
+        """Count a user out; the last one disconnects.
+
+        Raises:
+            UsageError: the instance is open in another event loop.
+        """
+        state = self._open
+        if state is None or not self._count:
             return
+        if state.pid != os.getpid():
+            _inherited.append(state)  # it is the parent's: nothing of it may be touched
+            self._count, self._open = 0, None
+            return
+        if state.loop != LoopRef():
+            raise UsageError(self._elsewhere())
         self._count -= 1
         if self._count == 0:
-            state, self._open = self._open, None
+            self._open = None
             self._disclaim()
             with anyio.CancelScope(shield=True):
                 await state.close()

@@ -109,7 +109,8 @@ class Session:
         await self.database.connect()
 
     def abandon(self) -> None:
-        """Nothing is left behind: the threads end once nobody knows the connections any more."""
+        """Close the connections soon; what was asked of them before is done."""
+        self.database.abandon()
 
     async def close(self) -> None:
         """Close the connections, after all that was asked of them before."""
