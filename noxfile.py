@@ -13,7 +13,7 @@ from pathlib import Path
 
 import nox
 
-__all__ = ["bench", "coverage", "docs", "lint", "soak", "tests", "types"]
+__all__ = ["bench", "bench_peers", "coverage", "docs", "lint", "soak", "tests", "types"]
 
 ROOT = Path(__file__).parent
 PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
@@ -109,9 +109,16 @@ def coverage(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure sitq against raw SQLite on this machine."""
-    install(session, "test")
+    """Measure sitq against raw SQLite on this machine; `-- drain growth --quick` is a part."""
+    install(session, "bench")
     session.run("python", "-m", "tests.benchmarks", *session.posargs)
+
+
+@nox.session
+def bench_peers(session: nox.Session) -> None:
+    """Run the same work through other queues that need no server."""
+    install(session, "bench", "peers")
+    session.run("python", "-m", "tests.benchmarks.peers", *session.posargs)
 
 
 @nox.session

@@ -1,19 +1,26 @@
-"""The workloads: what sitq is measured by."""
+"""The rates: what sitq is measured by, a task at a time or many."""
 
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import anyio
 
-from sitq import SQLiteBackend, TaskQueue, Worker, call
+from sitq import TaskQueue, Worker, call
+from tests.benchmarks.stores import open_store
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-Synchronous = Literal["FULL", "NORMAL"]
+__all__ = [
+    "begun",
+    "counted",
+    "drain",
+    "enqueue_at_once",
+    "enqueue_bulk",
+    "enqueue_one",
+    "fill",
+    "nothing",
+    "nothing_in_thread",
+]
 
 
 async def nothing() -> None:
@@ -24,14 +31,31 @@ def nothing_in_thread() -> None:
     """Do nothing, in a thread."""
 
 
-async def drain(
-    path: Path, synchronous: Synchronous, count: int, concurrency: int, function: Any = nothing
-) -> float:
+_begun = 0
+
+
+async def counted() -> None:
+    """Do nothing but count the calls in this process."""
+    global _begun  # noqa: PLW0603 - a task's function has no other place
+    _begun += 1
+
+
+def begun() -> int:
+    """How often this process has run `counted`."""
+    return _begun
+
+
+async def fill(queue: TaskQueue, count: int, function: Any = nothing) -> None:
+    """Enqueue so many tasks, a thousand a call."""
+    for start in range(0, count, 1000):
+        await queue.enqueue_many([call(function)] * min(1000, count - start))
+
+
+async def drain(store: str, count: int, concurrency: int, function: Any = nothing) -> float:
     """Tasks drained a second by one worker, results kept."""
-    backend = SQLiteBackend(path, synchronous=synchronous)
+    backend = open_store(store)
     async with TaskQueue(backend) as queue:
-        for _ in range(0, count, 1000):
-            await queue.enqueue_many([call(function)] * min(count, 1000))
+        await fill(queue, count, function)
         worker = Worker(backend, max_concurrency=concurrency)
         start = time.perf_counter()
         drained = await worker.drain()
@@ -41,9 +65,9 @@ async def drain(
         return rate
 
 
-async def enqueue_one(path: Path, count: int) -> float:
+async def enqueue_one(store: str, count: int) -> float:
     """Tasks a second, one after the other."""
-    async with TaskQueue(SQLiteBackend(path)) as queue:
+    async with TaskQueue(open_store(store)) as queue:
         await queue.enqueue(nothing)
         start = time.perf_counter()
         for _ in range(count):
@@ -51,9 +75,9 @@ async def enqueue_one(path: Path, count: int) -> float:
         return count / (time.perf_counter() - start)
 
 
-async def enqueue_at_once(path: Path, count: int, callers: int = 100) -> float:
+async def enqueue_at_once(store: str, count: int, callers: int = 100) -> float:
     """Tasks a second, from many callers at once."""
-    async with TaskQueue(SQLiteBackend(path)) as queue:
+    async with TaskQueue(open_store(store)) as queue:
 
         async def caller() -> None:
             for _ in range(count // callers):
@@ -67,40 +91,10 @@ async def enqueue_at_once(path: Path, count: int, callers: int = 100) -> float:
         return count / (time.perf_counter() - start)
 
 
-async def enqueue_bulk(path: Path, count: int) -> float:
+async def enqueue_bulk(store: str, count: int) -> float:
     """Tasks a second, a thousand a call."""
-    async with TaskQueue(SQLiteBackend(path)) as queue:
-        calls = [call(nothing)] * 1000
-        await queue.enqueue_many(calls)
+    async with TaskQueue(open_store(store)) as queue:
+        await fill(queue, 1000)
         start = time.perf_counter()
-        for _ in range(count // 1000):
-            await queue.enqueue_many(calls)
+        await fill(queue, count)
         return count / (time.perf_counter() - start)
-
-
-async def round_trips(path: Path, count: int, pause: float) -> list[float]:
-    """Milliseconds from enqueue to result, the worker idle before each."""
-    times = []
-    async with TaskQueue(SQLiteBackend(path)) as queue:
-        for _ in range(count):
-            await anyio.sleep(pause)
-            start = time.perf_counter()
-            result = await queue.get_result(await queue.enqueue(nothing), timeout=10)
-            times.append((time.perf_counter() - start) * 1000)
-            if result is None:
-                raise AssertionError("no result")
-    return times
-
-
-async def lateness(path: Path, count: int) -> list[float]:
-    """Milliseconds from the eta to the start, the worker idle before each."""
-    times = []
-    async with TaskQueue(SQLiteBackend(path)) as queue:
-        for number in range(count):
-            eta = datetime.now(UTC) + timedelta(milliseconds=50 + number % 17)
-            task_id = await queue.options(eta=eta).enqueue(nothing)
-            result = await queue.get_result(task_id, timeout=10)
-            if result is None or result.started_at is None:
-                raise AssertionError("no result")
-            times.append((result.started_at - eta) / timedelta(milliseconds=1))
-    return times

@@ -60,6 +60,7 @@ class Execution:
         limiter: the worker's threads.
         note: takes the progress that the task tells.
         freed: called, in a thread, when a plain function that was left to itself has ended.
+        waits: called in the loop when the attempt first lets others have their turn.
     """
 
     __slots__ = (
@@ -77,8 +78,10 @@ class Execution:
         "_task",
         "_thread_begun",
         "_thread_done",
+        "_waits",
         "context",
         "follows",
+        "has_waited",
         "lease",
     )
 
@@ -92,6 +95,7 @@ class Execution:
         limiter: anyio.CapacityLimiter,
         note: Callable[[Lease, Progress], object],
         freed: Callable[[Execution], object],
+        waits: Callable[[], object],
     ) -> None:
         self.lease: Final = task.lease
         self._task = task
@@ -104,7 +108,10 @@ class Execution:
         self._end: End | None = None
         self._clock = clock
         self.context: Final = TaskContext(task, None, note)
-        self._isolation = Isolation()
+        self._isolation = Isolation(self._wait)
+        self._waits = waits
+        # True once it has let others have their turn.
+        self.has_waited = False
         # True if the asyncio task that runs it has run another one before.
         self.follows = False
         self._in_thread = False
@@ -121,6 +128,11 @@ class Execution:
     def found_no_thread(self) -> bool:
         """True if a plain function was to be run in a thread, and was not."""
         return self._in_thread and not self._thread_begun
+
+    def _wait(self) -> None:
+        if not self.has_waited:
+            self.has_waited = True
+            self._waits()
 
     def leave(self) -> bool:
         """Tell that nobody waits for the attempt any more; True if a thread still runs it."""

@@ -62,7 +62,7 @@ class Runners:
         loop: the worker's loop.
         report: takes each outcome, and ``None`` for an attempt whose lease is lost.
         note: takes the progress that tasks tell, from any thread.
-        freed: called when there is room for more; `start_waiting` is to follow.
+        freed: called when there is room for more; `start_next` is to follow.
     """
 
     def __init__(
@@ -89,6 +89,8 @@ class Runners:
         self._running: dict[Lease, Execution] = {}
         # Threads that nobody waits for any more still keep their place.
         self._left: set[Execution] = set()
+        # Runners that will look for their next task without waiting for anything.
+        self._awake = 0
         self._mean: float | None = None
         self._last = 0.0
         self._wary_until = float("-inf")
@@ -128,46 +130,67 @@ class Runners:
             self._threads,
             self._note,
             self._thread_ended,
+            self._one_waits,
         )
+        now = self._clock.monotonic()
         if task.crashes:
-            self._wary_until = self._clock.monotonic() + _WARY
-        if self.idle_places > 0:
+            self._wary_until = now + _WARY
+            if self.idle_places <= len(self._ahead):
+                # One of those that were lost together kills its worker. If it does so again, the
+                # innocent ones must not be held by that worker.
+                self._report(execution.lease, Outcome.release(execution.lease))
+                return
+        self._ahead.append((execution, now))
+        self.start_next()
+
+    def start_next(self) -> None:
+        """Start one more runner, unless one is about to take what comes next.
+
+        Starting one costs as much as a short task does, and tasks that never wait need one only.
+        """
+        if self._ahead and not self._awake and self.idle_places > 0:
+            execution, _ = self._ahead.popleft()
             self._running[execution.lease] = execution
+            self._awake += 1
             self._group.start_soon(self._run, execution)
-        elif task.crashes:
-            # One of those that were lost together kills its worker. If it does so again, the
-            # innocent ones must not be held by that worker.
-            self._report(execution.lease, Outcome.release(execution.lease))
-        else:
-            self._ahead.append((execution, self._clock.monotonic()))
+
+    def _one_waits(self) -> None:
+        """Let the next one begin while an attempt waits; in the loop."""
+        self._awake -= 1
+        self.start_next()
 
     async def _run(self, first: Execution) -> None:
         """One runner, to whom a task may do what it likes."""
+        current = [first]
         try:
-            await self._run_each(first)
+            await self._run_each(current)
         except RuntimeError:
             # trio's word for a scope that a task has entered and never left.
             _log.warning("a task left a cancel scope open; its runner is replaced")
+            self._conclude(current[0], _left_open(current[0]))
             self._freed()
+        except BaseException:
+            self._conclude(current[0], current[0].interrupted())
+            raise
 
-    async def _run_each(self, first: Execution) -> None:
-        """Run a task, and then what waits."""
+    async def _run_each(self, current: list[Execution]) -> None:
+        """Run a task, and then what waits; ``current`` is what is run at the moment."""
         host = None if self._loop.asyncio is None else asyncio.current_task()
         scopes = OpenScopes(host)
         started = 0
-        execution: Execution | None = first
-        done = first
+        execution: Execution | None = current[0]
         while execution is not None:
             # Entering a scope takes as long as a short task does: many tasks share one.
             with anyio.CancelScope() as scope:
                 while execution is not None and not scope.cancel_called:
-                    done = execution
-                    await self._execute(done, scope, scopes)
+                    current[0] = execution
+                    await self._execute(execution, scope, scopes)
                     started += 1
                     if not scope.cancel_called:
-                        execution = await self._following(done, started, host)
+                        execution = await self._following(execution, started, host)
             if scope.cancel_called:
-                execution = await self._following(done, started, host)
+                self._conclude(current[0], current[0].interrupted())
+                execution = await self._following(current[0], started, host)
 
     async def _following(
         self, done: Execution, started: int, host: asyncio.Task[Any] | None
@@ -184,6 +207,7 @@ class Runners:
         if self._last > _LONG_TURN:
             self.hand_back()
         if not self._ahead or self.idle_places <= 0:
+            self._awake -= 1
             self._freed()
             return None
         execution, _ = self._ahead.popleft()
@@ -205,38 +229,35 @@ class Runners:
     async def _execute(
         self, execution: Execution, scope: anyio.CancelScope, scopes: OpenScopes
     ) -> None:
-        lease = execution.lease
         start = self._clock.monotonic()
-        outcome: Outcome | None
+        cancelled = True
         try:
             outcome = await execution.run(scope)
+            cancelled = False
         except Exception as error:  # noqa: BLE001 - a worker never dies of a task
-            _log.exception("task %s: sitq failed to run it", lease.task_id)
-            if execution.found_no_thread:
-                outcome = Outcome.miss(lease, _NO_THREAD)  # by no fault of the task's
-            else:
-                text = f"{type(error).__name__}: sitq failed to run the task"
-                outcome = Outcome.failure(lease, text)
+            outcome = _not_run(execution, error)
+            cancelled = False
         except anyio.get_cancelled_exc_class():
             scopes.close(scope)
-            outcome = execution.interrupted()
             if anyio.current_effective_deadline() == float("-inf"):
                 raise
-            # Not the worker's cancellation: it was a scope that a task has left open.
-            if outcome is not None and not execution.follows:
-                outcome = Outcome.failure(lease, "CancelledError: by a scope of the task's own")
-        except BaseException:
-            outcome = Outcome.release(lease)  # it did not come to its end
-            raise
+            # Not the worker's cancellation.
+            outcome = _left_open(execution)
+            cancelled = False
         finally:
             scopes.close(scope)
             self._learn(self._clock.monotonic() - start)
+            self._awake += execution.has_waited - (cancelled and not scope.cancel_called)
             if execution.leave():
                 self._left.add(execution)
-            if self._running.pop(lease, None) is not None:
-                if outcome is not None and outcome.kind is not OutcomeKind.SUCCESS:
-                    self._tell(execution, outcome)
-                self._report(lease, outcome)
+        self._conclude(execution, outcome)
+
+    def _conclude(self, execution: Execution, outcome: Outcome | None) -> None:
+        """Report how an attempt has ended, unless that has been done."""
+        if self._running.pop(execution.lease, None) is not None:
+            if outcome is not None and outcome.kind is not OutcomeKind.SUCCESS:
+                self._tell(execution, outcome)
+            self._report(execution.lease, outcome)
 
     def _tell(self, execution: Execution, outcome: Outcome) -> None:
         """Log an end that is no success, without the error's text: that may hold arguments.
@@ -260,13 +281,6 @@ class Runners:
     def _give_up(self, execution: Execution) -> None:
         self._left.discard(execution)
         self._freed()
-
-    def start_waiting(self) -> None:
-        """Start runners for what waits, as far as there are places."""
-        while self._ahead and self.idle_places > 0:
-            execution, _ = self._ahead.popleft()
-            self._running[execution.lease] = execution
-            self._group.start_soon(self._run, execution)
 
     def end(self, lease: Lease, why: End) -> None:
         """End one attempt, if it is still there; one that waits is not begun."""
@@ -318,3 +332,20 @@ class Runners:
                 await ended.wait()
             finally:
                 self._freed = before
+
+
+def _not_run(execution: Execution, error: Exception) -> Outcome:
+    """The outcome of an attempt that sitq itself failed to run."""
+    lease = execution.lease
+    _log.error("task %s: sitq failed to run it", lease.task_id, exc_info=error)
+    if execution.found_no_thread:
+        return Outcome.miss(lease, _NO_THREAD)  # by no fault of the task's
+    return Outcome.failure(lease, f"{type(error).__name__}: sitq failed to run the task")
+
+
+def _left_open(execution: Execution) -> Outcome | None:
+    """The outcome of an attempt that was cancelled by a scope that some task has left open."""
+    outcome = execution.interrupted()
+    if outcome is None or execution.follows:
+        return outcome  # perhaps by one of the tasks before it: it is run once more
+    return Outcome.failure(execution.lease, "CancelledError: by a scope of the task's own")

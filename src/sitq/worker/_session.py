@@ -154,7 +154,7 @@ class Session:
             await self._sweep_all()
         while not (self._stopping or self._error):
             self._woken = anyio.Event()
-            runners.start_waiting()
+            runners.start_next()
             wait: float | None = None
             if room := runners.room:
                 try:

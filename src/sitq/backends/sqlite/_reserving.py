@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
-from typing import TYPE_CHECKING, NamedTuple
+from heapq import merge
+from itertools import islice
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sitq.backends._texts import UNREADABLE
 from sitq.backends.sqlite import _sql
@@ -11,10 +14,15 @@ from sitq.backends.sqlite._rows import Row, dump_rows, to_reserved
 from sitq.models import Reservation
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from sitq.backends.sqlite._work import Work
     from sitq.models import ReservedTask
 
 __all__ = ["Reserve", "reserve"]
+
+_BEFORE_ALL: Final = -(2**63)
+_SMALLEST_CHUNK: Final = 8
 
 
 class Reserve(NamedTuple):
@@ -88,7 +96,10 @@ def _due(work: Work, wish: Reserve, now: int) -> tuple[list[Row], float | None]:
         priority = max(level for level in levels.values() if level is not None)
         here = [queue for queue, level in levels.items() if level == priority]
         missing = wish.limit + 1 - len(rows)
-        rows += _merge([_due_at(work, queue, priority, now, missing) for queue in here])
+        if len(here) == 1:
+            rows += _due_at(work, here[0], priority, now, missing)
+        else:
+            rows += _due_among(work, here, priority, now, missing)
         if len(rows) > wish.limit:
             return rows[: wish.limit], 0.0
         for queue in here:
@@ -107,15 +118,50 @@ def _level(work: Work, queue: str, below: int | None) -> int | None:
 
 
 def _due_at(work: Work, queue: str, priority: int, now: int, limit: int) -> list[Row]:
+    """The due rows of one queue and one priority."""
     where = {"queue": queue, "priority": priority, "now": now, "limit": limit}
-    return work.rows(_sql.DUE, where)
+    return _parsed(work, work.rows(_sql.DUE, where))
 
 
-def _merge(lists: list[list[Row]]) -> list[Row]:
-    """Rows of one priority out of several queues, by eta and insertion."""
-    if len(lists) == 1:
-        return lists[0]
-    return sorted((row for rows in lists for row in rows), key=lambda row: (row[8], row[0]))
+def _due_among(work: Work, queues: list[str], priority: int, now: int, limit: int) -> list[Row]:
+    """The due rows of one priority out of several queues, by eta and insertion.
+
+    Only the keys that are needed to find them are read, from each queue's own part of the index.
+    """
+    chunk = max(_SMALLEST_CHUNK, 2 * limit // len(queues))
+    keys = merge(*(_keys(work, queue, priority, now, chunk) for queue in queues))
+    order = {seq: number for number, (_, seq) in enumerate(islice(keys, limit))}
+    rows = _parsed(work, work.rows(_sql.DUE_ROWS, {"rows": dump_rows(list(order))}))
+    return sorted(rows, key=lambda row: order[row[0]])
+
+
+def _keys(work: Work, queue: str, priority: int, now: int, chunk: int) -> Iterator[tuple[int, int]]:
+    """Etas and numbers of the due tasks of one queue and one priority, in order."""
+    where = {"queue": queue, "priority": priority, "now": now, "limit": chunk}
+    last = (_BEFORE_ALL, 0)
+    while True:
+        found = work.rows(_sql.DUE_KEYS, {**where, "eta": last[0], "seq": last[1]})
+        yield from found
+        if len(found) < chunk:
+            return
+        last = found[-1]
+
+
+def _parsed(work: Work, found: list[Row]) -> list[Row]:
+    """The rows of a JSON text."""
+    ((text,),) = found
+    return [
+        (*fields, timeout and float(timeout), retry, headers, _payload(work, fields[0], payload))
+        for *fields, timeout, retry, headers, payload in json.loads(text)
+    ]
+
+
+def _payload(work: Work, seq: int, shown: str | None) -> bytes:
+    """A payload that was shown as hexadecimal digits, or was too large to be shown."""
+    if shown is not None:
+        return bytes.fromhex(shown)
+    payload: bytes = work.execute(_sql.PAYLOAD, (seq,)).fetchone()[0]
+    return payload
 
 
 def _wait(work: Work, levels: list[tuple[str, int]], now: int) -> float | None:

@@ -74,14 +74,39 @@ SELECT priority FROM tasks WHERE status = 'pending' AND queue = ? AND priority <
 ORDER BY priority DESC LIMIT 1
 """
 
+# Tasks as one JSON text: for each row that came by itself, the thread would have to ask for the
+# interpreter's lock again, behind a busy event loop. Large payloads are left out.
+_AS_JSON: Final = """
+SELECT json_group_array(json_array(
+    seq, id, function, queue, epoch, attempts, misses, crashes, eta, enqueued_at,
+    CASE WHEN timeout IS NOT NULL THEN printf('%!.17g', timeout) END, retry, headers,
+    CASE WHEN length(payload) <= 4096 THEN hex(payload) END))
+"""
+
+_IS_DUE: Final = """
+    tasks INDEXED BY tasks_due
+    WHERE status = 'pending' AND queue = :queue AND priority = :priority AND eta <= :now
+      AND (expires_at IS NULL OR expires_at > :now)
+"""
+
 # The due tasks of one queue and one priority, in order of eta and insertion.
-DUE: Final = """
-SELECT seq, id, function, queue, epoch, attempts, misses, crashes, eta, enqueued_at, timeout,
-       retry, headers, payload
-FROM tasks INDEXED BY tasks_due
-WHERE status = 'pending' AND queue = :queue AND priority = :priority AND eta <= :now
-  AND (expires_at IS NULL OR expires_at > :now)
-ORDER BY eta, seq LIMIT :limit
+DUE: Final = f"""{_AS_JSON}
+FROM (SELECT * FROM {_IS_DUE} ORDER BY eta, seq LIMIT :limit)
+"""
+
+# Where the due tasks of one queue and one priority stand among others, after one of them.
+DUE_KEYS: Final = f"""
+SELECT eta, seq FROM {_IS_DUE} AND (eta, seq) > (:eta, :seq) ORDER BY eta, seq LIMIT :limit
+"""
+
+# The tasks of a batch of keys, in any order.
+DUE_ROWS: Final = f"""{_AS_JSON}
+FROM tasks WHERE seq IN (SELECT value FROM json_each(:rows))
+"""
+
+# The payload of one task.
+PAYLOAD: Final = """
+SELECT payload FROM tasks WHERE seq = ?
 """
 
 # The earliest eta to come of one queue and one priority.
