@@ -152,7 +152,9 @@ async def test_a_server_that_falls_silent_is_given_up_in_time(
     monkeypatch.setattr(_driver, "_CONNECT_SECONDS", 0.3)
     backend = await opened(proxy.dsn, statement_timeout=0.3)
     proxy.fall_silent()
-    with anyio.fail_after(10), pytest.raises(BackendConnectionError, match="outcome is unknown"):
+    # It depends on whether a notification that had been put off met the silence first.
+    told = "outcome is unknown|did not answer in time"
+    with anyio.fail_after(10), pytest.raises(BackendConnectionError, match=told):
         await backend.enqueue([new_task()])
     await backend.close()
 
