@@ -12,6 +12,7 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
+import anyio.to_thread
 import pytest
 
 from sitq import TaskQueue, TaskStatus, Worker, call
@@ -33,11 +34,11 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     return new_place(request.param, tmp_path)
 
 
-def assert_not_locked(place: Place) -> None:
+async def assert_not_locked(place: Place) -> None:
     """Another connection gets the write lock, as soon as a unit under way has ended."""
     if isinstance(place, str):
         lock = "DO 'BEGIN LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE; END'"
-        query(place, lock)
+        await anyio.to_thread.run_sync(query, place, lock)  # it may wait for this loop
         return
     with closing(sqlite3.connect(place, timeout=5, isolation_level=None)) as connection:
         connection.execute("BEGIN IMMEDIATE")
@@ -98,7 +99,7 @@ async def test_callers_cancelled_at_random_leave_a_working_queue(place: Place) -
             for number in range(250):
                 group.start_soon(enqueue, number)
                 group.start_soon(wait, first)
-        assert_not_locked(place)
+        await assert_not_locked(place)
         drained = await Worker(backend_at(place), max_concurrency=50).drain()
         assert len(acknowledged) + 1 <= drained <= 251
         for task_id in acknowledged:
@@ -133,7 +134,7 @@ async def test_every_call_cancelled_at_every_step_leaves_no_lock(place: Place, s
         ]
         for work in works:
             await cancelled_after(steps, work)
-            assert_not_locked(place)
+            await assert_not_locked(place)
             await queue.enqueue(note, 5)
 
 
