@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from datetime import timedelta
 from enum import Enum, auto
+from functools import partial
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,21 +13,24 @@ import anyio
 from anyio import to_thread
 
 from sitq.context import CURRENT, TaskContext
-from sitq.errors import SitqError
+from sitq.errors import SitqError, UsageError
 from sitq.models import Outcome, RetryPolicy
 from sitq.retry import Retry, backoff, wants_retry
 from sitq.signing import unseal
 from sitq.worker._errors import error_text, traceback_text
 from sitq.worker._isolation import Isolation, is_cancelled_by
+from sitq.worker._reporter import Fallback
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from sitq.functions import TaskFunction
     from sitq.models import Lease, Progress, ReservedTask
-    from sitq.protocols import Clock, Serializer
+    from sitq.protocols import Backend, Serializer
 
 __all__ = ["End", "Execution"]
+
+_NOT_COMMITTED: Final = "the transaction that completed this task was not committed"
 
 
 class End(Enum):
@@ -56,7 +60,7 @@ class Execution:
         function: the function to call.
         serializer: rebuilds the arguments.
         retry: the policy of tasks that have none of their own.
-        clock: for the deadline.
+        backend: for its clock, and for a task that completes itself.
         limiter: the worker's threads.
         note: takes the progress that the task tells.
         freed: called, in a thread, when a plain function that was left to itself has ended.
@@ -68,7 +72,7 @@ class Execution:
         function: TaskFunction[Any],
         serializer: Serializer,
         retry: RetryPolicy | None,
-        clock: Clock,
+        backend: Backend,
         limiter: anyio.CapacityLimiter,
         note: Callable[[Lease, Progress], object],
         freed: Callable[[Execution], object],
@@ -84,8 +88,9 @@ class Execution:
         self._end: End | None = None
         deadline = None
         if task.timeout is not None:
-            deadline = clock.now() + timedelta(seconds=task.timeout)
-        self.context: Final = TaskContext(task, deadline, note)
+            deadline = backend.clock.now() + timedelta(seconds=task.timeout)
+        encode = partial(function.dump_result, serializer)
+        self.context: Final = TaskContext(task, deadline, note, backend, encode)
         self._isolation = Isolation()
         self.follows = False
         """True if the asyncio task that runs it has run another one before."""
@@ -130,6 +135,13 @@ class Execution:
         ended = await self._call(*arguments)
         if self._end is End.LEASE_LOST:
             return None
+        if not self.context.completed:
+            return self._outcome(ended)
+        if isinstance(ended, tuple):
+            ended = _Raised(UsageError(_NOT_COMMITTED))
+        return Fallback.of(self._outcome(ended))
+
+    def _outcome(self, ended: tuple[Any] | _Raised | None) -> Outcome:
         if ended is None:
             if self._end is End.SHUTDOWN:
                 return Outcome.release(self.lease)

@@ -14,19 +14,32 @@ from sitq.errors import (
     BackendError,
     BackendFullError,
 )
+from sitq.models import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sitq.models import Lease, Outcome
+    from sitq.models import Lease
     from sitq.protocols import Backend
 
-__all__ = ["Reporter", "Streak"]
+__all__ = ["Fallback", "Reporter", "Streak"]
 
 _log: Final = logging.getLogger(__name__)
 
 _PASSING: Final = (BackendBusyError, BackendConnectionError, BackendFullError)
 _GROUP: Final = 1000
+
+
+class Fallback(Outcome):
+    """What becomes of a task that completed itself in a transaction that was not committed.
+
+    If it was committed, the store refuses this, and that is as it should be.
+    """
+
+    @classmethod
+    def of(cls, outcome: Outcome) -> Fallback:
+        """The same outcome, expected to be refused."""
+        return cls(**dict(outcome))
 
 
 class Streak:
@@ -159,7 +172,7 @@ class Reporter:
         return pause
 
     def _settle(self, outcome: Outcome, accepted: bool) -> None:  # noqa: FBT001
-        if not accepted:
+        if not accepted and not isinstance(outcome, Fallback):
             _log.warning(
                 "task %s: the %s of epoch %d came after its lease was lost; it changed nothing",
                 outcome.task_id,

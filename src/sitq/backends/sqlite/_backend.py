@@ -16,6 +16,7 @@ from sitq.backends.sqlite import _units
 from sitq.backends.sqlite._finishing import cancel, finish
 from sitq.backends.sqlite._reserving import Reserve, reserve
 from sitq.backends.sqlite._session import Session
+from sitq.backends.sqlite._transaction import join
 from sitq.clock import SystemClock
 from sitq.errors import UsageError, ValidationError
 from sitq.models import Outcome
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from sitq.ids import TaskId
     from sitq.models import Lease, Progress, Reservation, Result, Task, TaskInfo
     from sitq.protocols import Clock, LeaseKeeper, Listener, Topic
+    from sitq.transactions import AnyConnection, Transaction
 
 __all__ = ["SQLiteBackend"]
 
@@ -210,9 +212,18 @@ class SQLiteBackend:
 
     def lease_keeper(self) -> LeaseKeeper:
         """See `sitq.protocols.Backend.lease_keeper`."""
+        return self._use_anywhere().lease_keeper()
+
+    def join(self, connection: AnyConnection) -> Transaction:
+        """See `sitq.transactions.TransactionalBackend.join`."""
+        return join(connection, self._path, self._use_anywhere)
+
+    def _use_anywhere(self) -> Session:
+        """What is open, for a caller in any thread."""
         if self._open is None:
-            raise UsageError(f"{self!r} is not open")
-        return self._open.lease_keeper()
+            raise UsageError(f"{self!r} is not open: use 'async with' on its queue, or connect()")
+        self._check_fork(self._open)
+        return self._open
 
 
 def _hand_back(loop: LoopRef, reservations: list[Reservation]) -> Request[bool] | None:
