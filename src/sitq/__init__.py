@@ -25,6 +25,8 @@ from sitq.retry import Retry
 from sitq.serialization import MsgpackSerializer
 from sitq.states import TaskStatus
 from sitq.sync import SyncTaskQueue
+from sitq.transactions import TransactionalBackend
+from sitq.urls import connect
 from sitq.worker import Worker
 
 __all__ = [
@@ -56,10 +58,12 @@ __all__ = [
     "TaskNotFoundError",
     "TaskQueue",
     "TaskStatus",
+    "TransactionalBackend",
     "UsageError",
     "ValidationError",
     "Worker",
     "call",
+    "connect",
     "current_task",
     "task",
 ]

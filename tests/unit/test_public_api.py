@@ -41,10 +41,12 @@ NAMES = [
     "TaskNotFoundError",
     "TaskQueue",
     "TaskStatus",
+    "TransactionalBackend",
     "UsageError",
     "ValidationError",
     "Worker",
     "call",
+    "connect",
     "current_task",
     "task",
 ]
@@ -94,7 +96,8 @@ def test_every_error_has_the_root_and_hides_no_builtin() -> None:
 def test_importing_sitq_needs_no_extra_and_starts_no_loop() -> None:
     program = (
         "import sys, threading, sitq; "
-        "heavy = {'trio', 'asyncpg', 'pytest', 'hypothesis', 'sitq.testing'} & set(sys.modules); "
+        "extras = {'trio', 'asyncpg', 'psycopg', 'sqlalchemy'}; "
+        "heavy = {*extras, 'pytest', 'hypothesis', 'sitq.testing'} & set(sys.modules); "
         "assert not heavy, heavy; assert threading.active_count() == 1"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, timeout=30)
