@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from sitq import (
+    BackendBusyError,
     LeaseLostError,
     Result,
     RetryPolicy,
+    SQLiteBackend,
     TaskQueue,
     TaskStatus,
     UsageError,
@@ -24,6 +28,8 @@ from sitq import (
     task,
 )
 from sitq.backends.memory import MemoryBackend
+from sitq.backends.sqlite._keeper import FileLeaseKeeper
+from sitq.models import LeaseState
 from sitq.testing import FakeClock
 from tests.transactions.kinds import BLOCKING, Own, Place, opened
 
@@ -228,6 +234,39 @@ async def test_the_function_may_go_on_for_many_heartbeats_after_the_commit(
     async with working(place, lease=0.5):
         await went_on.wait()
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+@pytest.mark.parametrize("kind", ["sqlite3"], indirect=True)
+async def test_heartbeats_before_the_store_has_judged_warn_of_nothing(
+    queue: TaskQueue,
+    place: Place,
+    own: Own,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The function has ended, and what it comes to waits for a store in trouble."""
+    renew, finish = FileLeaseKeeper.renew, SQLiteBackend.finish
+    lost = threading.Event()
+
+    def beat(*args: Any) -> list[LeaseState]:
+        states = renew(*args)
+        if LeaseState.LOST in states:
+            lost.set()
+        return states
+
+    async def refuse(*args: Any) -> list[bool]:
+        if not lost.is_set():
+            raise BackendBusyError("locked")
+        return await finish(*args)
+
+    monkeypatch.setattr(FileLeaseKeeper, "renew", beat)
+    monkeypatch.setattr(SQLiteBackend, "finish", refuse)
+    async with working(place, lease=0.3):
+        task_id = await queue.enqueue(pay, 7)
+        await anyio.to_thread.run_sync(lost.wait)
+    assert (await outcome(queue, task_id)).status is TaskStatus.SUCCESS
+    warnings = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
+    assert warnings == ["cannot store outcomes, will try again: locked"]
 
 
 async def test_a_lost_lease_raises_and_the_writes_are_rolled_back(

@@ -102,6 +102,12 @@ class Reporter:
         """Tell if the outcome of a lease is with the store at this moment."""
         return any(outcome.lease == lease for outcome in self._group)
 
+    def expects_refusal(self, lease: Lease) -> bool:
+        """Tell if what waits for a lease is there only in case that its success was rolled back."""
+        return any(
+            isinstance(outcome, Fallback) and outcome.lease == lease for outcome in self._waiting
+        )
+
     def _update(self) -> None:
         """Bring the two events in line with what waits."""
         if self._waiting:

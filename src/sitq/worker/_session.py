@@ -263,7 +263,7 @@ class Session:
     def _lose(self, lease: Lease) -> None:
         if not self._beats.keeps(lease) or self._reporter.is_writing(lease):
             return  # its outcome is stored, or the store is about to judge it
-        if self._runners is not None and self._runners.has_completed(lease):
+        if self._has_completed(lease):
             # By its own transaction, most likely: the store will tell when the function ends.
             self._beats.remove(lease)
             return
@@ -272,6 +272,11 @@ class Session:
         self._reporter.drop(lease)
         if self._runners is not None:
             self._runners.end(lease, End.LEASE_LOST)
+
+    def _has_completed(self, lease: Lease) -> bool:
+        """Tell if an attempt has completed itself in a transaction, committed or not."""
+        is_running = self._runners is not None and self._runners.has_completed(lease)
+        return is_running or self._reporter.expects_refusal(lease)
 
     async def _maintain(self) -> None:
         """Sweep the store and give up leases that could not be renewed in time."""
