@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -45,7 +45,7 @@ class Bank(SyncConnection, Protocol):
 
 
 @contextmanager
-def transaction(url: str) -> Iterator[Bank]:
+def transaction(url: str) -> Generator[Bank, None, None]:
     """Open the bank's database; commit at the end, or roll back what an exception has ended."""
     path = url.removeprefix("sqlite:///")
     # Who is going to write says so at once: it waits for its turn then, and not in the middle.
