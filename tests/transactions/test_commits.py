@@ -6,6 +6,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import anyio
 import pytest
@@ -41,13 +42,15 @@ def rings(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
     return rings
 
 
-def watching() -> int:
-    return sum(thread.name == "sitq-commits" for thread in threading.enumerate())
+def is_watching(queue: TaskQueue) -> bool:
+    """Tell if the queue's store has a thread that looks out for commits."""
+    session: Any = queue._backend._users.use_from_thread()  # type: ignore[attr-defined]
+    return session._commits._thread is not None
 
 
-async def until_nobody_watches() -> None:
+async def until_nobody_watches(queue: TaskQueue) -> None:
     with anyio.fail_after(20):
-        while watching():  # noqa: ASYNC110 - a thread sets no event of the loop's
+        while is_watching(queue):  # noqa: ASYNC110 - a thread sets no event of the loop's
             await anyio.sleep(0.005)
 
 
@@ -55,13 +58,12 @@ async def test_the_thread_ends_when_there_is_nothing_to_expect(
     queue: TaskQueue, own: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_commits, "_IDLE", 0.0)
-    await until_nobody_watches()
     bound = queue.bind(own)
     for _ in range(3):
         await bound.enqueue(add, 1, 2)
-        assert watching() == 1
+        assert is_watching(queue)
         own.commit()
-        await until_nobody_watches()
+        await until_nobody_watches(queue)
 
 
 async def test_what_was_rolled_back_is_not_expected_for_ever(
@@ -72,10 +74,9 @@ async def test_what_was_rolled_back_is_not_expected_for_ever(
 ) -> None:
     monkeypatch.setattr(_commits, "_IDLE", 0.0)
     monkeypatch.setattr(_commits, "_PATIENCE", 0.05)
-    await until_nobody_watches()
     await queue.bind(own).enqueue(add, 1, 2)
     own.rollback()
-    await until_nobody_watches()
+    await until_nobody_watches(queue)
     assert rings == []
 
 
@@ -86,13 +87,12 @@ async def test_the_bell_rings_once_a_transaction_however_much_it_brings(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(_commits, "_IDLE", 0.0)
-    await until_nobody_watches()
     bound = queue.bind(own)
     for _ in range(50):
         await bound.enqueue(add, 1, 2)
     assert rings == []
     own.commit()
-    await until_nobody_watches()
+    await until_nobody_watches(queue)
     assert rings == [{"tasks"}]
 
 
@@ -144,7 +144,7 @@ async def test_a_store_that_cannot_be_watched_is_no_error_of_the_users(
     monkeypatch.setattr(_commits, "Bell", refuse)
     bound = queue.bind(own)
     await bound.enqueue(add, 1, 2)
-    await until_nobody_watches()
+    await until_nobody_watches(queue)
     monkeypatch.setattr(threading.Thread, "start", _no_more_threads)
     await bound.enqueue(add, 1, 2)
     monkeypatch.undo()

@@ -8,6 +8,11 @@ from typing import TYPE_CHECKING
 
 import aiosqlite
 
+from sitq.backends._transactions._postgres import (
+    AsyncpgLink,
+    AsyncPsycopgLink,
+    PsycopgLink,
+)
 from sitq.backends._transactions._sqlite import AiosqliteLink, SqliteLink
 from sitq.errors import UsageError
 
@@ -32,7 +37,7 @@ def link_to(connection: object) -> Link:
         return SqliteLink(connection)
     if isinstance(connection, aiosqlite.Connection):
         return AiosqliteLink(connection)
-    for room in (_sqlalchemy,):
+    for room in (_sqlalchemy, _psycopg, _asyncpg):
         link = room(connection)
         if link is not None:
             return link
@@ -46,3 +51,21 @@ def _sqlalchemy(connection: object) -> Link | None:
     from sitq.backends._transactions import _sqlalchemy as room
 
     return room.link_to(connection)
+
+
+def _psycopg(connection: object) -> Link | None:
+    psycopg = sys.modules.get("psycopg")
+    if psycopg is not None and isinstance(connection, psycopg.Connection):
+        return PsycopgLink(connection)
+    if psycopg is not None and isinstance(connection, psycopg.AsyncConnection):
+        return AsyncPsycopgLink(connection)
+    return None
+
+
+def _asyncpg(connection: object) -> Link | None:
+    asyncpg = sys.modules.get("asyncpg")
+    if asyncpg is None:
+        return None
+    if isinstance(connection, asyncpg.Connection | asyncpg.pool.PoolConnectionProxy):
+        return AsyncpgLink(connection)
+    return None

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
+
+    Values = Mapping[str, object] | Sequence[object]
 
 __all__ = ["Executor", "Link", "Row"]
 
@@ -28,8 +30,11 @@ class Executor(Protocol):
         """
         ...
 
-    async def fetch(self, statement: str, values: Mapping[str, object]) -> list[Row]:
-        """Run a statement with its named values bound (``:name``); return the rows it gives."""
+    async def fetch(self, statement: str, values: Values = ()) -> list[Row]:
+        """Run a statement, and return the rows it gives.
+
+        Its values are bound: by name (``:name``) on SQLite, by number (``$1``) on PostgreSQL.
+        """
         ...
 
 

@@ -18,7 +18,7 @@ T = TypeVar("T")
 async def savepoint(executor: Executor, work: Coroutine[Any, Any, T]) -> T:
     """Run a unit of work; if it raises, the transaction is as it was before."""
     try:
-        await executor.fetch("SAVEPOINT sitq", {})
+        await executor.fetch("SAVEPOINT sitq")
     except BaseException:
         work.close()
         raise
@@ -27,8 +27,8 @@ async def savepoint(executor: Executor, work: Coroutine[Any, Any, T]) -> T:
     except BaseException:
         # An error that has ended the whole transaction has taken the savepoint along.
         with suppress(Exception):
-            await executor.fetch("ROLLBACK TO SAVEPOINT sitq", {})
-            await executor.fetch("RELEASE SAVEPOINT sitq", {})
+            await executor.fetch("ROLLBACK TO SAVEPOINT sitq")
+            await executor.fetch("RELEASE SAVEPOINT sitq")
         raise
-    await executor.fetch("RELEASE SAVEPOINT sitq", {})
+    await executor.fetch("RELEASE SAVEPOINT sitq")
     return answer

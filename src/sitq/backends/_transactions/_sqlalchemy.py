@@ -5,6 +5,8 @@ Statements go through SQLAlchemy's own ``execute``, so that it knows of the tran
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
@@ -13,19 +15,26 @@ from sqlalchemy import exc, orm
 from sqlalchemy.ext import asyncio as ext
 
 from sitq._loops import run_inline
-from sitq.backends._transactions._sqlite import AT_ONCE, begin_of, in_thread_of
+from sitq.backends._transactions._postgres import AT_ONCE_THERE
+from sitq.backends._transactions._sqlite import begin_of, in_thread_of
 from sitq.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping
+    from collections.abc import Callable, Coroutine
 
-    from sitq.backends._transactions._ports import Executor, Link, Row
+    from sitq.backends._transactions._ports import Executor, Link, Row, Values
 
 __all__ = ["AsyncAlchemyLink", "SyncAlchemyLink", "link_to"]
 
 T = TypeVar("T")
 
-_text: Final = lru_cache(maxsize=64)(sqlalchemy.text)
+_NUMBER: Final = re.compile(r"\$(\d+)")
+
+
+@lru_cache(maxsize=64)
+def _text(statement: str) -> sqlalchemy.TextClause:
+    """A statement in SQLAlchemy's words: values are bound by name."""
+    return sqlalchemy.text(_NUMBER.sub(r"(:p\1)", statement))
 
 
 def link_to(connection: object) -> Link | None:
@@ -53,10 +62,12 @@ class AlchemyExecutor:
             if begin is not None:
                 await self.fetch(begin, {})
         elif connection.dialect.detect_autocommit_setting(_dbapi(connection)):
-            raise UsageError(f"bind: {AT_ONCE}")
+            raise UsageError(f"bind: {AT_ONCE_THERE}")
 
-    async def fetch(self, statement: str, values: Mapping[str, object]) -> list[Row]:
+    async def fetch(self, statement: str, values: Values = ()) -> list[Row]:
         """See `Executor.fetch`."""
+        if not isinstance(values, Mapping):
+            values = {f"p{number}": value for number, value in enumerate(values, start=1)}
         try:
             result = self._connection.execute(_text(statement), values)
             return [tuple(row) for row in result] if result.returns_rows else []

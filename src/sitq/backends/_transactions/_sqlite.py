@@ -10,11 +10,11 @@ from sitq.errors import UsageError
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Coroutine, Mapping
+    from collections.abc import Callable, Coroutine
 
     import aiosqlite
 
-    from sitq.backends._transactions._ports import Executor, Row
+    from sitq.backends._transactions._ports import Executor, Row, Values
 
 __all__ = ["AT_ONCE", "AiosqliteLink", "SqliteLink", "begin_of", "in_thread_of"]
 
@@ -59,7 +59,7 @@ class SqliteExecutor:
         if begin is not None:
             self._connection.execute(begin)
 
-    async def fetch(self, statement: str, values: Mapping[str, object]) -> list[Row]:
+    async def fetch(self, statement: str, values: Values = ()) -> list[Row]:
         """See `Executor.fetch`."""
         cursor = self._connection.cursor()
         cursor.row_factory = None  # rows may be anything to the connection's owner

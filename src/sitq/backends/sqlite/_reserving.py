@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from sitq.backends._texts import UNREADABLE
 from sitq.backends.sqlite import _sql
 from sitq.backends.sqlite._rows import Row, dump_rows, to_reserved
 from sitq.models import Reservation
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
     from sitq.models import ReservedTask
 
 __all__ = ["Reserve", "reserve"]
-
-UNREADABLE: Final = "BackendFormatError: the stored options of this task cannot be read"
 
 
 class Reserve(NamedTuple):

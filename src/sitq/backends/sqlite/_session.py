@@ -121,6 +121,13 @@ class Session:
             return MemoryLeaseKeeper(self.database)
         return FileLeaseKeeper(self._file, self._clock)
 
+    async def connect(self) -> None:
+        """Open the file, or make it."""
+        await self.database.connect()
+
+    def abandon(self) -> None:
+        """Nothing is left behind: the threads end once nobody knows the connections any more."""
+
     async def close(self) -> None:
         """Close the connections, after all that was asked of them before."""
         await self.database.close()

@@ -6,8 +6,9 @@ joined into one batch. `now` comes in with the `Work`; no unit reads a clock.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sitq.backends._texts import LOST_ERROR
 from sitq.backends.sqlite import _sql
 from sitq.backends.sqlite._rows import (
     cut,
@@ -48,10 +49,6 @@ __all__ = [
     "sweep",
     "sweep_is_due",
 ]
-
-LOST_ERROR: Final = (
-    "LeaseLostError: %d workers that ran this task died or hung before they reported"
-)
 
 
 class SweepLimits(NamedTuple):
