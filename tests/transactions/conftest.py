@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from sitq import TaskQueue
-from tests.transactions.kinds import AWAITED, KINDS, Own, Place, opened
+from tests.transactions.kinds import ASYNCIO_ONLY, KINDS, POSTGRES, Own, opened
+from tests.transactions.places import Place, PostgresPlace
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -19,7 +20,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _is_impossible(item: pytest.Item) -> bool:
     spec = getattr(item, "callspec", None)
     parameters = {} if spec is None else spec.params
-    return parameters.get("kind") in AWAITED and parameters.get("anyio_backend") == "trio"
+    return parameters.get("kind") in ASYNCIO_ONLY and parameters.get("anyio_backend") == "trio"
 
 
 @pytest.fixture
@@ -30,9 +31,12 @@ async def queue(place: Place) -> AsyncIterator[TaskQueue]:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    """Where the store is."""
-    return Place(tmp_path / "q.db")
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    """Where the store is: where the kind of connection leads to, or in a file."""
+    kind = request.getfixturevalue("kind") if "kind" in request.fixturenames else None
+    place = PostgresPlace() if kind in POSTGRES else Place(tmp_path / "q.db")
+    yield place
+    place.remove()
 
 
 @pytest.fixture(params=KINDS)

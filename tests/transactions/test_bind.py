@@ -11,7 +11,8 @@ from sitq import MsgpackSerializer, TaskQueue, TaskStatus, ValidationError, Work
 from sitq.models import Task
 from sitq.protocols import Backend
 from sitq.transactions import TransactionalBackend
-from tests.transactions.kinds import Own, Place
+from tests.transactions.kinds import Own
+from tests.transactions.places import Place
 from tests.unit.queue_support import add, greet
 
 pytestmark = pytest.mark.anyio

@@ -15,7 +15,7 @@ from sitq import TaskQueue, Worker
 from sitq.backends.sqlite import _commits
 from sitq.backends.sqlite._bell import Bell
 from sitq.protocols import Topic
-from tests.transactions.kinds import Place
+from tests.transactions.places import Place
 from tests.unit.queue_support import add
 
 pytestmark = pytest.mark.anyio

@@ -31,7 +31,8 @@ from sitq.backends.memory import MemoryBackend
 from sitq.backends.sqlite._keeper import FileLeaseKeeper
 from sitq.models import LeaseState
 from sitq.testing import FakeClock
-from tests.transactions.kinds import BLOCKING, Own, Place, opened
+from tests.transactions.kinds import BLOCKING, BLOCKING_POSTGRES, Own, opened
+from tests.transactions.places import Place
 
 pytestmark = pytest.mark.anyio
 
@@ -148,7 +149,7 @@ async def test_a_commit_is_the_success_and_its_waiters_are_woken(
     assert queue.deserialize_result(result) == 7
     assert result == await outcome(queue, task_id)
     assert (await queue.get_task(task_id)).attempts == 1
-    assert place.look("SELECT count(*) FROM leases") == [(0,)]
+    assert place.look(place.lost) == [(0,)]
     assert caplog.records == []
 
 
@@ -366,7 +367,7 @@ def pay_in_thread(kind: str, amount: int) -> int:
     return -1
 
 
-@pytest.mark.parametrize("kind", BLOCKING)
+@pytest.mark.parametrize("kind", [*BLOCKING, *BLOCKING_POSTGRES])
 async def test_a_plain_function_completes_itself_too(
     queue: TaskQueue, place: Place, kind: str
 ) -> None:

@@ -18,7 +18,8 @@ from sqlalchemy.ext import asyncio as ext
 
 from sitq import BackendBusyError, SQLiteBackend, SyncTaskQueue, TaskQueue, UsageError, call
 from sitq.backends.memory import MemoryBackend
-from tests.transactions.kinds import BLOCKING, Own, Place, opened
+from tests.transactions.kinds import BLOCKING, Own, opened
+from tests.transactions.places import Place
 from tests.unit.queue_support import add
 
 pytestmark = pytest.mark.anyio
