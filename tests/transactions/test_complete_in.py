@@ -159,19 +159,15 @@ async def test_nobody_sees_the_success_before_the_commit(
     task_id = await queue.enqueue(pay_and_forget, 7)
     statuses = []
 
-    async def look() -> None:
-        statuses.append((await queue.get_task(task_id)).status)
+    rollback = own.rollback
 
-    own.rollback = lambda: _first(look, own.given.rollback)  # type: ignore[method-assign]
+    async def look_and_roll_back() -> None:
+        statuses.append((await queue.get_task(task_id)).status)
+        await rollback()
+
+    own.rollback = look_and_roll_back  # type: ignore[method-assign]
     await Worker(place.backend()).drain()
     assert statuses == [TaskStatus.IN_PROGRESS]
-
-
-async def _first(*steps: Callable[[], Any]) -> None:
-    from tests.transactions.kinds import settled
-
-    for step in steps:
-        await settled(step())
 
 
 async def test_a_rollback_is_a_failure_that_says_so(
