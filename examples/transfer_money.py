@@ -6,7 +6,8 @@ task does: both are written in one transaction too, by `bind`.
 
     python examples/transfer_money.py [URL [ORDERS]]
 
-URL is that of a new store, `sqlite:///bank.db` say; without one, a temporary file is used.
+URL is that of a new store, `sqlite:///bank.db` or `postgresql://user@host/database` say; without
+one, a temporary file is used. PostgreSQL needs the extra `postgres`, and psycopg.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ URL = os.environ.get("BANK_URL", "")
 
 
 class Bank(SyncConnection, Protocol):
-    """A connection with a transaction open: sqlite3's and psycopg's have this in common."""
+    """A connection with a transaction open: what sqlite3's and psycopg's have in common."""
 
     def execute(self, query: Any, params: Any = ..., /) -> Any:
         """Run one statement."""
@@ -47,20 +48,33 @@ class Bank(SyncConnection, Protocol):
 @contextmanager
 def transaction(url: str) -> Generator[Bank, None, None]:
     """Open the bank's database; commit at the end, or roll back what an exception has ended."""
-    path = url.removeprefix("sqlite:///")
-    # Who is going to write says so at once: it waits for its turn then, and not in the middle.
-    with closing(sqlite3.connect(path, timeout=30, isolation_level="IMMEDIATE")) as bank, bank:
-        yield bank
+    if url.startswith("postgresql:"):
+        import psycopg
+
+        with psycopg.connect(url, cursor_factory=psycopg.RawCursor) as bank:
+            yield bank
+    else:
+        path = url.removeprefix("sqlite:///")
+        # Who is going to write says so at once, and then waits for its turn before it begins.
+        with closing(sqlite3.connect(path, timeout=30, isolation_level="IMMEDIATE")) as file, file:
+            yield file
+
+
+def run(bank: Bank, statement: str, *values: int) -> Any:
+    """Run one statement; where PostgreSQL writes $1, SQLite writes ?1."""
+    if isinstance(bank, sqlite3.Connection):
+        statement = statement.replace("$", "?")
+    return bank.execute(statement, values)
 
 
 @task(retry=RetryPolicy(max_attempts=100, delay=0.05, factor=1))
 def transfer(source: int, target: int, amount: int) -> int:
     """Move money from one account to another."""
     with transaction(URL) as bank:
-        move = "UPDATE accounts SET balance = balance + ? WHERE number = ?"
-        bank.execute(move, (-amount, source))
+        move = "UPDATE accounts SET balance = balance + $1 WHERE number = $2"
+        run(bank, move, -amount, source)
         time.sleep(random.uniform(0, 0.01))  # a kill between the two would lose the money
-        bank.execute(move, (amount, target))
+        run(bank, move, amount, target)
         current_task().complete_in_sync(bank, amount)
     return amount  # of no account any more: the task has succeeded with the commit
 
@@ -74,10 +88,10 @@ async def work() -> None:
 def prepare(url: str) -> None:
     """Make the bank's tables beside the tasks."""
     with transaction(url) as bank:
-        bank.execute("CREATE TABLE accounts (number INTEGER PRIMARY KEY, balance INTEGER NOT NULL)")
-        bank.execute("CREATE TABLE orders (source INTEGER, target INTEGER, amount INTEGER)")
+        run(bank, "CREATE TABLE accounts (number INTEGER PRIMARY KEY, balance INTEGER NOT NULL)")
+        run(bank, "CREATE TABLE orders (source INTEGER, target INTEGER, amount INTEGER)")
         for number in range(ACCOUNTS):
-            bank.execute("INSERT INTO accounts VALUES (?, ?)", (number, START))
+            run(bank, "INSERT INTO accounts VALUES ($1, $2)", number, START)
 
 
 def order(queue: SyncTaskQueue, url: str, count: int) -> list[str]:
@@ -87,7 +101,7 @@ def order(queue: SyncTaskQueue, url: str, count: int) -> list[str]:
         source, target = random.sample(range(ACCOUNTS), 2)
         amount = random.randint(1, 100)
         with suppress(KeyError), transaction(url) as bank:
-            bank.execute("INSERT INTO orders VALUES (?, ?, ?)", (source, target, amount))
+            run(bank, "INSERT INTO orders VALUES ($1, $2, $3)", source, target, amount)
             task_id = queue.bind(bank).enqueue(transfer, source, target, amount)
             if number % 5 == 4:
                 raise KeyError("neither the order nor the task comes to be")
@@ -123,8 +137,8 @@ def wait_and_kill(queue: SyncTaskQueue, url: str, ids: Sequence[str]) -> int:
 def check(url: str) -> tuple[int, int]:
     """Compare the balances with the orders; return the sum of all money, and how many orders."""
     with transaction(url) as bank:
-        orders = bank.execute("SELECT source, target, amount FROM orders").fetchall()
-        balances = dict(bank.execute("SELECT number, balance FROM accounts").fetchall())
+        orders = run(bank, "SELECT source, target, amount FROM orders").fetchall()
+        balances = dict(run(bank, "SELECT number, balance FROM accounts").fetchall())
     expected = Counter(dict.fromkeys(range(ACCOUNTS), START))
     for source, target, amount in orders:
         expected[source] -= amount

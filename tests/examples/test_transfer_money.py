@@ -4,19 +4,37 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
+import psycopg
 import pytest
+
+from tests.postgres.servers import dsn
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "transfer_money.py"
 
 
-@pytest.fixture(params=["sqlite"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """The URL of a new store."""
-    return f"sqlite:///{tmp_path / 'bank.db'}"
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'bank.db'}"
+        return
+    name = f"bank_{secrets.token_hex(6)}"
+    with psycopg.connect(dsn(), autocommit=True) as server:
+        server.execute(f"CREATE DATABASE {name}".encode())
+        yield of_database(name)
+        server.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+
+def of_database(name: str) -> str:
+    """The URL of another database of the same server."""
+    return urlunsplit(urlsplit(dsn())._replace(path=f"/{name}"))
 
 
 @pytest.mark.timeout(180)
