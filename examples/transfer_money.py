@@ -71,10 +71,12 @@ def run(bank: Bank, statement: str, *values: int) -> Any:
 def transfer(source: int, target: int, amount: int) -> int:
     """Move money from one account to another."""
     with transaction(URL) as bank:
-        move = "UPDATE accounts SET balance = balance + $1 WHERE number = $2"
-        run(bank, move, -amount, source)
-        time.sleep(random.uniform(0, 0.01))  # a kill between the two would lose the money
-        run(bank, move, amount, target)
+        # In one order everywhere, so that two transfers never wait for each other.
+        for number, change in sorted([(source, -amount), (target, amount)]):
+            run(
+                bank, "UPDATE accounts SET balance = balance + $1 WHERE number = $2", change, number
+            )
+            time.sleep(random.uniform(0, 0.01))  # a kill here would lose the money
         current_task().complete_in_sync(bank, amount)
     return amount  # of no account any more: the task has succeeded with the commit
 
