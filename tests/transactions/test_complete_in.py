@@ -136,9 +136,14 @@ async def outcome(queue: TaskQueue, task_id: str) -> Result[object]:
 
 
 async def test_a_commit_is_the_success_and_its_waiters_are_woken(
-    queue: TaskQueue, place: Place, own: Own, caplog: pytest.LogCaptureFixture
+    queue: TaskQueue,
+    place: Place,
+    own: Own,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The waiter is told at the commit, while the function still runs."""
+    """The waiter is told at the commit, while the function still runs; it looks by itself never."""
+    monkeypatch.setattr("sitq.waiting._LOOK_EVERY", 3600.0)
     release = anyio.Event()
     Scene.after = staticmethod(release.wait)
     async with working(place):
