@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from sitq.serialization import MsgpackSerializer
     from sitq.states import TaskStatus
     from sitq.sync import SyncBoundQueue, SyncTaskQueue
+    from sitq.transactions import TransactionalBackend
+    from sitq.urls import connect
     from sitq.worker import Worker
 
 __all__ = [
@@ -68,10 +70,12 @@ __all__ = [
     "TaskNotFoundError",
     "TaskQueue",
     "TaskStatus",
+    "TransactionalBackend",
     "UsageError",
     "ValidationError",
     "Worker",
     "call",
+    "connect",
     "current_task",
     "task",
 ]
@@ -95,6 +99,8 @@ if not TYPE_CHECKING:
         "serialization": "MsgpackSerializer",
         "states": "TaskStatus",
         "sync": "SyncBoundQueue SyncTaskQueue",
+        "transactions": "TransactionalBackend",
+        "urls": "connect",
         "worker": "Worker",
     }
 

@@ -1,4 +1,4 @@
-"""The one module that knows asyncio from trio, and how to reach a loop from another thread."""
+"""The one module that knows asyncio from trio, how to reach a loop, and how to do without one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     import trio
 
-__all__ = ["LoopRef", "LoopThread", "SharedEvent", "in_event_loop"]
+__all__ = ["LoopRef", "LoopThread", "SharedEvent", "in_event_loop", "run_inline"]
 
 T = TypeVar("T")
 
@@ -173,3 +173,18 @@ class LoopThread:
                 self._loop.call_soon_threadsafe(self._loop.stop)
         if self._thread is not threading.current_thread():
             self._thread.join()
+
+
+def run_inline(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that never suspends, without any event loop.
+
+    Raises:
+        RuntimeError: it does suspend.
+    """
+    try:
+        work.send(None)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+    work.close()
+    raise RuntimeError("this coroutine needs an event loop")

@@ -1,4 +1,4 @@
-"""What a running task may know of itself: `current_task`."""
+"""What a running task may know of itself, and how it completes itself: `current_task`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pydantic
 
-from sitq.errors import UsageError, ValidationError
+from sitq._loops import run_inline
+from sitq.errors import LeaseLostError, UsageError, ValidationError
 from sitq.models import Progress, describe
+from sitq.transactions import TransactionalBackend
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
     from sitq.ids import TaskId
     from sitq.models import Lease, ReservedTask
+    from sitq.protocols import Backend
+    from sitq.transactions import AnyConnection, SyncConnection, Transaction
 
 __all__ = ["CURRENT", "TaskContext", "current_task"]
 
@@ -23,17 +27,24 @@ __all__ = ["CURRENT", "TaskContext", "current_task"]
 class TaskContext:
     """The attempt that the calling code runs in."""
 
-    __slots__ = ("_cancel_requested", "_note", "_task", "deadline")
+    __slots__ = (
+        "_backend", "_cancel_requested", "_completed", "_encode", "_note", "_task", "deadline"
+    )  # fmt: skip
 
     def __init__(
         self,
         task: ReservedTask,
         deadline: datetime | None,
         note: Callable[[Lease, Progress], object],
+        backend: Backend,
+        encode: Callable[[object], bytes],
     ) -> None:
         self._task: Final = task
         self._note: Final = note
+        self._backend: Final = backend
+        self._encode: Final = encode
         self._cancel_requested = False
+        self._completed = False
         self.deadline = deadline
         """The moment that the attempt's timeout ends it (UTC); ``None``: there is no timeout."""
 
@@ -82,6 +93,62 @@ class TaskContext:
     def request_cancel(self) -> None:
         """Let the task know that it is to end."""
         self._cancel_requested = True
+
+    @property
+    def completed(self) -> bool:
+        """True once the task has completed itself in a transaction, committed or not."""
+        return self._completed
+
+    async def complete_in(self, connection: AnyConnection, value: object = None) -> None:
+        """Record this task's success within the open transaction of a connection of yours.
+
+        If the transaction commits, the task has succeeded, in one moment with what else was
+        written in it; whatever the function does after that changes nothing. If it does not, the
+        attempt has failed. Its lease is checked in the transaction, so of all executions at most
+        one commits. End the transaction soon: while it is open, the lease may not be renewed.
+
+        Args:
+            connection: it leads to the store's own database; see `TaskQueue.bind`.
+            value: what the task returns; what the function itself returns does not count then.
+
+        Raises:
+            LeaseLostError: another attempt is the current one, or the task has completed itself
+                already: let the transaction roll back.
+            ValidationError: the value is not what the function's annotation says.
+            SerializationError: the value cannot be carried.
+            UsageError: the store cannot write through this connection.
+            BackendError: the store failed.
+        """
+        await self._complete(self._join(connection), value)
+
+    def complete_in_sync(self, connection: SyncConnection, value: object = None) -> None:
+        """As `complete_in`, for plain functions and connections that block.
+
+        Raises:
+            UsageError: the connection is one that must be awaited; and all that `complete_in`
+                raises.
+        """
+        transaction = self._join(connection)
+        if not transaction.blocking:
+            hint = "await complete_in(...) of an async function, or use a connection that blocks"
+            raise UsageError(f"complete_in_sync: this connection has to be awaited: {hint}")
+        run_inline(self._complete(transaction, value))
+
+    def _join(self, connection: AnyConnection) -> Transaction:
+        if not isinstance(self._backend, TransactionalBackend):
+            message = f"complete_in: {self._backend!r} cannot write within a transaction of yours"
+            raise UsageError(message)
+        return self._backend.join(connection)
+
+    async def _complete(self, transaction: Transaction, value: object) -> None:
+        if await transaction.succeed(self.lease, self._encode(value)):
+            self._completed = True
+        else:
+            again = ", or the task has completed itself already" if self._completed else ""
+            raise LeaseLostError(
+                f"task {self.id}: the lease of epoch {self.lease.epoch} is lost{again}; "
+                "let the transaction roll back"
+            )
 
     def progress(self, done: int, total: int | None = None, note: str = "") -> None:
         """Say how far the task is; never waits, from any thread. The last word counts.

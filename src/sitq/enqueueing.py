@@ -9,20 +9,19 @@ from anyio.lowlevel import checkpoint
 
 from sitq.errors import SerializationError, ValidationError
 from sitq.ids import new_task_id
-from sitq.options import TaskMaker
+from sitq.options import NO_OPTIONS, Options, TaskMaker, make_options
 from sitq.registry import Call, known
 from sitq.signing import seal, unseal
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from datetime import datetime, timedelta
 
-    from sitq.connection import Connection
     from sitq.ids import TaskId
-    from sitq.models import Task
-    from sitq.options import Options
-    from sitq.protocols import Backend, Serializer
+    from sitq.models import RetryPolicy, Task
+    from sitq.protocols import Clock, Serializer
 
-__all__ = ["BoundQueue", "Producer", "make_repeat", "refuse_own_eta"]
+__all__ = ["BoundQueue", "EnqueueMethods", "Producer", "make_repeat", "refuse_own_eta"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -32,12 +31,29 @@ _TURN: Final = 200
 
 
 class Producer:
-    """Encodes calls and stores them; nothing is stored unless all of them can be."""
+    """Encodes calls and stores them; nothing is stored unless all of them can be.
 
-    def __init__(self, backend: Backend, connection: Connection, serializer: Serializer) -> None:
-        self.backend: Final = backend
-        self._connection: Final = connection
+    Args:
+        name: what it stores in, for a ``repr``.
+        clock: the store's clock.
+        serializer: encodes the arguments.
+        store: takes what was encoded.
+        pause: lets others have their turn, in the middle of a long batch.
+    """
+
+    def __init__(
+        self,
+        name: object,
+        clock: Clock,
+        serializer: Serializer,
+        store: Callable[[Sequence[Task]], Awaitable[list[TaskId[Any]]]],
+        pause: Callable[[], Awaitable[None]] = checkpoint,
+    ) -> None:
+        self.name: Final = name
+        self._clock: Final = clock
         self._serializer: Final = serializer
+        self._store: Final = store
+        self._pause: Final = pause
 
     async def enqueue(
         self,
@@ -48,8 +64,7 @@ class Producer:
     ) -> TaskId[Any]:
         """Store one call."""
         task = self._encode(self._maker(func, options), args, kwargs)
-        await self._connection.use()
-        return (await self.backend.enqueue((task,)))[0]
+        return (await self._store((task,)))[0]
 
     async def enqueue_many(self, calls: Iterable[Call[Any]], options: Options) -> list[TaskId[Any]]:
         """Store calls, all or none."""
@@ -67,9 +82,8 @@ class Producer:
             except SerializationError as error:
                 raise SerializationError(f"calls[{index}]: {error}") from error
             if index % _TURN == _TURN - 1:
-                await checkpoint()
-        await self._connection.use()
-        return await self.backend.enqueue(tasks) if tasks else []
+                await self._pause()
+        return await self._store(tasks)
 
     def _maker_of(self, item: object, options: Options, before: TaskMaker | None) -> TaskMaker:
         """The maker for a call: the one before if it calls the same function."""
@@ -85,7 +99,7 @@ class Producer:
             given.close()  # or Python warns that nobody awaited it
             hint = "give the function and its arguments apart, as in enqueue(add, 1, 2)"
             raise ValidationError(f"func: {hint} (got a coroutine)")
-        return TaskMaker(known.add(func), options, self.backend.clock.now)
+        return TaskMaker(known.add(func), options, self._clock.now)
 
     def _encode(self, maker: TaskMaker, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Task:
         payload = maker.function.dump_arguments(self._serializer, args, kwargs)
@@ -100,7 +114,7 @@ class BoundQueue:
         self._options: Final = options
 
     def __repr__(self) -> str:
-        return f"BoundQueue({self._producer.backend!r}, {self._options!r})"
+        return f"BoundQueue({self._producer.name!r}, {self._options!r})"
 
     @overload
     async def enqueue(
@@ -131,6 +145,120 @@ class BoundQueue:
             UsageError: the queue is closed.
         """
         return await self._producer.enqueue_many(calls, self._options)
+
+
+class EnqueueMethods:
+    """What a queue and a queue bound to a transaction have in common.
+
+    Args:
+        producer: encodes and stores.
+    """
+
+    def __init__(self, producer: Producer) -> None:
+        self._producer: Final = producer
+
+    @overload
+    async def enqueue(
+        self,
+        func: Callable[..., Awaitable[R]],
+        /,
+        *args: object,
+        eta: datetime | None,
+        **kwargs: object,
+    ) -> TaskId[R]: ...
+    @overload
+    async def enqueue(
+        self, func: Callable[..., R], /, *args: object, eta: datetime | None, **kwargs: object
+    ) -> TaskId[R]: ...
+    @overload
+    async def enqueue(
+        self, func: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> TaskId[R]: ...
+    @overload
+    async def enqueue(
+        self, func: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
+    ) -> TaskId[R]: ...
+    async def enqueue(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskId[Any]:
+        """Store a task that calls ``func(*args, **kwargs)``, and return its id once it is durable.
+
+        With ``eta=`` type checkers cannot check the other arguments; ``options(eta=...).enqueue``
+        is the checked form.
+
+        Args:
+            func: an async or plain function that a worker can find by its name.
+            args: its positional arguments.
+            eta: the earliest moment to start, an aware datetime; ``None``: at once.
+            kwargs: its keyword arguments.
+
+        Raises:
+            ValidationError: the function or an argument was refused; nothing was stored.
+            SerializationError: an argument cannot be carried; nothing was stored.
+            BackendError: the store could not take it.
+            UsageError: the queue is closed.
+        """
+        options = NO_OPTIONS
+        if "eta" in kwargs:
+            refuse_own_eta(func)
+            options = make_options(eta=kwargs.pop("eta"))
+        return await self._producer.enqueue(func, args, kwargs, options)
+
+    async def enqueue_many(self, calls: Iterable[Call[R]]) -> list[TaskId[R]]:
+        """Store a task for each ``call(func, ...)``, all or none; return their ids in order.
+
+        Raises:
+            ValidationError: a call was refused, its number (from 0) is in the text.
+            SerializationError: an argument of a call cannot be carried; its number too.
+            BackendError: the store could not take them.
+            UsageError: the queue is closed.
+        """
+        return await self._producer.enqueue_many(calls, NO_OPTIONS)
+
+    def options(
+        self,
+        *,
+        eta: datetime | None = None,
+        delay: float | timedelta | None = None,
+        queue: str | None = None,
+        priority: int | None = None,
+        timeout: float | None = None,
+        retry: RetryPolicy | None = None,
+        unique_key: str | None = None,
+        expires_at: datetime | None = None,
+        result_ttl: float | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> BoundQueue:
+        """Return this queue with options for what is enqueued through it.
+
+        An option that is given comes before the one of ``@task``, which comes before sitq's.
+
+        Args:
+            eta: the earliest moment to start, an aware datetime; ``None``: at once.
+            delay: instead of ``eta``: seconds from each enqueue on, or a timedelta.
+            queue: the name of the queue that workers take it from; ``"default"``.
+            priority: -100 to 100; higher starts first; 0.
+            timeout: seconds that one attempt may take; no limit.
+            retry: when a failed attempt is followed by another; the worker's policy.
+            unique_key: while a task with this key is not final, its id is returned instead.
+            expires_at: an aware datetime; from then on the task is not started any more.
+            result_ttl: seconds that the result is kept; 7 days.
+            headers: up to 64 short texts that travel with the task, 8 KiB in all.
+
+        Raises:
+            ValidationError: an option was refused; the text names it.
+        """
+        given = make_options(
+            eta=eta,
+            delay=delay,
+            queue=queue,
+            priority=priority,
+            timeout=timeout,
+            retry=retry,
+            unique_key=unique_key,
+            expires_at=expires_at,
+            result_ttl=result_ttl,
+            headers=headers,
+        )
+        return BoundQueue(self._producer, given)
 
 
 def make_repeat(serializer: Serializer, old: Task) -> Task:

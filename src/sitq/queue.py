@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Final, ParamSpec, Self, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, cast, overload
+
+from anyio.lowlevel import checkpoint
 
 from sitq._ports import checked_backend, checked_serializer
 from sitq.backends.sqlite import SQLiteBackend
+from sitq.binding import TransactionQueue, joined
 from sitq.connection import Connection
-from sitq.enqueueing import BoundQueue, Producer, make_repeat, refuse_own_eta
+from sitq.enqueueing import BoundQueue, EnqueueMethods, Producer, make_repeat
 from sitq.errors import (
     SerializationError,
     TaskFailedError,
@@ -19,29 +22,27 @@ from sitq.errors import (
 )
 from sitq.ids import TaskId
 from sitq.models import Result
-from sitq.options import NO_OPTIONS, duration, make_options
+from sitq.options import duration
 from sitq.registry import known
 from sitq.states import TaskStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping
-    from datetime import datetime, timedelta
+    from collections.abc import Sequence
     from types import TracebackType
 
-    from sitq.models import RetryPolicy, TaskInfo
+    from sitq.models import Task, TaskInfo
     from sitq.protocols import Backend, Serializer
-    from sitq.registry import Call
+    from sitq.transactions import AnyConnection
 
-__all__ = ["BoundQueue", "TaskQueue"]
+__all__ = ["BoundQueue", "TaskQueue", "TransactionQueue"]
 
-P = ParamSpec("P")
 R = TypeVar("R")
 
 _ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _PRUNE_BATCH: Final = 1000
 
 
-class TaskQueue:
+class TaskQueue(EnqueueMethods):
     """Stores tasks for workers and reads their results. For asyncio and trio.
 
     Use it as ``async with queue:``, or call `connect` and `close`. The first use connects by
@@ -63,7 +64,9 @@ class TaskQueue:
         )
         self._serializer: Final = checked_serializer(serializer)
         self._connection: Final = Connection(self._backend)
-        self._producer: Final = Producer(self._backend, self._connection, self._serializer)
+        super().__init__(
+            Producer(self._backend, self._backend.clock, self._serializer, self._store)
+        )
 
     def __repr__(self) -> str:
         return f"TaskQueue({self._backend!r})"
@@ -93,108 +96,29 @@ class TaskQueue:
     ) -> None:
         await self.close()
 
-    @overload
-    async def enqueue(
-        self,
-        func: Callable[..., Awaitable[R]],
-        /,
-        *args: object,
-        eta: datetime | None,
-        **kwargs: object,
-    ) -> TaskId[R]: ...
-    @overload
-    async def enqueue(
-        self, func: Callable[..., R], /, *args: object, eta: datetime | None, **kwargs: object
-    ) -> TaskId[R]: ...
-    @overload
-    async def enqueue(
-        self, func: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs
-    ) -> TaskId[R]: ...
-    @overload
-    async def enqueue(
-        self, func: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
-    ) -> TaskId[R]: ...
-    async def enqueue(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskId[Any]:
-        """Store a task that calls ``func(*args, **kwargs)``, and return its id once it is durable.
+    def bind(self, connection: AnyConnection) -> TransactionQueue:
+        """Return this queue as it stores through an open connection of yours, in its transaction.
 
-        With ``eta=`` type checkers cannot check the other arguments; ``options(eta=...).enqueue``
-        is the checked form.
+        The tasks exist if and only if your transaction commits; workers are woken after that.
+        What is returned has `enqueue`, `enqueue_many` and `options`. A connection that blocks is
+        used at once, in the thread of the caller.
 
         Args:
-            func: an async or plain function that a worker can find by its name.
-            args: its positional arguments.
-            eta: the earliest moment to start, an aware datetime; ``None``: at once.
-            kwargs: its keyword arguments.
+            connection: it leads to the store's own database, and has a transaction open or opens
+                one with its next statement.
 
         Raises:
-            ValidationError: the function or an argument was refused; nothing was stored.
-            SerializationError: an argument cannot be carried; nothing was stored.
-            BackendError: the store could not take it.
-            UsageError: the queue is closed.
+            UsageError: the store cannot write through a connection of this kind. The rest about
+                the connection is told by the first enqueue.
         """
-        options = NO_OPTIONS
-        if "eta" in kwargs:
-            refuse_own_eta(func)
-            options = make_options(eta=kwargs.pop("eta"))
-        return await self._producer.enqueue(func, args, kwargs, options)
-
-    async def enqueue_many(self, calls: Iterable[Call[R]]) -> list[TaskId[R]]:
-        """Store a task for each ``call(func, ...)``, all or none; return their ids in order.
-
-        Raises:
-            ValidationError: a call was refused, its number (from 0) is in the text.
-            SerializationError: an argument of a call cannot be carried; its number too.
-            BackendError: the store could not take them.
-            UsageError: the queue is closed.
-        """
-        return await self._producer.enqueue_many(calls, NO_OPTIONS)
-
-    def options(
-        self,
-        *,
-        eta: datetime | None = None,
-        delay: float | timedelta | None = None,
-        queue: str | None = None,
-        priority: int | None = None,
-        timeout: float | None = None,
-        retry: RetryPolicy | None = None,
-        unique_key: str | None = None,
-        expires_at: datetime | None = None,
-        result_ttl: float | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> BoundQueue:
-        """Return this queue with options for what is enqueued through it.
-
-        An option that is given comes before the one of ``@task``, which comes before sitq's.
-
-        Args:
-            eta: the earliest moment to start, an aware datetime; ``None``: at once.
-            delay: instead of ``eta``: seconds from each enqueue on, or a timedelta.
-            queue: the name of the queue that workers take it from; ``"default"``.
-            priority: -100 to 100; higher starts first; 0.
-            timeout: seconds that one attempt may take; no limit.
-            retry: when a failed attempt is followed by another; the worker's policy.
-            unique_key: while a task with this key is not final, its id is returned instead.
-            expires_at: an aware datetime; from then on the task is not started any more.
-            result_ttl: seconds that the result is kept; 7 days.
-            headers: up to 64 short texts that travel with the task, 8 KiB in all.
-
-        Raises:
-            ValidationError: an option was refused; the text names it.
-        """
-        given = make_options(
-            eta=eta,
-            delay=delay,
-            queue=queue,
-            priority=priority,
-            timeout=timeout,
-            retry=retry,
-            unique_key=unique_key,
-            expires_at=expires_at,
-            result_ttl=result_ttl,
-            headers=headers,
+        transaction = joined(self._backend, connection)
+        return TransactionQueue(
+            self._backend, self._serializer, transaction, self._connection.use, checkpoint
         )
-        return BoundQueue(self._producer, given)
+
+    async def _store(self, tasks: Sequence[Task]) -> list[TaskId[Any]]:
+        await self._connection.use()
+        return await self._backend.enqueue(tasks) if tasks else []
 
     @overload
     async def get_result(

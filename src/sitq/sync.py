@@ -8,7 +8,7 @@ from concurrent.futures import CancelledError, wait
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, Self, TypeVar, overload
 
-from sitq._loops import LoopThread, in_event_loop
+from sitq._loops import LoopThread, in_event_loop, run_inline
 from sitq.errors import UsageError
 from sitq.queue import TaskQueue
 
@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
     from types import TracebackType
 
-    from sitq.enqueueing import BoundQueue
+    from sitq.enqueueing import BoundQueue, EnqueueMethods
     from sitq.ids import TaskId
     from sitq.models import Result, RetryPolicy, TaskInfo
     from sitq.protocols import Backend, Serializer
     from sitq.registry import Call
+    from sitq.transactions import SyncConnection
 
-__all__ = ["SyncBoundQueue", "SyncTaskQueue"]
+__all__ = ["SyncBoundQueue", "SyncEnqueueMethods", "SyncTaskQueue", "SyncTransactionQueue"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -93,7 +94,93 @@ class _Portal:
             raise UsageError("this queue was opened before a fork: make a new one in the child")
 
 
-class SyncTaskQueue:
+class _Inline:
+    """Runs coroutines that never suspend, in the caller's thread."""
+
+    def __init__(self, portal: _Portal) -> None:
+        self._portal: Final = portal
+
+    def run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Return what ``work`` returns."""
+        self.check()
+        return run_inline(work())
+
+    def check(self) -> None:
+        """Refuse a caller that must not be blocked."""
+        self._portal.check()
+
+
+class SyncEnqueueMethods:
+    """What a queue and a queue bound to a transaction have in common.
+
+    Args:
+        runner: runs what the source returns.
+        source: the same queue with ``async`` methods.
+    """
+
+    def __init__(self, runner: _Portal | _Inline, source: EnqueueMethods) -> None:
+        self._runner: Final = runner
+        self._source: Final = source
+
+    @overload
+    def enqueue(
+        self,
+        func: Callable[..., Awaitable[R]],
+        /,
+        *args: object,
+        eta: datetime | None,
+        **kwargs: object,
+    ) -> TaskId[R]: ...
+    @overload
+    def enqueue(
+        self, func: Callable[..., R], /, *args: object, eta: datetime | None, **kwargs: object
+    ) -> TaskId[R]: ...
+    @overload
+    def enqueue(
+        self, func: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> TaskId[R]: ...
+    @overload
+    def enqueue(self, func: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskId[R]: ...
+    def enqueue(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskId[Any]:
+        """See `TaskQueue.enqueue`."""
+        return self._runner.run(partial(self._source.enqueue, func, *args, **kwargs))
+
+    def enqueue_many(self, calls: Iterable[Call[R]]) -> list[TaskId[R]]:
+        """See `TaskQueue.enqueue_many`."""
+        return self._runner.run(partial(self._source.enqueue_many, calls))
+
+    def options(
+        self,
+        *,
+        eta: datetime | None = None,
+        delay: float | timedelta | None = None,
+        queue: str | None = None,
+        priority: int | None = None,
+        timeout: float | None = None,
+        retry: RetryPolicy | None = None,
+        unique_key: str | None = None,
+        expires_at: datetime | None = None,
+        result_ttl: float | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> SyncBoundQueue:
+        """See `TaskQueue.options`."""
+        bound = self._source.options(
+            eta=eta,
+            delay=delay,
+            queue=queue,
+            priority=priority,
+            timeout=timeout,
+            retry=retry,
+            unique_key=unique_key,
+            expires_at=expires_at,
+            result_ttl=result_ttl,
+            headers=headers,
+        )
+        self._runner.check()
+        return SyncBoundQueue(self._runner, bound)
+
+
+class SyncTaskQueue(SyncEnqueueMethods):
     """The methods of `TaskQueue` for code with no event loop; any number of threads may share it.
 
     Use it as ``with SyncTaskQueue(backend) as queue:``, or call `connect` and `close`. The first
@@ -112,6 +199,7 @@ class SyncTaskQueue:
     ) -> None:
         self._queue: Final = TaskQueue(backend, serializer)
         self._portal: Final = _Portal()
+        super().__init__(self._portal, self._queue)
 
     def __repr__(self) -> str:
         return f"Sync{self._queue!r}"
@@ -136,62 +224,11 @@ class SyncTaskQueue:
     ) -> None:
         self.close()
 
-    @overload
-    def enqueue(
-        self,
-        func: Callable[..., Awaitable[R]],
-        /,
-        *args: object,
-        eta: datetime | None,
-        **kwargs: object,
-    ) -> TaskId[R]: ...
-    @overload
-    def enqueue(
-        self, func: Callable[..., R], /, *args: object, eta: datetime | None, **kwargs: object
-    ) -> TaskId[R]: ...
-    @overload
-    def enqueue(
-        self, func: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs
-    ) -> TaskId[R]: ...
-    @overload
-    def enqueue(self, func: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskId[R]: ...
-    def enqueue(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskId[Any]:
-        """See `TaskQueue.enqueue`."""
-        return self._portal.run(partial(self._queue.enqueue, func, *args, **kwargs))
-
-    def enqueue_many(self, calls: Iterable[Call[R]]) -> list[TaskId[R]]:
-        """See `TaskQueue.enqueue_many`."""
-        return self._portal.run(partial(self._queue.enqueue_many, calls))
-
-    def options(
-        self,
-        *,
-        eta: datetime | None = None,
-        delay: float | timedelta | None = None,
-        queue: str | None = None,
-        priority: int | None = None,
-        timeout: float | None = None,
-        retry: RetryPolicy | None = None,
-        unique_key: str | None = None,
-        expires_at: datetime | None = None,
-        result_ttl: float | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> SyncBoundQueue:
-        """See `TaskQueue.options`."""
-        bound = self._queue.options(
-            eta=eta,
-            delay=delay,
-            queue=queue,
-            priority=priority,
-            timeout=timeout,
-            retry=retry,
-            unique_key=unique_key,
-            expires_at=expires_at,
-            result_ttl=result_ttl,
-            headers=headers,
-        )
-        self._portal.check()
-        return SyncBoundQueue(self._portal, bound)
+    def bind(self, connection: SyncConnection) -> SyncTransactionQueue:
+        """See `TaskQueue.bind`; a connection that must be awaited raises `UsageError`."""
+        bound = self._queue.bind(connection).inline()
+        self._portal.run(self._queue.connect)
+        return SyncTransactionQueue(_Inline(self._portal), bound)
 
     @overload
     def get_result(self, task_id: TaskId[R], timeout: float | None = None) -> Result[R] | None: ...
@@ -227,11 +264,18 @@ class SyncTaskQueue:
         return self._portal.run(partial(self._queue.prune, older_than))
 
 
+class SyncTransactionQueue(SyncEnqueueMethods):
+    """A queue within a transaction of the user's, from `SyncTaskQueue.bind`."""
+
+    def __repr__(self) -> str:
+        return f"Sync{self._source!r}"
+
+
 class SyncBoundQueue:
     """A queue with options, from `SyncTaskQueue.options`; every keyword goes to the function."""
 
-    def __init__(self, portal: _Portal, bound: BoundQueue) -> None:
-        self._portal: Final = portal
+    def __init__(self, runner: _Portal | _Inline, bound: BoundQueue) -> None:
+        self._runner: Final = runner
         self._bound: Final = bound
 
     def __repr__(self) -> str:
@@ -245,8 +289,8 @@ class SyncBoundQueue:
     def enqueue(self, func: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskId[R]: ...
     def enqueue(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskId[Any]:
         """See `BoundQueue.enqueue`."""
-        return self._portal.run(partial(self._bound.enqueue, func, *args, **kwargs))
+        return self._runner.run(partial(self._bound.enqueue, func, *args, **kwargs))
 
     def enqueue_many(self, calls: Iterable[Call[R]]) -> list[TaskId[R]]:
         """See `BoundQueue.enqueue_many`."""
-        return self._portal.run(partial(self._bound.enqueue_many, calls))
+        return self._runner.run(partial(self._bound.enqueue_many, calls))

@@ -6,11 +6,16 @@ reported when it is not needed. The rules of pyright are named beside those of m
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, assert_type
 
+import aiosqlite
 from pydantic import BaseModel
+from sqlalchemy import Connection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy.orm import Session
 
 from sitq import (
     Backend,
@@ -50,6 +55,7 @@ from sitq import (
 from sitq.backends.memory import MemoryBackend
 from sitq.clock import SystemClock
 from sitq.testing import FakeClock, FaultyBackend
+from sitq.transactions import TransactionalBackend
 
 
 class Order(BaseModel):
@@ -93,10 +99,12 @@ def marked(a: int) -> float:
 _b1: Backend = SQLiteBackend("sitq.db", synchronous="NORMAL")
 _b2: Backend = MemoryBackend()
 _b3: Backend = FaultyBackend(MemoryBackend())
+_b5: TransactionalBackend = SQLiteBackend("sitq.db")
 _s1: Serializer = MsgpackSerializer()
 _c1: Clock = SystemClock()
 _c2: Clock = FakeClock()
 _b4: Backend = MsgpackSerializer()  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+_b6: TransactionalBackend = MemoryBackend()  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
 _c3: Clock = MsgpackSerializer()  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
 _s2: Serializer = SystemClock()  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
 SQLiteBackend("sitq.db", synchronous="OFF")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
@@ -147,6 +155,34 @@ async def with_options(queue: TaskQueue, eta: datetime) -> None:
     queue.options(delay="1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     queue.options(headers={"a": 1})  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]
     queue.options(prio=1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+
+async def in_transactions(
+    queue: TaskQueue,
+    blocking: sqlite3.Connection | Connection | Session,
+    awaited: aiosqlite.Connection | AsyncConnection | AsyncSession,
+    eta: datetime,
+) -> None:
+    """Bound to a connection, a queue keeps all of its types."""
+    assert_type(await queue.bind(blocking).enqueue(add, 1, 2), TaskId[int])
+    bound = queue.bind(awaited)
+    assert_type(await bound.enqueue(join, "a", eta=eta), TaskId[str])
+    assert_type(
+        await bound.options(priority=1).enqueue(place, Order(number=1)), TaskId[Order | None]
+    )
+    assert_type(await bound.enqueue_many([call(add, 1)]), list[TaskId[int]])
+    await current_task().complete_in(blocking, 1)
+    await current_task().complete_in(awaited)
+    current_task().complete_in_sync(blocking, 1)
+    with SyncTaskQueue() as plain:
+        assert_type(plain.bind(blocking).enqueue(add, 1, 2), TaskId[int])
+        assert_type(plain.bind(blocking).options(delay=1).enqueue(join, "a"), TaskId[str])
+
+        plain.bind(awaited)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        plain.bind(blocking).enqueue(add, "one")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    current_task().complete_in_sync(awaited)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await bound.enqueue(add, "one")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    queue.bind("sqlite:///q.db")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 async def in_batches(queue: TaskQueue) -> None:

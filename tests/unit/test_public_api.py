@@ -44,10 +44,12 @@ NAMES = [
     "TaskNotFoundError",
     "TaskQueue",
     "TaskStatus",
+    "TransactionalBackend",
     "UsageError",
     "ValidationError",
     "Worker",
     "call",
+    "connect",
     "current_task",
     "task",
 ]
@@ -112,7 +114,8 @@ def test_marking_functions_loads_neither_the_store_nor_the_worker() -> None:
 def test_importing_sitq_needs_no_extra_and_starts_no_loop() -> None:
     program = (
         "import sys, threading; from sitq import *; "
-        "heavy = {'trio', 'asyncpg', 'pytest', 'hypothesis', 'sitq.testing'} & set(sys.modules); "
+        "extras = {'trio', 'asyncpg', 'psycopg', 'sqlalchemy'}; "
+        "heavy = {*extras, 'pytest', 'hypothesis', 'sitq.testing'} & set(sys.modules); "
         "assert not heavy, heavy; assert threading.active_count() == 1"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, timeout=30)

@@ -109,20 +109,22 @@ class Users(Generic[S]):
 
     def use(self, loop: LoopRef | None = None) -> S:
         """What is open, for a caller that may use it."""
-        state = self._open
-        if state is None:
-            message = f"{self._name()} is not open: use 'async with' on its queue, or connect()"
-            raise UsageError(message)
-        self._check_fork(state)
+        state = self._checked()
         if state.loop != (LoopRef() if loop is None else loop):
             raise UsageError(self._elsewhere())
         return state
 
     def use_from_thread(self) -> S:
-        """What is open, for a caller in a thread without a loop."""
-        if self._open is None:
-            raise UsageError(f"{self._name()} is not open")
-        return self._open
+        """What is open, for a caller in any thread."""
+        return self._checked()
+
+    def _checked(self) -> S:
+        state = self._open
+        if state is None:
+            message = f"{self._name()} is not open: use 'async with' on its queue, or connect()"
+            raise UsageError(message)
+        self._check_fork(state)
+        return state
 
     def _claim(self, loop: LoopRef) -> None:
         """Take the instance for a loop, unless another one has it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from datetime import timedelta
 from enum import Enum, auto
+from functools import partial
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,21 +13,24 @@ import anyio
 from anyio import to_thread
 
 from sitq.context import CURRENT, TaskContext
-from sitq.errors import SitqError
+from sitq.errors import SitqError, UsageError
 from sitq.models import Outcome, RetryPolicy
 from sitq.retry import Retry, backoff, wants_retry
 from sitq.signing import unseal
 from sitq.worker._errors import error_text, traceback_text
 from sitq.worker._isolation import Isolation, is_cancelled_by
+from sitq.worker._reporter import Fallback
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from sitq.functions import TaskFunction
     from sitq.models import Lease, Progress, ReservedTask
-    from sitq.protocols import Clock, Serializer
+    from sitq.protocols import Backend, Serializer
 
 __all__ = ["End", "Execution"]
+
+_NOT_COMMITTED: Final = "the transaction that completed this task was not committed"
 
 
 class End(Enum):
@@ -56,7 +60,7 @@ class Execution:
         function: the function to call.
         serializer: rebuilds the arguments.
         retry: the policy of tasks that have none of their own.
-        clock: for the deadline.
+        backend: for its clock, and for a task that completes itself.
         limiter: the worker's threads.
         note: takes the progress that the task tells.
         freed: called, in a thread, when a plain function that was left to itself has ended.
@@ -91,7 +95,7 @@ class Execution:
         function: TaskFunction[Any],
         serializer: Serializer,
         retry: RetryPolicy | None,
-        clock: Clock,
+        backend: Backend,
         limiter: anyio.CapacityLimiter,
         note: Callable[[Lease, Progress], object],
         freed: Callable[[Execution], object],
@@ -106,8 +110,9 @@ class Execution:
         self._freed = freed
         self._scope: anyio.CancelScope | None = None
         self._end: End | None = None
-        self._clock = clock
-        self.context: Final = TaskContext(task, None, note)
+        self._clock = backend.clock
+        encode = partial(function.dump_result, serializer)
+        self.context: Final = TaskContext(task, None, note, backend, encode)
         self._isolation = Isolation(self._wait)
         self._waits = waits
         # True once it has let others have their turn.
@@ -176,15 +181,22 @@ class Execution:
         """The outcome of an attempt that was ended before it came to its own end."""
         if self._end is End.LEASE_LOST:
             return None
-        if self._end is End.CANCEL:
-            return Outcome.cancelled(self.lease)
-        return Outcome.release(self.lease)
+        kind = Outcome.cancelled if self._end is End.CANCEL else Outcome.release
+        return self._unless_completed(kind(self.lease))
+
+    def _unless_completed(self, outcome: Outcome | None) -> Outcome | None:
+        """Mark what counts only if the attempt has not completed itself in a transaction."""
+        if outcome is None or not self.context.completed:
+            return outcome
+        return Fallback.of(outcome)
 
     def _outcome(self, ended: tuple[Any] | _Raised | None) -> Outcome | None:
         if ended is None or self._end is End.LEASE_LOST:
             return self.interrupted()
+        if self.context.completed and isinstance(ended, tuple):
+            ended = _Raised(UsageError(_NOT_COMMITTED))
         if isinstance(ended, _Raised):
-            return self._raised(ended.error)
+            return self._unless_completed(self._raised(ended.error))
         return self._returned(ended[0])
 
     async def _invoke_within(

@@ -14,19 +14,32 @@ from sitq.errors import (
     BackendError,
     BackendFullError,
 )
+from sitq.models import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sitq.models import Lease, Outcome
+    from sitq.models import Lease
     from sitq.protocols import Backend
 
-__all__ = ["Reporter", "Streak"]
+__all__ = ["Fallback", "Reporter", "Streak"]
 
 _log: Final = logging.getLogger(__name__)
 
 _PASSING: Final = (BackendBusyError, BackendConnectionError, BackendFullError)
 _GROUP: Final = 1000
+
+
+class Fallback(Outcome):
+    """What becomes of a task that completed itself in a transaction that was not committed.
+
+    If it was committed, the store refuses this, and that is as it should be.
+    """
+
+    @classmethod
+    def of(cls, outcome: Outcome) -> Fallback:
+        """The same outcome, expected to be refused."""
+        return cls(**dict(outcome))
 
 
 class Streak:
@@ -88,6 +101,12 @@ class Reporter:
     def is_writing(self, lease: Lease) -> bool:
         """Tell if the outcome of a lease is with the store at this moment."""
         return any(outcome.lease == lease for outcome in self._group)
+
+    def expects_refusal(self, lease: Lease) -> bool:
+        """Tell if what waits for a lease is there only in case that its success was rolled back."""
+        return any(
+            isinstance(outcome, Fallback) and outcome.lease == lease for outcome in self._waiting
+        )
 
     def _update(self) -> None:
         """Bring the two events in line with what waits."""
@@ -159,7 +178,7 @@ class Reporter:
 
     def _settle(self, group: list[Outcome], accepted: list[bool]) -> None:
         for outcome, was_accepted in zip(group, accepted, strict=True):
-            if not was_accepted:
+            if not was_accepted and not isinstance(outcome, Fallback):
                 _log.warning(
                     "task %s: the %s of epoch %d came after its lease was lost; it changed nothing",
                     outcome.task_id,

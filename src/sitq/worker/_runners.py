@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sitq.context import TaskContext
     from sitq.functions import TaskFunction
     from sitq.models import Lease, Progress, ReservedTask
-    from sitq.protocols import Clock, Serializer
+    from sitq.protocols import Backend, Serializer
     from sitq.worker._options import WorkerOptions
 
 __all__ = ["Runners"]
@@ -58,7 +58,7 @@ class Runners:
         group: the runners live in it.
         serializer: rebuilds arguments, encodes results.
         options: the worker's settings.
-        clock: the store's clock.
+        backend: the store, for its clock and for tasks that complete themselves.
         loop: the worker's loop.
         report: takes each outcome, and ``None`` for an attempt whose lease is lost.
         note: takes the progress that tasks tell, from any thread.
@@ -70,7 +70,7 @@ class Runners:
         group: TaskGroup,
         serializer: Serializer,
         options: WorkerOptions,
-        clock: Clock,
+        backend: Backend,
         loop: LoopRef,
         report: Callable[[Lease, Outcome | None], None],
         note: Callable[[Lease, Progress], object],
@@ -79,7 +79,8 @@ class Runners:
         self._group = group
         self._serializer = serializer
         self._options = options
-        self._clock = clock
+        self._backend = backend
+        self._clock = backend.clock
         self._loop = loop
         self._report = report
         self._note = note
@@ -119,6 +120,11 @@ class Runners:
         execution = self._running.get(context.lease)
         return execution is not None and execution.context is context
 
+    def has_completed(self, lease: Lease) -> bool:
+        """Tell if the attempt under a lease has completed itself in a transaction of its own."""
+        execution = self._running.get(lease)
+        return execution is not None and execution.context.completed
+
     def launch(self, task: ReservedTask, function: TaskFunction[Any]) -> None:
         """Run a reserved task, now or as the next one."""
         execution = Execution(
@@ -126,7 +132,7 @@ class Runners:
             function,
             self._serializer,
             self._options.retry,
-            self._clock,
+            self._backend,
             self._threads,
             self._note,
             self._thread_ended,

@@ -134,7 +134,7 @@ class Session:
             group,
             self._serializer,
             self._options,
-            self._clock,
+            self._backend,
             self._loop,
             self._report,
             self._take_progress,
@@ -268,11 +268,20 @@ class Session:
     def _lose(self, lease: Lease) -> None:
         if not self._beats.keeps(lease) or self._reporter.is_writing(lease):
             return  # its outcome is stored, or the store is about to judge it
+        if self._has_completed(lease):
+            # By its own transaction, most likely: the store will tell when the function ends.
+            self._beats.remove((lease,))
+            return
         _log.warning("task %s: the lease of epoch %d is lost", lease.task_id, lease.epoch)
         self._beats.remove((lease,))
         self._reporter.drop(lease)
         if self._runners is not None:
             self._runners.end(lease, End.LEASE_LOST)
+
+    def _has_completed(self, lease: Lease) -> bool:
+        """Tell if an attempt has completed itself in a transaction, committed or not."""
+        is_running = self._runners is not None and self._runners.has_completed(lease)
+        return is_running or self._reporter.expects_refusal(lease)
 
     async def _watch(self) -> None:
         """Give up leases that could not be renewed in time, and what waits for too long."""

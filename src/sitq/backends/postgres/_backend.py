@@ -15,6 +15,7 @@ from sitq.backends.postgres._driver import Target, place_of
 from sitq.backends.postgres._finishing import finish
 from sitq.backends.postgres._reserving import Reserve, reserve
 from sitq.backends.postgres._session import Session, Settings
+from sitq.backends.postgres._transaction import join
 from sitq.clock import SystemClock
 from sitq.errors import ValidationError
 from sitq.models import Outcome
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from sitq.ids import TaskId
     from sitq.models import Lease, Progress, Reservation, Result, Task, TaskInfo
     from sitq.protocols import Clock, LeaseKeeper, Listener, Sweep, Topic
+    from sitq.transactions import AnyConnection, Transaction
 
 __all__ = ["PostgresBackend"]
 
@@ -168,6 +170,10 @@ class PostgresBackend:
     def lease_keeper(self) -> LeaseKeeper:
         """See `sitq.protocols.Backend.lease_keeper`."""
         return self._users.use_from_thread().lease_keeper()
+
+    def join(self, connection: AnyConnection) -> Transaction:
+        """See `sitq.transactions.TransactionalBackend.join`."""
+        return join(connection, self._place, self._users.use_from_thread)
 
 
 def _hand_back(loop: LoopRef, reservations: list[Reservation]) -> Request[bool] | None:

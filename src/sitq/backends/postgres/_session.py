@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sitq.backends._bridge import Home, when_cancelled
-from sitq.backends.postgres import _schema
+from sitq.backends.postgres import _schema, _sql
 from sitq.backends.postgres._database import Database
 from sitq.backends.postgres._errors import translated
 from sitq.backends.postgres._keeper import PostgresLeaseKeeper
@@ -46,8 +46,10 @@ class Session:
     def __init__(self, loop: LoopRef, settings: Settings) -> None:
         self.loop: Final = loop
         self.pid: Final = os.getpid()
-        self._settings = settings
-        self._statements = Statements(settings.schema)
+        self.settings: Final = settings
+        self.statements: Final = Statements(settings.schema)
+        self.birth: list[tuple[Any, ...]] = []
+        """When the store was made, which tells it from every other."""
         self._home = Home(loop, "sitq-postgres")
         self._guard: asyncio.Task[None] | None = None
         self.database: Final = Database(
@@ -55,7 +57,7 @@ class Session:
             loop,
             settings.target,
             settings.pool_size,
-            (settings.schema, self._statements),
+            (settings.schema, self.statements),
             settings.clock,
             self._ring,
         )
@@ -76,13 +78,15 @@ class Session:
 
     async def _connect(self) -> None:
         self._home.start(self._terminate_in_the_end)
-        settings = self._settings
+        settings = self.settings
         place = self.database.place
         try:
             async with self.database.pool.lend() as link:
                 await _schema.prepare(
-                    link, self._statements, settings.schema, place, migrate=settings.migrate
+                    link, self.statements, settings.schema, place, migrate=settings.migrate
                 )
+                birth = await link.fetch(self.statements[_sql.BIRTH])
+                self.birth = [tuple(row) for row in birth]
         except Exception as error:  # noqa: BLE001 - raised as what it means
             failure = translated("connect", place, error)
             raise failure from failure.__cause__
@@ -95,10 +99,10 @@ class Session:
     def lease_keeper(self) -> LeaseKeeper:
         """A lease keeper for the calling thread."""
         return PostgresLeaseKeeper(
-            self._settings.target,
-            self._statements,
+            self.settings.target,
+            self.statements,
             self.database.teller,
-            self._settings.clock,
+            self.settings.clock,
         )
 
     async def close(self) -> None:

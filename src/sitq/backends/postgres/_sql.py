@@ -304,3 +304,15 @@ CREATE TABLE IF NOT EXISTS sitq.migrations (
 RECORD_MIGRATION: Final = """
 INSERT INTO sitq.migrations (number) VALUES ($1)
 """
+
+# -- transactions of the user's own ----------------------------------------------------------
+
+# Whether there is a store of this name where a connection leads to.
+IS_THERE: Final = """
+SELECT to_regclass(quote_ident($1::text) || '.migrations') IS NOT NULL
+"""
+
+# Where and when the store was made: no other one has been made at the same microsecond.
+BIRTH: Final = """
+SELECT current_database()::text, number, applied_at FROM sitq.migrations ORDER BY number LIMIT 1
+"""

@@ -13,6 +13,7 @@ from sitq.backends.sqlite import _units
 from sitq.backends.sqlite._finishing import cancel, finish
 from sitq.backends.sqlite._reserving import Reserve, reserve
 from sitq.backends.sqlite._session import Session
+from sitq.backends.sqlite._transaction import join
 from sitq.clock import SystemClock
 from sitq.errors import ValidationError
 from sitq.models import Outcome
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from sitq.ids import TaskId
     from sitq.models import Lease, Progress, Reservation, Result, Task, TaskInfo
     from sitq.protocols import Clock, LeaseKeeper, Listener, Topic
+    from sitq.transactions import AnyConnection, Transaction
 
 __all__ = ["SQLiteBackend"]
 
@@ -150,6 +152,10 @@ class SQLiteBackend:
     def lease_keeper(self) -> LeaseKeeper:
         """See `sitq.protocols.Backend.lease_keeper`."""
         return self._users.use_from_thread().lease_keeper()
+
+    def join(self, connection: AnyConnection) -> Transaction:
+        """See `sitq.transactions.TransactionalBackend.join`."""
+        return join(connection, self._path, self._users.use_from_thread)
 
 
 def _hand_back(loop: LoopRef, reservations: list[Reservation]) -> Request[bool] | None:

@@ -83,6 +83,13 @@ class File:
             status = _stat(f"{self.path}-wal")
             self._log = (status.st_dev, status.st_ino)
 
+    def is_at(self, path: str) -> bool:
+        """Tell if a path leads to this file."""
+        with suppress(OSError):
+            status = os.stat(path)
+            return (status.st_dev, status.st_ino) == self._identity
+        return False
+
     def check_same(self) -> None:
         """Make sure that the paths still lead to the files that were opened.
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
-from sitq.backends.sqlite import _schema
+from sitq.backends.sqlite import _schema, _sql
 from sitq.backends.sqlite._bell import Bell
+from sitq.backends.sqlite._commits import CommitWatch
 from sitq.backends.sqlite._driver import BUSY_SECONDS, Database, retrying
 from sitq.backends.sqlite._file import MEMORY, File
 from sitq.backends.sqlite._keeper import FileLeaseKeeper, MemoryLeaseKeeper
@@ -37,6 +38,7 @@ class Session:
         self._clock = clock
         self._file: File | None = None
         self._bell: Bell | None = None
+        self._commits: CommitWatch | None = None
         self.database: Final = Database(
             self._connect,
             None if path == MEMORY else self._connect_again,
@@ -61,6 +63,7 @@ class Session:
             file.note_files()
             if self._path != MEMORY:
                 self._bell = Bell(file.bell)
+                self._commits = CommitWatch(file)
         except BaseException:
             connection.close()
             raise
@@ -96,6 +99,20 @@ class Session:
     async def _look(self) -> int:
         return await self.database.read(_data_version)
 
+    @property
+    def clock(self) -> Clock:
+        """The clock to judge by."""
+        return self._clock
+
+    def is_at(self, path: str) -> bool:
+        """Tell if a path leads to the file that is open."""
+        return self._file is not None and self._file.is_at(path)
+
+    def expect(self, topic: Topic, task_id: str) -> None:
+        """Wake those who wait once a transaction that is not sitq's has been committed."""
+        if self._commits is not None:
+            self._commits.expect(topic, task_id)
+
     def lease_keeper(self) -> LeaseKeeper:
         """A lease keeper for the calling thread."""
         if self._file is None:
@@ -125,5 +142,5 @@ class Session:
 
 def _data_version(work: Work) -> int:
     """A number that changes when another connection has committed."""
-    version: int = work.execute("PRAGMA data_version").fetchone()[0]
+    version: int = work.execute(_sql.DATA_VERSION).fetchone()[0]
     return version

@@ -57,7 +57,7 @@ ON CONFLICT (unique_key) WHERE unique_key IS NOT NULL AND finished_at IS NULL DO
 
 # The id of the task that holds a unique key.
 KEY_HOLDER: Final = """
-SELECT id FROM tasks WHERE unique_key = ? AND finished_at IS NULL
+SELECT id FROM tasks WHERE unique_key = :key AND finished_at IS NULL
 """
 
 # -- reserve ---------------------------------------------------------------------------------
@@ -312,4 +312,43 @@ STORED: Final = """
 SELECT id, function, payload, queue, priority, eta, timeout, retry, unique_key, expires_at,
        result_ttl, headers, retry_of
 FROM tasks WHERE id = ?
+"""
+
+# -- transactions of the user's own ----------------------------------------------------------
+
+# Which file a connection has open; a connection may have others attached.
+DATABASES: Final = """
+PRAGMA database_list
+"""
+
+# As `INSERT_UNIQUE`; tells by a row if the task was stored.
+INSERT_UNIQUE_TOLD: Final = (
+    INSERT_UNIQUE
+    + """
+RETURNING id
+"""
+)
+
+# End one attempt well, if its epoch is the current one; tells by a row if it was.
+SUCCEED_TOLD: Final = f"""
+UPDATE tasks SET status = 'success', value = :value, error = NULL, traceback = NULL,
+                 finished_at = :now, delete_at = {_DELETE_AT}
+WHERE id = :id AND status = 'in_progress' AND epoch = :epoch
+RETURNING seq
+"""
+
+# End its lease.
+DELETE_LEASE_OF: Final = """
+DELETE FROM leases WHERE seq = :seq
+"""
+
+# A number that changes when another connection has committed.
+DATA_VERSION: Final = """
+PRAGMA data_version
+"""
+
+# Which tasks of a batch can be seen, and if they are final.
+SEEN: Final = """
+SELECT tasks.id, finished_at IS NOT NULL
+FROM json_each(:rows) AS batch JOIN tasks ON tasks.id = batch.value
 """

@@ -44,6 +44,7 @@ __all__ = [
     "get_results",
     "get_stored",
     "get_tasks",
+    "insert_values",
     "prune",
     "renew",
     "set_progress",
@@ -93,15 +94,20 @@ def _insert_alike(work: Work, tasks: list[Task]) -> None:
 
 
 def _insert(work: Work, sql: str, tasks: list[Task]) -> int:
+    return work.execute(sql, insert_values(tasks, work.now)).rowcount
+
+
+def insert_values(tasks: Sequence[Task], now: int) -> dict[str, object]:
+    """The values of the statements that store tasks."""
     blob, places = cut(task.payload for task in tasks)
     rows = dump_rows([to_row(task, place) for task, place in zip(tasks, places, strict=True)])
-    return work.execute(sql, {"rows": rows, "blob": blob, "now": work.now}).rowcount
+    return {"rows": rows, "blob": blob, "now": now}
 
 
 def _insert_unique(work: Work, task: Task) -> TaskId[Any]:
     if _insert(work, _sql.INSERT_UNIQUE, [task]):
         return task.id
-    (holder,) = work.execute(_sql.KEY_HOLDER, (task.unique_key,)).fetchone()
+    (holder,) = work.execute(_sql.KEY_HOLDER, {"key": task.unique_key}).fetchone()
     return TaskId(holder)
 
 

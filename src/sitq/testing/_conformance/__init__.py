@@ -29,6 +29,8 @@ class BackendConformance(
 
     Derive a class whose name begins with ``Test`` and say in `make_backend` how a backend on an
     empty store is made. Every check then runs on asyncio and on trio. A store that two instances
-    can share overrides `make_peer`; one that forgets its tasks when it is closed says so in
-    `keeps_tasks`; one that judges by a server's time overrides `now`, `advance` and `tick`.
+    can share overrides `make_peer`, and one whose instances cannot wake each other says so in
+    `wakes_peers`; one that forgets its tasks when it is closed says so in `keeps_tasks`; one
+    whose moments are coarser than a microsecond says so in `tick`; one that judges by a server's
+    time overrides `now` and `advance` too.
     """

@@ -27,6 +27,9 @@ class Suite:
     tick: ClassVar[float] = 0.000001
     #: Whether tasks outlive the last ``close`` of an instance.
     keeps_tasks: ClassVar[bool] = True
+    #: Whether a change through one instance wakes those who listen through another one, in this
+    #: process or elsewhere; without that, workers find new tasks by their poll interval.
+    wakes_peers: ClassVar[bool] = True
 
     def make_backend(self, clock: FakeClock) -> Backend:
         """Return a backend on an empty store of its own, not open yet.

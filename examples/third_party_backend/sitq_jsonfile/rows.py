@@ -1,0 +1,178 @@
+"""One task in the file: what is stored of it, and what becomes of it."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict
+
+from sitq import Progress, ReservedTask, Result, Task, TaskInfo, TaskStatus
+from sitq.models import Outcome, OutcomeKind
+
+__all__ = ["Row"]
+
+SAME_NAMES = ("status", "eta", "attempts", "crashes", "progress", "error", "cancel_requested")
+TIMES = ("enqueued_at", "started_at", "finished_at")
+RETURNS = {OutcomeKind.RETRY, OutcomeKind.RELEASE, OutcomeKind.MISS}
+
+
+class Row(BaseModel):
+    """A task as a line of JSON; replaced as a whole, never changed in part."""
+
+    model_config = ConfigDict(frozen=True, ser_json_bytes="base64", val_json_bytes="base64")
+
+    task: Task  # its payload is kept apart: only this model's own bytes are written as base64
+    payload: bytes
+    number: int
+    eta: AwareDatetime
+    enqueued_at: AwareDatetime
+    status: TaskStatus = TaskStatus.PENDING
+    epoch: int = 0
+    attempts: int = 0
+    crashes: int = 0
+    misses: int = 0
+    started_at: AwareDatetime | None = None
+    finished_at: AwareDatetime | None = None
+    lease_end: AwareDatetime | None = None
+    cancel_requested: bool = False
+    progress: Progress | None = None
+    value: bytes | None = None
+    error: str | None = None
+    traceback: str | None = None
+
+    @classmethod
+    def new(cls, task: Task, number: int, now: datetime) -> Row:
+        """The row of a task that has just been enqueued."""
+        bare = task.model_copy(update={"payload": b""})
+        return cls(
+            task=bare,
+            payload=task.payload,
+            number=number,
+            eta=task.eta or now,
+            enqueued_at=now,
+        )
+
+    def but(self, **changes: Any) -> Row:
+        """The row with other values."""
+        return self.model_copy(update=changes)
+
+    @property
+    def order(self) -> tuple[int, datetime, int]:
+        """Higher priority first, then earlier eta, then insertion."""
+        return (-self.task.priority, self.eta, self.number)
+
+    def has_expired(self, now: datetime) -> bool:
+        """Tell if the task is not to be started any more."""
+        expires_at = self.task.expires_at
+        return self.status is TaskStatus.PENDING and expires_at is not None and expires_at <= now
+
+    def forget_at(self) -> datetime | None:
+        """When the task may be removed; `None` while it is not final."""
+        if self.finished_at is None:
+            return None
+        return self.finished_at + timedelta(seconds=self.task.result_ttl)
+
+    def reserved(self, now: datetime, lease: float) -> Row:
+        """The next epoch, the next attempt, and a lease."""
+        return self.but(
+            status=TaskStatus.IN_PROGRESS,
+            epoch=self.epoch + 1,
+            attempts=self.attempts + 1,
+            started_at=now,
+            lease_end=now + timedelta(seconds=lease),
+        )
+
+    def without_lease(self) -> Row:
+        """No attempt runs any more."""
+        return self.but(lease_end=None, cancel_requested=False, progress=None)
+
+    def given_back(self) -> Row:
+        """As if the attempt had not been."""
+        return self.without_lease().but(status=TaskStatus.PENDING, attempts=self.attempts - 1)
+
+    def ended(self, status: TaskStatus, now: datetime, **told: Any) -> Row:
+        """The row once it is final; what is not told is forgotten."""
+        told = {"value": None, "error": None, "traceback": None} | told
+        return self.without_lease().but(status=status, finished_at=now, **told)
+
+    def after(self, outcome: Outcome, now: datetime) -> Row:
+        """The row once an outcome was accepted."""
+        kind, policy = outcome.kind, self.task.retry
+        if kind is OutcomeKind.RETRY and policy and self.attempts >= policy.max_attempts:
+            kind = OutcomeKind.FAILURE
+        elif kind in RETURNS and self.cancel_requested:
+            kind = OutcomeKind.CANCELLED
+        later = now + timedelta(seconds=outcome.delay)
+        told = {"error": outcome.error, "traceback": outcome.traceback}
+        match kind:
+            case OutcomeKind.SUCCESS:
+                return self.ended(TaskStatus.SUCCESS, now, value=outcome.value or b"")
+            case OutcomeKind.FAILURE:
+                return self.ended(TaskStatus.FAILED, now, **told)
+            case OutcomeKind.CANCELLED:
+                return self.ended(TaskStatus.CANCELLED, now)
+            case OutcomeKind.RETRY:
+                return self.without_lease().but(status=TaskStatus.PENDING, eta=later, **told)
+            case OutcomeKind.RELEASE:
+                return self.given_back()
+            case OutcomeKind.MISS:
+                return self.given_back().but(misses=self.misses + 1, eta=later)
+
+    def reclaimed(self, max_crashes: int, now: datetime) -> Row:
+        """The row of an attempt whose lease ended without an outcome."""
+        row = self.given_back().but(crashes=self.crashes + 1)
+        if self.cancel_requested:
+            return row.ended(TaskStatus.CANCELLED, now)
+        if row.crashes >= max_crashes:
+            error = f"LeaseLostError: {row.crashes} workers that ran this task were lost"
+            return row.ended(TaskStatus.FAILED, now, error=error)
+        return row
+
+    def as_task(self) -> Task:
+        """The task as it was enqueued, with its present eta."""
+        return self.task.model_copy(update={"payload": self.payload, "eta": self.eta})
+
+    def as_reserved(self) -> ReservedTask:
+        """The task as a worker gets it."""
+        task = self.task
+        return ReservedTask(
+            id=task.id,
+            function=task.function,
+            payload=self.payload,
+            queue=task.queue,
+            epoch=self.epoch,
+            attempt=self.attempts,
+            misses=self.misses,
+            crashes=self.crashes,
+            eta=self.eta,
+            enqueued_at=self.enqueued_at,
+            timeout=task.timeout,
+            retry=task.retry,
+            headers=task.headers,
+        )
+
+    def as_info(self) -> TaskInfo:
+        """What is told of the task in any state."""
+        task = self.task
+        return TaskInfo(
+            task_id=task.id,
+            queue=task.queue,
+            function=task.function,
+            priority=task.priority,
+            unique_key=task.unique_key,
+            retry_of=task.retry_of,
+            expires_at=task.expires_at,
+            **{name: getattr(self, name) for name in (*SAME_NAMES, *TIMES)},
+        )
+
+    def as_result(self) -> Result[Any] | None:
+        """The end of the task; `None` if it has not ended."""
+        if self.finished_at is None:
+            return None
+        names = ("status", "value", "error", "traceback", "attempts", *TIMES)
+        return Result(
+            task_id=self.task.id,
+            function=self.task.function,
+            **{name: getattr(self, name) for name in names},
+        )

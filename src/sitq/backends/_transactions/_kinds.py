@@ -1,0 +1,71 @@
+"""Which kind of connection is it? Told without importing what the user has not imported."""
+
+from __future__ import annotations
+
+import sqlite3
+import sys
+from typing import TYPE_CHECKING
+
+import aiosqlite
+
+from sitq.backends._transactions._postgres import (
+    AsyncpgLink,
+    AsyncPsycopgLink,
+    PsycopgLink,
+)
+from sitq.backends._transactions._sqlite import AiosqliteLink, SqliteLink
+from sitq.errors import UsageError
+
+if TYPE_CHECKING:
+    from sitq.backends._transactions._ports import Link
+
+__all__ = ["link_to"]
+
+_HINT = (
+    "give an open connection of sqlite3 or aiosqlite, of asyncpg or psycopg, or a Connection, "
+    "Session, AsyncConnection or AsyncSession of SQLAlchemy"
+)
+
+
+def link_to(connection: object) -> Link:
+    """Return the link of a connection.
+
+    Raises:
+        UsageError: its kind is unknown.
+    """
+    if isinstance(connection, sqlite3.Connection):
+        return SqliteLink(connection)
+    if isinstance(connection, aiosqlite.Connection):
+        return AiosqliteLink(connection)
+    for room in (_sqlalchemy, _psycopg, _asyncpg):
+        link = room(connection)
+        if link is not None:
+            return link
+    given = type(connection)
+    raise UsageError(f"bind: {_HINT} (got {given.__module__}.{given.__qualname__})")
+
+
+def _sqlalchemy(connection: object) -> Link | None:
+    if "sqlalchemy" not in sys.modules:
+        return None
+    from sitq.backends._transactions import _sqlalchemy as room
+
+    return room.link_to(connection)
+
+
+def _psycopg(connection: object) -> Link | None:
+    psycopg = sys.modules.get("psycopg")
+    if psycopg is not None and isinstance(connection, psycopg.Connection):
+        return PsycopgLink(connection)
+    if psycopg is not None and isinstance(connection, psycopg.AsyncConnection):
+        return AsyncPsycopgLink(connection)
+    return None
+
+
+def _asyncpg(connection: object) -> Link | None:
+    asyncpg = sys.modules.get("asyncpg")
+    if asyncpg is None:
+        return None
+    if isinstance(connection, asyncpg.Connection | asyncpg.pool.PoolConnectionProxy):
+        return AsyncpgLink(connection)
+    return None

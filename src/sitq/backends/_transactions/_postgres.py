@@ -1,0 +1,125 @@
+"""Connections of asyncpg and psycopg 3."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from sitq.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    import asyncpg
+    import psycopg
+
+    from sitq.backends._transactions._ports import Executor, Row, Values
+
+__all__ = ["AT_ONCE_THERE", "AsyncPsycopgLink", "AsyncpgLink", "PsycopgLink"]
+
+T = TypeVar("T")
+
+AT_ONCE_THERE: Final = (
+    "the connection stores at once what it writes, and no transaction is open: "
+    "begin one first, with 'connection.transaction()' say"
+)
+
+
+class AsyncpgExecutor:
+    """Statements of asyncpg."""
+
+    def __init__(self, connection: asyncpg.Connection) -> None:
+        self._connection: Final = connection
+
+    async def begin(self) -> None:
+        """See `Executor.begin`."""
+        if not self._connection.is_in_transaction():
+            raise UsageError(f"bind: {AT_ONCE_THERE}")
+
+    async def fetch(self, statement: str, values: Values = ()) -> list[Row]:
+        """See `Executor.fetch`."""
+        return [tuple(row) for row in await self._connection.fetch(statement, *values)]
+
+
+class PsycopgExecutor:
+    """Statements of a ``psycopg.Connection``; nothing of it suspends."""
+
+    def __init__(self, connection: psycopg.Connection[Any]) -> None:
+        self._connection: Final = connection
+
+    async def begin(self) -> None:
+        """See `Executor.begin`."""
+        _check_begins(self._connection)
+
+    async def fetch(self, statement: str, values: Values = ()) -> list[Row]:
+        """See `Executor.fetch`."""
+        from psycopg import RawCursor, rows
+
+        with RawCursor(self._connection, row_factory=rows.tuple_row) as cursor:
+            cursor.execute(statement.encode(), values)
+            return cursor.fetchall() if cursor.description else []
+
+
+class AsyncPsycopgExecutor:
+    """Statements of a ``psycopg.AsyncConnection``."""
+
+    def __init__(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        self._connection: Final = connection
+
+    async def begin(self) -> None:
+        """See `Executor.begin`."""
+        _check_begins(self._connection)
+
+    async def fetch(self, statement: str, values: Values = ()) -> list[Row]:
+        """See `Executor.fetch`."""
+        from psycopg import AsyncRawCursor, rows
+
+        async with AsyncRawCursor(self._connection, row_factory=rows.tuple_row) as cursor:
+            await cursor.execute(statement.encode(), values)
+            return await cursor.fetchall() if cursor.description else []
+
+
+def _check_begins(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
+    """Refuse a connection that neither has a transaction open nor opens one by itself."""
+    from psycopg.pq import TransactionStatus
+
+    if connection.autocommit and connection.info.transaction_status is TransactionStatus.IDLE:
+        raise UsageError(f"bind: {AT_ONCE_THERE}")
+
+
+class _PostgresLink:
+    database: Final = "postgresql"
+
+    def __init__(self, kind: str, executor: Executor) -> None:
+        self.kind: Final = kind
+        self._executor: Final = executor
+
+    async def run(self, work: Callable[[Executor], Coroutine[Any, Any, T]]) -> T:
+        """See `Link.run`."""
+        return await work(self._executor)
+
+
+class AsyncpgLink(_PostgresLink):
+    """An asyncpg connection, of a pool or not."""
+
+    blocking: Final = False
+
+    def __init__(self, connection: asyncpg.Connection) -> None:
+        super().__init__("asyncpg's Connection", AsyncpgExecutor(connection))
+
+
+class PsycopgLink(_PostgresLink):
+    """A ``psycopg.Connection``."""
+
+    blocking: Final = True
+
+    def __init__(self, connection: psycopg.Connection[Any]) -> None:
+        super().__init__("psycopg.Connection", PsycopgExecutor(connection))
+
+
+class AsyncPsycopgLink(_PostgresLink):
+    """A ``psycopg.AsyncConnection``."""
+
+    blocking: Final = False
+
+    def __init__(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        super().__init__("psycopg.AsyncConnection", AsyncPsycopgExecutor(connection))

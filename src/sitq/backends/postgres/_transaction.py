@@ -1,0 +1,156 @@
+"""Tasks stored, and attempts ended, within a transaction of the user's in the same database."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from sitq.backends._transactions import link_to, savepoint
+from sitq.backends.postgres import _sql
+from sitq.backends.postgres._errors import state_of, translated
+from sitq.backends.postgres._rows import columns
+from sitq.backends.postgres._telling import channels_of
+from sitq.errors import SitqError, UsageError
+from sitq.ids import TaskId
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+
+    from sitq.backends._transactions import Executor, Link, Row
+    from sitq.backends.postgres._session import Session
+    from sitq.models import Lease, Task
+    from sitq.protocols import Topic
+    from sitq.transactions import Transaction
+
+__all__ = ["join"]
+
+T = TypeVar("T")
+
+# What channels are told: no instance takes this for one of its own changes.
+_TOLD: Final = "bound"
+_FAILED_BEFORE: Final = "25P02"
+
+
+def join(connection: object, place: str, session: Callable[[], Session]) -> Transaction:
+    """Return what writes to the schema through a connection of the user's.
+
+    Raises:
+        UsageError: the connection is none that leads to PostgreSQL.
+    """
+    link = link_to(connection)
+    if link.database != "postgresql":
+        message = f"bind: {link.kind} does not lead to PostgreSQL; the tasks are there"
+        raise UsageError(message)
+    return _Joined(link, place, session)
+
+
+class _Joined:
+    """The user's transaction.
+
+    Args:
+        link: the connection.
+        place: the store, for texts.
+        session: what is open of the backend, or an error.
+    """
+
+    def __init__(self, link: Link, place: str, session: Callable[[], Session]) -> None:
+        self._link: Final = link
+        self._place: Final = place
+        self._session: Final = session
+        self._checked: Session | None = None
+
+    @property
+    def blocking(self) -> bool:
+        """See `sitq.transactions.Transaction.blocking`."""
+        return self._link.blocking
+
+    async def enqueue(self, tasks: Sequence[Task]) -> list[TaskId[Any]]:
+        """See `sitq.transactions.Transaction.enqueue`."""
+        if not tasks:
+            return []
+        is_keyed = any(task.unique_key is not None for task in tasks)
+        statement = _sql.INSERT_UNIQUE if is_keyed else _sql.INSERT_BATCH
+        rows = await self._tell("enqueue", "tasks", statement, *columns(tasks))
+        return [TaskId(holder) for holder in rows[0][0]] if is_keyed else [t.id for t in tasks]
+
+    async def succeed(self, lease: Lease, value: bytes) -> bool:
+        """See `sitq.transactions.Transaction.succeed`."""
+        batch = ([lease.task_id], [lease.epoch], [value])
+        return bool(await self._tell("complete", "results", _sql.SUCCEED, *batch))
+
+    async def _tell(self, name: str, topic: Topic, statement: str, *values: object) -> list[Row]:
+        """Run a statement that tells of a change; the server does so at the commit."""
+        session = self._session()
+        clock = session.settings.clock
+        channels = [
+            channel
+            for channel, each in channels_of(session.settings.schema).items()
+            if each == topic
+        ]
+        moment = None if clock is None else clock.now()
+        wish = (moment, *values, _TOLD, channels)
+
+        async def unit(executor: Executor) -> list[Row]:
+            await executor.begin()
+            return await savepoint(executor, self._do(executor, session, statement, wish))
+
+        return await self._translated(name, self._link.run(unit))
+
+    async def _do(
+        self, executor: Executor, session: Session, statement: str, wish: Sequence[object]
+    ) -> list[Row]:
+        await self._check(executor, session)
+        return await executor.fetch(session.statements[statement], wish)
+
+    async def _check(self, executor: Executor, session: Session) -> None:
+        """Make sure, once, that the connection leads to the store's own database.
+
+        Raises:
+            UsageError: it leads to another one.
+        """
+        if self._checked is session:
+            return
+        schema = session.settings.schema
+        ((is_there,),) = await executor.fetch(_sql.IS_THERE, (schema,))
+        if is_there:
+            rows = await executor.fetch(session.statements[_sql.BIRTH])
+            if [tuple(row) for row in rows] == session.birth:
+                self._checked = session
+                return
+        raise UsageError(
+            f"bind: the connection leads to another database than {self._place}: "
+            "what must be committed together belongs in one database"
+        )
+
+    async def _translated(self, name: str, work: Coroutine[Any, Any, T]) -> T:
+        try:
+            return await work
+        except SitqError:
+            raise
+        except Exception as error:
+            told = _told(name, self._place, error)
+            if told is None:
+                raise
+            # The drivers' texts may quote rows and keys.
+            raise told from None
+
+
+class _ServerError(Exception):
+    """What the server said, in its first line only."""
+
+    def __init__(self, error: BaseException, state: str) -> None:
+        text = getattr(getattr(error, "diag", None), "message_primary", None)
+        super().__init__(text or str(error.args[0] if error.args else "").partition("\n")[0])
+        self.sqlstate: Final = state
+
+
+def _told(operation: str, place: str, error: Exception) -> BaseException | None:
+    """An error of any driver as one of sitq's; `None`: it is no driver's."""
+    state = state_of(error) or state_of(error.__cause__ or error)
+    if state == _FAILED_BEFORE:
+        return UsageError("bind: the transaction has failed before: roll it back")
+    if state:
+        return translated(operation, place, _ServerError(error, state))
+    if type(error).__module__.partition(".")[0] in {"asyncpg", "psycopg", "sqlalchemy"}:
+        text = str(error).partition("\n")[0]
+        return UsageError(f"bind: the connection cannot be used here: {text}")
+    return None

@@ -1,0 +1,139 @@
+"""Rings the bell for commits that are not sitq's.
+
+SQLite tells nobody when another connection of the process commits. So a thread looks, with a
+connection of its own and while something is expected only. Should the process die before it has
+looked, the workers' poll interval is the fallback.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import threading
+import time
+from contextlib import closing
+from typing import TYPE_CHECKING, Final
+
+from sitq.backends.sqlite import _sql
+from sitq.backends.sqlite._bell import Bell
+from sitq.backends.sqlite._rows import dump_rows
+from sitq.errors import SitqError
+
+if TYPE_CHECKING:
+    from sitq.backends.sqlite._file import File
+    from sitq.protocols import Topic
+
+__all__ = ["CommitWatch"]
+
+_log: Final = logging.getLogger(__name__)
+
+_DEAF: Final = "cannot watch for commits; workers find what they brought by polling"
+# Pauses between two looks, in seconds; they grow from the last thing expected on.
+_FIRST_PAUSE: Final = 0.0005
+_LONGEST_PAUSE: Final = 0.02
+_GROWTH: Final = 1.1
+# What is not committed by then has been rolled back, or is left to the workers' polling: its
+# transaction would have held up all other writers for so long.
+_PATIENCE: Final = 60.0
+# How long the thread waits for something new to expect before it ends.
+_IDLE: Final = 2.0
+
+
+class CommitWatch:
+    """What is expected to be committed to one file, and the thread that looks out for it.
+
+    Args:
+        file: the store's file; it may be closed by its other users meanwhile.
+    """
+
+    def __init__(self, file: File) -> None:
+        self._file: Final = file
+        self._lock: Final = threading.Lock()
+        self._news: Final = threading.Event()
+        self._expected: dict[tuple[Topic, str], float] = {}
+        self._thread: threading.Thread | None = None
+
+    def expect(self, topic: Topic, task_id: str) -> None:
+        """Ring for ``topic`` once a task can be seen, or seen to be final; from any thread."""
+        with self._lock:
+            self._expected[topic, task_id] = time.monotonic() + _PATIENCE
+            if self._thread is None:
+                self._thread = self._begin()
+        self._news.set()
+
+    def _begin(self) -> threading.Thread | None:
+        thread = threading.Thread(target=self._run, name="sitq-commits", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # the interpreter is ending, or the system allows no more
+            self._expected.clear()
+            _log.warning("%s: %s", _DEAF, error)
+            return None
+        return thread
+
+    def _run(self) -> None:
+        try:
+            with (
+                closing(self._file.connect()) as connection,
+                closing(Bell(self._file.bell)) as bell,
+            ):
+                connection.execute("PRAGMA query_only = ON")
+                while self._wait(_IDLE):
+                    self._look_out(connection, bell)
+        except (sqlite3.Error, OSError, SitqError) as error:
+            _log.warning("%s: %s", _DEAF, error)
+            with self._lock:
+                self._expected.clear()
+                self._thread = None
+
+    def _wait(self, seconds: float) -> bool:
+        """Wait until something is expected; False: nothing is, and the thread is to end."""
+        with self._lock:
+            if self._expected:
+                return True
+        if self._news.wait(seconds):
+            self._news.clear()
+            return True
+        with self._lock:
+            if not self._expected:
+                self._thread = None
+            return bool(self._expected)
+
+    def _look_out(self, connection: sqlite3.Connection, bell: Bell) -> None:
+        """Look until nothing is expected any more."""
+        pause, version = _FIRST_PAUSE, None
+        while expected := self._current():
+            if self._news.is_set():
+                self._news.clear()
+                pause, version = _FIRST_PAUSE, None
+            latest = connection.execute(_sql.DATA_VERSION).fetchone()[0]
+            if latest != version:
+                version = latest
+                self._ring(connection, bell, expected)
+            self._news.wait(pause)
+            pause = min(pause * _GROWTH, _LONGEST_PAUSE)
+
+    def _current(self) -> list[tuple[Topic, str]]:
+        """What is still expected."""
+        now = time.monotonic()
+        with self._lock:
+            for key in [key for key, until in self._expected.items() if until <= now]:
+                del self._expected[key]
+            return list(self._expected)
+
+    def _ring(
+        self, connection: sqlite3.Connection, bell: Bell, expected: list[tuple[Topic, str]]
+    ) -> None:
+        """Ring for what can be seen, and expect it no more."""
+        rows = dump_rows([task_id for _, task_id in expected])
+        seen = dict(connection.execute(_sql.SEEN, {"rows": rows}).fetchall())
+        come: list[tuple[Topic, str]] = [
+            (topic, task_id)
+            for topic, task_id in expected
+            if task_id in seen and (topic == "tasks" or seen[task_id])
+        ]
+        if come:
+            bell.ring({topic for topic, _ in come})
+            with self._lock:
+                for key in come:
+                    self._expected.pop(key, None)

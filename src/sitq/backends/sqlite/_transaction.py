@@ -1,0 +1,159 @@
+"""Tasks stored, and attempts ended, within a transaction of the user's on the same file."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from sitq.backends._transactions import link_to, savepoint
+from sitq.backends.sqlite import _sql
+from sitq.backends.sqlite._errors import is_busy, translated
+from sitq.backends.sqlite._file import MEMORY
+from sitq.backends.sqlite._rows import to_micros
+from sitq.backends.sqlite._units import insert_values
+from sitq.errors import UsageError
+from sitq.ids import TaskId
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+
+    from sitq.backends._transactions import Executor, Link
+    from sitq.backends.sqlite._session import Session
+    from sitq.models import Lease, Task
+    from sitq.transactions import Transaction
+
+__all__ = ["join"]
+
+T = TypeVar("T")
+
+_READ_FIRST: Final = (
+    "; if the transaction has read before, somebody may have written since: "
+    "begin it with BEGIN IMMEDIATE"
+)
+
+
+def join(connection: object, path: str, session: Callable[[], Session]) -> Transaction:
+    """Return what writes to the file at ``path`` through a connection of the user's.
+
+    Raises:
+        UsageError: the connection is none that leads to a SQLite file, or the store is none.
+    """
+    if path == MEMORY:
+        raise UsageError("bind: a database in memory has one connection only; use a file")
+    link = link_to(connection)
+    if link.database != "sqlite":
+        raise UsageError(f"bind: {link.kind} does not lead to a SQLite file; the tasks are in one")
+    return _Joined(link, path, session)
+
+
+class _Joined:
+    """The user's transaction.
+
+    Args:
+        link: the connection.
+        path: the store's file, for texts.
+        session: what is open of the backend, or an error.
+    """
+
+    def __init__(self, link: Link, path: str, session: Callable[[], Session]) -> None:
+        self._link: Final = link
+        self._path: Final = path
+        self._session: Final = session
+        self._checked: Session | None = None
+
+    @property
+    def blocking(self) -> bool:
+        """See `sitq.transactions.Transaction.blocking`."""
+        return self._link.blocking
+
+    async def enqueue(self, tasks: Sequence[Task]) -> list[TaskId[Any]]:
+        """See `sitq.transactions.Transaction.enqueue`."""
+
+        async def work(executor: Executor, session: Session) -> list[TaskId[Any]]:
+            now = to_micros(session.clock.now())
+            if any(task.unique_key is not None for task in tasks):
+                ids = await savepoint(executor, _insert_unique(executor, tasks, now))
+            else:
+                await executor.fetch(_sql.INSERT_BATCH, insert_values(tasks, now))
+                ids = [task.id for task in tasks]
+            new = {task.id for task in tasks}.intersection(ids)
+            if new:
+                session.expect("tasks", new.pop())  # where one is to be seen, all are
+            return ids
+
+        return await self._perform("enqueue", work) if tasks else []
+
+    async def succeed(self, lease: Lease, value: bytes) -> bool:
+        """See `sitq.transactions.Transaction.succeed`."""
+
+        async def work(executor: Executor, session: Session) -> bool:
+            values = {
+                "id": lease.task_id,
+                "epoch": lease.epoch,
+                "value": value,
+                "now": to_micros(session.clock.now()),
+            }
+            for (seq,) in await executor.fetch(_sql.SUCCEED_TOLD, values):
+                await executor.fetch(_sql.DELETE_LEASE_OF, {"seq": seq})
+                session.expect("results", lease.task_id)
+                return True
+            return False
+
+        return await self._perform("complete", work)
+
+    async def _perform(
+        self, name: str, work: Callable[[Executor, Session], Coroutine[Any, Any, T]]
+    ) -> T:
+        session = self._session()
+
+        async def unit(executor: Executor) -> T:
+            await self._check(executor, session)
+            await executor.begin()
+            return await work(executor, session)
+
+        try:
+            return await self._link.run(unit)
+        except sqlite3.ProgrammingError as error:
+            raise UsageError(f"bind: the connection cannot be used here: {error}") from error
+        except sqlite3.Error as error:
+            raise _told(name, self._path, error) from error
+
+    async def _check(self, executor: Executor, session: Session) -> None:
+        """Make sure, once, that the connection has the store's file open.
+
+        Raises:
+            UsageError: it has another one.
+        """
+        if self._checked is session:
+            return
+        for _, name, path in await executor.fetch(_sql.DATABASES, {}):
+            if _as_text(name) == "main" and path and session.is_at(os.fsdecode(path)):
+                self._checked = session
+                return
+        raise UsageError(
+            f"bind: the connection has another database open than {self._path}: "
+            "what must be committed together belongs in one file"
+        )
+
+
+async def _insert_unique(executor: Executor, tasks: Sequence[Task], now: int) -> list[TaskId[Any]]:
+    ids = []
+    for task in tasks:
+        stored = await executor.fetch(_sql.INSERT_UNIQUE_TOLD, insert_values((task,), now))
+        if stored:
+            ids.append(task.id)
+        else:
+            ((holder,),) = await executor.fetch(_sql.KEY_HOLDER, {"key": task.unique_key})
+            ids.append(TaskId(_as_text(holder)))
+    return ids
+
+
+def _as_text(value: str | bytes) -> str:
+    """A text, also where the connection's owner reads texts as bytes."""
+    return value if isinstance(value, str) else bytes(value).decode()
+
+
+def _told(operation: str, path: str, error: sqlite3.Error) -> BaseException:
+    told = translated(operation, path, error)
+    return type(told)(f"{told}{_READ_FIRST}") if is_busy(error) else told

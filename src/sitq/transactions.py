@@ -1,0 +1,138 @@
+"""The port of stores that can write within a transaction of the user's own.
+
+It is optional: a store that has `TransactionalBackend.join` besides the methods of `Backend` can
+be bound to (`TaskQueue.bind`), and its tasks can complete themselves within a transaction
+(`TaskContext.complete_in`). What a connection must look like is said by shape, so that no driver
+has to be installed for a type checker to know it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+
+from sitq.protocols import Backend
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Sequence
+
+    from sitq.ids import TaskId
+    from sitq.models import Lease, Task
+
+__all__ = [
+    "AnyConnection",
+    "AsyncConnection",
+    "AsyncpgConnection",
+    "SyncConnection",
+    "Transaction",
+    "TransactionalBackend",
+]
+
+
+class SyncConnection(Protocol):
+    """A connection that blocks.
+
+    ``sqlite3.Connection``, ``psycopg.Connection``, SQLAlchemy's ``Connection`` and ``Session``.
+    """
+
+    def commit(self) -> None:
+        """End the transaction well."""
+        ...
+
+    def rollback(self) -> None:
+        """End the transaction as if it had never been."""
+        ...
+
+    def close(self) -> None:
+        """Give the connection up."""
+        ...
+
+
+class AsyncConnection(Protocol):
+    """A connection that is awaited.
+
+    ``aiosqlite.Connection``, ``psycopg.AsyncConnection``, SQLAlchemy's ``AsyncConnection`` and
+    ``AsyncSession``.
+    """
+
+    def commit(self) -> Awaitable[None]:
+        """End the transaction well."""
+        ...
+
+    def rollback(self) -> Awaitable[None]:
+        """End the transaction as if it had never been."""
+        ...
+
+    def close(self) -> Awaitable[None]:
+        """Give the connection up."""
+        ...
+
+
+class AsyncpgConnection(Protocol):
+    """A connection of asyncpg's, from a pool or not: its transactions are objects of their own."""
+
+    def is_in_transaction(self) -> bool:
+        """Tell if a transaction is open."""
+        ...
+
+    def close(self) -> Awaitable[None]:
+        """Give the connection up."""
+        ...
+
+
+AnyConnection: TypeAlias = SyncConnection | AsyncConnection | AsyncpgConnection
+"""A connection of any kind that sitq can write through."""
+
+
+class Transaction(Protocol):
+    """What a store does within the open transaction of a connection that is not its own.
+
+    Nothing of it is stored unless the connection's owner commits, and then all of it is, in one
+    moment with what the owner wrote: as durable as that commit. Those who listen are woken after
+    the commit, where the store can tell of it; until then nobody sees anything.
+
+    The methods leave the transaction as they found it when they raise. They begin one where the
+    connection's next statement would have, and they never end one.
+
+    They may be called from any thread or event loop that may use the connection, as long as the
+    backend is open.
+
+    Raises:
+        UsageError: the connection leads to another database, is closed, belongs to another
+            thread, or has no transaction open and would store at once what is written.
+        BackendError: the store failed; the transaction may be beyond repair.
+    """
+
+    @property
+    def blocking(self) -> bool:
+        """True if the methods never suspend, so that they work without an event loop."""
+        ...
+
+    async def enqueue(self, tasks: Sequence[Task]) -> list[TaskId[Any]]:
+        """Store tasks as `Backend.enqueue` does, all of them or none.
+
+        A unique key counts as held also by what this transaction has stored itself. Where
+        another open transaction has stored a task with the key, this one waits for its end.
+        """
+        ...
+
+    async def succeed(self, lease: Lease, value: bytes) -> bool:
+        """Record a success as `Backend.finish` does; tell if it was accepted.
+
+        It is accepted if and only if the task is ``in_progress`` and the lease's epoch is its
+        current one. From then until the transaction's end nobody else can end or reclaim the
+        task; after a rollback the lease is the current one as before.
+        """
+        ...
+
+
+@runtime_checkable
+class TransactionalBackend(Backend, Protocol):
+    """A store that can write within a transaction of the user's own."""
+
+    def join(self, connection: AnyConnection) -> Transaction:
+        """Return what writes through a connection. It need not be open, nor the backend yet.
+
+        Raises:
+            UsageError: the store cannot write through a connection of this kind.
+        """
+        ...

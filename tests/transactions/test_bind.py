@@ -1,0 +1,160 @@
+"""A task that is enqueued in the user's transaction exists if and only if that commits."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import anyio
+import pytest
+
+from sitq import MsgpackSerializer, TaskQueue, TaskStatus, ValidationError, Worker, call
+from sitq.models import Task
+from sitq.protocols import Backend
+from sitq.transactions import TransactionalBackend
+from tests.transactions.kinds import Own
+from tests.transactions.places import Place
+from tests.unit.queue_support import add, greet
+
+pytestmark = pytest.mark.anyio
+
+LATER = datetime(2031, 1, 1, tzinfo=UTC)
+
+
+def count(place: Place) -> int:
+    ((number,),) = place.look("SELECT count(*) FROM tasks")
+    return int(number)
+
+
+async def test_a_commit_brings_the_task_and_the_note(
+    queue: TaskQueue, place: Place, own: Own
+) -> None:
+    bound = queue.bind(own.given)
+    task_id = await bound.enqueue(add, 1, 2)
+    await own.write("mine")
+    assert (count(place), place.notes) == (0, [])
+    await own.commit()
+    assert (count(place), place.notes) == (1, ["mine"])
+    await Worker(place.backend()).drain()
+    result = await queue.get_result(task_id)
+    assert result is not None
+    assert queue.deserialize_result(result) == 3
+
+
+async def test_a_rollback_leaves_neither(queue: TaskQueue, place: Place, own: Own) -> None:
+    await own.write("mine")
+    await queue.bind(own.given).enqueue_many([call(add, 1, 2), call(add, 3, 4)])
+    await own.rollback()
+    assert (count(place), place.notes) == (0, [])
+
+
+async def test_a_connection_that_is_closed_without_a_commit_leaves_neither(
+    queue: TaskQueue, place: Place, own: Own
+) -> None:
+    await own.write("mine")
+    await queue.bind(own.given).enqueue(add, 1, 2)
+    await own.close()
+    assert (count(place), place.notes) == (0, [])
+
+
+async def test_options_eta_and_batches_are_those_of_the_queue(queue: TaskQueue, own: Own) -> None:
+    bound = queue.bind(own.given)
+    ids = [
+        await bound.options(priority=4, queue="mail", headers={"a": "b"}).enqueue(add, 1, b=2),
+        await bound.enqueue(greet, "you", eta=LATER),
+        *await bound.options(eta=LATER).enqueue_many(call(add, n, n) for n in range(300)),
+        *await bound.enqueue_many([]),
+    ]
+    await own.commit()
+    infos = [await queue.get_task(task_id) for task_id in ids]
+    assert len(infos) == 302
+    assert (infos[0].priority, infos[0].queue) == (4, "mail")
+    assert {info.eta for info in infos[1:]} == {LATER}
+    assert {info.status for info in infos} == {TaskStatus.PENDING}
+
+
+async def test_a_unique_key_gives_its_holders_id(queue: TaskQueue, place: Place, own: Own) -> None:
+    held = await queue.options(unique_key="a").enqueue(add, 1, 2)
+    bound = queue.bind(own.given)
+    assert await bound.options(unique_key="a").enqueue(add, 3, 4) == held
+    mine = await bound.options(unique_key="b").enqueue(add, 3, 4)
+    assert mine != held
+    assert await bound.options(unique_key="b").enqueue_many([call(add, 5, 6)]) == [mine]
+    await own.commit()
+    assert count(place) == 2
+
+
+async def test_what_was_refused_leaves_the_transaction_as_it_was(
+    queue: TaskQueue, place: Place, own: Own
+) -> None:
+    bound = queue.bind(own.given)
+    await own.write("before")
+    bad = MsgpackSerializer()
+    with pytest.raises(ValidationError, match="'a'"):
+        await bound.enqueue(add, bad, 2)  # type: ignore[call-overload]
+    with pytest.raises(ValidationError, match=r"calls\[1\]"):
+        await bound.enqueue_many([call(add, 1, 2), add])  # type: ignore[arg-type]
+    with pytest.raises(ValidationError, match="priority"):
+        bound.options(priority=1000)
+    await own.write("after")
+    await own.commit()
+    assert (count(place), place.notes) == (0, ["after", "before"])
+
+
+def some_task(**options: object) -> Task:
+    return Task.model_validate({"function": "tests:nothing", "payload": b"secret"} | options)
+
+
+async def test_a_batch_is_stored_whole_or_not_at_all(
+    queue: TaskQueue, place: Place, own: Own
+) -> None:
+    """Also if the owner goes on with the transaction in spite of the error."""
+    await queue.enqueue(add, 1, 2)
+    ((used,),) = place.look("SELECT id FROM tasks")
+    backend: Backend = place.backend()
+    assert isinstance(backend, TransactionalBackend)
+    await backend.open()
+    await own.write("before")
+    tasks = [
+        some_task(id="0190f5e2-7c3a-7bbb-8000-0123456789ab", unique_key="k"),
+        some_task(id=used, unique_key="l"),
+    ]
+    with pytest.raises(Exception, match="enqueue on") as caught:
+        await backend.join(own.given).enqueue(tasks)
+    assert "secret" not in str(caught.value)
+    await own.commit()
+    assert (count(place), place.notes) == (1, ["before"])
+    await backend.close()
+
+
+async def test_a_sealed_payload_is_read_by_the_worker(place: Place, own: Own) -> None:
+    signing = MsgpackSerializer(keys=[b"k" * 32])
+    async with TaskQueue(place.backend(), signing) as queue:
+        task_id = await queue.bind(own.given).enqueue(add, 1, 2)
+        await own.commit()
+        await Worker(place.backend(), signing).drain()
+        result = await queue.get_result(task_id)
+        assert result is not None
+        assert queue.deserialize_result(result) == 3
+
+
+async def test_a_worker_is_woken_after_the_commit(queue: TaskQueue, place: Place, own: Own) -> None:
+    """It would look by itself after an hour only."""
+    worker = Worker(place.backend(), poll_interval=3600)
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as group:
+            await group.start(worker.start)
+            for number in range(3):
+                if number:
+                    await own.begin_again()
+                task_id = await queue.bind(own.given).enqueue(add, number, 2)
+                await own.write("mine")
+                await anyio.wait_all_tasks_blocked()
+                await own.commit()
+                result = await queue.get_result(task_id)
+                assert result is not None
+                assert queue.deserialize_result(result) == number + 2
+            await worker.stop()
+
+
+async def test_a_bound_queue_shows_no_connection(queue: TaskQueue, own: Own) -> None:
+    assert repr(queue.bind(own.given)) == f"TransactionQueue({queue._backend!r})"

@@ -1,0 +1,174 @@
+"""Commits that are not sitq's are heard of, and looking out for them costs nothing for long."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import anyio
+import pytest
+
+from sitq import TaskQueue, Worker
+from sitq.backends.sqlite import _commits
+from sitq.backends.sqlite._bell import Bell
+from sitq.protocols import Topic
+from tests.transactions.places import Place
+from tests.unit.queue_support import add
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def own(queue: TaskQueue, place: Place) -> Iterator[sqlite3.Connection]:
+    own = sqlite3.connect(place.path)
+    yield own
+    own.close()
+
+
+@pytest.fixture
+def rings(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
+    """What was rung, by whomever."""
+    rings: list[set[str]] = []
+    ring = Bell.ring
+
+    def note(self: Bell, topics: set[Topic]) -> None:
+        rings.append(set(topics))
+        ring(self, topics)
+
+    monkeypatch.setattr(Bell, "ring", note)
+    return rings
+
+
+def is_watching(queue: TaskQueue) -> bool:
+    """Tell if the queue's store has a thread that looks out for commits."""
+    session: Any = queue._backend._users.use_from_thread()  # type: ignore[attr-defined]
+    return session._commits._thread is not None
+
+
+async def until_nobody_watches(queue: TaskQueue) -> None:
+    with anyio.fail_after(20):
+        while is_watching(queue):  # noqa: ASYNC110 - a thread sets no event of the loop's
+            await anyio.sleep(0.005)
+
+
+async def test_the_thread_ends_when_there_is_nothing_to_expect(
+    queue: TaskQueue, own: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_commits, "_IDLE", 0.0)
+    bound = queue.bind(own)
+    for _ in range(3):
+        await bound.enqueue(add, 1, 2)
+        assert is_watching(queue)
+        own.commit()
+        await until_nobody_watches(queue)
+
+
+async def test_what_was_rolled_back_is_not_expected_for_ever(
+    queue: TaskQueue,
+    own: sqlite3.Connection,
+    rings: list[set[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_commits, "_IDLE", 0.0)
+    monkeypatch.setattr(_commits, "_PATIENCE", 0.05)
+    await queue.bind(own).enqueue(add, 1, 2)
+    own.rollback()
+    await until_nobody_watches(queue)
+    assert rings == []
+
+
+async def test_the_bell_rings_once_a_transaction_however_much_it_brings(
+    queue: TaskQueue,
+    own: sqlite3.Connection,
+    rings: list[set[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_commits, "_IDLE", 0.0)
+    bound = queue.bind(own)
+    for _ in range(50):
+        await bound.enqueue(add, 1, 2)
+    assert rings == []
+    own.commit()
+    await until_nobody_watches(queue)
+    assert rings == [{"tasks"}]
+
+
+async def test_a_commit_after_the_queue_was_closed_wakes_too(
+    queue: TaskQueue, place: Place, own: sqlite3.Connection
+) -> None:
+    await queue.bind(own).enqueue(add, 1, 2)
+    await queue.close()
+    ran = 0
+    async with TaskQueue(place.backend()) as other:
+        worker = Worker(place.backend(), poll_interval=3600)
+        with anyio.fail_after(20):
+            async with anyio.create_task_group() as group:
+                await group.start(worker.start)
+                await anyio.wait_all_tasks_blocked()
+                own.commit()
+                ((task_id,),) = place.look("SELECT id FROM tasks")
+                assert await other.get_result(task_id)
+                ran += 1
+                await worker.stop()
+    assert ran == 1
+
+
+async def test_a_process_that_died_before_it_rang_leaves_the_poll_interval(
+    queue: TaskQueue, place: Place, own: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_commits.CommitWatch, "expect", lambda *_: None)
+    worker = Worker(place.backend(), poll_interval=0.05)
+    with anyio.fail_after(20):
+        async with anyio.create_task_group() as group:
+            await group.start(worker.start)
+            await anyio.wait_all_tasks_blocked()
+            task_id = await queue.bind(own).enqueue(add, 1, 2)
+            own.commit()
+            assert await queue.get_result(task_id)
+            await worker.stop()
+
+
+async def test_a_store_that_cannot_be_watched_is_no_error_of_the_users(
+    queue: TaskQueue,
+    place: Place,
+    own: sqlite3.Connection,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("no more files")
+
+    monkeypatch.setattr(_commits, "Bell", refuse)
+    bound = queue.bind(own)
+    await bound.enqueue(add, 1, 2)
+    await until_nobody_watches(queue)
+    monkeypatch.setattr(threading.Thread, "start", _no_more_threads)
+    await bound.enqueue(add, 1, 2)
+    monkeypatch.undo()
+    own.commit()
+    assert [record.name for record in caplog.records] == ["sitq.backends.sqlite._commits"] * 2
+    await bound.enqueue(add, 1, 2)
+    own.commit()
+    assert place.look("SELECT count(*) FROM tasks") == [(3,)]
+
+
+def _no_more_threads(_: object) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+async def test_a_wake_up_is_quick_after_the_commit(
+    queue: TaskQueue, own: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real time: the transaction takes long, and the ring comes within a moment all the same."""
+    rung = threading.Event()
+    monkeypatch.setattr(Bell, "ring", lambda *_: rung.set())
+    await queue.bind(own).enqueue(add, 1, 2)
+    time.sleep(0.3)  # noqa: ASYNC251 - the user's transaction, in the loop's thread
+    assert not rung.is_set()
+    start = time.monotonic()
+    own.commit()
+    assert rung.wait(20)
+    assert time.monotonic() - start < 2.0
