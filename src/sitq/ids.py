@@ -53,6 +53,7 @@ class _Uuid7:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._millis = 0
+        self._start = ""
         self._counter = 0
         self._noise: Iterator[tuple[int, int]] = iter(())
 
@@ -67,15 +68,19 @@ class _Uuid7:
             millis = time.time_ns() // 1_000_000
             if millis > self._millis:
                 self._millis = millis
+                self._start = ""
                 self._counter = seed >> (64 - _COUNTER_BITS + 1)
             else:
                 self._counter += 1
                 if self._counter >> _COUNTER_BITS:
                     self._millis += 1
                     self._counter = 0
-            millis, counter = self._millis, self._counter
+                    self._start = ""
+            if not self._start:
+                self._start = f"{self._millis >> 16:08x}-{self._millis & 0xFFFF:04x}"
+            start, counter = self._start, self._counter
         return (
-            f"{millis >> 16:08x}-{millis & 0xFFFF:04x}-{0x7000 | (counter >> 30):04x}-"
+            f"{start}-{0x7000 | (counter >> 30):04x}-"
             f"{0x8000 | ((counter >> 16) & 0x3FFF):04x}-{(counter & 0xFFFF) << 32 | tail:012x}"
         )
 

@@ -30,7 +30,8 @@ INSERT INTO tasks (id, status, queue, priority, eta, function, epoch, attempts, 
 SELECT printf('%08x-0000-7000-8000-000000000000', n), :status,
        CASE WHEN :queues = 1 THEN 'default' ELSE 'q' || (n % :queues) END, 0, :eta + n,
        :function, :epoch, :epoch, 604800000000, :now, CASE WHEN :epoch THEN :now END,
-       CASE WHEN :epoch THEN :now END, :delete_at, x'929080', CASE WHEN :epoch THEN x'c0' END
+       CASE WHEN :epoch THEN :now END, :delete_at + n / 500, x'929080',
+       CASE WHEN :epoch THEN x'c0' END
 FROM numbers
 """
 DAY = 86_400_000_000

@@ -60,6 +60,7 @@ class Execution:
         limiter: the worker's threads.
         note: takes the progress that the task tells.
         freed: called, in a thread, when a plain function that was left to itself has ended.
+        waits: called in the loop when the attempt first lets others have their turn.
     """
 
     __slots__ = (
@@ -76,8 +77,10 @@ class Execution:
         "_task",
         "_thread_begun",
         "_thread_done",
+        "_waits",
         "context",
         "follows",
+        "has_waited",
         "lease",
     )
 
@@ -91,6 +94,7 @@ class Execution:
         limiter: anyio.CapacityLimiter,
         note: Callable[[Lease, Progress], object],
         freed: Callable[[Execution], object],
+        waits: Callable[[], object],
     ) -> None:
         self.lease: Final = task.lease
         self._task = task
@@ -105,7 +109,10 @@ class Execution:
         if task.timeout is not None:
             deadline = clock.now() + timedelta(seconds=task.timeout)
         self.context: Final = TaskContext(task, deadline, note)
-        self._isolation = Isolation()
+        self._isolation = Isolation(self._wait)
+        self._waits = waits
+        # True once it has let others have their turn.
+        self.has_waited = False
         # True if the asyncio task that runs it has run another one before.
         self.follows = False
         self._in_thread = False
@@ -117,6 +124,11 @@ class Execution:
     def suspended(self) -> bool:
         """True if the function has given the loop to others at least once."""
         return self._isolation.suspended
+
+    def _wait(self) -> None:
+        if not self.has_waited:
+            self.has_waited = True
+            self._waits()
 
     def leave(self) -> bool:
         """Tell that nobody waits for the attempt any more; True if a thread still runs it."""
@@ -193,6 +205,7 @@ class Execution:
     async def _invoke(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any] | _Raised:
         if not self._function.is_async:
             self._in_thread = True
+            self._wait()
             ended = await to_thread.run_sync(
                 self._isolation.call,
                 self._run_in_thread,

@@ -22,12 +22,17 @@ T = TypeVar("T")
 
 
 class Isolation:
-    """A context of its own for one attempt: what it sets in a ContextVar ends with it."""
+    """A context of its own for one attempt: what it sets in a ContextVar ends with it.
 
-    __slots__ = ("_context", "suspended")
+    Args:
+        waits: called when the attempt first gives the loop to others, just before it does.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_context", "_waits", "suspended")
+
+    def __init__(self, waits: Callable[[], object]) -> None:
         self._context: Final = copy_context()
+        self._waits: Final = waits
         self.suspended = False
         """True once the attempt has given the loop to others, who may have met its asyncio task."""
 
@@ -47,7 +52,9 @@ class Isolation:
             except StopIteration as stop:
                 result: T = stop.value
                 return result
-            self.suspended = True
+            if not self.suspended:
+                self.suspended = True
+                self._waits()
             try:
                 value = yield wish
             except GeneratorExit:

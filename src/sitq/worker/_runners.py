@@ -86,6 +86,8 @@ class Runners:
         self._running: dict[Lease, Execution] = {}
         # Threads that nobody waits for any more still keep their place.
         self._left: set[Execution] = set()
+        # Runners that will look for their next task without waiting for anything.
+        self._awake = 0
         self._mean: float | None = None
         self._wary_until = float("-inf")
 
@@ -124,18 +126,34 @@ class Runners:
             self._threads,
             self._note,
             self._thread_ended,
+            self._one_waits,
         )
+        now = self._clock.monotonic()
         if task.crashes:
-            self._wary_until = self._clock.monotonic() + _WARY
-        if self.idle_places > 0:
+            self._wary_until = now + _WARY
+            if self.idle_places <= len(self._ahead):
+                # One of those that were lost together kills its worker. If it does so again, the
+                # innocent ones must not be held by that worker.
+                self._report(execution.lease, Outcome.release(execution.lease))
+                return
+        self._ahead.append((execution, now))
+        self._start_next()
+
+    def _start_next(self) -> None:
+        """Start one more runner, unless one is about to take what comes next.
+
+        Starting one costs as much as a short task does, and tasks that never wait need one only.
+        """
+        if self._ahead and not self._awake and self.idle_places > 0:
+            execution, _ = self._ahead.popleft()
             self._running[execution.lease] = execution
+            self._awake += 1
             self._group.start_soon(self._run, execution)
-        elif task.crashes:
-            # One of those that were lost together kills its worker. If it does so again, the
-            # innocent ones must not be held by that worker.
-            self._report(execution.lease, Outcome.release(execution.lease))
-        else:
-            self._ahead.append((execution, self._clock.monotonic()))
+
+    def _one_waits(self) -> None:
+        """Let the next one begin while an attempt waits; in the loop."""
+        self._awake -= 1
+        self._start_next()
 
     async def _run(self, first: Execution) -> None:
         """One runner: its first task, and then what waits."""
@@ -168,6 +186,7 @@ class Runners:
             # Functions that never wait must not keep the loop from everybody else.
             await anyio.lowlevel.checkpoint()
         if not self._ahead or self.idle_places <= 0:
+            self._awake -= 1
             self._freed()
             return None
         execution, _ = self._ahead.popleft()
@@ -204,6 +223,8 @@ class Runners:
             raise
         finally:
             self._learn(self._clock.monotonic() - start)
+            if execution.has_waited:
+                self._awake += 1
             if execution.leave():
                 self._left.add(execution)
             if self._running.pop(lease, None) is not None:
@@ -215,6 +236,7 @@ class Runners:
 
     def _give_up(self, execution: Execution) -> None:
         self._left.discard(execution)
+        self._start_next()
         self._freed()
 
     def end(self, lease: Lease, why: End) -> None:

@@ -274,7 +274,7 @@ WHERE seq IN (SELECT seq FROM tasks
 PRUNE: Final = """
 DELETE FROM tasks WHERE seq IN (
     SELECT seq FROM tasks WHERE finished_at IS NOT NULL AND delete_at <= :now
-    ORDER BY delete_at, finished_at, seq LIMIT :limit)
+    ORDER BY delete_at, seq LIMIT :limit)
 """
 
 # Final tasks that ended before a moment, whatever their retention.
