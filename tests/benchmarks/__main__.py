@@ -8,11 +8,13 @@ several rounds, with the lowest and the highest beside it.
 from __future__ import annotations
 
 import argparse
+import json
+from dataclasses import replace
 from pathlib import Path
 
 from tests.benchmarks import plot, report
 from tests.benchmarks.cases import all_cases
-from tests.benchmarks.measuring import LOOPS, Settings, measure
+from tests.benchmarks.measuring import LOOPS, Figures, Settings, measure
 from tests.benchmarks.stores import DEFAULT, KINDS
 
 __all__: list[str] = []
@@ -21,15 +23,22 @@ QUICK = Settings(rounds=1, scale=0.1, tasks_for_memory=20_000)
 
 
 def main() -> None:
-    """Measure and print the table."""
+    """Measure, or read what was measured, and print the table."""
     options = _options()
+    given, found = _read(options.read) if options.read else _measure(options)
+    if options.json:
+        report.as_json(found, given, options.json)
+    if options.markdown:
+        options.markdown.write_text(report.as_markdown(found, given))
+    if options.svg:
+        plot.draw(found, given, options.svg)
+
+
+def _measure(options: argparse.Namespace) -> tuple[dict[str, str], list[Figures]]:
     settings = QUICK if options.quick else Settings(rounds=options.rounds)
-    settings = Settings(
-        settings.rounds,
-        settings.scale,
-        options.store,
-        options.memory_tasks or settings.tasks_for_memory,
-    )
+    settings = replace(settings, store=options.store)
+    if options.memory_tasks:
+        settings = replace(settings, tasks_for_memory=options.memory_tasks)
     loops = list(LOOPS) if options.loop == "all" else [options.loop]
     given = report.conditions(settings.rounds)
     print(*(f"{name}: {text}" for name, text in given.items()), "", report.HEAD, sep="\n")
@@ -40,12 +49,15 @@ def main() -> None:
         for figures in measure(case, loops, settings):
             found.append(figures)
             print(report.line(figures), flush=True)
-    if options.json:
-        report.as_json(found, given, options.json)
-    if options.markdown:
-        options.markdown.write_text(report.as_markdown(found, given))
-    if options.svg:
-        plot.draw(found, given, options.svg)
+    return given, found
+
+
+def _read(files: list[Path]) -> tuple[dict[str, str], list[Figures]]:
+    """Put the parts of one run together, in their order."""
+    parts = [json.loads(file.read_text()) for file in files]
+    found = [Figures.from_json(case) for part in parts for case in part["cases"]]
+    print(report.HEAD, *map(report.line, found), sep="\n")
+    return parts[0]["conditions"], found
 
 
 def _options() -> argparse.Namespace:
@@ -57,6 +69,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--loop", choices=[*LOOPS, "all"], default="asyncio")
     parser.add_argument("--store", choices=sorted(KINDS), default=DEFAULT)
     parser.add_argument("--memory-tasks", type=int, help="1000000 for the whole goal")
+    parser.add_argument("--read", type=Path, nargs="+", help="measure nothing, read these files")
     parser.add_argument("--json", type=Path, help="write all figures there")
     parser.add_argument("--markdown", type=Path, help="write the table there")
     parser.add_argument("--svg", type=Path, help="draw the figures there (needs matplotlib)")

@@ -116,7 +116,7 @@ def _three_commits(place: Path, settings: Settings) -> float:
 
 
 def _latencies(settings: Settings) -> Iterator[Case]:
-    trips, starts = settings.count(500), max(20, int(60 * settings.scale))
+    trips, starts = settings.count(300), max(20, int(60 * settings.scale))
 
     def through(work: Any, count: int, choose: Any) -> Callable[[Path, str], float]:
         def once(place: Path, loop: str) -> float:
@@ -141,8 +141,11 @@ def _latencies(settings: Settings) -> Iterator[Case]:
     )
     for name, work, most in rows:
         goal = Goal(figure=most, at_most=True)
-        yield Case("latency", name, "ms", work, goal, partial(_three_commits, settings=settings))
-    yield Case("idle", "an idle worker", "% of a core", idle, Goal(figure=1, at_most=True))
+        floor = partial(_three_commits, settings=settings)
+        yield Case("latency", name, "ms", work, goal, floor, rounds=3)
+    yield Case(
+        "idle", "an idle worker", "% of a core", idle, Goal(figure=1, at_most=True), rounds=3
+    )
 
 
 def _growth(settings: Settings) -> Iterator[Case]:
@@ -173,6 +176,7 @@ def _growth(settings: Settings) -> Iterator[Case]:
             rate,
             Goal(ratio=0.8),
             empty,
+            rounds=3,
             loops=("asyncio",),
         )
 

@@ -6,9 +6,9 @@ import gc
 import statistics
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import anyio
 
@@ -107,6 +107,12 @@ class Figures:
         """Tell if the goal is reached; ``None`` without one."""
         return self.goal.is_met(self.ratio, self.median)
 
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Self:
+        """What `as_json` gave."""
+        names = ("group", "name", "unit", "loop", "values", "floors")
+        return cls(goal=Goal(**content["goal"]), **{name: content[name] for name in names})
+
     def as_json(self) -> dict[str, Any]:
         """All of it, for a file."""
         return {
@@ -114,7 +120,7 @@ class Figures:
             "name": self.name,
             "unit": self.unit,
             "loop": self.loop,
-            "goal": str(self.goal),
+            "goal": asdict(self.goal),
             "is_met": self.is_met,
             "ratio": self.ratio,
             "median": self.median,
