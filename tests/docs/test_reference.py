@@ -12,6 +12,7 @@ import pytest
 
 import sitq
 import sitq.backends.memory
+import sitq.backends.postgres
 import sitq.errors
 import sitq.testing
 from sitq.states import TRANSITIONS
@@ -21,7 +22,12 @@ DOCS = ROOT / "docs"
 REFERENCE = "\n".join(path.read_text() for path in sorted(DOCS.glob("reference/*.md")))
 
 
-PUBLIC = {*sitq.__all__, *sitq.testing.__all__, *sitq.backends.memory.__all__}
+PUBLIC = {
+    *sitq.__all__,
+    *sitq.testing.__all__,
+    *sitq.backends.memory.__all__,
+    *sitq.backends.postgres.__all__,
+}
 
 
 @pytest.mark.parametrize("name", sorted(PUBLIC))
@@ -43,8 +49,13 @@ def test_the_reference_names_each_public_method(owner: str) -> None:
 
 @pytest.mark.parametrize(
     "function",
-    [sitq.TaskQueue.options, sitq.Worker.__init__, sitq.SQLiteBackend.__init__],
-    ids=["options", "Worker", "SQLiteBackend"],
+    [
+        sitq.TaskQueue.options,
+        sitq.Worker.__init__,
+        sitq.SQLiteBackend.__init__,
+        sitq.backends.postgres.PostgresBackend.__init__,
+    ],
+    ids=["options", "Worker", "SQLiteBackend", "PostgresBackend"],
 )
 def test_the_reference_names_each_option(function: object) -> None:
     assert callable(function)

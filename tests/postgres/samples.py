@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from sitq.backends.postgres import PostgresBackend
 from sitq.ids import new_task_id
 from sitq.models import Lease, Outcome, OutcomeKind, Task
+from tests.postgres.servers import new_schema
 
-__all__ = ["make_outcome", "new_task"]
+__all__ = ["make_outcome", "new_task", "opened"]
 
 
 def new_task(**options: Any) -> Task:
@@ -30,3 +32,17 @@ def make_outcome(kind: OutcomeKind, lease: Lease) -> Outcome:
             return Outcome.release(lease)
         case OutcomeKind.CANCELLED:
             return Outcome.cancelled(lease)
+
+
+async def opened(where: str, schema: str = "", **options: Any) -> PostgresBackend:
+    """A backend with one connection, over which each statement has been prepared."""
+    backend = PostgresBackend(where, schema=schema or new_schema(), pool_size=1, **options)
+    await backend.open()
+    # Each statement is prepared once, so that a question is one message.
+    await backend.enqueue([new_task(queue="warm", unique_key="warm")])
+    (task_id,) = await backend.enqueue([new_task(queue="warm")])
+    taken = (await backend.reserve("w", ["warm"], 9, 30.0)).tasks
+    await backend.finish([Outcome.success(task.lease, b"") for task in taken[:1]])
+    await backend.finish([Outcome.failure(task.lease, "no") for task in taken[1:]])
+    await backend.get_tasks([task_id])
+    return backend

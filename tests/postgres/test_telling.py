@@ -113,10 +113,8 @@ def test_a_timer_that_rings_early_tells_all_the_same() -> None:
     async def main() -> None:
         teller = Teller("s", send, lambda work: tasks.append(asyncio.ensure_future(work())))
         tasks: list[asyncio.Future[Any]] = []
-        _, told = teller.tell_with(["tasks"])
-        assert told == {"tasks"}
-        _, told = teller.tell_with(["tasks"])
-        assert told == set()
+        assert teller.tell_with(["tasks"]) == (["sitq_s_tasks"], {"tasks"}, set())
+        assert teller.tell_with(["tasks"]) == ([], set(), set())
         teller.tell_later({"tasks"})
         teller._ring()
         await asyncio.gather(*tasks)

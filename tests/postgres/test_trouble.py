@@ -1,12 +1,11 @@
-"""Servers that crash, connections that are cut, answers that are lost: nothing else is."""
+"""Servers that crash, connections that are cut: no task is lost with them."""
 
 from __future__ import annotations
 
 import os
 import random
 import threading
-from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -23,19 +22,15 @@ from sitq import (
     call,
     current_task,
 )
-from sitq.backends.postgres import PostgresBackend, _database
-from sitq.ids import TaskId, new_task_id
-from sitq.models import Lease, LeaseState, Outcome, OutcomeKind
-from tests.postgres.proxies import Proxy
-from tests.postgres.samples import make_outcome, new_task
+from sitq.backends.postgres import PostgresBackend
+from sitq.ids import TaskId
+from tests.postgres.samples import new_task, opened
 from tests.postgres.servers import Server, new_schema, query
 
 pytestmark = pytest.mark.anyio
 
 SEED = int(os.environ.get("SITQ_CUT_SEED", "0")) or random.SystemRandom().randrange(1, 2**32)
 SECONDS = 60.0 if "SITQ_SOAK" in os.environ else 3.0
-Loses = Literal["question", "answer"]
-both = pytest.mark.parametrize("loses", ["question", "answer"])
 
 RUNS: list[tuple[str, int]] = []
 
@@ -48,158 +43,8 @@ async def note() -> int:
     return task._task.epoch
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    """A server that may be broken."""
-    server = Server(max_connections="40")
-    yield server
-    server.remove()
-
-
-@pytest.fixture
-def proxy(server: Server) -> Iterator[Proxy]:
-    """A proxy in front of it."""
-    with Proxy(f"{server.folder}/data/.s.PGSQL.5432") as proxy:
-        yield proxy
-
-
-async def opened(where: str, schema: str = "", **options: Any) -> PostgresBackend:
-    backend = PostgresBackend(where, schema=schema or new_schema(), pool_size=1, **options)
-    await backend.open()
-    # Each statement is prepared once, so that a question is one message.
-    await backend.enqueue([new_task(queue="warm", unique_key="warm")])
-    (task_id,) = await backend.enqueue([new_task(queue="warm")])
-    taken = (await backend.reserve("w", ["warm"], 9, 30.0)).tasks
-    await backend.finish([Outcome.success(task.lease, b"") for task in taken[:1]])
-    await backend.finish([Outcome.failure(task.lease, "no") for task in taken[1:]])
-    await backend.get_tasks([task_id])
-    return backend
-
-
 async def ask(where: Server, sql: str) -> list[tuple[Any, ...]]:
     return await anyio.to_thread.run_sync(lambda: query(sql, where=where.dsn))
-
-
-# -- a lost answer ---------------------------------------------------------------------------
-
-
-@both
-async def test_an_enqueue_whose_answer_is_lost_is_stored_once(proxy: Proxy, loses: Loses) -> None:
-    backend = await opened(proxy.dsn)
-    tasks = [new_task() for _ in range(3)]
-    proxy.lose(loses)
-    assert await backend.enqueue(tasks) == [task.id for task in tasks]
-    assert proxy.lost.is_set()
-    taken = (await backend.reserve("w", ["default"], 9, 30.0)).tasks
-    assert [task.id for task in taken] == [task.id for task in tasks]
-    await backend.close()
-
-
-@both
-async def test_an_enqueue_with_keys_whose_answer_is_lost_tells_the_holders(
-    proxy: Proxy, loses: Loses
-) -> None:
-    backend = await opened(proxy.dsn)
-    holder = new_task(unique_key="a")
-    await backend.enqueue([holder])
-    tasks = [new_task(unique_key="a"), new_task(), new_task(unique_key="b")]
-    proxy.lose(loses)
-    assert await backend.enqueue(tasks) == [holder.id, tasks[1].id, tasks[2].id]
-    assert proxy.lost.is_set()
-    assert len((await backend.reserve("w", ["default"], 9, 30.0)).tasks) == 3
-    await backend.close()
-
-
-@both
-async def test_a_reservation_whose_answer_is_lost_is_found_again(
-    proxy: Proxy, loses: Loses
-) -> None:
-    backend = await opened(proxy.dsn)
-    ids = await backend.enqueue([new_task() for _ in range(3)])
-    proxy.lose(loses)
-    taken = (await backend.reserve("w", ["default"], 9, 30.0)).tasks
-    assert proxy.lost.is_set()
-    assert [(task.id, task.epoch, task.attempt) for task in taken] == [(i, 1, 1) for i in ids]
-    assert await backend.finish([Outcome.success(task.lease, b"") for task in taken]) == [True] * 3
-    await backend.close()
-
-
-@both
-@pytest.mark.parametrize("kind", OutcomeKind)
-async def test_an_outcome_whose_answer_is_lost_is_told_as_it_was(
-    proxy: Proxy, loses: Loses, kind: OutcomeKind
-) -> None:
-    backend = await opened(proxy.dsn)
-    (task_id, lost_id) = await backend.enqueue([new_task(), new_task()])
-    leases = [task.lease for task in (await backend.reserve("w", ["default"], 9, 30.0)).tasks]
-    await backend.finish([Outcome.release(leases[1])])
-    (again,) = (await backend.reserve("w", ["default"], 9, 30.0)).tasks
-    assert again.id == lost_id
-    outcomes = [make_outcome(kind, lease) for lease in (*leases, Lease(new_task_id(), 1))]
-    proxy.lose(loses)
-    answers = await backend.finish(outcomes)
-    assert proxy.lost.is_set()
-    assert answers[0] is True
-    assert answers[2] is False
-    if kind not in {OutcomeKind.RETRY, OutcomeKind.RELEASE, OutcomeKind.MISS}:
-        assert answers[1] is False
-    infos = [info for info in await backend.get_tasks([task_id, lost_id]) if info]
-    assert infos[0].status is not TaskStatus.IN_PROGRESS
-    assert infos[1].status is TaskStatus.IN_PROGRESS
-    await backend.close()
-
-
-@both
-async def test_a_cancellation_whose_answer_is_lost_has_cancelled(
-    proxy: Proxy, loses: Loses
-) -> None:
-    backend = await opened(proxy.dsn)
-    await backend.cancel((await backend.enqueue([new_task()]))[0])
-    (task_id,) = await backend.enqueue([new_task()])
-    proxy.lose(loses)
-    assert await backend.cancel(task_id) is True
-    assert proxy.lost.is_set()
-    (info,) = await backend.get_tasks([task_id])
-    assert info is not None
-    assert info.status is TaskStatus.CANCELLED
-    await backend.close()
-
-
-@both
-async def test_a_read_and_a_heartbeat_outlive_a_lost_connection(proxy: Proxy, loses: Loses) -> None:
-    backend = await opened(proxy.dsn)
-    (task_id,) = await backend.enqueue([new_task()])
-    (task,) = (await backend.reserve("w", ["default"], 1, 30.0)).tasks
-    proxy.lose(loses)
-    assert len(await backend.get_tasks([task_id])) == 1
-    assert proxy.lost.is_set()
-
-    def beat() -> None:
-        keeper = backend.lease_keeper()
-        assert keeper.renew([task.lease], 30.0) == [LeaseState.HELD]
-        proxy.lose(loses)
-        with pytest.raises(BackendConnectionError, match="renew on postgresql://"):
-            keeper.renew([task.lease], 30.0)
-        assert keeper.renew([task.lease], 30.0) == [LeaseState.HELD]
-        keeper.close()
-        keeper.close()
-
-    await anyio.to_thread.run_sync(beat)
-    await backend.close()
-
-
-async def test_an_outcome_that_cannot_be_found_out_is_called_unknown(
-    proxy: Proxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(_database, "_SEARCH_SECONDS", 0.2)
-    backend = await opened(proxy.dsn)
-    task = new_task()
-    proxy.forget_the_way()  # for those who come anew
-    proxy.lose("answer")
-    with pytest.raises(BackendConnectionError, match="the outcome is unknown"):
-        await backend.enqueue([task])
-    assert proxy.lost.is_set()
-    await backend.close()
 
 
 # -- cut connections -------------------------------------------------------------------------

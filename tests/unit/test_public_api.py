@@ -56,7 +56,7 @@ ROOT = Path(sitq.__file__).parent
 MODULES = sorted(
     ".".join(("sitq", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
     for path in ROOT.rglob("*.py")
-    if path.stem != "__main__" and "postgres" not in path.parts
+    if path.stem != "__main__"
 )
 
 

@@ -180,10 +180,10 @@ class Database:
         try:
             answers = await unit(work, items)
         except BaseException:
-            self.teller.tell_later(work.told)  # somebody may have counted on it
+            self.teller.tell_later(work.owed)
             raise
+        self.teller.tell_later((work.changed - work.told) | (work.owed - work.changed))
         if work.changed:
-            self.teller.tell_later(work.changed - work.told)
             self._home.tell(partial(self._changed, work.changed))
         return answers
 

@@ -76,6 +76,12 @@ stored AS (
 SELECT pg_notify(channel, $8) FROM unnest($9::text[]) AS channel
 """
 
+# Store one of the simplest tasks, and tell nobody: what most calls of a busy producer are.
+INSERT_ONE: Final = f"""
+INSERT INTO sitq.tasks (id, queue, priority, eta, function, result_ttl, enqueued_at, payload)
+VALUES ($2::text, $3::text, $4::int2, {_MOMENT}, $5::text, $6::float8, {_MOMENT}, $7::bytea)
+"""
+
 # Store a batch of tasks of which some have unique keys, and tell who has their places.
 INSERT_UNIQUE: Final = f"""
 SELECT sitq.enqueue({_MOMENT}, {_BATCH}),
@@ -238,9 +244,10 @@ FROM sitq.tasks WHERE id = $1::text
 
 # -- wake-ups --------------------------------------------------------------------------------
 
-# Tell the channels.
+# Tell the channels; nothing is stored that would have to be on the disk first.
 NOTIFY: Final = """
-SELECT pg_notify(channel, $1) FROM unnest($2::text[]) AS channel
+SELECT set_config('synchronous_commit', 'off', true), pg_notify(channel, $1)
+FROM unnest($2::text[]) AS channel
 """
 
 # A text that changes whenever a transaction that writes has begun or ended.

@@ -52,15 +52,19 @@ class Teller:
         self._late: set[Topic] = set()
         self._timer: asyncio.TimerHandle | None = None
 
-    def tell_with(self, topics: Iterable[Topic]) -> tuple[list[str], set[Topic]]:
-        """The channels, and the topics, that the statement about to run is to tell."""
+    def tell_with(self, topics: Iterable[Topic]) -> tuple[list[str], set[Topic], set[Topic]]:
+        """The channels, and the topics, that the statement about to run is to tell.
+
+        The last of the three are those of the topics that had been put off: should the statement
+        not tell them after all, they have to be told later.
+        """
         now = asyncio.get_running_loop().time()
         told: set[Topic] = {
-            topic
-            for topic in topics
-            if topic not in self._late and now - self._told_at.get(topic, _NEVER) >= QUIET
+            topic for topic in topics if now - self._told_at.get(topic, _NEVER) >= QUIET
         }
-        return self._note(told, now), told
+        owed = told & self._late
+        self._late -= owed
+        return self._note(told, now), told, owed
 
     def _note(self, told: set[Topic], now: float) -> list[str]:
         for topic in told:
@@ -73,7 +77,8 @@ class Teller:
         if not self._late or self._timer is not None:
             return
         loop = asyncio.get_running_loop()
-        due = max(self._told_at.get(topic, _NEVER) for topic in self._late) + QUIET
+        # A little late, since a busy producer's next statement can tell it at no cost.
+        due = max(self._told_at.get(topic, _NEVER) for topic in self._late) + QUIET * 1.2
         self._timer = loop.call_at(max(due, loop.time()), self._ring)
 
     def _ring(self) -> None:

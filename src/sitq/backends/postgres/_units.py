@@ -59,7 +59,10 @@ async def enqueue(work: Work, tasks: Sequence[Task]) -> list[TaskId[Any]]:
     work.changed.add("tasks")
     token, channels = work.news(["tasks"])
     if (plain := plain_columns(tasks)) is not None:
-        await work.rows(_sql.INSERT_PLAIN, work.moment, *plain, token, channels)
+        if len(tasks) == 1 and not channels:
+            await work.rows(_sql.INSERT_ONE, work.moment, *(column[0] for column in plain))
+        else:
+            await work.rows(_sql.INSERT_PLAIN, work.moment, *plain, token, channels)
         return [task.id for task in tasks]
     fields = columns(tasks)
     if all(task.unique_key is None for task in tasks):

@@ -21,7 +21,8 @@ __all__ = ["Work"]
 class Work:
     """Where a unit of work runs, the moment it judges by, and what it has changed.
 
-    ``moment`` is that of a test's clock; ``None``: the server's clock counts.
+    ``moment`` is that of a test's clock; ``None``: the server's clock counts. ``told`` are the
+    topics that its statement tells if it changes them; of these ``owed`` have to be told anyhow.
     """
 
     link: Link
@@ -30,6 +31,7 @@ class Work:
     moment: datetime | None
     changed: set[Topic] = field(default_factory=set)
     told: set[Topic] = field(default_factory=set)
+    owed: set[Topic] = field(default_factory=set)
 
     async def rows(self, sql: str, *parameters: Any) -> list[Row]:
         """Run one statement, and return what it gives."""
@@ -37,6 +39,7 @@ class Work:
 
     def news(self, topics: Iterable[Topic]) -> tuple[str, list[str]]:
         """What a statement is to tell, and the channels, if these topics change with it."""
-        channels, told = self.teller.tell_with(topics)
+        channels, told, owed = self.teller.tell_with(topics)
         self.told |= told
+        self.owed |= owed
         return self.teller.token, channels

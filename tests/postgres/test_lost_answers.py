@@ -1,0 +1,169 @@
+"""Answers that are lost on their way are found out: nothing is done twice, or told wrongly."""
+
+from __future__ import annotations
+
+import socket
+from typing import Literal
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+import pytest
+
+from sitq import (
+    BackendConnectionError,
+    TaskStatus,
+)
+from sitq.backends.postgres import _database, _driver
+from sitq.ids import new_task_id
+from sitq.models import Lease, LeaseState, Outcome, OutcomeKind
+from tests.postgres.proxies import Proxy
+from tests.postgres.samples import make_outcome, new_task, opened
+
+pytestmark = pytest.mark.anyio
+
+Loses = Literal["question", "answer"]
+both = pytest.mark.parametrize("loses", ["question", "answer"])
+
+
+@both
+async def test_an_enqueue_whose_answer_is_lost_is_stored_once(proxy: Proxy, loses: Loses) -> None:
+    backend = await opened(proxy.dsn)
+    tasks = [new_task() for _ in range(3)]
+    proxy.lose(loses)
+    assert await backend.enqueue(tasks) == [task.id for task in tasks]
+    assert proxy.lost.is_set()
+    taken = (await backend.reserve("w", ["default"], 9, 30.0)).tasks
+    assert [task.id for task in taken] == [task.id for task in tasks]
+    await backend.close()
+
+
+@both
+async def test_an_enqueue_with_keys_whose_answer_is_lost_tells_the_holders(
+    proxy: Proxy, loses: Loses
+) -> None:
+    backend = await opened(proxy.dsn)
+    holder = new_task(unique_key="a")
+    await backend.enqueue([holder])
+    tasks = [new_task(unique_key="a"), new_task(), new_task(unique_key="b")]
+    proxy.lose(loses)
+    assert await backend.enqueue(tasks) == [holder.id, tasks[1].id, tasks[2].id]
+    assert proxy.lost.is_set()
+    assert len((await backend.reserve("w", ["default"], 9, 30.0)).tasks) == 3
+    await backend.close()
+
+
+@both
+async def test_a_reservation_whose_answer_is_lost_is_found_again(
+    proxy: Proxy, loses: Loses
+) -> None:
+    backend = await opened(proxy.dsn)
+    ids = await backend.enqueue([new_task() for _ in range(3)])
+    proxy.lose(loses)
+    taken = (await backend.reserve("w", ["default"], 9, 30.0)).tasks
+    assert proxy.lost.is_set()
+    assert [(task.id, task.epoch, task.attempt) for task in taken] == [(i, 1, 1) for i in ids]
+    assert await backend.finish([Outcome.success(task.lease, b"") for task in taken]) == [True] * 3
+    await backend.close()
+
+
+@both
+@pytest.mark.parametrize("kind", OutcomeKind)
+async def test_an_outcome_whose_answer_is_lost_is_told_as_it_was(
+    proxy: Proxy, loses: Loses, kind: OutcomeKind
+) -> None:
+    backend = await opened(proxy.dsn)
+    (task_id, lost_id) = await backend.enqueue([new_task(), new_task()])
+    leases = [task.lease for task in (await backend.reserve("w", ["default"], 9, 30.0)).tasks]
+    await backend.finish([Outcome.release(leases[1])])
+    (again,) = (await backend.reserve("w", ["default"], 9, 30.0)).tasks
+    assert again.id == lost_id
+    outcomes = [make_outcome(kind, lease) for lease in (*leases, Lease(new_task_id(), 1))]
+    proxy.lose(loses)
+    answers = await backend.finish(outcomes)
+    assert proxy.lost.is_set()
+    assert answers[0] is True
+    assert answers[2] is False
+    if kind not in {OutcomeKind.RETRY, OutcomeKind.RELEASE, OutcomeKind.MISS}:
+        assert answers[1] is False
+    infos = [info for info in await backend.get_tasks([task_id, lost_id]) if info]
+    assert infos[0].status is not TaskStatus.IN_PROGRESS
+    assert infos[1].status is TaskStatus.IN_PROGRESS
+    await backend.close()
+
+
+@both
+async def test_a_cancellation_whose_answer_is_lost_has_cancelled(
+    proxy: Proxy, loses: Loses
+) -> None:
+    backend = await opened(proxy.dsn)
+    await backend.cancel((await backend.enqueue([new_task()]))[0])
+    (task_id,) = await backend.enqueue([new_task()])
+    proxy.lose(loses)
+    assert await backend.cancel(task_id) is True
+    assert proxy.lost.is_set()
+    (info,) = await backend.get_tasks([task_id])
+    assert info is not None
+    assert info.status is TaskStatus.CANCELLED
+    await backend.close()
+
+
+@both
+async def test_a_read_and_a_heartbeat_outlive_a_lost_connection(proxy: Proxy, loses: Loses) -> None:
+    backend = await opened(proxy.dsn)
+    (task_id,) = await backend.enqueue([new_task()])
+    (task,) = (await backend.reserve("w", ["default"], 1, 30.0)).tasks
+    proxy.lose(loses)
+    assert len(await backend.get_tasks([task_id])) == 1
+    assert proxy.lost.is_set()
+
+    def beat() -> None:
+        keeper = backend.lease_keeper()
+        assert keeper.renew([task.lease], 30.0) == [LeaseState.HELD]
+        proxy.lose(loses)
+        with pytest.raises(BackendConnectionError, match="renew on postgresql://"):
+            keeper.renew([task.lease], 30.0)
+        assert keeper.renew([task.lease], 30.0) == [LeaseState.HELD]
+        keeper.close()
+        keeper.close()
+
+    await anyio.to_thread.run_sync(beat)
+    await backend.close()
+
+
+async def test_an_outcome_that_cannot_be_found_out_is_called_unknown(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_database, "_SEARCH_SECONDS", 0.2)
+    backend = await opened(proxy.dsn)
+    task = new_task()
+    proxy.forget_the_way()  # for those who come anew
+    proxy.lose("answer")
+    with pytest.raises(BackendConnectionError, match="the outcome is unknown"):
+        await backend.enqueue([task])
+    assert proxy.lost.is_set()
+    await backend.close()
+
+
+async def test_a_server_that_falls_silent_is_given_up_in_time(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_database, "_SEARCH_SECONDS", 0.2)
+    monkeypatch.setattr(_driver, "_CONNECT_SECONDS", 0.3)
+    backend = await opened(proxy.dsn, statement_timeout=0.3)
+    proxy.fall_silent()
+    # It depends on whether a notification that had been put off met the silence first.
+    told = "outcome is unknown|did not answer in time"
+    with anyio.fail_after(10), pytest.raises(BackendConnectionError, match=told):
+        await backend.enqueue([new_task()])
+    await backend.close()
+
+
+async def test_the_system_is_asked_to_notice_a_server_that_has_vanished(proxy: Proxy) -> None:
+    backend = await opened(proxy.dsn)
+    (link,) = backend._users.use().database.pool._idle
+    plug = link._connection._transport.get_extra_info("socket")
+    assert plug.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    assert plug.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 10_000
+    assert plug.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 5
+    await backend.close()
