@@ -14,9 +14,19 @@ from typing import Annotated, TypedDict, cast
 import anyio
 import uvicorn
 from fastapi import Depends, FastAPI, HTTPException, Query, Request
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
-from sitq import SQLiteBackend, TaskId, TaskNotFoundError, TaskQueue, TaskStatus, Worker
+from sitq import (
+    SerializationError,
+    SQLiteBackend,
+    TaskId,
+    TaskNotFoundError,
+    TaskQueue,
+    TaskStatus,
+    ValidationError,
+    Worker,
+)
 
 __all__ = ["Report", "ReportRequest", "app", "write_report"]
 
@@ -80,6 +90,13 @@ def get_queue(request: Request) -> TaskQueue:
 
 Queue = Annotated[TaskQueue, Depends(get_queue)]
 app = FastAPI(lifespan=lifespan)
+
+
+@app.exception_handler(ValidationError)
+@app.exception_handler(SerializationError)
+async def refuse(_: Request, error: Exception) -> JSONResponse:
+    """Tell the client what cannot be enqueued: a text that is too long, say."""
+    return JSONResponse({"detail": str(error)}, status_code=422)
 
 
 @app.post("/reports", status_code=202)

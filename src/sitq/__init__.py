@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sitq.backends.sqlite import SQLiteBackend
-    from sitq.context import current_task
+    from sitq.context import TaskContext, current_task
+    from sitq.enqueueing import BoundQueue
     from sitq.errors import (
         BackendBusyError,
         BackendConnectionError,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from sitq.retry import Retry
     from sitq.serialization import MsgpackSerializer
     from sitq.states import TaskStatus
-    from sitq.sync import SyncTaskQueue
+    from sitq.sync import SyncBoundQueue, SyncTaskQueue
     from sitq.worker import Worker
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "BackendError",
     "BackendFormatError",
     "BackendFullError",
+    "BoundQueue",
     "Call",
     "Clock",
     "LeaseLostError",
@@ -56,8 +58,10 @@ __all__ = [
     "Serializer",
     "SigningSerializer",
     "SitqError",
+    "SyncBoundQueue",
     "SyncTaskQueue",
     "Task",
+    "TaskContext",
     "TaskFailedError",
     "TaskId",
     "TaskInfo",
@@ -75,7 +79,8 @@ __all__ = [
 if not TYPE_CHECKING:
     _HOMES = {
         "backends.sqlite": "SQLiteBackend",
-        "context": "current_task",
+        "context": "TaskContext current_task",
+        "enqueueing": "BoundQueue",
         "errors": (
             "BackendBusyError BackendConnectionError BackendError BackendFormatError "
             "BackendFullError LeaseLostError SerializationError SitqError "
@@ -89,7 +94,7 @@ if not TYPE_CHECKING:
         "retry": "Retry",
         "serialization": "MsgpackSerializer",
         "states": "TaskStatus",
-        "sync": "SyncTaskQueue",
+        "sync": "SyncBoundQueue SyncTaskQueue",
         "worker": "Worker",
     }
 

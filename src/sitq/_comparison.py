@@ -49,20 +49,14 @@ def loss(given: Any, back: Any) -> str | None:
     """Say what validation took from ``given``, though it never asked for less.
 
     A validator may turn a value into another. Where nothing but a class is dropped (a member of a
-    ``StrEnum`` becomes a ``str``), keys vanish, a number is rounded or a
-    dict is read as a model, nobody meant that.
+    ``StrEnum`` becomes a ``str``), keys vanish, a number is rounded, or a
+    dict or list is read as a model or NamedTuple, nobody meant that.
     """
     if given is back:
         return None
-    kind, arrived = type(given), type(back)
-    if kind is not arrived:
-        if issubclass(kind, arrived):
-            return f"a {kind.__qualname__} would arrive as a {arrived.__qualname__}"
-        if kind is int and arrived is float and given != back:
-            return "an int would be rounded to a float"
-        if kind is dict and not isinstance(back, Mapping):
-            return f"a dict would arrive as a {arrived.__qualname__}"
-        return None
+    kind = type(given)
+    if kind is not type(back):
+        return _loss_of_kind(given, back)
     if kind is dict:
         if len(given) > len(back):
             return "keys that the annotation does not know would be dropped"
@@ -75,6 +69,25 @@ def loss(given: Any, back: Any) -> str | None:
     else:
         return None
     return next(filter(None, (loss(*pair) for pair in pairs)), None)
+
+
+def _loss_of_kind(given: Any, back: Any) -> str | None:
+    kind, arrived = type(given), type(back)
+    rounded = arrived is float and (kind is Decimal or (kind is int and given != back))
+    if rounded:
+        return f"{'an int' if kind is int else 'a Decimal'} would be rounded to a float"
+    if (
+        issubclass(kind, arrived)
+        or (kind is dict and not isinstance(back, Mapping))
+        or (kind is list and _is_named(back))
+    ):
+        return f"a {kind.__qualname__} would arrive as a {arrived.__qualname__}"
+    return None
+
+
+def _is_named(value: object) -> bool:
+    """Tell if a value is one of a NamedTuple's."""
+    return isinstance(value, tuple) and hasattr(value, "_fields")
 
 
 def _of_kinds(sent: Any, back: Any) -> str | None:

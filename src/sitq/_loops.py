@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import threading
 from contextlib import suppress
@@ -43,7 +44,7 @@ def in_event_loop() -> bool:
 class LoopRef:
     """A running event loop, as other threads see it."""
 
-    __slots__ = ("_asyncio", "_trio")
+    __slots__ = ("_asyncio", "_pid", "_trio")
 
     def __init__(self) -> None:
         """Take the loop that the caller runs in.
@@ -53,6 +54,12 @@ class LoopRef:
         """
         self._trio: Final = _trio_token()
         self._asyncio: Final = None if self._trio else asyncio.get_running_loop()
+        self._pid: Final = os.getpid()
+
+    @property
+    def inherited(self) -> bool:
+        """True in a process that was forked while the loop ran."""
+        return self._pid != os.getpid()
 
     def __eq__(self, other: object) -> bool:
         return (

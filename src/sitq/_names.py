@@ -101,8 +101,10 @@ def module_name(module: str) -> str:
 
 def script_of(module: str) -> str | None:
     """Return the real path of a module's source file, if it has one."""
-    file = getattr(sys.modules.get(module), "__file__", None)
-    return os.path.realpath(file) if file else None
+    file: str | None = getattr(sys.modules.get(module), "__file__", None)
+    if not file or os.path.basename(file) == "<stdin>":  # noqa: PTH119 - no path at all
+        return None
+    return os.path.realpath(file)
 
 
 def _address(func: Any) -> tuple[str, str]:

@@ -142,7 +142,7 @@ class ValueCodec:
         if found:
             raise ValidationError(
                 f"the value is not just what the annotation says: {found}; convert it first, "
-                "or annotate the parameter with the value's own type"
+                "or annotate it with its own type"
             )
         return plain
 

@@ -67,7 +67,7 @@ class Connection:
             UsageError: it is in use by another event loop.
         """
         opening = self._current
-        if opening is not None and opening.loop.ended:
+        if opening is not None and (opening.loop.inherited or opening.loop.ended):
             opening = self._current = None
         if opening is not None and opening.loop != LoopRef():
             raise UsageError("this queue is in use by another event loop: close it there")
@@ -90,6 +90,8 @@ class Connection:
         if self._closed:
             raise UsageError("this queue is closed: call connect(), or use 'async with' again")
         opening = self._current
+        if opening is not None and opening.loop.inherited:
+            raise UsageError("this queue was opened before a fork: make a new one in the child")
         # A loop that ended without a close has taken its connection with it.
         if opening is None or opening.loop.ended:
             opening = self._current = _Opening(self._backend)

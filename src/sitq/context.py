@@ -34,7 +34,7 @@ class TaskContext:
         self._task: Final = task
         self._note: Final = note
         self._cancel_requested = False
-        self.deadline: Final = deadline
+        self.deadline = deadline
         """The moment that the attempt's timeout ends it (UTC); ``None``: there is no timeout."""
 
     def __repr__(self) -> str:
@@ -72,7 +72,11 @@ class TaskContext:
 
     @property
     def cancel_requested(self) -> bool:
-        """True once the task is to end: a plain function asks, and returns or raises."""
+        """True once the attempt is to end: cancelled, out of time, shut down, or its lease lost.
+
+        A plain function asks for it. If the task was cancelled, raising makes it ``cancelled``,
+        and a value that is returned counts.
+        """
         return self._cancel_requested
 
     def request_cancel(self) -> None:
@@ -93,7 +97,7 @@ class TaskContext:
         try:
             progress = Progress(done=done, total=total, note=note)
         except pydantic.ValidationError as error:
-            raise ValidationError(f"progress: {describe(error)}") from error
+            raise ValidationError(f"progress: {describe(error)}") from None
         self._note(self.lease, progress)
 
 

@@ -177,7 +177,7 @@ class TaskFunction(Generic[R_co]):
         self.name: Final = name
         self.func: Final[Callable[..., Any]] = func
         self.defaults: Final = defaults or TaskDefaults()
-        self.is_async: Final = _is_async(func)
+        self.is_async: Final = inspect.iscoroutinefunction(func)
         self.label: Final = f"{getattr(func, '__qualname__', name)}()"
         self._shape: _Shape | None = None
 
@@ -274,7 +274,7 @@ class TaskFunction(Generic[R_co]):
 
     def _inspect(self) -> _Shape:
         try:
-            self._shape = shape = _Shape(self.func, is_async=self.is_async)
+            self._shape = shape = _Shape(self.func, is_async=_is_annotated_async(self.func))
         except (TypeError, ValueError, NameError) as error:
             raise ValidationError(
                 f"{self.label}: it has no signature that Python can tell "
@@ -305,8 +305,11 @@ class TaskFunction(Generic[R_co]):
                 raise SerializationError(f"{self.label}: {slot.label}: {error}") from None
 
 
-def _is_async(func: object) -> bool:
-    """Tell if a call gives a coroutine; a wrapper of a coroutine function hands on its own."""
+def _is_annotated_async(func: object) -> bool:
+    """Tell if the annotation of what a function returns is that of a coroutine function.
+
+    A wrapper has it from what it wraps, whatever its own calls give.
+    """
     seen: set[int] = set()
     while id(func) not in seen:
         if inspect.iscoroutinefunction(func):

@@ -126,7 +126,7 @@ class RetryPolicy(_Model):
             try:
                 super().__init__(**data)
             except pydantic.ValidationError as error:
-                raise ValidationError(f"RetryPolicy: {describe(error)}") from error
+                raise ValidationError(f"RetryPolicy: {describe(error)}") from None
 
 
 class Task(_Model):

@@ -110,7 +110,7 @@ def make_task(
     try:
         return Task(id=new_task_id(), function=function.name, payload=payload, **fields)
     except pydantic.ValidationError as error:
-        raise ValidationError(f"{function.name[:200]}: {describe(error)}") from error
+        raise ValidationError(f"{function.name[:200]}: {describe(error)}") from None
 
 
 class TaskMaker:

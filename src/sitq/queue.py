@@ -263,10 +263,14 @@ class TaskQueue:
         return info
 
     async def cancel(self, task_id: str) -> bool:
-        """End a task: one that waits never starts, one that runs is told to end.
+        """End a task: one that waits never starts, one that runs is asked to end.
+
+        A running async function is cancelled; a plain one sees ``current_task().cancel_requested``.
+        If it raises after that, the status is ``cancelled``; if it returns all the same, its value
+        counts and the status is ``success``. It never starts again.
 
         Returns:
-            True if the task will end by this; False if it was final already.
+            True if the task was not final yet; False if it was: nothing has changed.
 
         Raises:
             TaskNotFoundError: the store does not know the task.

@@ -56,10 +56,11 @@ class Registry:
         return found or self._add(func)
 
     def add_module(self, module: ModuleType) -> None:
-        """Add every function that a module defines at its top level and that a task can run."""
-        for entry in list(vars(module).values()):
-            if getattr(entry, "__module__", None) != module.__name__ or not callable(entry):
-                continue
+        """Add every function that a module defines and that a task can run.
+
+        Those at its top level, and the static and class methods of its classes.
+        """
+        for entry in _own_callables(module):
             try:
                 self.add(entry)
             except ValidationError:  # classes, generator functions, callable objects
@@ -119,6 +120,22 @@ class Registry:
 
 
 known: Final = Registry()
+
+
+def _own_callables(module: ModuleType) -> list[Any]:
+    """Return what a module defines itself; not what it has imported."""
+    found: list[Any] = []
+    for entry in list(vars(module).values()):
+        if getattr(entry, "__module__", None) != module.__name__ or not callable(entry):
+            continue
+        found.append(entry)
+        if isinstance(entry, type):
+            found += [
+                getattr(entry, name)
+                for name, member in list(vars(entry).items())
+                if isinstance(member, staticmethod | classmethod)
+            ]
+    return found
 
 
 def _layers(func: Any) -> list[object]:

@@ -20,7 +20,8 @@ _LONGEST: Final = 10 * 365 * 86400.0
 class Retry(Exception):  # noqa: N818 - a request, no error
     """Raised by a task to ask for another attempt, whatever its policy's ``retry_on`` says.
 
-    It fails the task only when the policy's attempts are spent.
+    It fails the task only when the policy's attempts are spent. A task with no policy, of its own
+    or of the worker, has ``RetryPolicy()`` here: 3 attempts.
 
     Args:
         delay: seconds until the next attempt (0 to 10 years); ``None``: as the policy says.

@@ -189,7 +189,7 @@ def _cannot_carry(kind: type) -> str:
     text = f"a value of type {kind.__qualname__} cannot be carried"
     if kind in {bytearray, memoryview}:
         return f"{text}; pass bytes"
-    return f"{text}; annotate the parameter with its type, or pass plain values"
+    return f"{text}; annotate it with its type, or give plain values"
 
 
 def _pack(value: object) -> bytes:

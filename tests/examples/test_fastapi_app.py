@@ -81,6 +81,14 @@ def test_a_report_that_fails_tells_why(service: Service) -> None:
     assert state["error"] == "ValueError: a report needs numbers"
 
 
+@pytest.mark.parametrize("numbers", [[10**25], [0] * 2_000_000])
+def test_an_order_that_cannot_be_stored_is_refused(service: Service, numbers: list[int]) -> None:
+    order = httpx.post(f"{service.address}/reports", json={"title": "Q3", "numbers": numbers})
+    assert order.status_code == 422
+    assert "request" in order.json()["detail"]
+    assert "Traceback" not in service.stop()
+
+
 def test_an_unknown_report_is_not_found(service: Service) -> None:
     assert httpx.get(f"{service.address}/reports/nothing").status_code == 404
 

@@ -19,10 +19,11 @@ from typing import Any
 
 import anyio
 
-from sitq import RetryPolicy, SQLiteBackend, TaskQueue, Worker, call, current_task, task
+from sitq import RetryPolicy, TaskQueue, Worker, call, current_task, task
 from sitq.ids import TaskId
 from sitq.testing import FakeClock
 from tests.faults.breaking import arm
+from tests.faults.places import backend_at
 
 LOG = -1
 
@@ -101,7 +102,7 @@ async def fail_once() -> int:
 
 async def enqueuer(database: str, settings: dict[str, float]) -> None:
     """Enqueue a few tasks in one call, and say so."""
-    async with TaskQueue(SQLiteBackend(database)) as queue:
+    async with TaskQueue(backend_at(database)) as queue:
         calls = [call(note, 0.0) for _ in range(int(settings.get("count", 3)))]
         for task_id in await queue.enqueue_many(calls):
             write("acknowledged", task_id)
@@ -109,7 +110,7 @@ async def enqueuer(database: str, settings: dict[str, float]) -> None:
 
 async def canceller(database: str, settings: dict[str, float]) -> None:
     """Cancel all tasks that are not final."""
-    async with TaskQueue(SQLiteBackend(database)) as queue:
+    async with TaskQueue(backend_at(database)) as queue:
         with closing(sqlite3.connect(database)) as connection:
             ids = connection.execute("SELECT id FROM tasks WHERE finished_at IS NULL").fetchall()
         for (task_id,) in ids:
@@ -119,7 +120,7 @@ async def canceller(database: str, settings: dict[str, float]) -> None:
 async def sweeper(database: str, settings: dict[str, float]) -> None:
     """Sweep once, with a clock that is ahead by so many seconds."""
     clock = FakeClock(datetime.now(UTC) + timedelta(seconds=settings["ahead"]))
-    backend = SQLiteBackend(database, clock=clock)
+    backend = backend_at(database, clock=clock)
     await backend.open()
     write("swept", *await backend.sweep(max_crashes=3))
     await backend.close()
@@ -130,7 +131,7 @@ async def worker(database: str, settings: dict[str, float]) -> None:
     options: dict[str, Any] = {"lease": 1.0, "max_crashes": 1000, "shutdown_timeout": 5.0}
     options |= settings
     options["max_crashes"] = int(options["max_crashes"])
-    one = Worker(SQLiteBackend(database), max_concurrency=8, **options)
+    one = Worker(backend_at(database), max_concurrency=8, **options)
     with anyio.open_signal_receiver(signal.SIGTERM) as signals:
         async with anyio.create_task_group() as listening:
             listening.start_soon(stop_on, signals, one)
@@ -151,7 +152,7 @@ async def stop_on(signals: AsyncIterator[signal.Signals], one: Worker) -> None:
 async def producer(database: str, settings: dict[str, float]) -> None:
     """Enqueue for ever, and log what was acknowledged."""
     pause, ttl = settings.get("pause", 0.005), settings.get("result_ttl")
-    async with TaskQueue(SQLiteBackend(database)) as queue:
+    async with TaskQueue(backend_at(database)) as queue:
         write("ready", os.getpid())
         number = 0
         while True:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import closing
 from pathlib import Path
+
+from tests.faults.places import Place, new_place, query
+
+__all__ = ["CREW", "PATIENCE", "ROOT", "Crew", "Member", "Place", "check_total", "query"]
 
 CREW = Path(__file__).with_name("crew.py")
 ROOT = Path(__file__).parents[2]
@@ -25,7 +27,7 @@ class Member:
         self,
         role: str,
         loop: str,
-        database: Path,
+        database: Place,
         log: Path,
         broken: Mapping[str, str],
         settings: Mapping[str, float],
@@ -81,16 +83,17 @@ class Member:
 class Crew:
     """All processes of a test; what still runs at its end is killed."""
 
-    def __init__(self, loop: str, folder: Path) -> None:
-        self.database = folder / "q.db"
+    def __init__(self, loop: str, folder: Path, store: str = "sqlite") -> None:
+        self.database = folder / "q.db"  # where the place is a file, this one
+        self.place = new_place(store, folder)
+        self.folder = folder
         self.members: list[Member] = []
         self.loop = loop
-        self._folder = folder
 
     def hire(self, role: str, broken: Mapping[str, str] | None = None, **settings: float) -> Member:
         """Start a process, which may be one that breaks at some `breaking.point`."""
-        log = self._folder / f"{role}-{len(self.members)}.log"
-        member = Member(role, self.loop, self.database, log, broken or {}, settings)
+        log = self.folder / f"{role}-{len(self.members)}.log"
+        member = Member(role, self.loop, self.place, log, broken or {}, settings)
         self.members.append(member)
         return member
 
@@ -104,19 +107,14 @@ class Crew:
             member.kill()
 
 
-def query(database: Path, sql: str) -> list[tuple[object, ...]]:
-    """Look into a database past sitq."""
-    with closing(sqlite3.connect(database, timeout=10)) as connection:
-        return connection.execute(sql).fetchall()
-
-
-def check_total(database: Path, acknowledged: set[str], starts: list[list[str]]) -> dict[str, int]:
+def check_total(database: Place, acknowledged: set[str], starts: list[list[str]]) -> dict[str, int]:
     """The total-queue check, once no worker runs any more and the queue was drained.
 
     Returns the figures for the log.
     """
-    assert query(database, "PRAGMA integrity_check") == [("ok",)]
-    assert query(database, "SELECT count(*) FROM leases") == [(0,)]
+    if isinstance(database, Path):
+        assert query(database, "PRAGMA integrity_check") == [("ok",)]
+        assert query(database, "SELECT count(*) FROM leases") == [(0,)]
     rows = query(database, "SELECT id, status, epoch, attempts, crashes, value FROM tasks")
     final = {str(row[0]) for row in rows if row[1] == "success"}
     others = Counter(str(row[1]) for row in rows if row[1] != "success")

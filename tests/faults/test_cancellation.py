@@ -14,8 +14,9 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from sitq import SQLiteBackend, TaskQueue, TaskStatus, Worker, call
+from sitq import TaskQueue, TaskStatus, Worker, call
 from sitq.models import Outcome, Progress
+from tests.faults.places import Place, backend_at, new_place, query
 
 pytestmark = pytest.mark.anyio
 
@@ -26,9 +27,19 @@ async def note(number: int) -> int:
     return number
 
 
-def assert_not_locked(path: Path) -> None:
+@pytest.fixture(params=["sqlite", "postgres"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """An empty store."""
+    return new_place(request.param, tmp_path)
+
+
+def assert_not_locked(place: Place) -> None:
     """Another connection gets the write lock, as soon as a unit under way has ended."""
-    with closing(sqlite3.connect(path, timeout=5, isolation_level=None)) as connection:
+    if isinstance(place, str):
+        lock = "DO 'BEGIN LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE; END'"
+        query(place, lock)
+        return
+    with closing(sqlite3.connect(place, timeout=5, isolation_level=None)) as connection:
         connection.execute("BEGIN IMMEDIATE")
         connection.execute("ROLLBACK")
 
@@ -50,8 +61,8 @@ async def cancelled_after(steps: int, work: Callable[[], Awaitable[object]]) -> 
     return ended
 
 
-async def test_five_hundred_callers_at_once_store_five_hundred_tasks(tmp_path: Path) -> None:
-    async with TaskQueue(SQLiteBackend(tmp_path / "q.db")) as queue:
+async def test_five_hundred_callers_at_once_store_five_hundred_tasks(place: Place) -> None:
+    async with TaskQueue(backend_at(place)) as queue:
         ids: list[str] = []
 
         async def enqueue(number: int) -> None:
@@ -61,19 +72,18 @@ async def test_five_hundred_callers_at_once_store_five_hundred_tasks(tmp_path: P
             for number in range(500):
                 group.start_soon(enqueue, number)
         assert len(set(ids)) == 500
-        worker = Worker(SQLiteBackend(tmp_path / "q.db"), max_concurrency=50)
+        worker = Worker(backend_at(place), max_concurrency=50)
         assert await worker.drain() == 500
         results = [await queue.get_result(task_id, timeout=0) for task_id in ids]
         assert {queue.deserialize_result(result) for result in results if result} == set(range(500))
 
 
-async def test_callers_cancelled_at_random_leave_a_working_queue(tmp_path: Path) -> None:
+async def test_callers_cancelled_at_random_leave_a_working_queue(place: Place) -> None:
     """What was acknowledged is there; what was not may be; nothing else is."""
     print(f"seed {SEED} (SITQ_CANCEL_SEED)")
     chance = random.Random(SEED)
-    path = tmp_path / "q.db"
     acknowledged: set[str] = set()
-    async with TaskQueue(SQLiteBackend(path)) as queue:
+    async with TaskQueue(backend_at(place)) as queue:
 
         async def enqueue(number: int) -> None:
             with anyio.move_on_after(chance.uniform(0, 0.02)):
@@ -88,8 +98,8 @@ async def test_callers_cancelled_at_random_leave_a_working_queue(tmp_path: Path)
             for number in range(250):
                 group.start_soon(enqueue, number)
                 group.start_soon(wait, first)
-        assert_not_locked(path)
-        drained = await Worker(SQLiteBackend(path), max_concurrency=50).drain()
+        assert_not_locked(place)
+        drained = await Worker(backend_at(place), max_concurrency=50).drain()
         assert len(acknowledged) + 1 <= drained <= 251
         for task_id in acknowledged:
             result = await queue.get_result(task_id, timeout=0)
@@ -99,11 +109,8 @@ async def test_callers_cancelled_at_random_leave_a_working_queue(tmp_path: Path)
 
 
 @pytest.mark.parametrize("steps", range(8))
-async def test_every_call_cancelled_at_every_step_leaves_no_lock(
-    tmp_path: Path, steps: int
-) -> None:
-    path = tmp_path / "q.db"
-    backend = SQLiteBackend(path)
+async def test_every_call_cancelled_at_every_step_leaves_no_lock(place: Place, steps: int) -> None:
+    backend = backend_at(place)
     async with TaskQueue(backend) as queue:
         task_id = await queue.enqueue(note, 1)
         await queue.options(queue="away").enqueue(note, 2)
@@ -122,19 +129,17 @@ async def test_every_call_cancelled_at_every_step_leaves_no_lock(
             lambda: queue.cancel(task_id),
             lambda: Worker(backend).drain(),
             lambda: Worker(backend).start(),
-            lambda: TaskQueue(SQLiteBackend(path)).connect(),
+            lambda: TaskQueue(backend_at(place)).connect(),
         ]
         for work in works:
             await cancelled_after(steps, work)
-            assert_not_locked(path)
+            assert_not_locked(place)
             await queue.enqueue(note, 5)
 
 
 @pytest.mark.parametrize("steps", range(12))
-async def test_a_reservation_whose_caller_is_gone_is_handed_back(
-    tmp_path: Path, steps: int
-) -> None:
-    backend = SQLiteBackend(tmp_path / "q.db")
+async def test_a_reservation_whose_caller_is_gone_is_handed_back(place: Place, steps: int) -> None:
+    backend = backend_at(place)
     async with TaskQueue(backend) as queue:
         ids = await queue.enqueue_many([call(note, number) for number in range(10)])
         got: list[Any] = []

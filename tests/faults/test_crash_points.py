@@ -16,7 +16,7 @@ import anyio
 import pytest
 
 from sitq import SQLiteBackend, TaskQueue, Worker, call
-from sitq.backends.sqlite import _schema
+from sitq.backends.sqlite import _schema, _sql
 from sitq.testing import FakeClock
 from tests.faults import crew
 from tests.faults.breaking import point
@@ -116,57 +116,57 @@ ONCE: State = ("success", 1, 1, 0)
 AGAIN: State = ("success", 2, 1, 1)
 
 CRASHES = [
-    Crash("enqueue, before the commit", (), "enqueuer", "commit", "INSERT INTO tasks", [], []),
+    Crash("enqueue, before the commit", (), "enqueuer", "commit", _sql.INSERT_BATCH, [], []),
     Crash(
         "enqueue, after the commit",
-        (), "enqueuer", "committed", "INSERT INTO tasks", [NEW] * 3, [ONCE] * 3,
+        (), "enqueuer", "committed", _sql.INSERT_BATCH, [NEW] * 3, [ONCE] * 3,
     ),
     Crash(
         "reserve, between its statements",
-        [crew.quick] * 3, "worker", "at", "INTO leases", [NEW] * 3, [ONCE] * 3,
+        [crew.quick] * 3, "worker", "at", _sql.INSERT_LEASES, [NEW] * 3, [ONCE] * 3,
     ),
     Crash(
         "reserve, before the commit",
-        [crew.quick] * 3, "worker", "commit", "INTO leases", [NEW] * 3, [ONCE] * 3,
+        [crew.quick] * 3, "worker", "commit", _sql.INSERT_LEASES, [NEW] * 3, [ONCE] * 3,
     ),
     Crash(
         "reserve, after the commit",
-        [crew.quick] * 3, "worker", "committed", "INTO leases", [RUNNING] * 3, [AGAIN] * 3,
+        [crew.quick] * 3, "worker", "committed", _sql.INSERT_LEASES, [RUNNING] * 3, [AGAIN] * 3,
     ),
     Crash(
         "success, before the commit",
-        [crew.quick], "worker", "commit", "SET status = 'success'", [RUNNING], [AGAIN],
+        [crew.quick], "worker", "commit", _sql.SUCCEED_BATCH, [RUNNING], [AGAIN],
     ),
     Crash(
         "success, after the commit",
-        [crew.quick], "worker", "committed", "SET status = 'success'", [ONCE], [ONCE],
+        [crew.quick], "worker", "committed", _sql.SUCCEED_BATCH, [ONCE], [ONCE],
     ),
     Crash(
         "failure, before the commit",
-        [crew.fail], "worker", "commit", "SET status = :status", [RUNNING], [("failed", 2, 1, 1)],
+        [crew.fail], "worker", "commit", _sql.SET_FINAL, [RUNNING], [("failed", 2, 1, 1)],
     ),
     Crash(
         "failure, after the commit",
-        [crew.fail], "worker", "committed", "SET status = :status",
+        [crew.fail], "worker", "committed", _sql.SET_FINAL,
         [("failed", 1, 1, 0)], [("failed", 1, 1, 0)],
     ),
     Crash(
         "retry, before the commit",
-        [crew.fail_once], "worker", "commit", "SET status = 'pending', eta = :eta, error",
+        [crew.fail_once], "worker", "commit", _sql.SET_RETRY,
         [RUNNING], [("success", 3, 2, 1)],
     ),
     Crash(
         "retry, after the commit",
-        [crew.fail_once], "worker", "committed", "SET status = 'pending', eta = :eta, error",
+        [crew.fail_once], "worker", "committed", _sql.SET_RETRY,
         [("pending", 1, 1, 0)], [("success", 2, 2, 0)],
     ),
     Crash(
         "cancel, before the commit",
-        [crew.quick], "canceller", "commit", "SET status = :status", [NEW], [ONCE],
+        [crew.quick], "canceller", "commit", _sql.SET_FINAL, [NEW], [ONCE],
     ),
     Crash(
         "cancel, after the commit",
-        [crew.quick], "canceller", "committed", "SET status = :status",
+        [crew.quick], "canceller", "committed", _sql.SET_FINAL,
         [("cancelled", 0, 0, 0)], [("cancelled", 0, 0, 0)],
     ),
 ]  # fmt: skip
@@ -203,7 +203,7 @@ def test_a_running_task_is_asked_to_end_or_has_never_been(
     """Once the request is committed, the task never starts again, whatever dies."""
     fill(company, crew.quick)
     reserve(company, 1)
-    die(company, "canceller", place, "UPDATE leases SET cancelled")
+    die(company, "canceller", place, _sql.REQUEST_CANCEL)
     assert states(company.database) == [RUNNING]
     assert query(company.database, "SELECT cancelled FROM leases") == [(flag,)]
     assert finish_the_work(company) == [after]
@@ -225,7 +225,7 @@ def test_a_sweep_moves_all_that_it_moves_or_nothing(company: Crew, place: str) -
     reserve(company, 1)
     before = [ONCE, RUNNING, NEW]
     assert states(company.database) == before
-    die(company, "sweeper", place, "crashes = crashes + 1", ahead=3600.0)
+    die(company, "sweeper", place, _sql.RECLAIM, ahead=3600.0)
     swept = [("pending", 1, 0, 1), ("expired", 0, 0, 0)]
     assert states(company.database) == (before if place == "commit" else swept)
     expired = ONCE if place == "commit" else ("expired", 0, 0, 0)  # a minute is not five
@@ -268,7 +268,7 @@ def test_a_new_file_has_its_whole_schema_or_nothing(
 MIGRATE = """
 import sys, anyio
 from sitq import SQLiteBackend
-from sitq.backends.sqlite import _schema
+from sitq.backends.sqlite import _schema, _sql
 from tests.faults import breaking
 
 script = "ALTER TABLE leases ADD COLUMN colour TEXT; CREATE INDEX colours ON leases (colour);"

@@ -10,14 +10,16 @@ import anyio
 
 from sitq import SQLiteBackend
 from sitq.backends.memory import MemoryBackend
+from sitq.backends.postgres import PostgresBackend
 from sitq.errors import BackendError, TaskNotFoundError
 from sitq.ids import TaskId
 from sitq.models import Result, TaskInfo
 from sitq.protocols import Backend, Clock, LeaseKeeper
+from tests.postgres.servers import dsn, new_schema
 from tests.properties.history import Call
 from tests.properties.lives import present
 
-__all__ = ["Maker", "Seen", "Store", "memory", "private_sqlite", "sqlite_file"]
+__all__ = ["Maker", "Seen", "Store", "memory", "postgres", "private_sqlite", "sqlite_file"]
 
 Maker = Callable[[Clock, Path], Callable[[], Backend]]
 
@@ -34,6 +36,11 @@ def sqlite_file(clock: Clock, folder: Path) -> Callable[[], Backend]:
 def private_sqlite(clock: Clock, _folder: Path) -> Callable[[], Backend]:
     backend = SQLiteBackend(":memory:", clock=clock)
     return lambda: backend
+
+
+def postgres(clock: Clock, _folder: Path) -> Callable[[], Backend]:
+    schema = new_schema()
+    return lambda: PostgresBackend(dsn(), schema=schema, clock=clock)
 
 
 class Seen(NamedTuple):

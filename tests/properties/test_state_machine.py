@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
+from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests.properties.machine import StoreMachine
-from tests.properties.stores import Maker, memory, private_sqlite, sqlite_file
+from tests.properties.stores import Maker, memory, postgres, private_sqlite, sqlite_file
 
-pytestmark = pytest.mark.timeout(300)  # for slow machines, and for coverage; not for a soak
+# Enough for slow machines, and for coverage. A soak takes its time.
+pytestmark = pytest.mark.timeout(0 if "SITQ_SOAK" in os.environ else 300)
 
 
 def run(loop: str, *stores: Maker) -> None:
     machine = type("Machine", (StoreMachine,), {"makers": stores, "loop": loop})
-    run_state_machine_as_test(machine)
+    profile = settings()
+    if postgres in stores:  # a server takes its time
+        profile = settings(max_examples=max(10, profile.max_examples // 5))
+    run_state_machine_as_test(machine, settings=profile)
 
 
 def test_the_file_agrees_with_the_reference(anyio_backend: str) -> None:
@@ -24,6 +31,10 @@ def test_the_private_database_agrees_with_the_reference(anyio_backend: str) -> N
     run(anyio_backend, memory, private_sqlite)
 
 
-@pytest.mark.parametrize("store", [memory, sqlite_file])
+def test_the_server_agrees_with_the_reference(anyio_backend: str) -> None:
+    run(anyio_backend, memory, postgres)
+
+
+@pytest.mark.parametrize("store", [memory, sqlite_file, postgres])
 def test_calls_at_once_are_as_good_as_one_after_the_other(anyio_backend: str, store: Maker) -> None:
     run(anyio_backend, store)

@@ -162,7 +162,7 @@ async def test_any_file_name_works(tmp_path: Path, name: str) -> None:
 async def test_synchronous_is_what_was_asked_for(tmp_path: Path, level: Any, expected: int) -> None:
     backend = SQLiteBackend(tmp_path / "q.db", synchronous=level)
     await backend.open()
-    state = backend._open
+    state = backend._users._open
     assert state is not None
 
     def written_with(work: Work, _: list[None]) -> list[tuple[int, str]]:
@@ -200,7 +200,7 @@ async def test_a_replaced_file_takes_no_more_tasks(tmp_path: Path) -> None:
 async def test_a_full_database_is_a_typed_error_and_heals(tmp_path: Path) -> None:
     backend = SQLiteBackend(tmp_path / "q.db")
     await backend.open()
-    state = backend._open
+    state = backend._users._open
     assert state is not None
 
     async def limit_pages(pages: int) -> int:

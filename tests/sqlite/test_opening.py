@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import sqlite3
+import subprocess
+import sys
 import threading
+import time
 from contextlib import closing
 from pathlib import Path
+from typing import Any, cast
 
 import anyio
 import pytest
 
 from sitq import SQLiteBackend, TaskQueue, UsageError
+from sitq.backends.sqlite import _schema
 from sitq.ids import new_task_id
 from sitq.models import Task
 
@@ -38,6 +44,41 @@ async def until_closed(folder: Path, threads: int) -> None:
     with anyio.fail_after(20):
         while open_files(folder) or len(_threads()) > threads:  # noqa: ASYNC110 - threads end so
             await anyio.sleep(0.002)
+
+
+def test_a_file_that_another_process_migrates_meanwhile_is_no_foreign_one(tmp_path: Path) -> None:
+    path = tmp_path / "q.db"
+
+    class Slow(sqlite3.Connection):
+        """Somebody else makes the store between this one's first look and its second."""
+
+        others = 0
+
+        def execute(self, sql: str, parameters: Any = ()) -> sqlite3.Cursor:
+            cursor = super().execute(sql, parameters)
+            if sql == "PRAGMA application_id":
+                row = _Row(cursor.fetchone())
+                if not self.others:
+                    self.others += 1
+                    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+                        _schema.migrate(other, str(path))
+                return cast("sqlite3.Cursor", row)
+            return cursor
+
+    with closing(sqlite3.connect(path, isolation_level=None)) as first:
+        first.execute("PRAGMA journal_mode = WAL")
+    with closing(sqlite3.connect(path, isolation_level=None, factory=Slow)) as connection:
+        _schema.migrate(connection, str(path))
+        assert connection.others == 1
+        assert connection.execute("PRAGMA user_version").fetchone() == (1,)
+
+
+class _Row:
+    def __init__(self, row: tuple[int]) -> None:
+        self.row = row
+
+    def fetchone(self) -> tuple[int]:
+        return self.row
 
 
 @pytest.mark.anyio
@@ -117,3 +158,89 @@ def test_an_instance_that_was_closed_may_move_to_another_loop(tmp_path: Path, lo
     anyio.run(use, backend=loop)
     anyio.run(use, backend="trio")
     anyio.run(use, backend="asyncio")
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "trio"])
+@pytest.mark.parametrize("reused", [True, False])
+def test_loops_that_end_without_a_close_leave_no_more_than_one_opening_behind(
+    tmp_path: Path, loop: str, reused: bool
+) -> None:
+    path = tmp_path / "q.db"
+    queue = TaskQueue(SQLiteBackend(path))
+    before = threading.active_count()
+
+    async def use(queue: TaskQueue) -> None:
+        await queue.get_task(await queue.enqueue(nothing))
+
+    for _ in range(10):
+        anyio.run(use, queue if reused else TaskQueue(SQLiteBackend(path)), backend=loop)
+    give_up = time.monotonic() + 20
+    while threading.active_count() > before + 2 or len(open_files(tmp_path)) > 8:
+        assert time.monotonic() < give_up, open_files(tmp_path)
+        gc.collect()
+        time.sleep(0.01)
+    anyio.run(use, queue, backend=loop)
+    anyio.run(queue.close, backend=loop)
+
+
+async def nothing() -> None: ...
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "trio"])
+def test_a_store_is_not_closed_by_another_loop(tmp_path: Path, loop: str) -> None:
+    backend = SQLiteBackend(tmp_path / "q.db")
+
+    async def own() -> None:
+        await backend.open()
+        with pytest.raises(UsageError, match="open in another event loop"):
+            await anyio.to_thread.run_sync(lambda: anyio.run(backend.close, backend=loop))
+        assert await backend.get_tasks(()) == []
+        await backend.close()
+
+    anyio.run(own, backend=loop)
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "trio"])
+def test_a_forked_process_is_refused_and_leaves_the_block_all_the_same(
+    tmp_path: Path, loop: str
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(FORKS)
+    done = subprocess.run(
+        # Newer Pythons warn of each fork beside threads.
+        [sys.executable, "-W", "ignore", str(script), loop, str(tmp_path / "q.db")],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == ["refused: before a fork", "left", "child 0", "parent: ok"]
+
+
+FORKS = """
+import os, sys, anyio
+from sitq import SQLiteBackend, TaskQueue, UsageError
+
+async def nothing() -> None: ...
+
+async def main() -> None:
+    child = -1
+    async with TaskQueue(SQLiteBackend(sys.argv[2])) as queue:
+        await queue.enqueue(nothing)
+        child = os.fork()
+        if child == 0:
+            try:
+                await queue.enqueue(nothing)
+            except UsageError as error:
+                print("refused:", "before a fork" if "before a fork" in str(error) else error)
+        else:
+            print("child", os.waitpid(child, 0)[1])
+            await queue.enqueue(nothing)
+            print("parent: ok")
+    if child == 0:
+        print("left", flush=True)
+        os._exit(0)
+
+anyio.run(main, backend=sys.argv[1])
+"""

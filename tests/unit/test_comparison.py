@@ -7,7 +7,7 @@ import datetime as dt
 import decimal
 import math
 import zoneinfo
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -16,6 +16,11 @@ from tests.unit.function_samples import Admin, Colour, Job, Loose, Name, User
 
 UTC = dt.datetime(2024, 10, 27, 0, 30, tzinfo=dt.UTC)
 BERLIN = zoneinfo.ZoneInfo("Europe/Berlin")
+
+
+class Point(NamedTuple):
+    x: int
+    y: int
 
 
 class Grumpy:
@@ -112,6 +117,8 @@ def test_what_a_validator_makes_of_a_value_is_no_loss(given: Any, arrived: Any) 
         ({"a": 1, "b": 2}, {"a": 1}),
         ({"name": "x"}, User(name="x")),
         (2**53 + 1, float(2**53)),
+        (decimal.Decimal("0.1"), 0.1),
+        ([1, 2], Point(1, 2)),
     ],
 )
 def test_a_class_or_keys_or_digits_dropped_are_a_loss(given: Any, arrived: Any) -> None:

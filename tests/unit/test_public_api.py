@@ -19,6 +19,7 @@ NAMES = [
     "BackendError",
     "BackendFormatError",
     "BackendFullError",
+    "BoundQueue",
     "Call",
     "Clock",
     "LeaseLostError",
@@ -33,8 +34,10 @@ NAMES = [
     "Serializer",
     "SigningSerializer",
     "SitqError",
+    "SyncBoundQueue",
     "SyncTaskQueue",
     "Task",
+    "TaskContext",
     "TaskFailedError",
     "TaskId",
     "TaskInfo",
@@ -54,7 +57,7 @@ ROOT = Path(sitq.__file__).parent
 MODULES = sorted(
     ".".join(("sitq", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
     for path in ROOT.rglob("*.py")
-    if path.stem != "__main__" and "postgres" not in path.parts
+    if path.stem != "__main__"
 )
 
 

@@ -131,6 +131,16 @@ def test_a_name_that_nobody_added_is_not_known(name: str) -> None:
     assert Registry().get(name) is None
 
 
+def test_a_module_adds_the_static_and_class_methods_of_its_classes() -> None:
+    registry = Registry()
+    registry.add_module(samples)
+    for name in ("static", "of_class", "marked", "marked_static"):
+        found = registry.get(f"{HERE}:Service.{name}")
+        assert found is not None
+        assert found.func == getattr(samples.Service, name)
+    assert registry.get(f"{HERE}:Service.method") is None
+
+
 def test_a_module_adds_the_functions_that_it_defines() -> None:
     registry = Registry()
     registry.add_module(samples)
@@ -152,7 +162,6 @@ def test_a_module_adds_the_functions_that_it_defines() -> None:
         "context",
     }
     assert registry.get("math:floor") is None
-    assert registry.get(f"{HERE}:Service.static") is None
 
 
 def test_a_marked_function_is_known_with_its_options_through_what_wraps_it() -> None:
@@ -326,6 +335,17 @@ def test_functions_typed_in_are_named_apart_in_each_process(tmp_path: Path) -> N
     assert first.startswith("<interactive-")
     assert first.endswith(">:job")
     assert first != second
+
+
+def test_functions_read_from_stdin_are_named_apart_in_each_process() -> None:
+    lines = [
+        subprocess.run(
+            [sys.executable], input=TYPED_IN, capture_output=True, text=True, check=True
+        ).stdout
+        for _ in range(2)
+    ]
+    assert all(line.startswith("<interactive-") for line in lines), lines
+    assert lines[0] != lines[1]
 
 
 def test_a_script_that_is_imported_as_a_module_knows_the_name_that_it_had_as_a_script() -> None:

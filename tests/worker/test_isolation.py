@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
 from contextvars import ContextVar
 from pathlib import Path
 
@@ -13,7 +15,15 @@ import pytest
 from anyio import from_thread
 from anyio.lowlevel import checkpoint
 
-from sitq import SQLiteBackend, TaskQueue, TaskStatus, Worker, call, current_task
+from sitq import (
+    SQLiteBackend,
+    SyncTaskQueue,
+    TaskQueue,
+    TaskStatus,
+    Worker,
+    call,
+    current_task,
+)
 from sitq.backends.memory import MemoryBackend
 from sitq.models import LeaseState
 from sitq.testing import FaultyBackend
@@ -120,6 +130,96 @@ async def test_a_task_that_cancels_its_asyncio_task_harms_no_other(
             assert result is not None
             assert (result.status, result.attempts) == (TaskStatus.SUCCESS, 1), result.error
         assert (await queue.get_task(odd)).status is TaskStatus.SUCCESS
+
+
+OPEN: list[object] = []
+
+
+async def leave_a_scope_open(seconds: float) -> str:
+    scope = anyio.move_on_after(seconds)
+    OPEN.append(scope)
+    scope.__enter__()
+    await checkpoint()
+    return "returned"
+
+
+async def numbers() -> AsyncGenerator[int, None]:
+    with anyio.fail_after(60):
+        for number in range(3):
+            await checkpoint()
+            yield number
+
+
+async def leave_a_generator_open() -> str:
+    generator = numbers()
+    OPEN.append(generator)
+    async for _ in generator:
+        break
+    return "returned"
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments"),
+    [(leave_a_scope_open, (60.0,)), (leave_a_scope_open, (0.0,)), (leave_a_generator_open, ())],
+)
+async def test_a_task_that_leaves_a_scope_open_harms_no_other(
+    tmp_path: Path,
+    function: Callable[..., object],
+    arguments: tuple[float, ...],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.CRITICAL, "asyncio")  # it tells of the generator's end
+    caplog.set_level(logging.CRITICAL, "trio.async_generator_errors")
+    backend = SQLiteBackend(tmp_path / "q.db")
+    async with TaskQueue(backend) as queue:
+        await queue.enqueue_many([call(leave_a_note, "x") for _ in range(50)])
+        odd = await queue.options(unique_key="odd").enqueue(function, *arguments)
+        ids = await queue.enqueue_many([call(innocent) for _ in range(5)])
+        worker = Worker(backend, max_concurrency=1)
+        async with anyio.create_task_group() as group:
+            await group.start(worker.start)
+            for task_id in ids:
+                result = await queue.get_result(task_id, 20)
+                assert result is not None
+                assert (result.status, result.attempts) == (TaskStatus.SUCCESS, 1), result.error
+            await queue.cancel(odd)
+            await worker.stop()
+    for each in OPEN:
+        if isinstance(each, AsyncGenerator):
+            with suppress(RuntimeError):
+                await each.aclose()
+    OPEN.clear()
+
+
+def enqueue_from_a_thread(path: str) -> str:
+    with SyncTaskQueue(SQLiteBackend(path)) as queue:
+        return queue.enqueue(leave_a_note, "from a thread")
+
+
+def run_a_loop_of_my_own(loop: str) -> str:
+    return anyio.run(innocent, backend=loop)
+
+
+def run_asyncio() -> str:
+    return asyncio.run(innocent())
+
+
+async def test_a_plain_function_may_use_a_queue_or_a_loop_of_its_own(
+    tmp_path: Path, anyio_backend: str
+) -> None:
+    async with TaskQueue(SQLiteBackend(tmp_path / "q.db")) as queue:
+        ids = [
+            await queue.enqueue(enqueue_from_a_thread, str(tmp_path / "other.db")),
+            await queue.enqueue(run_a_loop_of_my_own, anyio_backend),
+            await queue.enqueue(run_asyncio),
+        ]
+        await Worker(SQLiteBackend(tmp_path / "q.db")).drain()
+        results = [await queue.get_result(task_id, 0) for task_id in ids]
+    assert [result and result.error for result in results] == [None, None, None]
+    assert [queue.deserialize_result(result) for result in results[1:] if result] == [
+        "unharmed",
+        "unharmed",
+    ]
 
 
 @pytest.mark.parametrize("function", [stop_my_worker, stop_my_worker_from_a_thread])

@@ -1,14 +1,14 @@
 """Group commit: requests that wait at the same time are written together.
 
-Any loop submits; one writer at a time (a database thread) takes all that has gathered, and the
-answers go back to the loop in one call. Nothing waits for a timer: a batch is what gathered
-while the last one was being written.
+Any loop submits; one writer at a time (a database thread, or a task of a driver's loop) takes all
+that has gathered, and the answers go back to the loop in one call. Nothing waits for a timer: a
+batch is what gathered while the last one was being written.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from sitq._loops import LoopRef
 
-__all__ = ["GroupCommit", "Request", "Undo", "join"]
+__all__ = ["GroupCommit", "Request", "TaskGroupCommit", "Undo", "join"]
 
 O = TypeVar("O")  # noqa: E741 - what comes out
 Undo = Callable[[list[O]], "Request[Any] | None"]
@@ -43,12 +43,13 @@ class Request(Generic[O]):
         "operation",
         "settled",
         "undo",
+        "undoing",
     )
 
     def __init__(
         self,
         loop: LoopRef,
-        operation: Callable[..., list[O]],
+        operation: Callable[..., Any],
         items: Sequence[Any],
         undo: Undo[O] | None = None,
     ) -> None:
@@ -59,6 +60,7 @@ class Request(Generic[O]):
         self.error: BaseException | None = None
         self.abandoned = False
         self.settled = False
+        self.undoing = False
         # anyio's event costs several times as much as a bare future.
         self._event: asyncio.Future[None] | anyio.Event = (
             anyio.Event() if loop.asyncio is None else loop.asyncio.create_future()
@@ -89,31 +91,22 @@ class Request(Generic[O]):
         return cast("list[O]", self.answers)
 
 
-class GroupCommit:
-    """Gathers requests and hands them to a writer in batches.
+class _Gathering:
+    """Gathers requests, and keeps the books of who still waits for which.
 
     Args:
         loop: the loop that all requests come from.
-        schedule: has a function called soon by the one thread that writes.
-        write: carries out a batch in that thread; answers or an error go into each request.
     """
 
-    def __init__(
-        self,
-        loop: LoopRef,
-        schedule: Callable[[Callable[[], None]], None],
-        write: Callable[[list[Request[Any]]], None],
-    ) -> None:
+    def __init__(self, loop: LoopRef) -> None:
         self._loop = loop
-        self._schedule = schedule
-        self._write = write
         self._lock = threading.Lock()
         self._pending: list[Request[Any]] = []
         self._scheduled = False
 
     async def submit(
         self,
-        operation: Callable[..., list[O]],
+        operation: Callable[..., Any],
         items: Sequence[Any],
         undo: Undo[O] | None = None,
     ) -> list[O]:
@@ -138,7 +131,11 @@ class GroupCommit:
             if self._scheduled:
                 return
             self._scheduled = True
-        self._schedule(self._flush)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Have the writer begin soon; from any thread."""
+        raise NotImplementedError
 
     def _abandon(self, request: Request[Any]) -> None:
         with self._lock:
@@ -149,7 +146,53 @@ class GroupCommit:
             if not request.settled:
                 return  # the writer will see it
         if (reverse := _reverse(request)) is not None:
-            self.post(reverse)
+            self._post_reverse(reverse)
+
+    def _post_reverse(self, reverse: Request[Any]) -> None:
+        self.post(reverse)
+
+    def _take(self) -> list[Request[Any]]:
+        """What has gathered; for the writer."""
+        with self._lock:
+            batch, self._pending = self._pending, []
+        return batch
+
+    def _settle(self, batch: list[Request[Any]]) -> list[Request[Any]]:
+        """Note that a batch was written, and return what takes back what nobody waits for."""
+        with self._lock:
+            for request in batch:
+                request.settled = True
+            abandoned = [request for request in batch if request.abandoned]
+        return [reverse for request in abandoned if (reverse := _reverse(request))]
+
+    def _more(self) -> bool:
+        """Tell if the writer has to go on; if not, the next request will call it again."""
+        with self._lock:
+            again = self._scheduled = bool(self._pending)
+        return again
+
+
+class GroupCommit(_Gathering):
+    """Hands what gathered to a thread that writes.
+
+    Args:
+        loop: the loop that all requests come from.
+        schedule: has a function called soon by the one thread that writes.
+        write: carries out a batch in that thread; answers or an error go into each request.
+    """
+
+    def __init__(
+        self,
+        loop: LoopRef,
+        schedule: Callable[[Callable[[], None]], None],
+        write: Callable[[list[Request[Any]]], None],
+    ) -> None:
+        super().__init__(loop)
+        self._schedule = schedule
+        self._write = write
+
+    def _begin(self) -> None:
+        self._schedule(self._flush)
 
     def drain(self) -> None:
         """Write all that has gathered, at once; in the thread that writes."""
@@ -163,22 +206,83 @@ class GroupCommit:
 
     def _write_batch(self) -> bool:
         """Write one batch; tell if another has gathered meanwhile."""
-        with self._lock:
-            batch, self._pending = self._pending, []
+        batch = self._take()
         if batch:
             self._write(batch)
-        with self._lock:
-            for request in batch:
-                request.settled = True
-            abandoned = [request for request in batch if request.abandoned]
         # At once, so that whatever is asked next finds it undone.
-        reverses = [reverse for request in abandoned if (reverse := _reverse(request))]
-        if reverses:
+        if reverses := self._settle(batch):
             self._write(reverses)
-        with self._lock:
-            again = self._scheduled = bool(self._pending)
+        again = self._more()
         self._loop.call_soon(partial(_wake, batch))
         return again
+
+
+class TaskGroupCommit(_Gathering):
+    """Hands what gathered to a task of a driver's loop.
+
+    Args:
+        loop: the loop that all requests come from.
+        start: has a coroutine function run as a task of the driver's loop; from any thread.
+        tell: has a function called in the loop that requests come from.
+        write: carries out a batch; answers or an error go into each request.
+    """
+
+    def __init__(
+        self,
+        loop: LoopRef,
+        start: Callable[[Callable[[], Coroutine[Any, Any, None]]], None],
+        tell: Callable[[Callable[[], None]], None],
+        write: Callable[[list[Request[Any]]], Coroutine[Any, Any, None]],
+    ) -> None:
+        super().__init__(loop)
+        self._start = start
+        self._tell = tell
+        self._write = write
+        self._undone = anyio.Event()
+        self._undoing = 0
+
+    def _begin(self) -> None:
+        self._start(self._flush)
+
+    async def undone(self) -> None:
+        """Return once the answers of all callers that are gone have been taken back."""
+        while self._undoing:
+            await self._undone.wait()
+
+    def _abandon(self, request: Request[Any]) -> None:
+        if request.undo is not None and not request.settled:
+            self._undoing += 1
+            request.undoing = True
+        super()._abandon(request)
+        if request.undoing and not request.abandoned:
+            self._has_undone(1)  # it had not been taken: there is nothing to undo
+
+    def _post_reverse(self, reverse: Request[Any]) -> None:
+        self._undoing += 1
+        reverse.undoing = True
+        self.post(reverse)
+
+    def _has_undone(self, count: int) -> None:
+        self._undoing -= count
+        self._undone.set()
+        self._undone = anyio.Event()
+
+    async def _flush(self) -> None:
+        while True:
+            batch = self._take()
+            if batch:
+                await self._write(batch)
+            if reverses := self._settle(batch):
+                await self._write(reverses)
+            again = self._more()
+            self._tell(partial(self._end, batch))
+            if not again:
+                return
+
+    def _end(self, batch: list[Request[Any]]) -> None:
+        _wake(batch)
+        if count := sum(request.undoing for request in batch):
+            self._has_undone(count)
 
 
 def _reverse(request: Request[Any]) -> Request[Any] | None:
@@ -195,10 +299,10 @@ def _wake(batch: list[Request[Any]]) -> None:
 
 def join(
     batch: Sequence[Request[Any]],
-) -> list[tuple[Callable[..., list[Any]], list[Request[Any]]]]:
+) -> list[tuple[Callable[..., Any], list[Request[Any]]]]:
     """Group neighbours of the same operation, so that one call serves them all."""
     return [(operation, list(group)) for operation, group in groupby(batch, _operation)]
 
 
-def _operation(request: Request[Any]) -> Callable[..., list[Any]]:
+def _operation(request: Request[Any]) -> Callable[..., Any]:
     return request.operation

@@ -16,15 +16,23 @@ _OURS: Final = str(Path(__file__).resolve().parents[1]) + os.sep
 
 def error_text(error: BaseException) -> str:
     """``"ValueError: text"``, whatever the error's own ``str()`` does."""
-    kind = type(error)
-    name = kind.__qualname__
-    if kind.__module__ not in {"builtins", "__main__", "__mp_main__"}:
-        name = f"{kind.__module__}.{name}"
+    name = _name_of(type(error))
     try:
-        text = str(error)
+        text = str.__str__(str(error))  # of a subclass, the formatting would be a stranger's
     except BaseException as inner:  # noqa: BLE001 - the error's own __str__ is a stranger's code
-        text = f"<str() of it raised {type(inner).__name__}>"
+        text = f"<str() of it raised {_name_of(type(inner))}>"
     return _clean(f"{name}: {text}" if text else name, MAX_ERROR)
+
+
+def _name_of(kind: type[BaseException]) -> str:
+    try:
+        name = str.__str__(kind.__qualname__)
+        if kind.__module__ in {"builtins", "__main__", "__mp_main__"}:
+            return name
+        name = f"{kind.__module__!s}.{name}"
+    except BaseException:  # noqa: BLE001 - a metaclass is a stranger's code too
+        return "Exception"
+    return name
 
 
 def traceback_text(error: BaseException) -> str | None:

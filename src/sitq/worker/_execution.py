@@ -64,6 +64,7 @@ class Execution:
     """
 
     __slots__ = (
+        "_clock",
         "_end",
         "_freed",
         "_function",
@@ -105,10 +106,8 @@ class Execution:
         self._freed = freed
         self._scope: anyio.CancelScope | None = None
         self._end: End | None = None
-        deadline = None
-        if task.timeout is not None:
-            deadline = clock.now() + timedelta(seconds=task.timeout)
-        self.context: Final = TaskContext(task, deadline, note)
+        self._clock = clock
+        self.context: Final = TaskContext(task, None, note)
         self._isolation = Isolation(self._wait)
         self._waits = waits
         # True once it has let others have their turn.
@@ -129,6 +128,11 @@ class Execution:
         if not self.has_waited:
             self.has_waited = True
             self._waits()
+
+    @property
+    def found_no_thread(self) -> bool:
+        """True if a plain function was to be run in a thread, and was not."""
+        return self._in_thread and not self._thread_begun
 
     def leave(self) -> bool:
         """Tell that nobody waits for the attempt any more; True if a thread still runs it."""
@@ -188,6 +192,7 @@ class Execution:
     ) -> tuple[Any] | _Raised | None:
         """The value in a tuple, what was raised, or ``None`` if the attempt was ended."""
         ended: tuple[Any] | _Raised | None = None
+        self.context.deadline = self._clock.now() + timedelta(seconds=seconds)
         with anyio.move_on_after(seconds) as scope:
             self._scope = scope
             ended = await self._invoke(args, kwargs)
@@ -205,14 +210,15 @@ class Execution:
     async def _invoke(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any] | _Raised:
         if not self._function.is_async:
             self._in_thread = True
-            self._wait()
-            ended = await to_thread.run_sync(
-                self._isolation.call,
-                self._run_in_thread,
-                args,
-                kwargs,
-                abandon_on_cancel=True,
-                limiter=self._limiter,
+            # The thread's context is a copy, made by anyio, in which no event loop runs.
+            ended = await self._isolation.wait_for(
+                to_thread.run_sync(
+                    self._run_in_thread,
+                    args,
+                    kwargs,
+                    abandon_on_cancel=True,
+                    limiter=self._limiter,
+                )
             )
             self._in_thread = False
             if isinstance(ended, _Raised) or not isawaitable(ended[0]):

@@ -6,6 +6,7 @@ A new coroutine of the loop for each task would do it too, for some 20 microseco
 from __future__ import annotations
 
 import asyncio
+import sys
 from contextlib import suppress
 from contextvars import copy_context
 from types import CoroutineType, coroutine
@@ -16,7 +17,7 @@ import anyio
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
 
-__all__ = ["Isolation", "is_cancelled_by", "shake_off_cancellation"]
+__all__ = ["Isolation", "OpenScopes", "is_cancelled_by", "shake_off_cancellation"]
 
 T = TypeVar("T")
 
@@ -64,6 +65,28 @@ class Isolation:
                 step, value = steps.throw, error
             else:
                 step = steps.send
+
+
+class OpenScopes:
+    """The scopes that an asyncio task is in, past the functions that it runs.
+
+    A function may enter a scope and never leave it: an async generator that was left in the
+    middle of a ``fail_after``, say. anyio then refuses to let anybody leave the scopes around it.
+    trio puts that right by itself.
+    """
+
+    __slots__ = ("_state",)
+
+    def __init__(self, host: asyncio.Task[Any] | None) -> None:
+        # anyio has no public way to ask for a task's scope. Without it, nothing is closed.
+        states = getattr(sys.modules.get("anyio._backends._asyncio"), "_task_states", {})
+        self._state: Any = None if host is None else states.get(host)
+
+    def close(self, outermost: anyio.CancelScope) -> None:
+        """Leave all scopes within ``outermost``."""
+        state = self._state
+        while state is not None and (scope := state.cancel_scope) is not outermost and scope:
+            scope.__exit__(None, None, None)
 
 
 async def _awaited(awaitable: Awaitable[T]) -> T:

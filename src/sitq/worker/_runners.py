@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 import anyio.lowlevel
 
-from sitq.models import Outcome
+from sitq.models import Outcome, OutcomeKind
 from sitq.worker._execution import End, Execution
-from sitq.worker._isolation import shake_off_cancellation
+from sitq.worker._isolation import OpenScopes, shake_off_cancellation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,8 +40,11 @@ _MOST_AHEAD: Final = 500
 _SECONDS_AHEAD: Final = 0.02
 # What still waits after so many seconds is handed back.
 _PATIENCE: Final = 0.25
-# How many tasks a runner runs before the rest of the loop gets its turn.
+# How many tasks a runner runs, or for how many seconds, before the rest of the loop gets its turn.
 _TURN: Final = 20
+_LONG_TURN: Final = 0.005
+# How long after no thread could be had a plain function is tried again, in seconds.
+_NO_THREAD: Final = 1.0
 # For so many seconds after it met a task that was lost before, a worker reserves none ahead.
 _WARY: Final = 1.0
 # The weight of the last duration in the running mean.
@@ -59,7 +62,7 @@ class Runners:
         loop: the worker's loop.
         report: takes each outcome, and ``None`` for an attempt whose lease is lost.
         note: takes the progress that tasks tell, from any thread.
-        freed: called when there is room for more.
+        freed: called when there is room for more; `start_waiting` is to follow.
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class Runners:
         # Runners that will look for their next task without waiting for anything.
         self._awake = 0
         self._mean: float | None = None
+        self._last = 0.0
         self._wary_until = float("-inf")
 
     @property
@@ -144,11 +148,17 @@ class Runners:
 
         Starting one costs as much as a short task does, and tasks that never wait need one only.
         """
-        if self._ahead and not self._awake and self.idle_places > 0:
-            execution, _ = self._ahead.popleft()
-            self._running[execution.lease] = execution
-            self._awake += 1
-            self._group.start_soon(self._run, execution)
+        if self._awake <= 0:
+            self._start_one()
+
+    def _start_one(self) -> bool:
+        if not self._ahead or self.idle_places <= 0:
+            return False
+        execution, _ = self._ahead.popleft()
+        self._running[execution.lease] = execution
+        self._awake += 1
+        self._group.start_soon(self._run, execution)
+        return True
 
     def _one_waits(self) -> None:
         """Let the next one begin while an attempt waits; in the loop."""
@@ -156,8 +166,20 @@ class Runners:
         self._start_next()
 
     async def _run(self, first: Execution) -> None:
-        """One runner: its first task, and then what waits."""
+        """One runner, to whom a task may do what it likes."""
+        try:
+            await self._run_each(first)
+        except RuntimeError:
+            # trio's word for a scope that a task has entered and never left.
+            _log.warning("a task left a cancel scope open; its runner is replaced")
+            self._awake -= 1
+            self._start_next()
+            self._freed()
+
+    async def _run_each(self, first: Execution) -> None:
+        """Run a task, and then what waits."""
         host = None if self._loop.asyncio is None else asyncio.current_task()
+        scopes = OpenScopes(host)
         started = 0
         execution: Execution | None = first
         done = first
@@ -166,7 +188,7 @@ class Runners:
             with anyio.CancelScope() as scope:
                 while execution is not None and not scope.cancel_called:
                     done = execution
-                    await self._execute(done, scope)
+                    await self._execute(done, scope, scopes)
                     started += 1
                     if not scope.cancel_called:
                         execution = await self._following(done, started, host)
@@ -182,9 +204,11 @@ class Runners:
         a list of its own may still hold what ``asyncio.current_task()`` gave it.
         """
         is_marked = host is not None and (await shake_off_cancellation(host) or done.suspended)
-        if not is_marked and started % _TURN == 0:
+        if not is_marked and (started % _TURN == 0 or self._last > _LONG_TURN):
             # Functions that never wait must not keep the loop from everybody else.
             await anyio.lowlevel.checkpoint()
+        if self._last > _LONG_TURN:
+            self.hand_back()
         if not self._ahead or self.idle_places <= 0:
             self._awake -= 1
             self._freed()
@@ -200,11 +224,14 @@ class Runners:
         return execution
 
     def _learn(self, seconds: float) -> None:
+        self._last = seconds
         mean = seconds if self._mean is None else self._mean
         # One long task is reason enough for caution, a short one is not for its opposite.
         self._mean = max(mean + (seconds - mean) * _WEIGHT, 0.0)
 
-    async def _execute(self, execution: Execution, scope: anyio.CancelScope) -> None:
+    async def _execute(
+        self, execution: Execution, scope: anyio.CancelScope, scopes: OpenScopes
+    ) -> None:
         lease = execution.lease
         start = self._clock.monotonic()
         outcome: Outcome | None
@@ -212,23 +239,47 @@ class Runners:
             outcome = await execution.run(scope)
         except Exception as error:  # noqa: BLE001 - a worker never dies of a task
             _log.exception("task %s: sitq failed to run it", lease.task_id)
-            outcome = Outcome.failure(lease, f"{type(error).__name__}: sitq failed to run the task")
+            if execution.found_no_thread:
+                outcome = Outcome.miss(lease, _NO_THREAD)  # by no fault of the task's
+            else:
+                text = f"{type(error).__name__}: sitq failed to run the task"
+                outcome = Outcome.failure(lease, text)
         except anyio.get_cancelled_exc_class():
+            scopes.close(scope)
             outcome = execution.interrupted()
             if anyio.current_effective_deadline() == float("-inf"):
                 raise
-            # Not the worker's cancellation: another task's code has cancelled this runner.
+            # Not the worker's cancellation: it was a scope that a task has left open.
+            if outcome is not None and not execution.follows:
+                outcome = Outcome.failure(lease, "CancelledError: by a scope of the task's own")
         except BaseException:
             outcome = Outcome.release(lease)  # it did not come to its end
             raise
         finally:
+            scopes.close(scope)
             self._learn(self._clock.monotonic() - start)
-            if execution.has_waited:
-                self._awake += 1
+            self._awake += execution.has_waited
             if execution.leave():
                 self._left.add(execution)
             if self._running.pop(lease, None) is not None:
+                if outcome is not None and outcome.kind is not OutcomeKind.SUCCESS:
+                    self._tell(execution, outcome)
                 self._report(lease, outcome)
+
+    def _tell(self, execution: Execution, outcome: Outcome) -> None:
+        """Log an end that is no success, without the error's text: that may hold arguments.
+
+        It is no warning: the worker does what it is for, and the result tells who asked.
+        """
+        context = execution.context
+        _log.info(
+            "task %s: attempt %d of %s ended as %s%s",
+            context.id,
+            context.attempt,
+            context.function,
+            outcome.kind,
+            f" ({outcome.error.partition(':')[0]})" if outcome.error else "",
+        )
 
     def _thread_ended(self, execution: Execution) -> None:
         """Give up the place of a thread that was left to itself; called in that thread."""
@@ -236,8 +287,12 @@ class Runners:
 
     def _give_up(self, execution: Execution) -> None:
         self._left.discard(execution)
-        self._start_next()
         self._freed()
+
+    def start_waiting(self) -> None:
+        """Start runners for what waits, as far as there are places."""
+        while self._start_one():
+            pass
 
     def end(self, lease: Lease, why: End) -> None:
         """End one attempt, if it is still there; one that waits is not begun."""

@@ -38,6 +38,7 @@ _LONGEST_MISS_DELAY: Final = 60.0
 _LAST_WRITES: Final = 15.0
 _LAST_WORDS: Final = 1.0
 _SWEEP_EVERY: Final = 0.5
+_WATCH_EVERY: Final = 0.25
 _PRUNE_PAUSE: Final = 0.01
 
 
@@ -99,8 +100,8 @@ class Session:
                 services.start_soon(self._listen, "tasks", self._wake)
                 services.start_soon(self._listen, "cancels", self._beats.beat_now)
                 services.start_soon(self._note_progress)
-                if not self._drain:
-                    services.start_soon(self._maintain)
+                services.start_soon(self._watch)
+                services.start_soon(self._sweep)
                 async with anyio.create_task_group() as group:
                     runners = self._runners = self._make_runners(group)
                     task_status.started()
@@ -115,7 +116,11 @@ class Session:
                 with anyio.move_on_after(_LAST_WRITES, shield=True) as scope:
                     await self._reporter.flush()
                     self._beats.stop()
-                    await to_thread.run_sync(self._beats.join, abandon_on_cancel=True)
+                    # The program's own limiter may have no thread left.
+                    limiter = anyio.CapacityLimiter(1)
+                    await to_thread.run_sync(
+                        self._beats.join, abandon_on_cancel=True, limiter=limiter
+                    )
                 if scope.cancelled_caught:
                     _log.warning("worker %s ends with outcomes that could not be stored", self._id)
             finally:
@@ -149,6 +154,7 @@ class Session:
             await self._sweep_all()
         while not (self._stopping or self._error):
             self._woken = anyio.Event()
+            runners.start_waiting()
             wait: float | None = None
             if room := runners.room:
                 try:
@@ -268,15 +274,20 @@ class Session:
         if self._runners is not None:
             self._runners.end(lease, End.LEASE_LOST)
 
-    async def _maintain(self) -> None:
-        """Sweep the store and give up leases that could not be renewed in time."""
-        streak = Streak("sweep the store", longest=5.0)
-        pause = _SWEEP_EVERY
+    async def _watch(self) -> None:
+        """Give up leases that could not be renewed in time, and what waits for too long."""
         while True:
             for lease in self._beats.overdue():
                 self._lose(lease)
             if self._runners is not None:
                 self._runners.hand_back()
+            await self._clock.sleep(min(_WATCH_EVERY, self._options.lease / 10))
+
+    async def _sweep(self) -> None:
+        """Do, again and again, what time has made due in the store."""
+        streak = Streak("sweep the store", longest=5.0)
+        pause = _SWEEP_EVERY
+        while True:
             try:
                 swept = await self._backend.sweep(self._options.max_crashes)
             except Exception as error:  # noqa: BLE001 - a store in trouble never ends a worker
@@ -299,8 +310,8 @@ class Session:
             await self._progressed.wait()
             self._progressed = anyio.Event()
             while self._progress:
-                lease = next(iter(self._progress))
-                progress = self._progress.pop(lease)
+                # One step of the interpreter's: tasks in threads add to it meanwhile.
+                lease, progress = self._progress.popitem()
                 try:
                     await self._backend.set_progress(lease, progress)
                 except Exception as error:  # noqa: BLE001 - the next word may get through
@@ -317,6 +328,7 @@ def _missed(task: ReservedTask) -> Outcome:
         "or mark it with @task in a module that this process imports"
     )
     if task.misses + 1 >= _MAX_MISSES:
+        _log.warning("task %s failed: no worker knows %s; %s", task.id, task.function, advice)
         text = f"UnknownFunctionError: no worker knows {task.function}: {advice}"
         return Outcome.failure(task.lease, text)
     delay = min(2.0**task.misses, _LONGEST_MISS_DELAY)

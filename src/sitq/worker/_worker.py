@@ -87,7 +87,7 @@ class Worker:
                 max_crashes=max_crashes,
             )
         except pydantic.ValidationError as error:
-            raise ValidationError(f"Worker: {describe(error)}") from error
+            raise ValidationError(f"Worker: {describe(error)}") from None
 
     def __repr__(self) -> str:
         return f"Worker({self._backend!r}, queues={self._options.queues!r})"

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import os
-import threading
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-import anyio
-
-from sitq._loops import LoopRef
 from sitq.backends._batching import Request
+from sitq.backends._users import Users
 from sitq.backends.sqlite import _units
 from sitq.backends.sqlite._finishing import cancel, finish
 from sitq.backends.sqlite._reserving import Reserve, reserve
 from sitq.backends.sqlite._session import Session
 from sitq.clock import SystemClock
-from sitq.errors import UsageError, ValidationError
+from sitq.errors import ValidationError
 from sitq.models import Outcome
 from sitq.protocols import Sweep
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
 
+    from sitq._loops import LoopRef
     from sitq.ids import TaskId
     from sitq.models import Lease, Progress, Reservation, Result, Task, TaskInfo
     from sitq.protocols import Clock, LeaseKeeper, Listener, Topic
@@ -60,12 +58,7 @@ class SQLiteBackend:
             raise ValidationError(message)
         self._synchronous: Final = synchronous
         self._clock: Final[Clock] = SystemClock() if clock is None else clock
-        self._users = 0
-        self._open: Session | None = None
-        # The loop that has it open, or is about to; threads may try at the same instant.
-        self._holder: LoopRef | None = None
-        self._claiming = threading.Lock()
-        self._opening = anyio.Lock()
+        self._users: Final = Users(self.__repr__, self._session, "they may share the file")
 
     def __repr__(self) -> str:
         return f"SQLiteBackend({self._path!r}, synchronous={self._synchronous!r})"
@@ -83,72 +76,18 @@ class SQLiteBackend:
             BackendConnectionError: it cannot be opened, or is not safe to use.
             UsageError: the instance is open in another event loop or was inherited by a fork.
         """
-        loop = LoopRef()
-        self._claim(loop)
-        try:
-            async with self._opening:
-                if self._open is None:
-                    self._open = await self._connect(loop)
-                self._use(loop)
-                self._users += 1
-        finally:
-            self._disclaim()
-
-    def _claim(self, loop: LoopRef) -> None:
-        """Take the instance for a loop, unless another one has it."""
-        with self._claiming:
-            if self._open is not None:
-                self._check_fork(self._open)
-            holder = self._holder
-            if holder is None or holder.ended:
-                self._users, self._open = 0, None
-                self._holder, self._opening = loop, anyio.Lock()
-            elif holder != loop:
-                raise UsageError(self._elsewhere())
-
-    def _disclaim(self) -> None:
-        """Let other loops have the instance, if nobody uses it."""
-        with self._claiming:
-            if self._open is None and not self._opening.statistics().tasks_waiting:
-                self._holder = None
-
-    async def _connect(self, loop: LoopRef) -> Session:
-        state = Session(loop, self._path, self._synchronous, self._clock)
-        with anyio.CancelScope(shield=True):  # half an opening would leave a thread behind
-            await state.database.connect()
-        return state
+        await self._users.enter()
 
     async def close(self) -> None:
         """Count a user out; the last one disconnects."""
-        if self._open is None or not self._users:
-            return
-        self._users -= 1
-        if self._users == 0:
-            state, self._open = self._open, None
-            self._disclaim()
-            with anyio.CancelScope(shield=True):
-                await state.close()
+        await self._users.leave()
 
-    def _use(self, loop: LoopRef | None = None) -> Session:
+    def _session(self, loop: LoopRef) -> Session:
+        return Session(loop, self._path, self._synchronous, self._clock)
+
+    def _use(self) -> Session:
         """What is open, for a caller that may use it."""
-        state = self._open
-        if state is None:
-            raise UsageError(f"{self!r} is not open: use 'async with' on its queue, or connect()")
-        self._check_fork(state)
-        if state.loop != (LoopRef() if loop is None else loop):
-            raise UsageError(self._elsewhere())
-        return state
-
-    def _check_fork(self, state: Session) -> None:
-        if state.pid != os.getpid():
-            message = f"{self!r} was opened before a fork; make a new one in the child process"
-            raise UsageError(message)
-
-    def _elsewhere(self) -> str:
-        return (
-            f"{self!r} is open in another event loop; "
-            "give each loop an instance of its own (they may share the file)"
-        )
+        return self._users.use()
 
     async def enqueue(self, tasks: Sequence[Task]) -> list[TaskId[Any]]:
         """See `sitq.protocols.Backend.enqueue`."""
@@ -210,9 +149,7 @@ class SQLiteBackend:
 
     def lease_keeper(self) -> LeaseKeeper:
         """See `sitq.protocols.Backend.lease_keeper`."""
-        if self._open is None:
-            raise UsageError(f"{self!r} is not open")
-        return self._open.lease_keeper()
+        return self._users.use_from_thread().lease_keeper()
 
 
 def _hand_back(loop: LoopRef, reservations: list[Reservation]) -> Request[bool] | None:
@@ -226,9 +163,11 @@ def _hand_back(loop: LoopRef, reservations: list[Reservation]) -> Request[bool] 
 def _checked_path(path: str | os.PathLike[str]) -> str:
     try:
         text = os.fspath(path)
-    except TypeError:
+        os.fsencode(text)
+    except (TypeError, UnicodeEncodeError):
         text = None
     if not isinstance(text, str) or not text or "\0" in text:
-        message = f"path: give the file's path as str or os.PathLike (got {type(path).__name__})"
+        kind = type(path).__name__ if text != "" else "an empty one"
+        message = f"path: give the file's path as str or os.PathLike (got {kind})"
         raise ValidationError(message)
     return text

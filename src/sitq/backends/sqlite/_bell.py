@@ -40,10 +40,17 @@ class Bell:
 
     def __init__(self, path: str) -> None:
         self.path: Final = path
-        self._file = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        flags = os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._file: int | None = os.open(path, flags, 0o600)
+
+    def __del__(self) -> None:
+        """Close the file of a bell that nobody has closed."""
+        self.close()
 
     def ring(self, topics: set[Topic]) -> None:
         """Wake those that watch one of the topics."""
+        if self._file is None:
+            return
         with suppress(OSError):  # a bell that cannot ring leaves the fallback
             if "tasks" in topics:
                 os.pwrite(self._file, b"\n", 0)
@@ -53,8 +60,10 @@ class Bell:
                 os.close(os.open(self.path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW))
 
     def close(self) -> None:
-        """Give the file up."""
-        os.close(self._file)
+        """Give the file up. Calling it twice is fine."""
+        file, self._file = self._file, None
+        if file is not None:
+            os.close(file)
 
 
 class Watch:

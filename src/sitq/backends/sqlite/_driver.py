@@ -76,6 +76,9 @@ class _Connection(aiosqlite.Connection):
     def post(self, function: Callable[[], object]) -> None:
         """Have the thread call a function that raises nothing."""
         self._tx.put_nowait((None, function))
+        # The thread holds on to what it called last; that must not be what holds the connection,
+        # or a connection that nobody has any more would stay open.
+        self._tx.put_nowait((None, _nothing))
 
     def attach(self) -> None:
         """Connect; in the thread."""
@@ -187,6 +190,14 @@ class Database:
             if reader is not None:
                 reader.detach()
             self._connection.detach()
+
+    def abandon(self) -> None:
+        """Close soon, without waiting: the loop that waits for answers has ended."""
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            reader.detach()
+        self._connection.post(self._end)
+        self._connection.detach()
 
     def _end(self) -> None:
         # What gathered behind the batch that is being written has no place in the queue yet.

@@ -76,9 +76,10 @@ class File:
             return
         raise BackendConnectionError(f"{self.path} {problem}")
 
-    def note_log(self) -> None:
-        """Remember the write-ahead log: it stays the same one while anybody has the file open."""
+    def note_files(self) -> None:
+        """Remember how long the file is, and its log: that stays the same one while it is open."""
         if self._identity is not None:
+            self._size = _stat(self.path).st_size
             status = _stat(f"{self.path}-wal")
             self._log = (status.st_dev, status.st_ino)
 

@@ -8,6 +8,7 @@ from heapq import merge
 from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from sitq.backends._texts import UNREADABLE
 from sitq.backends.sqlite import _sql
 from sitq.backends.sqlite._rows import Row, dump_rows, to_reserved
 from sitq.models import Reservation
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from sitq.models import ReservedTask
 
 __all__ = ["Reserve", "reserve"]
-
-UNREADABLE: Final = "BackendFormatError: the stored options of this task cannot be read"
 
 _BEFORE_ALL: Final = -(2**63)
 _SMALLEST_CHUNK: Final = 8

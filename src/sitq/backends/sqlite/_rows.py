@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
 from itertools import accumulate
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
+from sitq.backends._texts import dump_headers, dump_policy, load_headers, load_policy
 from sitq.ids import TaskId
-from sitq.models import Progress, ReservedTask, Result, RetryPolicy, Task, TaskInfo
+from sitq.models import Progress, ReservedTask, Result, Task, TaskInfo
 from sitq.states import TaskStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
 __all__ = [
     "Row",
@@ -34,7 +33,6 @@ Row = tuple[Any, ...]
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
-_NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
 dump_rows: Final = json.JSONEncoder(separators=(",", ":")).encode
 
@@ -61,20 +59,6 @@ def cut(parts: Iterable[bytes]) -> tuple[bytes, list[tuple[int, int]]]:
     return b"".join(pieces), list(zip(starts, lengths, strict=False))
 
 
-@lru_cache(maxsize=256)
-def _policy(text: str) -> RetryPolicy:
-    return RetryPolicy.model_validate_json(text)
-
-
-@lru_cache(maxsize=256)
-def _policy_text(policy: RetryPolicy) -> str:
-    return policy.model_dump_json()
-
-
-def _headers(text: str | None) -> Mapping[str, str]:
-    return _NO_HEADERS if text is None else json.loads(text)
-
-
 def to_columns(task: Task) -> dict[str, Any]:
     """A task as the columns of an insert, without its payload."""
     retry = task.retry
@@ -90,8 +74,8 @@ def to_columns(task: Task) -> dict[str, Any]:
         "expires_at": None if task.expires_at is None else to_micros(task.expires_at),
         "result_ttl": round(task.result_ttl * 1_000_000),
         "retry_of": task.retry_of,
-        "retry": None if retry is None else _policy_text(retry),
-        "headers": json.dumps(dict(task.headers)) if task.headers else None,
+        "retry": None if retry is None else dump_policy(retry),
+        "headers": dump_headers(task.headers),
     }
 
 
@@ -117,10 +101,10 @@ def to_reserved(row: Row) -> ReservedTask:
         "eta": moment,
         "enqueued_at": moment if enqueued_at == eta else from_micros(enqueued_at),
         "timeout": timeout,
-        "retry": None if retry is None else _policy(retry),
+        "retry": None if retry is None else load_policy(retry),
     }
     if headers is not None:
-        fields["headers"] = _headers(headers)
+        fields["headers"] = load_headers(headers)
     return ReservedTask.model_validate(fields)
 
 
@@ -181,10 +165,10 @@ def to_task(row: Row) -> Task:
         priority=priority,
         eta=from_micros(eta),
         timeout=timeout,
-        retry=None if retry is None else _policy(retry),
+        retry=None if retry is None else load_policy(retry),
         unique_key=unique_key,
         expires_at=_moment(expires_at),
         result_ttl=result_ttl / 1_000_000,
-        headers=_headers(headers),
+        headers=load_headers(headers),
         retry_of=retry_of,
     )

@@ -70,7 +70,16 @@ def _refusal(path: str, problem: str) -> BackendFormatError:
 
 
 def _version(connection: sqlite3.Connection, path: str) -> int:
-    """The number of the last migration; 0 for a database with nothing in it."""
+    """The number of the last migration; 0 for a database with nothing in it.
+
+    All is read in one transaction: somebody else may be migrating at this moment.
+    """
+    if not connection.in_transaction:
+        connection.execute("BEGIN")
+        try:
+            return _version(connection, path)
+        finally:
+            connection.execute("ROLLBACK")
     application: int = connection.execute("PRAGMA application_id").fetchone()[0]
     version: int = connection.execute("PRAGMA user_version").fetchone()[0]
     tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema")}

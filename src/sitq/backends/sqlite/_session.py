@@ -58,7 +58,7 @@ class Session:
         connection = file.connect()
         try:
             retrying(lambda: self._prepare(connection), BUSY_SECONDS)
-            file.note_log()
+            file.note_files()
             if self._path != MEMORY:
                 self._bell = Bell(file.bell)
         except BaseException:
@@ -103,6 +103,14 @@ class Session:
         if self._path == MEMORY:
             return MemoryLeaseKeeper(self.database)
         return FileLeaseKeeper(self._file, self._clock)
+
+    async def connect(self) -> None:
+        """Open the file, or make it."""
+        await self.database.connect()
+
+    def abandon(self) -> None:
+        """Close the connections soon; what was asked of them before is done."""
+        self.database.abandon()
 
     async def close(self) -> None:
         """Close the connections, after all that was asked of them before."""

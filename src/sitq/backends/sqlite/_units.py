@@ -9,6 +9,7 @@ from __future__ import annotations
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from sitq.backends._texts import LOST_ERROR
 from sitq.backends.sqlite import _sql
 from sitq.backends.sqlite._rows import (
     cut,
@@ -49,10 +50,6 @@ __all__ = [
     "sweep",
     "sweep_is_due",
 ]
-
-LOST_ERROR: Final = (
-    "LeaseLostError: %d workers that ran this task died or hung before they reported"
-)
 
 
 class SweepLimits(NamedTuple):

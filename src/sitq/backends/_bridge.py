@@ -1,0 +1,171 @@
+"""Lets a driver that knows asyncio only serve trio too.
+
+Under asyncio the driver lives in the loop of its callers. Under trio it lives in an asyncio loop
+in a thread of its own. Its work runs in tasks that no cancellation of a caller can cut.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import logging
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+import anyio
+
+from sitq._loops import LoopThread
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+
+    from sitq._loops import LoopRef
+
+__all__ = ["Home", "begin_thread", "end_thread", "when_cancelled"]
+
+_log: Final = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# A loop keeps its tasks by weak references only. What has been forgotten must end, not vanish.
+_RUNNING: Final[set[asyncio.Task[Any]]] = set()
+
+
+class _Answer(Generic[T]):
+    """A place for what a unit of work returns or raises."""
+
+    __slots__ = ("error", "value")
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+        self.value: list[T] = []
+
+    def result(self) -> T:
+        if self.error is not None:
+            raise self.error
+        return self.value[0]
+
+
+def begin_thread(name: str) -> LoopThread:
+    """A loop for a driver; where nobody ends it, the end of the process does, without a word."""
+    thread = LoopThread(name)
+    atexit.register(thread.stop)
+    return thread
+
+
+def end_thread(thread: LoopThread) -> None:
+    """End a driver's loop, and wait for it."""
+    atexit.unregister(thread.stop)
+    thread.stop()
+
+
+async def when_cancelled(function: Callable[[], object]) -> None:
+    """Call a function when this is cancelled, as everything is when its loop ends."""
+    task = asyncio.current_task()
+    if task is not None:
+        _RUNNING.add(task)
+        task.add_done_callback(_RUNNING.discard)
+    try:
+        await asyncio.get_running_loop().create_future()
+    finally:
+        function()
+
+
+class Home:
+    """The loop that a driver lives in.
+
+    Args:
+        loop: the loop of its callers.
+        name: of the thread, where there has to be one.
+    """
+
+    def __init__(self, loop: LoopRef, name: str) -> None:
+        self._callers: Final = loop
+        native = loop.asyncio
+        self._thread: Final = begin_thread(name) if native is None else None
+        self._loop: Final = self._thread.loop if self._thread is not None else _present(native)
+        self._tasks: Final[set[asyncio.Task[Any]]] = set()
+
+    def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run ``work``, which raises nothing, as a task; from the callers' loop or from here."""
+        if self._thread is None or _is_running(self._loop):
+            self._begin(work)
+        else:
+            self._loop.call_soon_threadsafe(self._begin, work)
+
+    def _begin(self, work: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.Task[None]:
+        task = self._loop.create_task(work())
+        self._tasks.add(task)
+        _RUNNING.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        _RUNNING.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("a unit of work has failed: %s", type(error).__name__, exc_info=error)
+
+    async def run(self, work: Callable[..., Awaitable[T]], *parameters: Any) -> T:
+        """Do some work to its end, whatever becomes of the caller, and return what it returned."""
+        answer = _Answer[T]()
+        if self._thread is None:
+            await asyncio.shield(self._begin(partial(_carry_out, answer, work, parameters)))
+        else:
+            done = anyio.Event()
+            tell = partial(self._callers.call_soon, done.set)
+            unit = partial(_carry_out, answer, work, parameters, tell)
+            self._loop.call_soon_threadsafe(self._begin, unit)
+            await done.wait()
+        return answer.result()
+
+    def tell(self, function: Callable[[], object]) -> None:
+        """Call ``function`` in the loop of the callers; from here."""
+        if self._thread is None:
+            function()
+        else:
+            self._callers.call_soon(function)
+
+    async def rest(self, *, keep: set[asyncio.Task[Any]] | None = None) -> None:
+        """Return once nothing runs any more but the caller and ``keep``; from here."""
+        spared = {asyncio.current_task(), *(keep or ())}
+        while others := self._tasks - spared:
+            await asyncio.wait(others)
+
+    async def end(self) -> None:
+        """End the thread, if there is one; from the callers' loop, once all work has ended."""
+        if self._thread is not None:
+            await anyio.to_thread.run_sync(end_thread, self._thread)
+
+    def abandon(self) -> None:
+        """Cancel what still runs, for callers whose loop has ended; from any thread."""
+        if self._thread is not None:
+            end_thread(self._thread)
+
+
+async def _carry_out(
+    answer: _Answer[T],
+    work: Callable[..., Awaitable[T]],
+    parameters: tuple[Any, ...],
+    tell: Callable[[], object] | None = None,
+) -> None:
+    try:
+        answer.value.append(await work(*parameters))
+    except BaseException as error:  # noqa: BLE001 - it belongs to the caller
+        answer.error = error
+    finally:
+        if tell is not None:
+            tell()
+
+
+def _present(loop: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEventLoop:
+    if loop is None:
+        raise RuntimeError("there is no loop")
+    return loop
+
+
+def _is_running(loop: asyncio.AbstractEventLoop) -> bool:
+    try:
+        return asyncio.get_running_loop() is loop
+    except RuntimeError:
+        return False

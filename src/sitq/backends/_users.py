@@ -1,0 +1,164 @@
+"""Who has a store open: users are counted, and one event loop at a time holds an instance."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
+
+import anyio
+
+from sitq._loops import LoopRef
+from sitq.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["OpenStore", "Users"]
+
+
+class OpenStore(Protocol):
+    """What is open between the first `open` and the last `close`."""
+
+    @property
+    def loop(self) -> LoopRef:
+        """The loop of its users."""
+        ...
+
+    @property
+    def pid(self) -> int:
+        """The process that opened it."""
+        ...
+
+    async def connect(self) -> None:
+        """Open it."""
+        ...
+
+    async def close(self) -> None:
+        """Close it, after what is under way has ended."""
+        ...
+
+    def abandon(self) -> None:
+        """Give up what its loop, which has ended without closing it, has left behind."""
+        ...
+
+
+S = TypeVar("S", bound=OpenStore)
+# What a forked process has from its parent; kept, since its end would close the connections.
+_inherited: Final[list[OpenStore]] = []
+
+
+class Users(Generic[S]):
+    """The users of one instance of a backend.
+
+    Args:
+        name: the instance in the words of an error.
+        make: makes what is to be opened for a loop.
+        advice: what two loops may share instead.
+    """
+
+    def __init__(self, name: Callable[[], str], make: Callable[[LoopRef], S], advice: str) -> None:
+        self._name: Final = name
+        self._make: Final = make
+        self._advice: Final = advice
+        self._count = 0
+        self._open: S | None = None
+        # The loop that has it open, or is about to; threads may try at the same instant.
+        self._holder: LoopRef | None = None
+        self._claiming = threading.Lock()
+        self._opening = anyio.Lock()
+
+    async def enter(self) -> None:
+        """Count a user in; the first one connects.
+
+        Raises:
+            UsageError: the instance is open in another event loop or was inherited by a fork.
+        """
+        loop = LoopRef()
+        self._claim(loop)
+        try:
+            async with self._opening:
+                if self._open is None:
+                    self._open = await self._connect(loop)
+                self.use(loop)
+                self._count += 1
+        finally:
+            self._disclaim()
+
+    async def leave(self) -> None:
+        """Count a user out; the last one disconnects.
+
+        Raises:
+            UsageError: the instance is open in another event loop.
+        """
+        state = self._open
+        if state is None or not self._count:
+            return
+        if state.pid != os.getpid():
+            _inherited.append(state)  # it is the parent's: nothing of it may be touched
+            self._count, self._open = 0, None
+            return
+        if state.loop != LoopRef():
+            raise UsageError(self._elsewhere())
+        self._count -= 1
+        if self._count == 0:
+            self._open = None
+            self._disclaim()
+            with anyio.CancelScope(shield=True):
+                await state.close()
+
+    def use(self, loop: LoopRef | None = None) -> S:
+        """What is open, for a caller that may use it."""
+        state = self._open
+        if state is None:
+            message = f"{self._name()} is not open: use 'async with' on its queue, or connect()"
+            raise UsageError(message)
+        self._check_fork(state)
+        if state.loop != (LoopRef() if loop is None else loop):
+            raise UsageError(self._elsewhere())
+        return state
+
+    def use_from_thread(self) -> S:
+        """What is open, for a caller in a thread without a loop."""
+        if self._open is None:
+            raise UsageError(f"{self._name()} is not open")
+        return self._open
+
+    def _claim(self, loop: LoopRef) -> None:
+        """Take the instance for a loop, unless another one has it."""
+        with self._claiming:
+            if self._open is not None:
+                self._check_fork(self._open)
+            holder = self._holder
+            if holder is None or holder.ended:
+                if self._open is not None:
+                    self._open.abandon()
+                self._count, self._open = 0, None
+                self._holder, self._opening = loop, anyio.Lock()
+            elif holder != loop:
+                raise UsageError(self._elsewhere())
+
+    def _disclaim(self) -> None:
+        """Let other loops have the instance, if nobody uses it."""
+        with self._claiming:
+            if self._open is None and not self._opening.statistics().tasks_waiting:
+                self._holder = None
+
+    async def _connect(self, loop: LoopRef) -> S:
+        state = self._make(loop)
+        with anyio.CancelScope(shield=True):  # half an opening would leave something behind
+            await state.connect()
+        return state
+
+    def _check_fork(self, state: S) -> None:
+        if state.pid != os.getpid():
+            message = (
+                f"{self._name()} was opened before a fork; make a new one in the child process"
+            )
+            raise UsageError(message)
+
+    def _elsewhere(self) -> str:
+        return (
+            f"{self._name()} is open in another event loop; "
+            f"give each loop an instance of its own ({self._advice})"
+        )

@@ -1,0 +1,178 @@
+"""`PostgresBackend`: tasks and results in one schema of a PostgreSQL database."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from sitq.backends._batching import Request
+from sitq.backends._users import Users
+from sitq.backends.postgres import _units
+from sitq.backends.postgres._driver import Target, place_of
+from sitq.backends.postgres._finishing import finish
+from sitq.backends.postgres._reserving import Reserve, reserve
+from sitq.backends.postgres._session import Session, Settings
+from sitq.clock import SystemClock
+from sitq.errors import ValidationError
+from sitq.models import Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+
+    from sitq._loops import LoopRef
+    from sitq.ids import TaskId
+    from sitq.models import Lease, Progress, Reservation, Result, Task, TaskInfo
+    from sitq.protocols import Clock, LeaseKeeper, Listener, Sweep, Topic
+
+__all__ = ["PostgresBackend"]
+
+# With the name of a topic around it, it has to fit into the 63 bytes of a channel's name.
+_SCHEMA: Final = re.compile(r"[a-z_][a-z0-9_]{0,47}")
+_MOST_CONNECTIONS: Final = 1000
+_MOST_TASKS: Final = 2**31 - 2
+
+
+class PostgresBackend:
+    """A store in one schema of a PostgreSQL database, shared by any number of machines.
+
+    All comparisons of times are made by the server's clock.
+
+    Args:
+        dsn: where: ``postgresql://user:password@host:5432/database``, with libpq's options.
+        schema: the schema; lower-case letters, digits and underscores, at most 48.
+        pool_size: at most so many connections; one more is used to listen for changes, and
+            each worker has one for heartbeats.
+        migrate: whether `open` makes the schema, or brings an older one up to date. With False
+            it refuses both; that needs no more rights than the work itself.
+        prepared_statements: False behind a pooler that gives each transaction another
+            connection, such as PgBouncer's ``pool_mode = transaction``.
+        statement_timeout: seconds that a statement may take; ``None``: what the server says.
+        clock: a clock to judge by in tests; the server's unless given.
+
+    Raises:
+        ValidationError: a parameter is not of its type, or the URL is none.
+    """
+
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        schema: str = "sitq",
+        pool_size: int = 4,
+        migrate: bool = True,
+        prepared_statements: bool = True,
+        statement_timeout: float | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        if not isinstance(dsn, str):
+            raise ValidationError(f"dsn: give the URL as str (got {type(dsn).__name__})")
+        self._place: Final = place_of(dsn)
+        if not isinstance(schema, str) or _SCHEMA.fullmatch(schema) is None:
+            message = "schema: give a name of at most 48 lower-case letters, digits and underscores"
+            raise ValidationError(message)
+        if isinstance(pool_size, bool) or not isinstance(pool_size, int):
+            raise ValidationError(f"pool_size: give an int (got {type(pool_size).__name__})")
+        if not 1 <= pool_size <= _MOST_CONNECTIONS:
+            raise ValidationError(f"pool_size: give 1 to {_MOST_CONNECTIONS}")
+        target = Target(dsn, prepared_statements, statement_timeout)
+        self._settings: Final = Settings(target, schema, pool_size, migrate, clock)
+        self._clock: Final[Clock] = SystemClock() if clock is None else clock
+        self._users: Final = Users(self.__repr__, self._session, "they may share the schema")
+
+    def __repr__(self) -> str:
+        return f"PostgresBackend({self._place!r}, schema={self._settings.schema!r})"
+
+    @property
+    def clock(self) -> Clock:
+        """The clock of this process, by which its sleeps are counted."""
+        return self._clock
+
+    async def open(self) -> None:
+        """Count a user in; the first one connects, and checks, makes or migrates the schema.
+
+        Raises:
+            BackendFormatError: the schema is none that this version can use, or may migrate.
+            BackendConnectionError: the server cannot be reached, or does not let us in.
+            BackendBusyError: the server has no connection left.
+            UsageError: the instance is open in another event loop or was inherited by a fork.
+        """
+        await self._users.enter()
+
+    async def close(self) -> None:
+        """Count a user out; the last one disconnects."""
+        await self._users.leave()
+
+    def _session(self, loop: LoopRef) -> Session:
+        return Session(loop, self._settings)
+
+    async def enqueue(self, tasks: Sequence[Task]) -> list[TaskId[Any]]:
+        """See `sitq.protocols.Backend.enqueue`."""
+        return await self._users.use().database.write(_units.enqueue, tasks)
+
+    async def reserve(
+        self, worker: str, queues: Sequence[str], limit: int, lease: float
+    ) -> Reservation:
+        """See `sitq.protocols.Backend.reserve`."""
+        state = self._users.use()
+        most = min(limit, _MOST_TASKS)
+        wish = Reserve(worker, tuple(queues), most, lease, secrets.randbits(63))
+        undo = partial(_hand_back, state.loop)
+        return (await state.database.write(reserve, (wish,), undo))[0]
+
+    async def finish(self, outcomes: Sequence[Outcome]) -> list[bool]:
+        """See `sitq.protocols.Backend.finish`."""
+        return await self._users.use().database.write(finish, outcomes)
+
+    async def sweep(self, max_crashes: int, limit: int = 1000) -> Sweep:
+        """See `sitq.protocols.Backend.sweep`."""
+        limits = _units.SweepLimits(max_crashes, limit)
+        return (await self._users.use().database.write(_units.sweep, (limits,)))[0]
+
+    async def prune(self, older_than: float, limit: int = 1000) -> int:
+        """See `sitq.protocols.Backend.prune`."""
+        wish = _units.Prune(older_than, limit)
+        return (await self._users.use().database.write(_units.prune, (wish,)))[0]
+
+    async def cancel(self, task_id: TaskId[Any]) -> bool:
+        """See `sitq.protocols.Backend.cancel`."""
+        return (await self._users.use().database.write(_units.cancel, (task_id,)))[0]
+
+    async def set_progress(self, lease: Lease, progress: Progress) -> bool:
+        """See `sitq.protocols.Backend.set_progress`."""
+        note = (lease, progress)
+        return (await self._users.use().database.write(_units.set_progress, (note,)))[0]
+
+    async def get_tasks(self, task_ids: Sequence[TaskId[Any]]) -> list[TaskInfo | None]:
+        """See `sitq.protocols.Backend.get_tasks`."""
+        return await self._users.use().database.read(_units.get_tasks, task_ids)
+
+    async def get_results(
+        self, task_ids: Sequence[TaskId[Any]]
+    ) -> Mapping[TaskId[Any], Result[Any] | None]:
+        """See `sitq.protocols.Backend.get_results`."""
+        return await self._users.use().database.read(_units.get_results, task_ids)
+
+    async def get_stored(self, task_id: TaskId[Any]) -> Task:
+        """See `sitq.protocols.Backend.get_stored`."""
+        return await self._users.use().database.read(_units.get_stored, task_id)
+
+    @asynccontextmanager
+    async def listen(self, topic: Topic) -> AsyncIterator[Listener]:
+        """See `sitq.protocols.Backend.listen`."""
+        async with self._users.use().listeners.listen(topic) as listener:
+            yield listener
+
+    def lease_keeper(self) -> LeaseKeeper:
+        """See `sitq.protocols.Backend.lease_keeper`."""
+        return self._users.use_from_thread().lease_keeper()
+
+
+def _hand_back(loop: LoopRef, reservations: list[Reservation]) -> Request[bool] | None:
+    """Release what was reserved for a caller that is gone."""
+    outcomes = [
+        Outcome.release(task.lease) for reservation in reservations for task in reservation.tasks
+    ]
+    return Request(loop, finish, outcomes) if outcomes else None

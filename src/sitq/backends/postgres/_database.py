@@ -1,0 +1,253 @@
+"""The store's connections: what waits for one is gathered, and what was lost is found again.
+
+Three lanes, each with one statement under way at a time: enqueues, outcomes, and all that picks
+tasks for itself. So callers share statements, and the lanes do not wait for each other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from functools import partial
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from sitq.backends._batching import Request, TaskGroupCommit, Undo, join
+from sitq.backends.postgres import _sql
+from sitq.backends.postgres._driver import place_of
+from sitq.backends.postgres._errors import LostError, is_passing, translated
+from sitq.backends.postgres._finishing import finish, finished_before
+from sitq.backends.postgres._pool import Pool
+from sitq.backends.postgres._reserving import reserve, reserved_before
+from sitq.backends.postgres._telling import Teller
+from sitq.backends.postgres._units import cancel, cancelled_before, enqueue, enqueued_before
+from sitq.backends.postgres._work import Work
+from sitq.errors import BackendConnectionError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+    from sitq._loops import LoopRef
+    from sitq.backends._bridge import Home
+    from sitq.backends.postgres._driver import Link, Target
+    from sitq.backends.postgres._sql import Statements
+    from sitq.protocols import Clock, Topic
+
+__all__ = ["Database"]
+
+T = TypeVar("T")
+Unit = "Callable[..., Awaitable[T]]"
+
+# How long to look for the outcome of what was lost, in seconds, and the pauses between the looks.
+_SEARCH_SECONDS: Final = 10.0
+_FIRST_PAUSE: Final = 0.02
+_LONGEST_PAUSE: Final = 0.5
+# How often to try what was rolled back because of somebody else.
+_TRIES: Final = 5
+
+# Operations whose requests are joined, and how to find out what one whose answer was lost has done.
+_BATCHED: Final[set[Callable[..., Any]]] = {enqueue, finish}
+_SEARCHES: Final[Mapping[Callable[..., Any], Callable[..., Awaitable[Any]]]] = {
+    enqueue: enqueued_before,
+    finish: finished_before,
+    reserve: reserved_before,
+    cancel: cancelled_before,
+}
+
+
+class Database:
+    """A store's connections; lives in the driver's loop, its callers in theirs.
+
+    Args:
+        home: the driver's loop.
+        loop: the loop that all callers run in.
+        target: what to connect to.
+        size: at most so many connections.
+        schema: the schema, and the statements for it.
+        clock: a test's clock; ``None``: the server's counts.
+        changed: told in the callers' loop of the topics that have changed here.
+    """
+
+    def __init__(
+        self,
+        home: Home,
+        loop: LoopRef,
+        target: Target,
+        size: int,
+        schema: tuple[str, Statements],
+        clock: Clock | None,
+        changed: Callable[[set[Topic]], None],
+    ) -> None:
+        self.place: Final = place_of(target.dsn)
+        self.pool: Final = Pool(target, size)
+        self._home = home
+        self._clock = clock
+        self._statements = schema[1]
+        self._changed = changed
+        self.teller: Final = Teller(schema[0], self._tell, home.start)
+        lane = partial(TaskGroupCommit, loop, home.start, home.tell, self._write)
+        self._picking = lane()
+        self._lanes = {enqueue: lane(), finish: lane()}
+
+    async def write(
+        self,
+        operation: Callable[..., Awaitable[list[T]]],
+        items: Sequence[Any],
+        undo: Undo[T] | None = None,
+    ) -> list[T]:
+        """Carry out a unit of work, with others that wait for the same."""
+        await self._picking.undone()
+        lane = self._lanes.get(operation, self._picking)
+        return await lane.submit(operation, items, undo)
+
+    async def read(self, unit: Callable[..., Awaitable[T]], *parameters: Any) -> T:
+        """Run a unit of work that changes nothing."""
+        await self._picking.undone()
+        return await self._home.run(self._read, unit, parameters)
+
+    async def _read(self, unit: Callable[..., Awaitable[T]], parameters: tuple[Any, ...]) -> T:
+        try:
+            try:
+                return await self._once(unit, parameters)
+            except LostError:
+                # It may have been one that died of age; a read can be asked again.
+                return await self._once(unit, parameters)
+        except Exception as error:  # noqa: BLE001 - raised as what it means
+            raise translated(unit.__name__, self.place, error) from error.__cause__
+
+    async def _once(self, unit: Callable[..., Awaitable[T]], parameters: Sequence[Any]) -> T:
+        async with self.pool.lend() as link:
+            return await unit(self._work(link), *parameters)
+
+    def _work(self, link: Link) -> Work:
+        moment = None if self._clock is None else self._clock.now()
+        return Work(link, self._statements, self.teller, moment)
+
+    # -- writing -----------------------------------------------------------------------------
+
+    async def _write(self, batch: list[Request[Any]]) -> None:
+        """Carry out requests; one that fails must not fail the others."""
+        for operation, group in join(batch):
+            if operation not in _BATCHED or not await self._carry_out(operation, group):
+                for request in group:
+                    await self._carry_out(operation, [request])
+
+    async def _carry_out(
+        self, operation: Callable[..., Awaitable[list[Any]]], group: list[Request[Any]]
+    ) -> bool:
+        """One call of an operation for all requests of a group; to each its own answers.
+
+        False if it is to be tried with each of them alone: one may be to blame.
+        """
+        items = list(chain.from_iterable(request.items for request in group))
+        try:
+            answers = iter(await self._safely(operation, items))
+        except BaseException as error:  # noqa: BLE001 - it belongs to the callers
+            failure = translated(operation.__name__, self.place, error)
+            if len(group) > 1 and not isinstance(failure, BackendConnectionError):
+                return False
+            for request in group:
+                request.error = failure
+        else:
+            for request in group:
+                request.answers = list(islice(answers, len(request.items)))
+        return True
+
+    async def _safely(
+        self, operation: Callable[..., Awaitable[list[Any]]], items: list[Any]
+    ) -> list[Any]:
+        """Carry out an operation, again where it was rolled back for no fault of its own."""
+        for _ in range(_TRIES):
+            async with self.pool.lend() as link:
+                try:
+                    return await self._tracked(operation, link, items)
+                except LostError:
+                    lost = link
+                except Exception as error:
+                    if not is_passing(error):
+                        raise
+                    await asyncio.sleep(random.uniform(0, _FIRST_PAUSE))
+                    continue
+            return await self._search(operation, lost, items)
+        async with self.pool.lend() as link:
+            return await self._tracked(operation, link, items)
+
+    async def _tracked(
+        self, unit: Callable[..., Awaitable[T]], link: Link, items: Sequence[Any]
+    ) -> T:
+        """Run a unit, and tell of what it has changed."""
+        work = self._work(link)
+        try:
+            answers = await unit(work, items)
+        except BaseException:
+            self.teller.tell_later(work.owed)
+            raise
+        self.teller.tell_later((work.changed - work.told) | (work.owed - work.changed))
+        if work.changed:
+            self._home.tell(partial(self._changed, work.changed))
+        return answers
+
+    # -- finding what was lost ---------------------------------------------------------------
+
+    async def _search(
+        self, operation: Callable[..., Awaitable[list[Any]]], lost: Link, items: list[Any]
+    ) -> list[Any]:
+        """Find out what a statement has done whose answer was lost; do it if it has done nothing.
+
+        Raises:
+            BackendConnectionError: the server could not be asked in time.
+        """
+        give_up = asyncio.get_running_loop().time() + _SEARCH_SECONDS
+        pause = _FIRST_PAUSE
+        looking = _SEARCHES.get(operation)
+        while True:
+            known = False
+            try:
+                async with self.pool.lend() as link:
+                    await self._end_process(link, lost)
+                    if looking is not None:
+                        answers: list[Any] | None = await self._tracked(looking, link, items)
+                        if answers is not None:
+                            return answers
+                    known, lost = True, link
+                    return await self._tracked(operation, link, items)
+            except Exception as error:
+                if known and not isinstance(error, LostError):
+                    raise
+                if asyncio.get_running_loop().time() > give_up:
+                    message = (
+                        f"{operation.__name__} on {self.place}: the connection was lost, and the "
+                        "outcome is unknown"
+                    )
+                    raise BackendConnectionError(message) from error
+            await asyncio.sleep(random.uniform(pause / 2, pause))
+            pause = min(pause * 1.5, _LONGEST_PAUSE)
+
+    @staticmethod
+    async def _end_process(link: Link, lost: Link) -> None:
+        """Make sure that the server does not carry out any more what was asked over a lost link.
+
+        Raises:
+            LostError: it may still do so.
+        """
+        if lost.process is None or link is lost:
+            return
+        for _ in range(50):
+            if not await link.fetch(_sql.END_PROCESS, lost.process):
+                return
+            await asyncio.sleep(_FIRST_PAUSE)
+        raise LostError("the server has not let go of a lost connection yet")
+
+    # -- telling -----------------------------------------------------------------------------
+
+    async def _tell(self, channels: list[str]) -> None:
+        try:
+            async with self.pool.lend() as link:
+                await link.fetch(_sql.NOTIFY, (self.teller.token, channels))
+        except Exception:  # noqa: BLE001 - those who wait look by themselves now and then
+            return
+
+    async def close(self) -> None:
+        """Tell what was put off, and close the connections."""
+        await self.teller.tell_the_rest()
+        await self.pool.close()

@@ -1,0 +1,289 @@
+"""The only file that knows asyncpg: connections, as the rest of the store sees them."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from urllib.parse import parse_qs, urlsplit
+
+import asyncpg
+
+from sitq.backends.postgres import _sql
+from sitq.backends.postgres._errors import LostError
+from sitq.errors import ValidationError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+    from datetime import datetime
+
+__all__ = ["Link", "Row", "Target", "Transaction", "connect", "place_of"]
+
+Row = Any
+
+_CONNECT_SECONDS: Final = 10.0
+_CLOSE_SECONDS: Final = 2.0
+# A peer that has vanished is noticed within about so many seconds.
+_VANISHED: Final = 10
+_PROBES: Final = 3
+# Every statement of the store goes by an index, and none profits from being planned twice or
+# compiled. A plan that was made while the table was empty must not stay a scan of the whole.
+_SETTINGS: Final = {
+    "enable_seqscan": "off",
+    "enable_bitmapscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "jit": "off",
+    "plan_cache_mode": "force_generic_plan",
+}
+_LOCAL: Final = "".join(f"SET LOCAL {name} = {value};" for name, value in _SETTINGS.items())
+# A server that does not hear of its client any more lets its locks go in as short a time.
+_SERVER_SIDE: Final = {
+    "tcp_keepalives_idle": str(_VANISHED // 2),
+    "tcp_keepalives_interval": "2",
+    "tcp_keepalives_count": str(_PROBES),
+    "tcp_user_timeout": str(_VANISHED * 1000),
+}
+# The arrays that batches travel as: number and name of the array type, number of its elements'.
+# They are the same on every server, but the driver would ask about them with each connection.
+_ARRAYS: Final = (
+    (1001, "bytea", 17),
+    (1005, "int2", 21),
+    (1007, "int4", 23),
+    (1016, "int8", 20),
+    (1022, "float8", 701),
+    (1185, "timestamptz", 1184),
+)
+_GONE: Final = (
+    OSError,
+    EOFError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # a good-bye of the server's came while nothing was asked
+    asyncpg.PostgresConnectionError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+)
+
+
+class Target(NamedTuple):
+    """What to connect to, and how.
+
+    Args:
+        dsn: where; may hold a password.
+        prepared: whether statements may be prepared, and settings kept, for a connection's life.
+        timeout: seconds that a statement may take; ``None``: no limit of sitq's.
+    """
+
+    dsn: str
+    prepared: bool
+    timeout: float | None
+
+    def __repr__(self) -> str:
+        return f"Target({place_of(self.dsn)})"
+
+
+def place_of(dsn: str) -> str:
+    """A DSN as it may be shown: without password and options.
+
+    Raises:
+        ValidationError: it is none.
+    """
+    try:
+        parts = urlsplit(dsn)
+        options = parse_qs(parts.query)
+        port = f":{parts.port}" if parts.port else ""
+    except ValueError:
+        raise ValidationError("dsn: the URL cannot be read; percent-encode its parts") from None
+    if parts.scheme not in {"postgres", "postgresql"}:
+        message = "dsn: give a URL like postgresql://user@host:5432/database"
+        raise ValidationError(message)
+    user = f"{parts.username}@" if parts.username else ""
+    host = parts.hostname or next(iter(options.get("host", ())), "")
+    return f"postgresql://{user}{host}{port}{parts.path}"
+
+
+class Transaction:
+    """The statements of one transaction."""
+
+    def __init__(self, connection: asyncpg.Connection) -> None:
+        self._connection = connection
+
+    async def fetch(self, sql: str, *parameters: Any) -> list[Row]:
+        """Run one statement, and return what it gives."""
+        return await self._connection.fetch(sql, *parameters)
+
+    async def run(self, script: str) -> None:
+        """Run any number of statements."""
+        await self._connection.execute(script)
+
+
+class Link:
+    """One connection."""
+
+    def __init__(self, connection: asyncpg.Connection, target: Target) -> None:
+        self._connection = connection
+        self._prepared = target.prepared
+        self._process: tuple[int, datetime] | None = None
+        self.lost: Final = asyncio.Event()
+        connection.add_termination_listener(lambda _: self.lost.set())
+
+    @property
+    def process(self) -> tuple[int, datetime] | None:
+        """The server's process behind it and when it began, where that is one for good."""
+        return self._process
+
+    @property
+    def is_lost(self) -> bool:
+        """True once it has ended."""
+        return self._connection.is_closed()
+
+    async def fetch(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
+        """Run one statement in a transaction of its own, and return what it gives.
+
+        Raises:
+            LostError: the connection has ended; the statement may have been carried out.
+        """
+        try:
+            if self._prepared:
+                return await self._connection.fetch(sql, *parameters)
+            # A pooler may change the server's process between two transactions.
+            await self._connection.execute(f"BEGIN;{_LOCAL}")
+            try:
+                rows = await self._connection.fetch(sql, *parameters)
+            except BaseException:
+                if not self._connection.is_closed():
+                    await self._connection.execute("ROLLBACK")
+                raise
+            await self._connection.execute("COMMIT")
+        except _GONE as error:
+            self.terminate()
+            raise LostError(_first_line(error)) from error
+        except TimeoutError as error:
+            self.terminate()
+            raise LostError("the server did not answer in time") from error
+        except asyncpg.PostgresError as error:
+            if self._connection.is_closed():
+                raise LostError(_first_line(error)) from error
+            raise
+        return rows
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Transaction]:
+        """Several statements, all or none of which count."""
+        try:
+            async with self._connection.transaction():
+                yield Transaction(self._connection)
+        except _GONE as error:
+            self.terminate()
+            raise LostError(_first_line(error)) from error
+
+    async def listen(self, channels: Sequence[str], heard: Callable[[str, str], None]) -> None:
+        """Call ``heard`` with channel and text of each notification from now on."""
+        try:
+            for channel in channels:
+                await self._connection.add_listener(
+                    channel, lambda _connection, _pid, name, text: heard(name, text)
+                )
+        except _GONE as error:
+            raise LostError(_first_line(error)) from error
+
+    async def identify(self) -> None:
+        """Ask the server which process of its own serves this connection."""
+        if self._prepared:
+            rows = await self.fetch(_sql.WHOAMI)
+            self._process = tuple(rows[0]) if rows else None
+
+    async def close(self) -> None:
+        """Say good-bye, or hang up."""
+        try:
+            await self._connection.close(timeout=_CLOSE_SECONDS)
+        except Exception:  # noqa: BLE001 - whatever it is, it is over
+            self.terminate()
+
+    def terminate(self) -> None:
+        """Hang up."""
+        with suppress(Exception):
+            self._connection.terminate()
+
+
+async def connect(target: Target) -> Link:
+    """Connect.
+
+    Raises:
+        LostError: the server cannot be reached.
+    """
+    settings = {"application_name": "sitq"}
+    if target.prepared:
+        settings |= _SETTINGS | _SERVER_SIDE
+    try:
+        connection = await asyncpg.connect(
+            target.dsn,
+            timeout=_CONNECT_SECONDS,
+            statement_cache_size=100 if target.prepared else 0,
+            command_timeout=target.timeout,
+            server_settings=settings,
+        )
+    except TimeoutError as error:
+        raise LostError("the server did not answer in time") from error
+    except asyncpg.InterfaceError as error:
+        # What the driver says of a URL may quote it.
+        raise LostError("the driver cannot use this URL") from error.with_traceback(None)
+    except _GONE as error:
+        raise LostError(_first_line(error)) from error
+    link = Link(connection, target)
+    try:
+        _watch(connection)
+        _teach_arrays(connection)
+        await link.identify()
+    except BaseException:
+        link.terminate()
+        raise
+    return link
+
+
+def _watch(connection: asyncpg.Connection) -> None:
+    """Have the system notice a server that has vanished."""
+    transport = getattr(connection, "_transport", None)
+    plug: socket.socket | None = transport and transport.get_extra_info("socket")
+    if plug is None or plug.family not in {socket.AF_INET, socket.AF_INET6}:
+        return
+    options = {
+        "TCP_KEEPIDLE": _VANISHED // 2,
+        "TCP_KEEPINTVL": 2,
+        "TCP_KEEPCNT": _PROBES,
+        "TCP_USER_TIMEOUT": _VANISHED * 1000,
+    }
+    plug.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in options.items():
+        if hasattr(socket, name):  # not all systems have all of them
+            plug.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def _teach_arrays(connection: asyncpg.Connection) -> None:
+    """Save the driver its questions; a version that cannot be told so asks them."""
+    records = [
+        {
+            "oid": number,
+            "name": f"_{name}",
+            "ns": "pg_catalog",
+            "kind": b"b",
+            "basetype": None,
+            "elemtype": element,
+            "elemtype_name": name,
+            "elemdelim": ",",
+            "range_subtype": None,
+            "attrtypoids": None,
+            "attrnames": None,
+        }
+        for number, name, element in _ARRAYS
+    ]
+    with suppress(AttributeError, KeyError, TypeError):
+        connection._protocol.get_settings().register_data_types(records)  # noqa: SLF001
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error.args[0]) if error.args else ""
+    if isinstance(error, OSError):
+        text = error.strerror or str(error)
+    return text.partition("\n")[0] or type(error).__name__

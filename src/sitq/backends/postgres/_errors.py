@@ -1,0 +1,86 @@
+"""What PostgreSQL's errors mean in sitq's words.
+
+The server's details and hints may quote rows and keys, so only its messages are passed on.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from sitq.errors import (
+    BackendBusyError,
+    BackendConnectionError,
+    BackendError,
+    BackendFormatError,
+    BackendFullError,
+    SitqError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["LostError", "is_passing", "state_of", "translated"]
+
+# Codes, or classes of codes, of https://www.postgresql.org/docs/current/errcodes-appendix.html
+_KINDS: Final[Mapping[str, type[BackendError]]] = {
+    "08": BackendConnectionError,
+    "28": BackendConnectionError,  # who the user is, or the password
+    "3D": BackendConnectionError,  # no such database
+    "57": BackendConnectionError,  # shut down, or starting
+    "42501": BackendConnectionError,  # a right is missing
+    "40": BackendBusyError,  # deadlock, serialization
+    "53300": BackendBusyError,  # too many connections
+    "55": BackendBusyError,  # lock not available
+    "57014": BackendBusyError,  # statement_timeout
+    "25": BackendFullError,  # read-only
+    "53": BackendFullError,
+    "3F": BackendFormatError,  # no such schema
+    "42": BackendFormatError,  # no such table, column or function
+    "XX": BackendFormatError,  # damaged
+}
+# Errors that were rolled back, and that may be gone with the next try.
+_PASSING: Final = {"40001", "40P01", "0A000"}  # the last: a plan from before a migration
+
+
+class LostError(Exception):
+    """The connection was lost; what was asked last may have been done or not."""
+
+
+def state_of(error: BaseException) -> str:
+    """The server's code of an error; nothing if it is none of the server's."""
+    state = getattr(error, "sqlstate", None)
+    return state if isinstance(state, str) else ""
+
+
+def is_passing(error: BaseException) -> bool:
+    """Tell if nothing was changed, and the next try may succeed."""
+    return state_of(error) in _PASSING
+
+
+def translated(operation: str, place: str, error: BaseException) -> BaseException:
+    """An error of the driver as a `BackendError` that names operation, place and cause."""
+    if isinstance(error, SitqError):
+        return error
+    where = f"{operation} on {place}"
+    if isinstance(error, LostError | OSError | EOFError):
+        return _caused(BackendConnectionError(f"{where}: {_text(error)}"), error)
+    state = state_of(error)
+    if state:
+        kind = _KINDS.get(state) or _KINDS.get(state[:2], BackendError)
+        # The server's text is all that is kept: a chained error would show its details too.
+        translation = kind(f"{where}: {error.args[0] if error.args else state} ({state})")
+        translation.__suppress_context__ = True
+        return translation
+    if isinstance(error, ValueError | ArithmeticError | TypeError):
+        # Pydantic's too. Its text would show the values.
+        return BackendFormatError(f"{where}: there is a row that is none of sitq's")
+    return error
+
+
+def _text(error: BaseException) -> str:
+    return str(error) or type(error).__name__
+
+
+def _caused(error: BackendError, cause: BaseException) -> BackendError:
+    error.__cause__ = cause
+    return error

