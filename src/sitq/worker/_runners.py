@@ -154,11 +154,25 @@ class Runners:
 
         Starting one costs as much as a short task does, and tasks that never wait need one only.
         """
-        if self._ahead and not self._awake and self.idle_places > 0:
-            execution, _ = self._ahead.popleft()
-            self._running[execution.lease] = execution
-            self._awake += 1
-            self._group.start_soon(self._run, execution)
+        if not self._awake:
+            self._start()
+
+    def start_all(self) -> None:
+        """Start a runner for each that waits, as far as there are places.
+
+        Now and then, so that it does not matter if the one that was about to take it never did.
+        """
+        while self._start():
+            pass
+
+    def _start(self) -> bool:
+        if not self._ahead or self.idle_places <= 0:
+            return False
+        execution, _ = self._ahead.popleft()
+        self._running[execution.lease] = execution
+        self._awake += 1
+        self._group.start_soon(self._run, execution)
+        return True
 
     def _one_waits(self) -> None:
         """Let the next one begin while an attempt waits; in the loop."""
