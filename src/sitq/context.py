@@ -45,7 +45,7 @@ class TaskContext:
         self._encode: Final = encode
         self._cancel_requested = False
         self._completed = False
-        self.deadline = deadline
+        self.deadline: datetime | None = deadline
         """The moment that the attempt's timeout ends it (UTC); ``None``: there is no timeout."""
 
     def __repr__(self) -> str:
