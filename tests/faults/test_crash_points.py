@@ -116,10 +116,10 @@ ONCE: State = ("success", 1, 1, 0)
 AGAIN: State = ("success", 2, 1, 1)
 
 CRASHES = [
-    Crash("enqueue, before the commit", (), "enqueuer", "commit", _sql.INSERT_BATCH, [], []),
+    Crash("enqueue, before the commit", (), "enqueuer", "commit", _sql._INSERT_COLUMNS, [], []),
     Crash(
         "enqueue, after the commit",
-        (), "enqueuer", "committed", _sql.INSERT_BATCH, [NEW] * 3, [ONCE] * 3,
+        (), "enqueuer", "committed", _sql._INSERT_COLUMNS, [NEW] * 3, [ONCE] * 3,
     ),
     Crash(
         "reserve, between its statements",
