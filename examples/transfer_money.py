@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import sqlite3
 import subprocess
@@ -61,9 +62,9 @@ def transaction(url: str) -> Generator[Bank, None, None]:
 
 
 def run(bank: Bank, statement: str, *values: int) -> Any:
-    """Run one statement; where PostgreSQL writes $1, SQLite writes ?1."""
+    """Run one statement; where PostgreSQL writes $1 and so on, SQLite writes a question mark."""
     if isinstance(bank, sqlite3.Connection):
-        statement = statement.replace("$", "?")
+        statement = re.sub(r"\$\d", "?", statement)
     return bank.execute(statement, values)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -42,7 +43,8 @@ def arm(tell: Callable[..., object]) -> None:
         tell("broken", os.getpid())
         if action == "die":
             os._exit(9)
-        os.kill(os.getpid(), signal.SIGSTOP)
+        # To this thread, or it might get on for a moment before the process stands still.
+        signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
 
     class Breaking(sqlite3.Connection):
         seen = False

@@ -83,7 +83,10 @@ class Teller:
 
     def _ring(self) -> None:
         self._timer = None
-        if self._late:
+        now = asyncio.get_running_loop().time()
+        if any(now - self._told_at.get(topic, _NEVER) < QUIET for topic in self._late):
+            self.tell_later(set())  # a statement has told of it meanwhile
+        elif self._late:
             self._start(self._tell)
 
     async def _tell(self) -> None:
