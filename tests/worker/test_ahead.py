@@ -26,6 +26,7 @@ async def quick() -> None:
 
 
 async def block(seconds: float) -> None:
+    await anyio.sleep(0.1)  # a reservation that is under way comes in
     time.sleep(seconds)  # noqa: ASYNC251 - on purpose
 
 
