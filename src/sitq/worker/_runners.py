@@ -221,11 +221,12 @@ class Runners:
         a list of its own may still hold what ``asyncio.current_task()`` gave it.
         """
         is_marked = host is not None and (await shake_off_cancellation(host) or done.suspended)
-        if not is_marked and (started % _TURN == 0 or self._last > _LONG_TURN):
+        is_long = self._last > _LONG_TURN
+        if is_long:
+            self.hand_back()
+        if not is_marked and (started % _TURN == 0 or is_long):
             # Functions that never wait must not keep the loop from everybody else.
             await anyio.lowlevel.checkpoint()
-        if self._last > _LONG_TURN:
-            self.hand_back()
         if not self._ahead or self.idle_places <= 0:
             self._awake -= 1
             self._freed()

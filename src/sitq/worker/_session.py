@@ -289,8 +289,8 @@ class Session:
             for lease in self._beats.overdue():
                 self._lose(lease)
             if self._runners is not None:
-                self._runners.start_all()
                 self._runners.hand_back()
+                self._runners.start_all()
             await self._clock.sleep(min(_WATCH_EVERY, self._options.lease / 10))
 
     async def _sweep(self) -> None:
