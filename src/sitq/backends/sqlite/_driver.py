@@ -83,12 +83,13 @@ class _Connection(aiosqlite.Connection):
     def attach(self) -> None:
         """Connect; in the thread."""
         self._connection = self._connector()
+        _open.add(self._connection)
 
     def close_raw(self) -> None:
         """Close; in the thread."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            connection.close()
+            _close(connection)
             self._closed()
 
     def detach(self) -> None:
@@ -101,9 +102,18 @@ class _Connection(aiosqlite.Connection):
         return _STOP_RUNNING_SENTINEL
 
 
+# Whatever is open, so that one that nobody has any more is closed and not just collected.
+_open: Final[set[sqlite3.Connection]] = set()
+
+
+def _close(connection: sqlite3.Connection) -> None:
+    _open.discard(connection)
+    connection.close()
+
+
 def _shut(connection: sqlite3.Connection | None) -> object:
     if connection is not None:
-        connection.close()
+        _close(connection)
     return _STOP_RUNNING_SENTINEL
 
 
