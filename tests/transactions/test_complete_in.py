@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -406,7 +406,8 @@ async def complete_nowhere() -> None:
     import sqlite3
 
     with pytest.raises(UsageError, match="MemoryBackend"):
-        await current_task().complete_in(sqlite3.connect(":memory:"))
+        with closing(sqlite3.connect(":memory:")) as connection:
+            await current_task().complete_in(connection)
 
 
 async def test_a_store_that_cannot_says_so() -> None:
