@@ -16,6 +16,7 @@ import pytest
 from sitq import (
     BackendBusyError,
     LeaseLostError,
+    ReservedTask,
     Result,
     RetryPolicy,
     SQLiteBackend,
@@ -284,7 +285,7 @@ async def test_a_lost_lease_raises_and_the_writes_are_rolled_back(
     async def lose() -> None:
         ahead = place.backend(clock=FakeClock(datetime.now(UTC) + timedelta(hours=1)))
         await ahead.open()
-        tasks: Sequence[ReservedTask] = ()
+        tasks: tuple[ReservedTask, ...] = ()
         while not tasks:  # what the worker's heartbeat holds at this moment is passed over
             await ahead.sweep(3)
             tasks = (await ahead.reserve("other", ("default",), 1, 30.0)).tasks

@@ -10,6 +10,7 @@ import anyio.lowlevel
 from anyio import to_thread
 
 from sitq._loops import LoopRef, SharedEvent
+from sitq.clock import within
 from sitq.models import LeaseState, Outcome
 from sitq.worker._errors import error_text
 from sitq.worker._execution import End
@@ -222,14 +223,7 @@ class Session:
         pause = self._options.poll_interval
         if seconds is not None:
             pause = min(pause, seconds)
-        async with anyio.create_task_group() as group:
-            group.start_soon(self._alarm, pause, self._woken)
-            await self._woken.wait()
-            group.cancel_scope.cancel()
-
-    async def _alarm(self, seconds: float, event: anyio.Event) -> None:
-        await self._clock.sleep(seconds)
-        event.set()
+        await within(self._clock, pause, self._woken.wait)
 
     def _wake(self) -> None:
         self._woken.set()
