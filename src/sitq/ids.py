@@ -68,20 +68,24 @@ class _Uuid7:
             millis = time.time_ns() // 1_000_000
             if millis > self._millis:
                 self._millis = millis
-                self._start = ""
                 self._counter = seed >> (64 - _COUNTER_BITS + 1)
+                self._start = self._text()
             else:
                 self._counter += 1
                 if self._counter >> _COUNTER_BITS:
                     self._millis += 1
                     self._counter = 0
-                    self._start = ""
-            if not self._start:
-                self._start = f"{self._millis >> 16:08x}-{self._millis & 0xFFFF:04x}"
+                if not self._counter & 0xFFFF:
+                    self._start = self._text()
             start, counter = self._start, self._counter
+        return f"{start}-{(counter & 0xFFFF) << 32 | tail:012x}"
+
+    def _text(self) -> str:
+        """All that many ids of one millisecond have in common."""
+        millis, counter = self._millis, self._counter
         return (
-            f"{start}-{0x7000 | (counter >> 30):04x}-"
-            f"{0x8000 | ((counter >> 16) & 0x3FFF):04x}-{(counter & 0xFFFF) << 32 | tail:012x}"
+            f"{millis >> 16:08x}-{millis & 0xFFFF:04x}-{0x7000 | (counter >> 30):04x}-"
+            f"{0x8000 | ((counter >> 16) & 0x3FFF):04x}"
         )
 
 

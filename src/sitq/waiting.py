@@ -186,13 +186,20 @@ class ResultWaiters:
 
     async def _wait_for_news(self, listener: Listener) -> bool:
         """Wait for a change, for a second, or for a newcomer; False for a newcomer alone."""
+        changed = False
+
+        async def hear() -> None:
+            nonlocal changed
+            await listener.wait()
+            changed = True  # whatever becomes of the scope meanwhile
+
         try:
             with anyio.CancelScope() as self._pause:
-                await within(self._backend.clock, _LOOK_EVERY, listener.wait)
+                await within(self._backend.clock, _LOOK_EVERY, hear)
                 return True
         finally:
             self._pause = None
-        return False
+        return changed
 
     async def _look_for(self, task_ids: Iterable[TaskId[Any]]) -> None:
         remaining = iter(task_ids)
