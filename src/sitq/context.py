@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pydantic
 
+from sitq._fields import describe
 from sitq._loops import run_inline
 from sitq.errors import LeaseLostError, UsageError, ValidationError
-from sitq.models import Progress, describe
+from sitq.models import Progress
 from sitq.transactions import TransactionalBackend
 
 if TYPE_CHECKING:
