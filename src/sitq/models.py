@@ -176,6 +176,7 @@ class LeaseState(StrEnum):
     HELD = "held"
     CANCEL_REQUESTED = "cancel_requested"
     LOST = "lost"
+    UNKNOWN = "unknown"
 
 
 class ReservedTask(_Model):

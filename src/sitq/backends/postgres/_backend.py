@@ -12,7 +12,7 @@ from sitq.backends._batching import Request
 from sitq.backends._users import Users
 from sitq.backends.postgres import _units
 from sitq.backends.postgres._driver import Target, place_of
-from sitq.backends.postgres._finishing import finish
+from sitq.backends.postgres._finishing import finish, finish_all
 from sitq.backends.postgres._reserving import Reserve, reserve
 from sitq.backends.postgres._session import Session, Settings
 from sitq.backends.postgres._transaction import join
@@ -181,4 +181,4 @@ def _hand_back(loop: LoopRef, reservations: list[Reservation]) -> Request[bool] 
     outcomes = [
         Outcome.release(task.lease) for reservation in reservations for task in reservation.tasks
     ]
-    return Request(loop, finish, outcomes) if outcomes else None
+    return Request(loop, finish_all, outcomes) if outcomes else None

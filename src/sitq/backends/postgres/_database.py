@@ -12,6 +12,8 @@ from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+import anyio
+
 from sitq.backends._batching import Request, TaskGroupCommit, Undo, join
 from sitq.backends.postgres import _sql
 from sitq.backends.postgres._driver import place_of
@@ -91,14 +93,26 @@ class Database:
 
     async def write(
         self,
-        operation: Callable[..., Awaitable[list[T]]],
+        operation: Callable[..., Awaitable[Sequence[T | None]]],
         items: Sequence[Any],
         undo: Undo[T] | None = None,
     ) -> list[T]:
-        """Carry out a unit of work, with others that wait for the same."""
+        """Carry out a unit of work, with others that wait for the same.
+
+        An answer of ``None`` says that somebody else holds the task, in an open transaction most
+        likely. Only the caller waits for its end, not the lane.
+        """
         await self._picking.undone()
         lane = self._lanes.get(operation, self._picking)
-        return await lane.submit(operation, items, undo)
+        answers = await lane.submit(operation, items, undo)
+        pause = _FIRST_PAUSE / 10
+        while held := [place for place, answer in enumerate(answers) if answer is None]:
+            await anyio.sleep(random.uniform(pause / 2, pause))
+            pause = min(pause * 2, _LONGEST_PAUSE)
+            again = await lane.submit(operation, [items[place] for place in held])
+            for place, answer in zip(held, again, strict=True):
+                answers[place] = answer
+        return answers
 
     async def read(self, unit: Callable[..., Awaitable[T]], *parameters: Any) -> T:
         """Run a unit of work that changes nothing."""
