@@ -93,26 +93,31 @@ class Database:
 
     async def write(
         self,
-        operation: Callable[..., Awaitable[Sequence[T | None]]],
+        operation: Callable[..., Awaitable[list[T]]],
         items: Sequence[Any],
         undo: Undo[T] | None = None,
     ) -> list[T]:
-        """Carry out a unit of work, with others that wait for the same.
-
-        An answer of ``None`` says that somebody else holds the task, in an open transaction most
-        likely. Only the caller waits for its end, not the lane.
-        """
+        """Carry out a unit of work, with others that wait for the same."""
         await self._picking.undone()
         lane = self._lanes.get(operation, self._picking)
-        answers = await lane.submit(operation, items, undo)
+        return await lane.submit(operation, items, undo)
+
+    async def judge(
+        self, operation: Callable[..., Awaitable[list[bool | None]]], items: Sequence[Any]
+    ) -> list[bool]:
+        """Carry out a unit of work again and again for what somebody else holds.
+
+        That is an open transaction, most likely. Its end is waited for by the caller alone.
+        """
+        answers = await self.write(operation, items)
         pause = _FIRST_PAUSE / 10
         while held := [place for place, answer in enumerate(answers) if answer is None]:
             await anyio.sleep(random.uniform(pause / 2, pause))
             pause = min(pause * 2, _LONGEST_PAUSE)
-            again = await lane.submit(operation, [items[place] for place in held])
+            again = await self.write(operation, [items[place] for place in held])
             for place, answer in zip(held, again, strict=True):
                 answers[place] = answer
-        return answers
+        return [answer is True for answer in answers]
 
     async def read(self, unit: Callable[..., Awaitable[T]], *parameters: Any) -> T:
         """Run a unit of work that changes nothing."""

@@ -130,8 +130,7 @@ async def _passed_over(work: Work, leases: Iterable[Lease]) -> set[Lease]:
     if not missed:
         return missed
     rows = await work.rows(_sql.STANDINGS, [lease.task_id for lease in missed])
-    current = {(row[0], row[1]) for row in rows if row[2] == "in_progress"}
-    return {lease for lease in missed if lease in current}
+    return missed & {Lease(row[0], row[1]) for row in rows if row[2] == "in_progress"}
 
 
 async def sweep(work: Work, limits: Sequence[SweepLimits]) -> list[Sweep]:
