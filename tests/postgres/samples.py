@@ -55,9 +55,9 @@ async def opened(where: str, schema: str = "", **options: Any) -> PostgresBacken
 
 
 async def at_rest(backend: PostgresBackend) -> Link:
-    """Its one connection, once no notification is to be sent over it any more."""
+    """Its one connection, once no notification is under way that would be lost first."""
     database = backend._users.use().database
     with anyio.fail_after(20):
-        while database.teller._late or not database.pool._idle:  # noqa: ASYNC110 - no event tells
+        while database.teller._late or database.pool._room.locked():  # noqa: ASYNC110
             await anyio.sleep(0.002)
     return database.pool._idle[0]
