@@ -34,6 +34,8 @@ __all__ = ["PostgresBackend"]
 # With the name of a topic around it, it has to fit into the 63 bytes of a channel's name.
 _SCHEMA: Final = re.compile(r"[a-z_][a-z0-9_]{0,47}")
 _MOST_CONNECTIONS: Final = 1000
+_SHORTEST: Final = 0.001
+_LONGEST: Final = 86_400
 _MOST_TASKS: Final = 2**31 - 2
 
 
@@ -51,7 +53,8 @@ class PostgresBackend:
             it refuses both; that needs no more rights than the work itself.
         prepared_statements: False behind a pooler that gives each transaction another
             connection, such as PgBouncer's ``pool_mode = transaction``.
-        statement_timeout: seconds that a statement may take; ``None``: what the server says.
+        statement_timeout: seconds, from 0.001, that a statement may take before the server ends
+            it, for a `BackendBusyError`; ``None``: what the server says.
         clock: a clock to judge by in tests; the server's unless given.
 
     Raises:
@@ -79,7 +82,7 @@ class PostgresBackend:
             raise ValidationError(f"pool_size: give an int (got {type(pool_size).__name__})")
         if not 1 <= pool_size <= _MOST_CONNECTIONS:
             raise ValidationError(f"pool_size: give 1 to {_MOST_CONNECTIONS}")
-        target = Target(dsn, prepared_statements, statement_timeout)
+        target = Target(dsn, prepared_statements, _checked_timeout(statement_timeout))
         self._settings: Final = Settings(target, schema, pool_size, migrate, clock)
         self._clock: Final[Clock] = SystemClock() if clock is None else clock
         self._users: Final = Users(self.__repr__, self._session, "they may share the schema")
@@ -182,3 +185,15 @@ def _hand_back(loop: LoopRef, reservations: list[Reservation]) -> Request[bool] 
         Outcome.release(task.lease) for reservation in reservations for task in reservation.tasks
     ]
     return Request(loop, finish_all, outcomes) if outcomes else None
+
+
+def _checked_timeout(seconds: object) -> float | None:
+    if seconds is None:
+        return None
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        kind = type(seconds).__name__
+        raise ValidationError(f"statement_timeout: give seconds as int or float (got {kind})")
+    if not _SHORTEST <= seconds <= _LONGEST:
+        message = f"statement_timeout: give {_SHORTEST} to {_LONGEST} seconds, or None for no limit"
+        raise ValidationError(message)
+    return float(seconds)
