@@ -102,11 +102,12 @@ class Runner:
             # Entering a scope takes as long as a short task does: many tasks share one.
             scope = anyio.CancelScope()
             with _Exit(scope):
-                while following is not None and not scope.cancel_called:
+                while following is not None:
                     self._current = following
                     await self._execute(scope, scopes)
-                    if not scope.cancel_called:
-                        following = await self._following()
+                    if scope.cancel_called:
+                        break
+                    following = await self._following()
             if scope.cancel_called:
                 self._company.conclude(self._current, self._current.interrupted())
                 following = await self._following()
@@ -119,7 +120,8 @@ class Runner:
         """
         host = self._host
         is_marked = host is not None and (
-            await shake_off_cancellation(host) or self._current.suspended
+            bool(host.cancelling() and await shake_off_cancellation(host))
+            or self._current.suspended
         )
         is_long = self._seconds > _LONG_TURN
         if is_long:
