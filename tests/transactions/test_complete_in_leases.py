@@ -10,6 +10,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 import pytest
+from anyio.lowlevel import checkpoint
 
 from sitq import (
     BackendBusyError,
@@ -23,8 +24,9 @@ from sitq import (
     task,
 )
 from sitq.backends.sqlite._keeper import FileLeaseKeeper
-from sitq.models import LeaseState
+from sitq.models import Lease, LeaseState
 from sitq.testing import FakeClock
+from sitq.worker._session import Session
 from tests.transactions.kinds import Own
 from tests.transactions.places import Place
 from tests.transactions.scene import Scene, outcome, pay, working
@@ -32,16 +34,27 @@ from tests.transactions.scene import Scene, outcome, pay, working
 pytestmark = pytest.mark.anyio
 
 
-async def test_the_function_may_go_on_for_many_heartbeats_after_the_commit(
-    queue: TaskQueue, place: Place, own: Own, caplog: pytest.LogCaptureFixture
+async def test_the_function_may_go_on_after_a_heartbeat_has_found_no_lease(
+    queue: TaskQueue,
+    place: Place,
+    own: Own,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The lease is gone with the success; nobody cancels or warns because of that."""
-    went_on = anyio.Event()
+    lose = Session._lose
+    lost, went_on = anyio.Event(), anyio.Event()
+
+    def note(self: Session, lease: Lease) -> None:
+        lose(self, lease)
+        lost.set()
 
     async def go_on() -> None:
-        await anyio.sleep(1.0)  # real time: two leases, and six heartbeats
+        await lost.wait()
+        await checkpoint()  # a cancellation would come here
         went_on.set()
 
+    monkeypatch.setattr(Session, "_lose", note)
     Scene.after = staticmethod(go_on)
     await queue.enqueue(pay, 7)
     async with working(place, lease=0.5):
