@@ -26,6 +26,7 @@ class LeaseState(StrEnum):
     HELD = "held"
     CANCEL_REQUESTED = "cancel_requested"
     LOST = "lost"
+    UNKNOWN = "unknown"
 
 
 class OutcomeKind(StrEnum):

@@ -1,20 +1,25 @@
-"""Breaks this process at a named point: before a statement of SQLite's, or around its commit.
+"""Breaks this process at a named point: before a statement of the store's, or around its commit.
 
 The point comes in the environment, so that any program can be broken: ``SITQ_BREAK`` holds
 ``ACTION|PLACE|TEXT``. ACTION is ``die`` (no cleaning up, as after SIGKILL) or ``stop`` (SIGSTOP).
 PLACE is ``at`` (before the first statement that contains TEXT), ``commit`` (before the commit of
-the transaction that contains it), ``committed`` (after that), or ``connect`` (before the file is
-opened for writing; TEXT does not matter).
+the transaction that contains it), ``committed`` (after that), ``answered`` (of PostgreSQL: when
+the answer to it has come), or ``connect`` (of SQLite: before the file is opened for writing; TEXT
+does not matter).
 """
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sqlite3
 import threading
 from collections.abc import Callable
+from functools import partialmethod
 from typing import Any
+
+import asyncpg
 
 __all__ = ["arm", "point"]
 
@@ -32,7 +37,6 @@ def arm(tell: Callable[..., object]) -> None:
     if words is None:
         return
     action, place, text = words.split("|", 2)
-    plain_connect = sqlite3.connect
     reached = False
 
     def break_here() -> None:
@@ -45,6 +49,13 @@ def arm(tell: Callable[..., object]) -> None:
             os._exit(9)
         # To this thread, or it might get on for a moment before the process stands still.
         signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
+
+    _arm_sqlite(place, text, break_here)
+    _arm_asyncpg(place, text, break_here)
+
+
+def _arm_sqlite(place: str, text: str, break_here: Callable[[], None]) -> None:
+    plain_connect = sqlite3.connect
 
     class Breaking(sqlite3.Connection):
         seen = False
@@ -70,3 +81,33 @@ def arm(tell: Callable[..., object]) -> None:
         return plain_connect(database, factory=Breaking, **options)
 
     sqlite3.connect = connect  # type: ignore[assignment]
+
+
+def _arm_asyncpg(place: str, text: str, break_here: Callable[[], None]) -> None:
+    """All that the store says goes through these two; the schema has its general name here."""
+    plain: dict[str, Any] = {
+        name: getattr(asyncpg.Connection, name) for name in ("fetch", "execute")
+    }
+    seen: set[int] = set()
+
+    async def ask(name: str, connection: Any, sql: str, *values: Any) -> Any:
+        found = text in re.sub(r'"test_\w+"', "sitq", " ".join(sql.split()))
+        mine = id(connection) in seen
+        ends = sql.startswith("COMMIT")
+        if (place == "at" and found) or (place == "commit" and ends and mine):
+            break_here()
+        if found:
+            seen.add(id(connection))
+        elif ends or sql.startswith("ROLLBACK"):
+            seen.discard(id(connection))
+        answer = await plain[name](connection, sql, *values)
+        if (place == "answered" and found) or (place == "committed" and ends and mine):
+            break_here()
+        return answer
+
+    for name in plain:
+        setattr(asyncpg.Connection, name, partialmethod(_swapped, name, ask))
+
+
+def _swapped(connection: Any, name: str, ask: Any, sql: str, *values: Any) -> Any:
+    return ask(name, connection, sql, *values)

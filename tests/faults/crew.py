@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import os
 import signal
-import sqlite3
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -23,7 +21,7 @@ from sitq import RetryPolicy, TaskQueue, Worker, call, current_task, task
 from sitq.ids import TaskId
 from sitq.testing import FakeClock
 from tests.faults.breaking import arm
-from tests.faults.places import backend_at
+from tests.faults.places import backend_at, query
 
 LOG = -1
 
@@ -100,6 +98,28 @@ async def fail_once() -> int:
     return epoch()
 
 
+def connected(database: str) -> Any:
+    """A connection of the user's own to the server of a store."""
+    import psycopg
+
+    where, _, schema = database.partition("#")
+    return psycopg.connect(where, options=f"-c search_path={schema}")
+
+
+@task
+def complete(database: str, commits: bool) -> int:
+    """Complete itself; the first worker dies before or after the commit."""
+    with connected(database) as connection:
+        connection.execute("INSERT INTO notes VALUES ('paid')")
+        current_task().complete_in_sync(connection, epoch())
+        if commits or epoch() > 1:
+            connection.commit()
+        if epoch() == 1:
+            write("broken", os.getpid())
+            os._exit(9)
+    return epoch()
+
+
 async def enqueuer(database: str, settings: dict[str, float]) -> None:
     """Enqueue a few tasks in one call, and say so."""
     async with TaskQueue(backend_at(database)) as queue:
@@ -111,10 +131,28 @@ async def enqueuer(database: str, settings: dict[str, float]) -> None:
 async def canceller(database: str, settings: dict[str, float]) -> None:
     """Cancel all tasks that are not final."""
     async with TaskQueue(backend_at(database)) as queue:
-        with closing(sqlite3.connect(database)) as connection:
-            ids = connection.execute("SELECT id FROM tasks WHERE finished_at IS NULL").fetchall()
-        for (task_id,) in ids:
+        for (task_id,) in query(database, "SELECT id FROM tasks WHERE finished_at IS NULL"):
             write("cancelled", await queue.cancel(TaskId(task_id)))
+
+
+async def reserver(database: str, settings: dict[str, float]) -> None:
+    """Reserve what is due, and no more."""
+    backend = backend_at(database)
+    await backend.open()
+    for each in (await backend.reserve("gone", ["default"], 9, 30.0)).tasks:
+        write("reserved", each.id)
+
+
+async def binder(database: str, settings: dict[str, float]) -> None:
+    """Enqueue a task in a transaction of its own, and die before or after the commit."""
+    async with TaskQueue(backend_at(database)) as queue:
+        with connected(database) as connection:
+            connection.execute("INSERT INTO notes VALUES ('ordered')")
+            await queue.bind(connection).enqueue(note, 0.0)
+            if settings["commits"]:
+                connection.commit()
+            write("broken", os.getpid())
+            os._exit(9)
 
 
 async def sweeper(database: str, settings: dict[str, float]) -> None:
@@ -169,9 +207,11 @@ async def producer(database: str, settings: dict[str, float]) -> None:
 
 
 ROLES = {
+    "binder": binder,
     "canceller": canceller,
     "enqueuer": enqueuer,
     "producer": producer,
+    "reserver": reserver,
     "sweeper": sweeper,
     "worker": worker,
 }

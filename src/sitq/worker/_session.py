@@ -281,7 +281,8 @@ class Session:
         """Give up leases that could not be renewed in time, and what waits for too long."""
         while True:
             for lease in self._beats.overdue():
-                self._lose(lease)
+                if not self._has_completed(lease):  # else, its own transaction may hold the task
+                    self._lose(lease)
             if self._runners is not None:
                 self._runners.hand_back()
                 self._runners.start_all()

@@ -12,7 +12,7 @@ from sitq.backends._batching import Request
 from sitq.backends._users import Users
 from sitq.backends.postgres import _units
 from sitq.backends.postgres._driver import Target, place_of
-from sitq.backends.postgres._finishing import finish
+from sitq.backends.postgres._finishing import finish, finish_all
 from sitq.backends.postgres._reserving import Reserve, reserve
 from sitq.backends.postgres._session import Session, Settings
 from sitq.backends.postgres._transaction import join
@@ -126,7 +126,7 @@ class PostgresBackend:
 
     async def finish(self, outcomes: Sequence[Outcome]) -> list[bool]:
         """See `sitq.protocols.Backend.finish`."""
-        return await self._users.use().database.write(finish, outcomes)
+        return await self._users.use().database.judge(finish, outcomes)
 
     async def sweep(self, max_crashes: int, limit: int = 1000) -> Sweep:
         """See `sitq.protocols.Backend.sweep`."""
@@ -140,12 +140,12 @@ class PostgresBackend:
 
     async def cancel(self, task_id: TaskId[Any]) -> bool:
         """See `sitq.protocols.Backend.cancel`."""
-        return (await self._users.use().database.write(_units.cancel, (task_id,)))[0]
+        return (await self._users.use().database.judge(_units.cancel, (task_id,)))[0]
 
     async def set_progress(self, lease: Lease, progress: Progress) -> bool:
         """See `sitq.protocols.Backend.set_progress`."""
         note = (lease, progress)
-        return (await self._users.use().database.write(_units.set_progress, (note,)))[0]
+        return (await self._users.use().database.judge(_units.set_progress, (note,)))[0]
 
     async def get_tasks(self, task_ids: Sequence[TaskId[Any]]) -> list[TaskInfo | None]:
         """See `sitq.protocols.Backend.get_tasks`."""
@@ -181,4 +181,4 @@ def _hand_back(loop: LoopRef, reservations: list[Reservation]) -> Request[bool] 
     outcomes = [
         Outcome.release(task.lease) for reservation in reservations for task in reservation.tasks
     ]
-    return Request(loop, finish, outcomes) if outcomes else None
+    return Request(loop, finish_all, outcomes) if outcomes else None

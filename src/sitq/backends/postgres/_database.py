@@ -12,6 +12,8 @@ from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+import anyio
+
 from sitq.backends._batching import Request, TaskGroupCommit, Undo, join
 from sitq.backends.postgres import _sql
 from sitq.backends.postgres._driver import place_of
@@ -99,6 +101,23 @@ class Database:
         await self._picking.undone()
         lane = self._lanes.get(operation, self._picking)
         return await lane.submit(operation, items, undo)
+
+    async def judge(
+        self, operation: Callable[..., Awaitable[list[bool | None]]], items: Sequence[Any]
+    ) -> list[bool]:
+        """Carry out a unit of work again and again for what somebody else holds.
+
+        That is an open transaction, most likely. Its end is waited for by the caller alone.
+        """
+        answers = await self.write(operation, items)
+        pause = _FIRST_PAUSE / 10
+        while held := [place for place, answer in enumerate(answers) if answer is None]:
+            await anyio.sleep(random.uniform(pause / 2, pause))
+            pause = min(pause * 2, _LONGEST_PAUSE)
+            again = await self.write(operation, [items[place] for place in held])
+            for place, answer in zip(held, again, strict=True):
+                answers[place] = answer
+        return [answer is True for answer in answers]
 
     async def read(self, unit: Callable[..., Awaitable[T]], *parameters: Any) -> T:
         """Run a unit of work that changes nothing."""

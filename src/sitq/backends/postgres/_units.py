@@ -6,7 +6,8 @@ A unit takes a batch and gives one answer an item. What may be asked for by many
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+import asyncio
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sitq.backends._texts import LOST_ERROR
 from sitq.backends.postgres import _sql
@@ -17,7 +18,7 @@ from sitq.models import Lease, LeaseState, Progress, Result, Task, TaskInfo
 from sitq.protocols import Sweep
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from sitq.backends.postgres._work import Work
 
@@ -36,6 +37,12 @@ __all__ = [
     "set_progress",
     "sweep",
 ]
+
+
+# A renewal looks again at what somebody else holds, after these shares of the lease; in seconds,
+# the longest pause.
+_PAUSES: Final = (0.02, 0.04)
+_SHORT_PAUSE: Final = 0.05
 
 
 class SweepLimits(NamedTuple):
@@ -91,19 +98,39 @@ async def enqueued_before(work: Work, tasks: Sequence[Task]) -> list[TaskId[Any]
 
 async def renew(work: Work, leases: Sequence[Lease], seconds: float) -> list[LeaseState]:
     """Renew the leases that are current and tell of each how it stands."""
-    wanted = sorted(set(leases))
-    rows = await work.rows(
-        _sql.RENEW,
-        work.moment,
-        [lease.task_id for lease in wanted],
-        [lease.epoch for lease in wanted],
-        seconds,
-    )
-    current = {
-        (task_id, epoch): LeaseState.CANCEL_REQUESTED if cancelled else LeaseState.HELD
-        for task_id, epoch, cancelled in rows
-    }
-    return [current.get(lease, LeaseState.LOST) for lease in leases]
+    states: dict[tuple[str, int], LeaseState] = {}
+    left = set(leases)
+    # What is at a task now is over in a moment, most often.
+    for pause in (0.0, *(min(_SHORT_PAUSE, share * seconds) for share in _PAUSES)):
+        await asyncio.sleep(pause)
+        wanted = sorted(left)
+        rows = await work.rows(
+            _sql.RENEW,
+            work.moment,
+            [lease.task_id for lease in wanted],
+            [lease.epoch for lease in wanted],
+            seconds,
+        )
+        for task_id, epoch, cancelled in rows:
+            state = LeaseState.CANCEL_REQUESTED if cancelled else LeaseState.HELD
+            states[task_id, epoch] = state
+        left = await _passed_over(work, (lease for lease in wanted if lease not in states))
+        if not left:
+            break
+    states |= dict.fromkeys(left, LeaseState.UNKNOWN)
+    return [states.get(lease, LeaseState.LOST) for lease in leases]
+
+
+async def _passed_over(work: Work, leases: Iterable[Lease]) -> set[Lease]:
+    """Those that a statement has found locked, of the leases that it has not told of.
+
+    An epoch is current for one stretch of time: what is current now has been so then.
+    """
+    missed = set(leases)
+    if not missed:
+        return missed
+    rows = await work.rows(_sql.STANDINGS, [lease.task_id for lease in missed])
+    return missed & {Lease(row[0], row[1]) for row in rows if row[2] == "in_progress"}
 
 
 async def sweep(work: Work, limits: Sequence[SweepLimits]) -> list[Sweep]:
@@ -126,11 +153,13 @@ async def prune(work: Work, wishes: Sequence[Prune]) -> list[int]:
     return [len(rows)]
 
 
-async def cancel(work: Work, task_ids: Sequence[TaskId[Any]]) -> list[bool]:
-    """Cancel a task that waits; ask one that runs to end."""
+async def cancel(work: Work, task_ids: Sequence[TaskId[Any]]) -> list[bool | None]:
+    """Cancel a task that waits; ask one that runs to end. ``None``: somebody else holds it."""
     (task_id,) = task_ids
     rows = await work.rows(_sql.CANCEL, work.moment, task_id)
     if not rows:
+        if await work.rows(_sql.STANDINGS, [task_id]):
+            return [None]
         raise TaskNotFoundError(f"no task has the id {task_id}")
     status = rows[0][0]
     if status == "pending":
@@ -152,11 +181,13 @@ async def cancelled_before(work: Work, task_ids: Sequence[TaskId[Any]]) -> list[
     return [True]
 
 
-async def set_progress(work: Work, notes: Sequence[tuple[Lease, Progress]]) -> list[bool]:
-    """Note the progress of an attempt that is current."""
+async def set_progress(work: Work, notes: Sequence[tuple[Lease, Progress]]) -> list[bool | None]:
+    """Note the progress of an attempt that is current. ``None``: somebody else holds the task."""
     ((lease, progress),) = notes
     text = progress.model_dump_json()
-    return [bool(await work.rows(_sql.SET_PROGRESS, lease.task_id, lease.epoch, text))]
+    if await work.rows(_sql.SET_PROGRESS, lease.task_id, lease.epoch, text):
+        return [True]
+    return [None if await _passed_over(work, (lease,)) else False]
 
 
 async def get_tasks(work: Work, task_ids: Sequence[TaskId[Any]]) -> list[TaskInfo | None]:
