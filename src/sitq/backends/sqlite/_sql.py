@@ -192,7 +192,7 @@ WHERE seq = :seq
 
 # End one lease.
 DELETE_LEASE: Final = """
-DELETE FROM leases WHERE seq = ?
+DELETE FROM leases WHERE seq = :seq
 """
 
 # -- leases ----------------------------------------------------------------------------------
@@ -336,11 +336,6 @@ UPDATE tasks SET status = 'success', value = :value, error = NULL, traceback = N
                  finished_at = :now, delete_at = {_DELETE_AT}
 WHERE id = :id AND status = 'in_progress' AND epoch = :epoch
 RETURNING seq
-"""
-
-# End its lease.
-DELETE_LEASE_OF: Final = """
-DELETE FROM leases WHERE seq = :seq
 """
 
 # A number that changes when another connection has committed.

@@ -93,7 +93,7 @@ class _Joined(Joined["Session"]):
             "now": to_micros(session.clock.now()),
         }
         for (seq,) in await executor.fetch(_sql.SUCCEED_TOLD, values):
-            await executor.fetch(_sql.DELETE_LEASE_OF, {"seq": seq})
+            await executor.fetch(_sql.DELETE_LEASE, {"seq": seq})
             session.expect("results", lease.task_id)
             return True
         return False
