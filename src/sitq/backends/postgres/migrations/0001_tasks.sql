@@ -7,6 +7,7 @@
 --   need two locks a task. Large payloads lie outside of the row and are not written again.
 -- * Moments are of type timestamptz, which is as fine as SQLite's integers and easier to read.
 -- * Text has the "C" collation where it is compared: the order of bytes, and the fastest.
+-- * CHECKs are short: the server reads the text of each of them again in every statement.
 -- * "ticket" finds a reservation again whose answer was lost with its connection.
 CREATE TABLE sitq.tasks (
     seq              bigint           GENERATED ALWAYS AS IDENTITY,
@@ -14,13 +15,13 @@ CREATE TABLE sitq.tasks (
     status           text COLLATE "C" NOT NULL DEFAULT 'pending'
                      CHECK (status IN ('pending', 'in_progress', 'success', 'failed', 'cancelled', 'expired')),
     queue            text COLLATE "C" NOT NULL,
-    priority         smallint         NOT NULL CHECK (priority BETWEEN -100 AND 100),
+    priority         smallint         NOT NULL CHECK (abs(priority) <= 100),
     eta              timestamptz      NOT NULL,
     function         text             NOT NULL,
-    epoch            bigint           NOT NULL DEFAULT 0 CHECK (epoch >= 0),
-    attempts         integer          NOT NULL DEFAULT 0 CHECK (attempts >= 0),
-    crashes          integer          NOT NULL DEFAULT 0 CHECK (crashes >= 0),
-    misses           integer          NOT NULL DEFAULT 0 CHECK (misses >= 0),
+    epoch            bigint           NOT NULL DEFAULT 0,
+    attempts         integer          NOT NULL DEFAULT 0,
+    crashes          integer          NOT NULL DEFAULT 0,
+    misses           integer          NOT NULL DEFAULT 0,
     max_attempts     integer,
     timeout          double precision,
     unique_key       text COLLATE "C",
@@ -46,9 +47,10 @@ CREATE TABLE sitq.tasks (
     CHECK ((finished_at IS NULL) = (delete_at IS NULL)),
     CHECK ((status = 'success') = (value IS NOT NULL)),
     CHECK ((status = 'in_progress') = (lease_end IS NOT NULL)),
-    CHECK (status = 'in_progress' OR NOT cancel_requested),
+    CHECK (NOT cancel_requested OR lease_end IS NOT NULL),
     CHECK (attempts <= epoch),
-    CHECK (max_attempts IS NULL OR attempts <= max_attempts)
+    CHECK (attempts <= max_attempts), -- NULL: no limit
+    CHECK (least(attempts, crashes, misses) >= 0)
 ) WITH (
     -- What makes a row wide goes out of it early.
     toast_tuple_target = 512,
