@@ -7,7 +7,6 @@ import statistics
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -155,7 +154,7 @@ def measure(case: Case, loops: list[str], settings: Settings) -> list[Figures]:
     for _ in range(min(settings.rounds, case.rounds or settings.rounds)):
         floor = _once(case.floor, settings) if case.floor else None
         for loop, figures in found.items():
-            figures.values.append(_once(partial(case.work, loop=loop), settings))
+            figures.values.append(_once(lambda place, loop=loop: case.work(place, loop), settings))  # type: ignore[misc]
             if floor is not None:
                 figures.floors.append(floor)
     return list(found.values())

@@ -45,9 +45,7 @@ def _drains(settings: Settings) -> Iterator[Case]:
 
 def _enqueues(settings: Settings) -> Iterator[Case]:
     many, few = settings.count(20_000), settings.count(3_000)
-    rows: tuple[
-        tuple[str, Callable[[Path, str], float], Goal, Callable[[int], float], int], ...
-    ] = (
+    rows: tuple[tuple[str, Callable[..., float], Goal, Callable[[int], float], int], ...] = (
         (
             "enqueue, one at a time",
             _rate(workloads.enqueue_one, few),
