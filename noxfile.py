@@ -120,7 +120,7 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def bench_peers(session: nox.Session) -> None:
-    """Run the same work through other queues that need no server."""
+    """Run the same work through other queues; `-- --store postgres` through those on a server."""
     install(session, "bench", "peers")
     session.run("python", "-m", "tests.benchmarks.peers", *session.posargs)
 
