@@ -83,6 +83,9 @@ INSERT INTO sitq.tasks (id, queue, priority, eta, function, result_ttl, enqueued
 VALUES ($2::text, $3::text, $4::int2, {_MOMENT}, $5::text, $6::float8, {_MOMENT}, $7::bytea)
 """
 
+# The same, and tell a channel: what a caller does who is alone.
+INSERT_ONE_AND_TELL: Final = f"{INSERT_ONE}RETURNING pg_notify($9::text, $8::text)"
+
 # Store a batch of tasks of which some have unique keys, and tell who has their places.
 INSERT_UNIQUE: Final = f"""
 SELECT sitq.enqueue({_MOMENT}, {_BATCH}),

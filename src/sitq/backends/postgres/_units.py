@@ -59,9 +59,12 @@ async def enqueue(work: Work, tasks: Sequence[Task]) -> list[TaskId[Any]]:
     work.changed.add("tasks")
     token, channels = work.news(["tasks"])
     if (common := common_columns(tasks)) is not None:
-        if len(tasks) == 1 and not channels:
-            values = (tasks[0].id, *common, tasks[0].payload)
-            await work.rows(_sql.INSERT_ONE, work.moment, *values)
+        if len(tasks) == 1:
+            values = (work.moment, tasks[0].id, *common, tasks[0].payload)
+            if channels:
+                await work.rows(_sql.INSERT_ONE_AND_TELL, *values, token, channels[0])
+            else:
+                await work.rows(_sql.INSERT_ONE, *values)
         else:
             ids = " ".join([task.id for task in tasks])
             payloads = [task.payload for task in tasks]
