@@ -217,8 +217,9 @@ async def test_options_come_before_the_functions_defaults_and_those_before_sitqs
     ]
 
 
+@pytest.mark.anyio
 async def test_calls_in_turn_under_different_options_keep_their_own() -> None:
-    async with spied_queue() as (queue, store):
+    async with spied_queue() as (queue, store, _):
         urgent = queue.options(priority=5, headers={"a": "b"})
         for number in range(3):
             await queue.enqueue(add, number, 1)
