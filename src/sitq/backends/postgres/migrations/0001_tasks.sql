@@ -112,6 +112,9 @@ $$;
 -- Reserve due tasks in order. Goes from priority to priority, each a seek in the index, so that
 -- tasks that are not due yet are never scanned; locks one task more than wished for, to know if
 -- any are left. The row without an id tells how long to wait for the next one.
+--
+-- Before the first task that waits, the index holds what is left of those reserved since the last
+-- vacuum: the look for the priority passes that, and the look for tasks begins where it ended.
 CREATE FUNCTION sitq.reserve(
     moment timestamptz, holder text, queues text[], most integer, seconds double precision,
     mark bigint
@@ -128,22 +131,30 @@ DECLARE
     here_odd boolean;
     level smallint := 32767;
     levels smallint[] := '{}';
+    names text[];
+    etas timestamptz[];
+    seqs bigint[];
     next_eta timestamptz;
 BEGIN
     LOOP
-        SELECT max(top.priority) INTO level
-        FROM unnest(queues) AS name, LATERAL (
-            SELECT task.priority FROM sitq.tasks AS task
-            WHERE task.status = 'pending' AND task.queue = name AND task.priority < level
-            ORDER BY task.priority DESC LIMIT 1) AS top;
-        EXIT WHEN level IS NULL;
+        SELECT top.priority, array_agg(top.name), array_agg(top.eta), array_agg(top.seq)
+        INTO level, names, etas, seqs
+        FROM (
+            SELECT name, one.priority, one.eta, one.seq
+            FROM unnest(queues) AS name, LATERAL (
+                SELECT task.priority, task.eta, task.seq FROM sitq.tasks AS task
+                WHERE task.status = 'pending' AND task.queue = name AND task.priority < level
+                ORDER BY task.priority DESC, task.eta, task.seq LIMIT 1) AS one) AS top
+        GROUP BY top.priority ORDER BY top.priority DESC LIMIT 1;
+        EXIT WHEN NOT FOUND;
         levels := levels || level;
         SELECT array_agg(due.id), bool_or(due.odd) INTO here, here_odd FROM (
             SELECT one.id, one.odd
-            FROM unnest(queues) AS name, LATERAL (
+            FROM unnest(names, etas, seqs) AS start (name, eta, seq), LATERAL (
                 SELECT task.id, task.eta, task.seq, task.attempts >= task.max_attempts AS odd
                 FROM sitq.tasks AS task
-                WHERE task.status = 'pending' AND task.queue = name AND task.priority = level
+                WHERE task.status = 'pending' AND task.queue = start.name
+                  AND task.priority = level AND (task.eta, task.seq) >= (start.eta, start.seq)
                   AND task.eta <= moment AND (task.expires_at IS NULL OR task.expires_at > moment)
                 ORDER BY task.eta, task.seq LIMIT most + 1 - cardinality(picked)
                 FOR UPDATE SKIP LOCKED) AS one
