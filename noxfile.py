@@ -112,14 +112,18 @@ def coverage(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure sitq against raw SQLite on this machine; `-- drain growth --quick` is a part."""
+    """Measure sitq against the raw driver on this machine.
+
+    `-- drain growth --quick` is a part; `-- --store postgres` measures the PostgreSQL store, on the
+    server of `SITQ_BENCH_POSTGRES_DSN` or one of its own.
+    """
     install(session, "bench")
     session.run("python", "-m", "tests.benchmarks", *session.posargs)
 
 
 @nox.session
 def bench_peers(session: nox.Session) -> None:
-    """Run the same work through other queues that need no server."""
+    """Run the same work through other queues; `-- --store postgres` through those on a server."""
     install(session, "bench", "peers")
     session.run("python", "-m", "tests.benchmarks.peers", *session.posargs)
 

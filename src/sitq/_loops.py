@@ -71,6 +71,18 @@ class LoopRef:
     __hash__ = None  # type: ignore[assignment]
 
     @property
+    def is_here(self) -> bool:
+        """True if the caller runs in it.
+
+        Raises:
+            RuntimeError: the caller runs in no loop.
+        """
+        token = _trio_token()
+        if token is not None:
+            return token is self._trio
+        return asyncio.get_running_loop() is self._asyncio
+
+    @property
     def asyncio(self) -> asyncio.AbstractEventLoop | None:
         """The loop itself if it is asyncio's."""
         return self._asyncio

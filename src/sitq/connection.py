@@ -95,7 +95,7 @@ class Connection:
         # A loop that ended without a close has taken its connection with it.
         if opening is None or opening.loop.ended:
             opening = self._current = _Opening(self._backend)
-        elif opening.loop != LoopRef():
+        elif not opening.loop.is_here:
             hint = "give each loop a queue and a backend of its own"
             raise UsageError(f"this queue is in use by another event loop: {hint}")
         return opening

@@ -54,6 +54,7 @@ class Producer:
         self._serializer: Final = serializer
         self._store: Final = store
         self._pause: Final = pause
+        self._last: TaskMaker | None = None
 
     async def enqueue(
         self,
@@ -72,10 +73,9 @@ class Producer:
             hint = "give an iterable of call(func, ...)"
             raise ValidationError(f"calls: {hint} (got {type(calls).__name__})")
         tasks: list[Task] = []
-        maker: TaskMaker | None = None
         for index, item in enumerate(calls):
             try:
-                maker = self._maker_of(item, options, maker)
+                maker = self._maker_of(item, options)
                 tasks.append(self._encode(maker, item.args, item.kwargs))
             except ValidationError as error:
                 raise ValidationError(f"calls[{index}]: {error}") from error
@@ -85,21 +85,22 @@ class Producer:
                 await self._pause()
         return await self._store(tasks)
 
-    def _maker_of(self, item: object, options: Options, before: TaskMaker | None) -> TaskMaker:
-        """The maker for a call: the one before if it calls the same function."""
+    def _maker_of(self, item: object, options: Options) -> TaskMaker:
         if not isinstance(item, Call):
             raise ValidationError(f"give call(func, ...) (got {type(item).__name__})")
-        if before is not None and before.function.func is item.func:
-            return before
         return self._maker(item.func, options)
 
     def _maker(self, func: Callable[..., Any], options: Options) -> TaskMaker:
+        """The maker for a call: the one before if that called the same function."""
         given: object = func
         if inspect.iscoroutine(given):
             given.close()  # or Python warns that nobody awaited it
             hint = "give the function and its arguments apart, as in enqueue(add, 1, 2)"
             raise ValidationError(f"func: {hint} (got a coroutine)")
-        return TaskMaker(known.add(func), options, self._clock.now)
+        function = known.add(func)
+        if self._last is None or not self._last.makes(function, options):
+            self._last = TaskMaker(function, options, self._clock.now)
+        return self._last
 
     def _encode(self, maker: TaskMaker, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Task:
         payload = maker.function.dump_arguments(self._serializer, args, kwargs)

@@ -1,8 +1,8 @@
 """Measure sitq: ``python -m tests.benchmarks [GROUP ...] [--quick] [--loop LOOP]``.
 
-Ratios come first: each rate stands beside a floor of raw sqlite3 that was measured in the same
-round at the same durability. Machines are shared and noisy, so each figure is the median of
-several rounds, with the lowest and the highest beside it.
+Ratios come first: each rate stands beside a floor of the raw driver (sqlite3, asyncpg) that was
+measured in the same round at the same durability. Machines are shared and noisy, so each figure is
+the median of several rounds, with the lowest and the highest beside it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from tests.benchmarks import plot, report
+from tests.benchmarks import plot, postgres, report
 from tests.benchmarks.cases import all_cases
 from tests.benchmarks.measuring import LOOPS, Figures, Settings, measure
 from tests.benchmarks.stores import DEFAULT, KINDS
@@ -40,7 +40,9 @@ def _measure(options: argparse.Namespace) -> tuple[dict[str, str], list[Figures]
     if options.memory_tasks:
         settings = replace(settings, tasks_for_memory=options.memory_tasks)
     loops = list(LOOPS) if options.loop == "all" else [options.loop]
-    given = report.conditions(settings.rounds)
+    given = report.conditions(settings.rounds, settings.store)
+    if options.store == "postgres":
+        given |= postgres.conditions()
     print(*(f"{name}: {text}" for name, text in given.items()), "", report.HEAD, sep="\n")
     found = []
     for case in all_cases(settings):

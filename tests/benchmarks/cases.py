@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tests.benchmarks import floors, growth, latencies, memory, workloads
+from tests.benchmarks import floors, growth, latencies, memory, postgres_cases, workloads
 from tests.benchmarks.latencies import p50, p99
 from tests.benchmarks.measuring import Case, Goal, Settings, run_on
 from tests.benchmarks.processes import alone
@@ -30,7 +30,8 @@ ALL_NAMES = "from sitq import *"
 
 def all_cases(settings: Settings) -> list[Case]:
     """All cases, in the order of the table."""
-    return [case for group in GROUPS.values() for case in group(settings)]
+    groups = postgres_cases.GROUPS if settings.store == "postgres" else GROUPS
+    return [case for group in groups.values() for case in group(settings)]
 
 
 def _rate(work: Any, durability: Durability, kind: str, *arguments: Any) -> Any:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import anyio
 
 from sitq import TaskQueue, Worker
-from tests.benchmarks import workloads
+from tests.benchmarks import postgres, workloads
 from tests.benchmarks.latencies import round_trips
 from tests.benchmarks.measuring import run_on
 from tests.benchmarks.processes import worker
-from tests.benchmarks.stores import open_store, place_of
+from tests.benchmarks.stores import kind_of, open_store, place_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,6 +41,16 @@ FUNCTION = f"{workloads.__name__}:counted"
 def grow(store: str, *, finished: int, scheduled: int, due: int, queues: int = 1) -> None:
     """Put rows into a store; the finished ones may be pruned if there are no others."""
     run_on("asyncio", _create, store)
+    if kind_of(store) == "postgres":
+        postgres.grow(
+            str(place_of(store)),
+            finished=finished,
+            scheduled=scheduled,
+            due=due,
+            queues=queues,
+            function=FUNCTION,
+        )
+        return
     now = time.time_ns() // 1000
     delete_at = now + 7 * DAY if scheduled or due else now
     with closing(sqlite3.connect(place_of(store), isolation_level=None)) as connection:
@@ -122,13 +132,21 @@ def crowd(store: str, loop: str, workers: int, count: int) -> tuple[float, list[
         for process in processes:
             process.tell()
         start = time.perf_counter()
-        with closing(sqlite3.connect(place_of(store))) as connection:
-            query = "SELECT 1 FROM tasks WHERE finished_at IS NULL LIMIT 1"
-            while connection.execute(query).fetchone():
-                time.sleep(0.005)
+        _await_end(store)
         rate = count / (time.perf_counter() - start)
         shares = []
         for process in processes:
             process.expect("working")
             shares.append(process.ask()[1] / count)
     return rate, shares
+
+
+def _await_end(store: str) -> None:
+    """Return once all tasks of a store are final."""
+    if kind_of(store) == "postgres":
+        postgres.await_end(str(place_of(store)))
+        return
+    with closing(sqlite3.connect(place_of(store))) as connection:
+        query = "SELECT 1 FROM tasks WHERE finished_at IS NULL LIMIT 1"
+        while connection.execute(query).fetchone():
+            time.sleep(0.005)

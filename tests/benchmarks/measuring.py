@@ -12,6 +12,8 @@ from typing import Any, Self
 
 import anyio
 
+from tests.benchmarks.stores import DEFAULT, forget
+
 __all__ = ["LOOPS", "Case", "Figures", "Goal", "Settings", "measure", "run_on"]
 
 LOOPS = ("asyncio", "uvloop", "trio")
@@ -47,7 +49,7 @@ class Settings:
 
     rounds: int = 5
     scale: float = 1.0
-    store: str = "sqlite"
+    store: str = DEFAULT
     tasks_for_memory: int = 300_000
 
     def count(self, tasks: int) -> int:
@@ -150,15 +152,20 @@ def measure(case: Case, loops: list[str], settings: Settings) -> list[Figures]:
         if loop in case.loops
     }
     for _ in range(min(settings.rounds, case.rounds or settings.rounds)):
-        floor = _once(case.floor) if case.floor else None
+        floor = _once(case.floor, settings) if case.floor else None
         for loop, figures in found.items():
-            figures.values.append(_once(lambda place, loop=loop: case.work(place, loop)))  # type: ignore[misc]
+            figures.values.append(_once(lambda place, loop=loop: case.work(place, loop), settings))  # type: ignore[misc]
             if floor is not None:
                 figures.floors.append(floor)
     return list(found.values())
 
 
-def _once(work: Callable[[Path], float]) -> float:
+def _once(work: Callable[[Path], float], settings: Settings) -> float:
     gc.collect()
-    with tempfile.TemporaryDirectory(prefix="sitq-bench-", ignore_cleanup_errors=True) as folder:
-        return work(Path(folder))
+    try:
+        with tempfile.TemporaryDirectory(
+            prefix="sitq-bench-", ignore_cleanup_errors=True
+        ) as folder:
+            return work(Path(folder))
+    finally:
+        forget(settings.store)

@@ -1,11 +1,12 @@
-"""The same work through other queues that need no server: ``python -m tests.benchmarks.peers``.
+"""The same work through other queues: ``python -m tests.benchmarks.peers``.
 
+Two tables: queues that need no server, and those on PostgreSQL (`tests.benchmarks.peers_postgres`).
 Each does what its own manual shows, with the settings in the table. A drain takes tasks and runs
 them in one thread (sitq: on one loop): whatever the package has of threads and polling is left
 out, to its advantage. A peer that is not installed is passed over.
 
-Not here: those that need a server (Celery, RQ, Dramatiq, SAQ, procrastinate, pgqueuer), those
-that keep nothing on disk (taskiq in memory), and liteq, whose worker begins two tasks a second.
+Not here: those that need a broker (Celery, RQ, Dramatiq), those that keep nothing on disk (taskiq
+in memory), and liteq, whose worker begins two tasks a second.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks import floors, latencies, report, workloads
+from tests.benchmarks import floors, latencies, peers_postgres, postgres, report, workloads
 from tests.benchmarks.measuring import run_on
+from tests.benchmarks.peers_table import Found, is_installed, share, table
 from tests.benchmarks.stores import Durability, store_in
 
 __all__ = ["PEERS", "Peer", "main"]
@@ -281,56 +283,63 @@ PEERS: tuple[Peer, ...] = (
 
 
 def main() -> None:
-    """Measure all that are installed, side by side in each round, and print a table."""
+    """Measure all that are installed, side by side in each round, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one short round")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--markdown", type=Path, help="write the table there")
+    parser.add_argument("--store", choices=["sqlite", "postgres"], help="both unless given")
+    parser.add_argument("--markdown", type=Path, help="write the tables there")
     options = parser.parse_args()
     rounds, count = (1, 300) if options.quick else (options.rounds, 3_000)
     given = report.conditions(rounds)
     logging.disable()
-    peers = [peer for peer in PEERS if peer.name == "sitq" or _is_installed(peer)]
-    found: dict[tuple[Peer, str], list[float]] = {}
-    base: dict[str, list[float]] = {"enqueue": [], "drain": []}
-    for _ in range(rounds):
-        with tempfile.TemporaryDirectory() as folder:
-            base["enqueue"].append(floors.insert(Path(folder), "FULL", count))
-            base["drain"].append(floors.drain(Path(folder), "FULL", count))
-        for peer in peers:
-            for what in WORK:
-                tasks = max(20, int(count * peer.share * (0.05 if what == "round_trip" else 1)))
-                with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-                    value = getattr(peer, what)(Path(folder), tasks)
-                found.setdefault((peer, what), []).append(value)
-    lines = _table(peers, found, base)
-    text = "\n".join([", ".join(f"{name} {each}" for name, each in given.items()), "", *lines])
+    tables = []
+    if options.store != "postgres":
+        tables.append(_without_server(rounds, count))
+    if options.store != "sqlite":
+        given |= postgres.conditions()
+        tables.append(_with_server(rounds, count))
+    text = ", ".join(f"{name} {each}" for name, each in given.items())
+    for lines in tables:
+        text += "\n\n" + "\n".join(lines)
     print(text)
     if options.markdown:
         options.markdown.write_text(text + "\n")
 
 
-def _is_installed(peer: Peer) -> bool:
-    peer.version = report.version_of(peer.name)
-    return peer.version != report.MISSING
+def _without_server(rounds: int, count: int) -> list[str]:
+    peers = [peer for peer in PEERS if peer.name == "sitq" or is_installed(peer)]
+    found: Found = {}
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            floor = {
+                "enqueue": floors.insert(Path(folder), "FULL", count),
+                "drain": floors.drain(Path(folder), "FULL", count),
+            }
+        for what, value in floor.items():
+            found.setdefault((None, what), []).append(value)
+        for peer in peers:
+            for what in WORK:
+                tasks = share(peer.share, what, count)
+                with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+                    value = getattr(peer, what)(Path(folder), tasks)
+                found.setdefault((peer, what), []).append(value)
+    ours = ("raw sqlite3", "synchronous=FULL, a transaction each way", "the floor")
+    return table(peers, WORK, found, ours)
 
 
-def _table(
-    peers: list[Peer], found: dict[tuple[Peer, str], list[float]], base: dict[str, list[float]]
-) -> list[str]:
-    heads = ("queue", "settings", *(WORK[what] for what in WORK), "a worker that dies; results")
-    lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
-    for peer in peers:
-        cells = [f"{peer.name} {peer.version}", peer.settings]
-        for what in WORK:
-            values = found[peer, what]
-            middle = report.number(statistics.median(values))
-            spread = f"{report.number(min(values))} to {report.number(max(values))}"
-            cells.append(f"{middle} ({spread})")
-        lines.append("| " + " | ".join([*cells, peer.promises]) + " |")
-    floor = [report.number(statistics.median(base[what])) for what in ("enqueue", "drain")]
-    cells = ["raw sqlite3", "synchronous=FULL, a transaction each way", *floor, "", "the floor"]
-    return [*lines, "| " + " | ".join(cells) + " |"]
+def _with_server(rounds: int, count: int) -> list[str]:
+    peers = [peer for peer in peers_postgres.PEERS if peer.name == "sitq" or is_installed(peer)]
+    found: Found = {}
+    for _ in range(rounds):
+        for what in peers_postgres.WORK:
+            if (floor := peers_postgres.floor(what, count)) is not None:
+                found.setdefault((None, what), []).append(floor)
+            for peer in peers:
+                value = peer.measure(what, share(peer.share, what, count))
+                if value is not None:
+                    found.setdefault((peer, what), []).append(value)
+    return table(peers, peers_postgres.WORK, found, peers_postgres.FLOOR)
 
 
 if __name__ == "__main__":

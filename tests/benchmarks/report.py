@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from importlib import metadata
 from typing import TYPE_CHECKING
 
+from tests.benchmarks.stores import DEFAULT
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -31,9 +33,10 @@ _MARKS = {True: "yes", False: "no", None: ""}
 _COLUMNS = ("ratio", "goal", "met", "median", "min", "max", "floor", "unit")
 
 
-def conditions(rounds: int) -> dict[str, str]:
+def conditions(rounds: int, store: str = DEFAULT) -> dict[str, str]:
     """When and on what was measured; no name of the machine."""
-    packages = ("anyio", "trio", "uvloop", "pydantic", "msgpack", "aiosqlite")
+    driver = "asyncpg" if store == "postgres" else "aiosqlite"
+    packages = ("anyio", "trio", "uvloop", "pydantic", "msgpack", driver)
     versions = ", ".join(f"{name} {version_of(name)}" for name in packages)
     return {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",

@@ -58,11 +58,11 @@ FAILED: State = ("failed", 1, 1, 0)
 CRASHES = [
     Crash(
         "enqueue, before it is asked",
-        (), "enqueuer", "at", _sql.INSERT_PLAIN, [], [],
+        (), "enqueuer", "at", _sql.INSERT_ALIKE, [], [],
     ),
     Crash(
         "enqueue, when it is answered",
-        (), "enqueuer", "answered", _sql.INSERT_PLAIN, [NEW] * 3, [ONCE] * 3,
+        (), "enqueuer", "answered", _sql.INSERT_ALIKE, [NEW] * 3, [ONCE] * 3,
     ),
     Crash(
         "reserve, before it is asked",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio.to_thread
 import pytest
@@ -69,6 +70,29 @@ async def test_an_id_that_exists_is_refused_without_quoting_the_row() -> None:
                 await backend.enqueue(tasks)
             assert task.id not in str(error.value)
         assert len((await backend.reserve("w", ["default"], 9, 30.0)).tasks) == 1
+
+
+@pytest.mark.parametrize(
+    "differing",
+    [{}, {"function": "tests:other"}, {"queue": "b"}, {"priority": 4}, {"result_ttl": 6.0}],
+    ids=["alike", "function", "queue", "priority", "retention"],
+)
+@pytest.mark.parametrize("count", [1, 3])
+async def test_tasks_come_back_as_they_were_and_in_their_order(
+    differing: dict[str, Any], count: int
+) -> None:
+    async with store() as (backend, _):
+        common = {"queue": "a", "priority": 3, "result_ttl": 5.0}
+        tasks = [new_task(**common, payload=bytes([number])) for number in range(count)]
+        tasks.append(new_task(**common | differing, payload=b""))
+        assert await backend.enqueue(tasks) == [task.id for task in tasks]
+        for task in tasks:
+            stored = await backend.get_stored(task.id)
+            assert stored.eta is not None
+            assert stored.model_copy(update={"eta": None}) == task
+        taken = (await backend.reserve("w", ["a", "b"], 9, 30.0)).tasks
+        in_order = sorted(tasks, key=lambda task: -task.priority)
+        assert [task.id for task in taken] == [task.id for task in in_order]
 
 
 async def test_a_check_that_fails_does_not_show_the_row() -> None:

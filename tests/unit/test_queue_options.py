@@ -215,3 +215,27 @@ async def test_options_come_before_the_functions_defaults_and_those_before_sitqs
         ("urgent", 0, 30.0, 60.0),
         ("mail", 7, 1.0, 60.0),
     ]
+
+
+@pytest.mark.anyio
+async def test_calls_in_turn_under_different_options_keep_their_own() -> None:
+    async with spied_queue() as (queue, store, _):
+        urgent = queue.options(priority=5, headers={"a": "b"})
+        for number in range(3):
+            await queue.enqueue(add, number, 1)
+            await urgent.enqueue(add, number, 2)
+            await queue.enqueue(mail, "you")
+            await queue.enqueue(add, number, 3)
+        assert [task.priority for task in store.stored] == [0, 5, 7, 0] * 3
+        assert [task.queue for task in store.stored] == [
+            "default",
+            "default",
+            "mail",
+            "default",
+        ] * 3
+        assert [dict(task.headers) for task in store.stored] == [{}, {"a": "b"}, {}, {}] * 3
+        assert len({task.id for task in store.stored}) == 12
+        assert len({task.payload for task in store.stored}) == 10
+        copied = store.stored[-1].model_copy(update={"priority": 1})
+        assert (copied.priority, store.stored[-1].priority) == (1, 0)
+        assert copied == store.stored[-1].model_validate(copied.model_dump())

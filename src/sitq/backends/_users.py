@@ -110,7 +110,7 @@ class Users(Generic[S]):
     def use(self, loop: LoopRef | None = None) -> S:
         """What is open, for a caller that may use it."""
         state = self._checked()
-        if state.loop != (LoopRef() if loop is None else loop):
+        if not (state.loop.is_here if loop is None else state.loop == loop):
             raise UsageError(self._elsewhere())
         return state
 

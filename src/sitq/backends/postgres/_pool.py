@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from sitq.backends.postgres._driver import Link, connect
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from sitq.backends.postgres._driver import Target
 
 __all__ = ["Pool"]
@@ -30,22 +27,31 @@ class Pool:
         self._lent: set[Link] = set()
         self._room = asyncio.Semaphore(size)
 
-    @asynccontextmanager
-    async def lend(self) -> AsyncIterator[Link]:
-        """Lend a connection.
+    def lend(self) -> _Loan:
+        """Lend a connection, for a block of code."""
+        return _Loan(self)
+
+    async def take(self) -> Link:
+        """Take a connection.
 
         Raises:
             LostError: none could be made.
         """
-        async with self._room:
+        await self._room.acquire()
+        try:
             link = self._waiting() or await connect(self._target)
-            self._lent.add(link)
-            try:
-                yield link
-            finally:
-                self._lent.discard(link)
-                if not link.is_lost:
-                    self._idle.append(link)
+        except BaseException:
+            self._room.release()
+            raise
+        self._lent.add(link)
+        return link
+
+    def give_back(self, link: Link) -> None:
+        """Give back what was taken."""
+        self._lent.discard(link)
+        if not link.is_lost:
+            self._idle.append(link)
+        self._room.release()
 
     def _waiting(self) -> Link | None:
         while self._idle:
@@ -63,3 +69,21 @@ class Pool:
         """Hang up everywhere."""
         for link in (*self._idle, *self._lent):
             link.terminate()
+
+
+class _Loan:
+    """A connection for a block of code: what `contextlib` makes of a generator takes longer."""
+
+    __slots__ = ("_link", "_pool")
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._link: Link | None = None
+
+    async def __aenter__(self) -> Link:
+        self._link = await self._pool.take()
+        return self._link
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._link is not None:
+            self._pool.give_back(self._link)

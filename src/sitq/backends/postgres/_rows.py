@@ -12,7 +12,15 @@ if TYPE_CHECKING:
 
     from sitq.models import Task
 
-__all__ = ["columns", "plain_columns", "storable", "to_info", "to_reserved", "to_result", "to_task"]
+__all__ = [
+    "columns",
+    "common_columns",
+    "storable",
+    "to_info",
+    "to_reserved",
+    "to_result",
+    "to_task",
+]
 
 _NUL: Final = "\0"
 
@@ -30,7 +38,23 @@ def storable(text: str | None) -> str | None:
     return text.replace(_NUL, "\\x00")
 
 
-def is_plain(task: Task) -> bool:
+def common_columns(tasks: Sequence[Task]) -> list[Any] | None:
+    """What tasks have in common that differ in id and payload only and are due at once.
+
+    Queue, priority, function and retention; ``None`` if they differ, or have other options.
+    """
+    first = tasks[0]
+    if not all(map(_is_plain, tasks)):
+        return None
+    common = [first.queue, first.priority, first.function, first.result_ttl]
+    if len(tasks) > 1 and any(
+        [task.queue, task.priority, task.function, task.result_ttl] != common for task in tasks
+    ):
+        return None
+    return common
+
+
+def _is_plain(task: Task) -> bool:
     """Tell if a task has no option but queue, priority and retention."""
     return (
         task.eta is None
@@ -41,20 +65,6 @@ def is_plain(task: Task) -> bool:
         and task.retry_of is None
         and not task.headers
     )
-
-
-def plain_columns(tasks: Sequence[Task]) -> list[list[Any]] | None:
-    """Plain tasks as the columns of an insert; ``None`` if one of them is not plain."""
-    if not all(map(is_plain, tasks)):
-        return None
-    return [
-        [task.id for task in tasks],
-        [task.queue for task in tasks],
-        [task.priority for task in tasks],
-        [task.function for task in tasks],
-        [task.result_ttl for task in tasks],
-        [task.payload for task in tasks],
-    ]
 
 
 def columns(tasks: Sequence[Task]) -> list[list[Any]]:

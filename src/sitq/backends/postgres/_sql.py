@@ -64,23 +64,27 @@ stored AS (
 SELECT pg_notify(channel, $16) FROM unnest($17::text[]) AS channel
 """
 
-# Store the simplest tasks, those that have no option but queue and priority and are due at once.
-INSERT_PLAIN: Final = f"""
+# Store tasks of one function that are due at once and differ in id and payload only. The ids are
+# one text: the driver looks at each entry of an array.
+INSERT_ALIKE: Final = f"""
 WITH moment AS (SELECT {_MOMENT} AS now),
 stored AS (
     INSERT INTO sitq.tasks (id, queue, priority, eta, function, result_ttl, enqueued_at, payload)
-    SELECT id, queue, priority, moment.now, function, result_ttl, moment.now, payload
-    FROM moment, unnest($2::text[], $3::text[], $4::int2[], $5::text[], $6::float8[], $7::bytea[])
-         WITH ORDINALITY AS batch (id, queue, priority, function, result_ttl, payload, nr)
+    SELECT id, $3::text, $4::int2, moment.now, $5::text, $6::float8, moment.now, payload
+    FROM moment, unnest(string_to_array($2::text, ' '), $7::bytea[]) WITH ORDINALITY
+                 AS batch (id, payload, nr)
     ORDER BY nr)
 SELECT pg_notify(channel, $8) FROM unnest($9::text[]) AS channel
 """
 
-# Store one of the simplest tasks, and tell nobody: what most calls of a busy producer are.
+# Store one such task, and tell nobody: what most calls of a busy producer are.
 INSERT_ONE: Final = f"""
 INSERT INTO sitq.tasks (id, queue, priority, eta, function, result_ttl, enqueued_at, payload)
 VALUES ($2::text, $3::text, $4::int2, {_MOMENT}, $5::text, $6::float8, {_MOMENT}, $7::bytea)
 """
+
+# The same, and tell a channel: what a caller does who is alone.
+INSERT_ONE_AND_TELL: Final = f"{INSERT_ONE}RETURNING pg_notify($9::text, $8::text)"
 
 # Store a batch of tasks of which some have unique keys, and tell who has their places.
 INSERT_UNIQUE: Final = f"""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sitq.backends._texts import LOST_ERROR
 from sitq.backends.postgres import _sql
-from sitq.backends.postgres._rows import columns, plain_columns, to_info, to_result, to_task
+from sitq.backends.postgres._rows import columns, common_columns, to_info, to_result, to_task
 from sitq.errors import TaskNotFoundError
 from sitq.ids import TaskId
 from sitq.models import Lease, LeaseState, Progress, Result, Task, TaskInfo
@@ -65,11 +65,17 @@ async def enqueue(work: Work, tasks: Sequence[Task]) -> list[TaskId[Any]]:
         return []
     work.changed.add("tasks")
     token, channels = work.news(["tasks"])
-    if (plain := plain_columns(tasks)) is not None:
-        if len(tasks) == 1 and not channels:
-            await work.rows(_sql.INSERT_ONE, work.moment, *(column[0] for column in plain))
+    if (common := common_columns(tasks)) is not None:
+        if len(tasks) == 1:
+            values = (work.moment, tasks[0].id, *common, tasks[0].payload)
+            if channels:
+                await work.rows(_sql.INSERT_ONE_AND_TELL, *values, token, channels[0])
+            else:
+                await work.rows(_sql.INSERT_ONE, *values)
         else:
-            await work.rows(_sql.INSERT_PLAIN, work.moment, *plain, token, channels)
+            ids = " ".join([task.id for task in tasks])
+            payloads = [task.payload for task in tasks]
+            await work.rows(_sql.INSERT_ALIKE, work.moment, ids, *common, payloads, token, channels)
         return [task.id for task in tasks]
     fields = columns(tasks)
     if all(task.unique_key is None for task in tasks):

@@ -7,6 +7,7 @@
 --   need two locks a task. Large payloads lie outside of the row and are not written again.
 -- * Moments are of type timestamptz, which is as fine as SQLite's integers and easier to read.
 -- * Text has the "C" collation where it is compared: the order of bytes, and the fastest.
+-- * CHECKs are short: the server reads the text of each of them again in every statement.
 -- * "ticket" finds a reservation again whose answer was lost with its connection.
 CREATE TABLE sitq.tasks (
     seq              bigint           GENERATED ALWAYS AS IDENTITY,
@@ -14,13 +15,13 @@ CREATE TABLE sitq.tasks (
     status           text COLLATE "C" NOT NULL DEFAULT 'pending'
                      CHECK (status IN ('pending', 'in_progress', 'success', 'failed', 'cancelled', 'expired')),
     queue            text COLLATE "C" NOT NULL,
-    priority         smallint         NOT NULL CHECK (priority BETWEEN -100 AND 100),
+    priority         smallint         NOT NULL CHECK (abs(priority) <= 100),
     eta              timestamptz      NOT NULL,
     function         text             NOT NULL,
-    epoch            bigint           NOT NULL DEFAULT 0 CHECK (epoch >= 0),
-    attempts         integer          NOT NULL DEFAULT 0 CHECK (attempts >= 0),
-    crashes          integer          NOT NULL DEFAULT 0 CHECK (crashes >= 0),
-    misses           integer          NOT NULL DEFAULT 0 CHECK (misses >= 0),
+    epoch            bigint           NOT NULL DEFAULT 0,
+    attempts         integer          NOT NULL DEFAULT 0,
+    crashes          integer          NOT NULL DEFAULT 0,
+    misses           integer          NOT NULL DEFAULT 0,
     max_attempts     integer,
     timeout          double precision,
     unique_key       text COLLATE "C",
@@ -46,9 +47,10 @@ CREATE TABLE sitq.tasks (
     CHECK ((finished_at IS NULL) = (delete_at IS NULL)),
     CHECK ((status = 'success') = (value IS NOT NULL)),
     CHECK ((status = 'in_progress') = (lease_end IS NOT NULL)),
-    CHECK (status = 'in_progress' OR NOT cancel_requested),
+    CHECK (NOT cancel_requested OR lease_end IS NOT NULL),
     CHECK (attempts <= epoch),
-    CHECK (max_attempts IS NULL OR attempts <= max_attempts)
+    CHECK (attempts <= max_attempts), -- NULL: no limit
+    CHECK (least(attempts, crashes, misses) >= 0)
 ) WITH (
     -- What makes a row wide goes out of it early.
     toast_tuple_target = 512,
@@ -110,6 +112,9 @@ $$;
 -- Reserve due tasks in order. Goes from priority to priority, each a seek in the index, so that
 -- tasks that are not due yet are never scanned; locks one task more than wished for, to know if
 -- any are left. The row without an id tells how long to wait for the next one.
+--
+-- Before the first task that waits, the index holds what is left of those reserved since the last
+-- vacuum: the look for the priority passes that, and the look for tasks begins where it ended.
 CREATE FUNCTION sitq.reserve(
     moment timestamptz, holder text, queues text[], most integer, seconds double precision,
     mark bigint
@@ -126,22 +131,30 @@ DECLARE
     here_odd boolean;
     level smallint := 32767;
     levels smallint[] := '{}';
+    names text[];
+    etas timestamptz[];
+    seqs bigint[];
     next_eta timestamptz;
 BEGIN
     LOOP
-        SELECT max(top.priority) INTO level
-        FROM unnest(queues) AS name, LATERAL (
-            SELECT task.priority FROM sitq.tasks AS task
-            WHERE task.status = 'pending' AND task.queue = name AND task.priority < level
-            ORDER BY task.priority DESC LIMIT 1) AS top;
-        EXIT WHEN level IS NULL;
+        SELECT top.priority, array_agg(top.name), array_agg(top.eta), array_agg(top.seq)
+        INTO level, names, etas, seqs
+        FROM (
+            SELECT name, one.priority, one.eta, one.seq
+            FROM unnest(queues) AS name, LATERAL (
+                SELECT task.priority, task.eta, task.seq FROM sitq.tasks AS task
+                WHERE task.status = 'pending' AND task.queue = name AND task.priority < level
+                ORDER BY task.priority DESC, task.eta, task.seq LIMIT 1) AS one) AS top
+        GROUP BY top.priority ORDER BY top.priority DESC LIMIT 1;
+        EXIT WHEN NOT FOUND;
         levels := levels || level;
         SELECT array_agg(due.id), bool_or(due.odd) INTO here, here_odd FROM (
             SELECT one.id, one.odd
-            FROM unnest(queues) AS name, LATERAL (
+            FROM unnest(names, etas, seqs) AS start (name, eta, seq), LATERAL (
                 SELECT task.id, task.eta, task.seq, task.attempts >= task.max_attempts AS odd
                 FROM sitq.tasks AS task
-                WHERE task.status = 'pending' AND task.queue = name AND task.priority = level
+                WHERE task.status = 'pending' AND task.queue = start.name
+                  AND task.priority = level AND (task.eta, task.seq) >= (start.eta, start.seq)
                   AND task.eta <= moment AND (task.expires_at IS NULL OR task.expires_at > moment)
                 ORDER BY task.eta, task.seq LIMIT most + 1 - cardinality(picked)
                 FOR UPDATE SKIP LOCKED) AS one

@@ -1,0 +1,60 @@
+"""The table of other queues: medians with the lowest and the highest, and the floor."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from tests.benchmarks import report
+
+__all__ = ["Found", "Peer", "is_installed", "share", "table"]
+
+
+class Peer(Protocol):
+    """What the table tells of a queue."""
+
+    name: str
+    settings: str
+    promises: str
+    version: str
+
+
+# What was measured of a queue, or (None) of the floor.
+Found = dict[tuple[object, str], list[float]]
+
+
+def share(part: float, what: str, count: int) -> int:
+    """How many tasks to measure with."""
+    return max(20, int(count * part * (0.05 if what == "round_trip" else 1)))
+
+
+def is_installed(peer: Peer) -> bool:
+    """Look for a package, and note its version."""
+    peer.version = report.version_of(peer.name)
+    return peer.version != report.MISSING
+
+
+def table(
+    peers: Sequence[Peer],
+    work: Mapping[str, str],
+    found: Found,
+    floor: tuple[str, str, str],
+) -> list[str]:
+    """The lines of a table, the floor last."""
+    heads = ("queue", "settings", *work.values(), "a worker that dies; results")
+    lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
+    for peer in (*peers, None):
+        name, settings, promises = (
+            floor if peer is None else (f"{peer.name} {peer.version}", peer.settings, peer.promises)
+        )
+        cells = [_cell(found.get((peer, what))) for what in work]
+        lines.append("| " + " | ".join([name.strip(), settings, *cells, promises]) + " |")
+    return lines
+
+
+def _cell(values: list[float] | None) -> str:
+    if not values:
+        return ""
+    middle = report.number(statistics.median(values))
+    return f"{middle} ({report.number(min(values))} to {report.number(max(values))})"
