@@ -311,3 +311,36 @@ async def test_a_worker_stops_in_time_though_a_transaction_is_left_open(
         await anyio.to_thread.run_sync(OPEN[0].rollback)
         # Nobody has told of it, so it is taken back as a lost one is.
         assert (await queue.get_task(open_one)).status is TaskStatus.IN_PROGRESS
+
+
+@pytest.mark.parametrize("how", ["commit", "rollback"])
+async def test_a_key_in_an_open_transaction_is_waited_for_by_its_caller_alone(
+    schema: str, how: str
+) -> None:
+    backend = PostgresBackend(dsn(), schema=schema)
+    await backend.open()
+    holder, keyed, plain = new_task(unique_key="k"), new_task(unique_key="k"), new_task()
+    answers: list[str] = []
+    with closing(psycopg.connect(dsn())) as connection:
+        assert await backend.join(connection).enqueue([holder]) == [holder.id]
+
+        async def ask() -> None:
+            answers.extend(await backend.enqueue([keyed]))
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(ask)
+            with anyio.fail_after(20):
+                while not await waits_for_somebody():  # noqa: ASYNC110 - no event tells
+                    await anyio.sleep(0.005)
+                await backend.enqueue([plain])
+                (taken,) = (await backend.reserve("w", ["default"], 5, LEASE)).tasks
+            assert (taken.id, answers) == (plain.id, [])
+            await anyio.to_thread.run_sync(getattr(connection, how))
+    assert answers == [holder.id if how == "commit" else keyed.id]
+    await backend.close()
+
+
+async def waits_for_somebody() -> bool:
+    """Tell if a statement waits for another transaction's end."""
+    found = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'transactionid'"
+    return bool(await anyio.to_thread.run_sync(query, found))

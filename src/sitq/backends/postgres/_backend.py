@@ -115,7 +115,9 @@ class PostgresBackend:
 
     async def enqueue(self, tasks: Sequence[Task]) -> list[TaskId[Any]]:
         """See `sitq.protocols.Backend.enqueue`."""
-        return await self._users.use().database.write(_units.enqueue, tasks)
+        has_keys = any(task.unique_key is not None for task in tasks)
+        unit = _units.enqueue_unique if has_keys else _units.enqueue
+        return await self._users.use().database.write(unit, tasks)
 
     async def reserve(
         self, worker: str, queues: Sequence[str], limit: int, lease: float

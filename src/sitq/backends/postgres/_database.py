@@ -22,7 +22,13 @@ from sitq.backends.postgres._finishing import finish, finished_before
 from sitq.backends.postgres._pool import Pool
 from sitq.backends.postgres._reserving import reserve, reserved_before
 from sitq.backends.postgres._telling import Teller
-from sitq.backends.postgres._units import cancel, cancelled_before, enqueue, enqueued_before
+from sitq.backends.postgres._units import (
+    cancel,
+    cancelled_before,
+    enqueue,
+    enqueue_unique,
+    enqueued_before,
+)
 from sitq.backends.postgres._work import Work
 from sitq.errors import BackendConnectionError
 
@@ -51,6 +57,7 @@ _TRIES: Final = 5
 _BATCHED: Final[set[Callable[..., Any]]] = {enqueue, finish}
 _SEARCHES: Final[Mapping[Callable[..., Any], Callable[..., Awaitable[Any]]]] = {
     enqueue: enqueued_before,
+    enqueue_unique: enqueued_before,
     finish: finished_before,
     reserve: reserved_before,
     cancel: cancelled_before,
@@ -89,7 +96,8 @@ class Database:
         self.teller: Final = Teller(schema[0], self._tell, home.start)
         lane = partial(TaskGroupCommit, loop, home.start, home.tell, self._write)
         self._picking = lane()
-        self._lanes = {enqueue: lane(), finish: lane()}
+        # What waits for a key that an open transaction holds is in nobody else's way.
+        self._lanes = {enqueue: lane(), enqueue_unique: lane(), finish: lane()}
 
     async def write(
         self,

@@ -28,6 +28,7 @@ __all__ = [
     "cancel",
     "cancelled_before",
     "enqueue",
+    "enqueue_unique",
     "enqueued_before",
     "get_results",
     "get_stored",
@@ -60,7 +61,7 @@ class Prune(NamedTuple):
 
 
 async def enqueue(work: Work, tasks: Sequence[Task]) -> list[TaskId[Any]]:
-    """Store tasks; a unique key that is held gives its holder's id."""
+    """Store tasks that have no unique keys."""
     if not tasks:
         return []
     work.changed.add("tasks")
@@ -77,10 +78,18 @@ async def enqueue(work: Work, tasks: Sequence[Task]) -> list[TaskId[Any]]:
             payloads = [task.payload for task in tasks]
             await work.rows(_sql.INSERT_ALIKE, work.moment, ids, *common, payloads, token, channels)
         return [task.id for task in tasks]
+    await work.rows(_sql.INSERT_BATCH, work.moment, *columns(tasks), token, channels)
+    return [task.id for task in tasks]
+
+
+async def enqueue_unique(work: Work, tasks: Sequence[Task]) -> list[TaskId[Any]]:
+    """Store tasks of which some have unique keys; one that is held gives its holder's id.
+
+    It waits for the end of an open transaction that has stored one of the keys.
+    """
+    work.changed.add("tasks")
+    token, channels = work.news(["tasks"])
     fields = columns(tasks)
-    if all(task.unique_key is None for task in tasks):
-        await work.rows(_sql.INSERT_BATCH, work.moment, *fields, token, channels)
-        return [task.id for task in tasks]
     rows = await work.rows(_sql.INSERT_UNIQUE, work.moment, *fields, token, channels)
     return [TaskId(holder) for holder in rows[0][0]]
 
@@ -98,7 +107,7 @@ async def enqueued_before(work: Work, tasks: Sequence[Task]) -> list[TaskId[Any]
         return [task.id for task in tasks]
     # Those that are missing gave way to holders of their keys: it is safe to ask for them again.
     missing = [task for task in tasks if task.id not in stored]
-    holders = iter(await enqueue(work, missing))
+    holders = iter(await enqueue_unique(work, missing))
     return [task.id if task.id in stored else next(holders) for task in tasks]
 
 
