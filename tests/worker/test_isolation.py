@@ -164,17 +164,32 @@ async def numbers() -> AsyncGenerator[int, None]:
             yield number
 
 
+async def numbers_beside_a_task() -> AsyncGenerator[int, None]:
+    async with anyio.create_task_group() as group:
+        group.start_soon(checkpoint)
+        yield 0
+
+
 async def leave_a_generator_open() -> str:
-    generator = numbers()
-    OPEN.append(generator)
-    async for _ in generator:
-        break
+    OPEN.append(generator := numbers())
+    await anext(generator)
+    return "returned"
+
+
+async def leave_a_group_open() -> str:
+    OPEN.append(generator := numbers_beside_a_task())
+    await anext(generator)
     return "returned"
 
 
 @pytest.mark.parametrize(
     ("function", "arguments"),
-    [(leave_a_scope_open, (60.0,)), (leave_a_scope_open, (0.0,)), (leave_a_generator_open, ())],
+    [
+        (leave_a_scope_open, (60.0,)),
+        (leave_a_scope_open, (0.0,)),
+        (leave_a_generator_open, ()),
+        (leave_a_group_open, ()),
+    ],
 )
 async def test_a_task_that_leaves_a_scope_open_harms_no_other(
     tmp_path: Path,
@@ -200,7 +215,7 @@ async def test_a_task_that_leaves_a_scope_open_harms_no_other(
             await worker.stop()
     for each in OPEN:
         if isinstance(each, AsyncGenerator):
-            with suppress(RuntimeError):
+            with suppress(RuntimeError, BaseExceptionGroup):
                 await each.aclose()
     OPEN.clear()
 

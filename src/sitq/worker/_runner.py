@@ -67,7 +67,16 @@ class Runner:
         first: what it runs first.
     """
 
-    __slots__ = ("_clock", "_company", "_current", "_host", "_on_asyncio", "_seconds", "_started")
+    __slots__ = (
+        "_clock",
+        "_company",
+        "_current",
+        "_host",
+        "_on_asyncio",
+        "_seconds",
+        "_started",
+        "has_ended",
+    )
 
     def __init__(
         self, company: Company, clock: Clock, first: Execution, *, on_asyncio: bool
@@ -81,6 +90,8 @@ class Runner:
         self._started = 0
         # How long the last attempt took.
         self._seconds = 0.0
+        # True once it has come to its own end.
+        self.has_ended = False
 
     async def run(self) -> None:
         """Run what there is."""
@@ -93,6 +104,7 @@ class Runner:
         except BaseException:
             self._company.conclude(self._current, self._current.interrupted())
             raise
+        self.has_ended = True
 
     async def _run_each(self) -> None:
         self._host = asyncio.current_task() if self._on_asyncio else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
@@ -78,6 +79,8 @@ class Runners:
         self._report = report
         self._note = note
         self._freed = freed
+        # How many attempts have begun.
+        self.started = 0
         self._threads = anyio.CapacityLimiter(options.max_concurrency)
         self._ahead: deque[tuple[Execution, float]] = deque()
         self._running: dict[Lease, Execution] = {}
@@ -160,17 +163,21 @@ class Runners:
     def _start(self) -> bool:
         if not self._ahead or self.idle_places <= 0:
             return False
+        self._awake += 1
+        self.hand_over(self._next())
+        return True
+
+    def _next(self) -> Execution:
         execution, _ = self._ahead.popleft()
         self._running[execution.lease] = execution
-        self._awake += 1
-        self.hand_over(execution)
-        return True
+        self.started += 1
+        return execution
 
     def hand_over(self, execution: Execution) -> None:
         """Have a new runner run what was taken for it."""
         on_asyncio = self._loop.asyncio is not None
         runner = Runner(self, self._clock, execution, on_asyncio=on_asyncio)
-        self._group.start_soon(runner.run)
+        self._group.start_soon(runner.run if on_asyncio else partial(_contain, runner))
 
     def _one_waits(self) -> None:
         """Let the next one begin while an attempt waits; in the loop."""
@@ -187,9 +194,8 @@ class Runners:
             self._awake -= 1
             self._freed()
             return None
-        execution, _ = self._ahead.popleft()
+        execution = self._next()
         execution.follows = follows
-        self._running[execution.lease] = execution
         if len(self._ahead) < _MOST_AHEAD // 2:
             self._freed()
         return execution
@@ -287,3 +293,17 @@ class Runners:
                 await ended.wait()
             finally:
                 self._freed = before
+
+
+async def _contain(runner: Runner) -> None:
+    """Run a runner on trio, which has a word of its own for a nursery that a task left open.
+
+    It says it to the nursery around, once the runner has ended.
+    """
+    try:
+        async with anyio.create_task_group() as group:
+            group.start_soon(runner.run)
+    except ExceptionGroup:
+        if not runner.has_ended:
+            raise
+        _log.warning("a task left a nursery open; what runs in it is nobody's any more")

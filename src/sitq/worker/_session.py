@@ -65,7 +65,6 @@ class Session:
         *,
         drain: bool,
     ) -> None:
-        self.started = 0
         self.finished: Final = SharedEvent()
         self._id = worker_id
         self._backend = backend
@@ -83,6 +82,11 @@ class Session:
         self._progressed = anyio.Event()
         self._beats = Heartbeats(backend, options.lease, self._loop, self._hear_of)
         self._reporter = Reporter(backend, self._beats.remove)
+
+    @property
+    def started(self) -> int:
+        """How many attempts have begun."""
+        return 0 if self._runners is None else self._runners.started
 
     def stop(self) -> None:
         """Reserve no more and come to an end; from any thread."""
@@ -197,7 +201,6 @@ class Session:
             if function is None:
                 self._reporter.add(_missed(task))
                 continue
-            self.started += 1
             try:
                 runners.launch(task, function)
             except Exception as error:  # noqa: BLE001 - a worker never dies of a task
