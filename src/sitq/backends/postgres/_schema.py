@@ -9,7 +9,7 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING
 
-from sitq.backends.postgres import _sql
+from sitq.backends.postgres import _schema_sql as _sql
 from sitq.errors import BackendFormatError
 
 if TYPE_CHECKING:
