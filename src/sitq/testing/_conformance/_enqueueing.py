@@ -206,6 +206,13 @@ class EnqueueChecks(Suite):
         assert await store.backend.enqueue(batch) == [first.id, plain.id, first.id, first.id]
         assert [task.id for task in await store.take()] == [first.id, plain.id]
 
+    async def test_keys_do_not_change_the_order_of_a_batch(self, store: Store) -> None:
+        """Tasks with keys are answered, and run, in the order in which they were given."""
+        tasks = [new_task(unique_key=key) for key in ("c", "a", None, "B", "b", "aa")]
+        ids = [task.id for task in tasks]
+        assert await store.backend.enqueue(tasks) == ids
+        assert [task.id for task in await store.take()] == ids
+
     async def test_a_holder_that_is_enqueued_again_is_its_own_holder(self, store: Store) -> None:
         """A task with a key may be sent again after an error that left its fate unknown."""
         task = new_task(unique_key="k")

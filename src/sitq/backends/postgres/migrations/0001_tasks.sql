@@ -73,8 +73,14 @@ CREATE INDEX tasks_done ON sitq.tasks (delete_at, finished_at) WHERE finished_at
 -- One task that is not final per unique key.
 CREATE UNIQUE INDEX tasks_unique ON sitq.tasks (unique_key) WHERE unique_key IS NOT NULL AND finished_at IS NULL;
 
+-- Whoever may insert tasks may number them, as "enqueue" does.
+GRANT USAGE ON SEQUENCE sitq.tasks_seq_seq TO PUBLIC;
+
 -- Store tasks of which some have unique keys, in order, and tell who has their places: a task
 -- whose key is held by a task that is not final is not stored, and the holder's id comes instead.
+--
+-- Two calls wait for each other's keys in the order in which they insert: all insert in the order
+-- of the keys, so that none waits for one that waits for it. The numbers follow the caller's order.
 CREATE FUNCTION sitq.enqueue(
     moment timestamptz, ids text[], queues text[], priorities smallint[], etas timestamptz[],
     functions text[], limits integer[], timeouts double precision[], keys text[],
@@ -82,16 +88,21 @@ CREATE FUNCTION sitq.enqueue(
     header_texts text[], payloads bytea[]
 ) RETURNS text[] LANGUAGE plpgsql AS $$
 DECLARE
-    holders text[] := '{}';
+    numbers bigint[] := ARRAY(
+        SELECT nextval('sitq.tasks_seq_seq') FROM generate_series(1, cardinality(ids)));
+    holders text[] := array_fill(NULL::text, ARRAY[cardinality(ids)]);
     holder text;
+    i integer;
 BEGIN
-    FOR i IN 1 .. cardinality(ids) LOOP
+    FOR i IN SELECT nr FROM generate_series(1, cardinality(ids)) AS nr
+             ORDER BY keys[nr] COLLATE "C", nr LOOP
         LOOP
             INSERT INTO sitq.tasks (
-                id, queue, priority, eta, function, max_attempts, timeout, unique_key, expires_at,
-                result_ttl, enqueued_at, retry_of, retry, headers, payload)
+                seq, id, queue, priority, eta, function, max_attempts, timeout, unique_key,
+                expires_at, result_ttl, enqueued_at, retry_of, retry, headers, payload)
+            OVERRIDING SYSTEM VALUE
             VALUES (
-                ids[i], queues[i], priorities[i], coalesce(etas[i], moment), functions[i],
+                numbers[i], ids[i], queues[i], priorities[i], coalesce(etas[i], moment), functions[i],
                 limits[i], timeouts[i], keys[i], expiries[i], ttls[i], moment, origins[i],
                 policies[i], header_texts[i], payloads[i])
             ON CONFLICT (unique_key) WHERE unique_key IS NOT NULL AND finished_at IS NULL
@@ -103,7 +114,7 @@ BEGIN
             EXIT WHEN FOUND;
             -- The holder has ended between the two statements: the key is free.
         END LOOP;
-        holders := holders || holder;
+        holders[i] := holder;
     END LOOP;
     RETURN holders;
 END
