@@ -11,21 +11,33 @@ __all__ = [
     "CREATE_RECORD",
     "CREATE_SCHEMA",
     "LOCK_MIGRATIONS",
+    "MADE",
     "PRESENT",
     "RECORD_MIGRATION",
-    "VERSION",
 ]
 
-# Whether the schema and sitq's tables in it are there, and whether anything else is.
+# Whether the schema is there, and anything in it: what is in a schema depends on it. Then which
+# parts of a store are: the record of its migrations, its tasks, its functions.
 PRESENT: Final = """
-SELECT to_regnamespace(quote_ident($1)) IS NOT NULL,
-       (SELECT array_agg(relname::text) FROM pg_class
-        WHERE relnamespace = to_regnamespace(quote_ident($1)) AND relkind IN ('r', 'p', 'v'))
+SELECT place.space IS NOT NULL,
+       EXISTS (SELECT FROM pg_depend WHERE refclassid = 'pg_namespace'::regclass
+               AND refobjid = place.space AND deptype = 'n')
+       OR EXISTS (SELECT FROM pg_class WHERE relnamespace = place.space),
+       (SELECT count(*) FROM pg_attribute WHERE attrelid = place.record
+        AND (attname, atttypid) IN (('number', 'int4'::regtype),
+                                    ('applied_at', 'timestamptz'::regtype))) = 2,
+       (SELECT count(*) FROM pg_attribute WHERE attrelid = place.tasks
+        AND attname IN ('id', 'status', 'queue', 'epoch', 'unique_key', 'payload')) = 6,
+       (SELECT count(DISTINCT proname) FROM pg_proc WHERE pronamespace = place.space
+        AND proname IN ('enqueue', 'reserve', 'sweep')) = 3
+FROM (SELECT to_regnamespace(quote_ident($1::text)) AS space,
+             to_regclass(quote_ident($1::text) || '.migrations') AS record,
+             to_regclass(quote_ident($1::text) || '.tasks') AS tasks) AS place
 """
 
-# The number of the last migration.
-VERSION: Final = """
-SELECT max(number) FROM sitq.migrations
+# The numbers of the migrations that were made.
+MADE: Final = """
+SELECT array_agg(number ORDER BY number) FROM sitq.migrations
 """
 
 # One migration at a time for one schema; held to the end of the transaction.
@@ -40,7 +52,7 @@ CREATE SCHEMA "sitq"
 
 # What the migrations are recorded in.
 CREATE_RECORD: Final = """
-CREATE TABLE IF NOT EXISTS sitq.migrations (
+CREATE TABLE sitq.migrations (
     number     integer     PRIMARY KEY,
     applied_at timestamptz NOT NULL DEFAULT statement_timestamp()
 )
