@@ -114,10 +114,12 @@ def _split(dsn: str) -> tuple[SplitResult, dict[str, list[str]]]:
         options = parse_qs(parts.query)
     except ValueError:
         raise ValidationError(_UNREADABLE) from None
-    if parts.scheme not in {"postgres", "postgresql"}:
+    if parts.scheme not in {"postgres", "postgresql"} or "://" not in dsn:
         message = "dsn: give a URL like postgresql://user@host:5432/database"
         raise ValidationError(message)
-    if not all(map(_HOST.fullmatch, parts.netloc.rpartition("@")[2].split(","))):
+    hosts = parts.netloc.rpartition("@")[2].split(",")
+    # A password with a slash or the like in it would be taken for a part that may be shown.
+    if "@" in parts.path or parts.fragment or not all(map(_HOST.fullmatch, hosts)):
         raise ValidationError(_UNREADABLE)
     if foreign := _FOREIGN & options.keys():
         raise ValidationError(f"dsn: the driver has no option {min(foreign)!r}; leave it out")
@@ -252,7 +254,7 @@ async def connect(target: Target) -> Link:
         )
     except TimeoutError as error:
         raise LostError("the server did not answer in time") from error
-    except asyncpg.InterfaceError as error:
+    except (asyncpg.InterfaceError, ValueError) as error:
         # What the driver says of a URL may quote it.
         raise LostError("the driver cannot use this URL") from error.with_traceback(None)
     except _GONE as error:
