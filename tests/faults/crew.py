@@ -20,7 +20,7 @@ import anyio
 from sitq import BackendConnectionError, RetryPolicy, TaskQueue, Worker, call, current_task, task
 from sitq.ids import TaskId
 from sitq.testing import FakeClock
-from tests.faults.breaking import arm
+from tests.faults.breaking import arm, stand_still
 from tests.faults.places import backend_at, query
 
 LOG = -1
@@ -119,16 +119,20 @@ def connected(database: str) -> Any:
 
 
 @task
-def complete(database: str, commits: bool) -> int:
-    """Complete itself; the first worker dies before or after the commit."""
+def complete(database: str, breaks: str) -> int:
+    """Complete itself; the first worker dies before or after the commit, or stands still there."""
+    write("start", current_task().id, epoch())
     with connected(database) as connection:
         connection.execute("INSERT INTO notes VALUES ('paid')")
         current_task().complete_in_sync(connection, epoch())
-        if commits or epoch() > 1:
+        if breaks == "after":
             connection.commit()
         if epoch() == 1:
             write("broken", os.getpid())
-            os._exit(9)
+            if breaks != "stands still":
+                os._exit(9)
+            stand_still()
+        connection.commit()
     return epoch()
 
 
