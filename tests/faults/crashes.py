@@ -81,7 +81,7 @@ def states(place: Place) -> list[State]:
 
 def die(company: Crew, role: str, place: str, text: str, **settings: float) -> None:
     """Have a process die at a point, and make sure that it died there."""
-    member = company.hire(role, point("die", place, text), **settings)
+    member = company.hire(role, point("die", place, text), (), **settings)
     member.wait_for("broken")
     assert member.process.wait(20) == 9
 

@@ -62,7 +62,7 @@ on_each = pytest.mark.parametrize("company", EACH, indirect=True, ids="-".join)
 @pytest.mark.timeout(SECONDS + 120)
 def test_random_kills_lose_nothing_and_accept_one_outcome_each(company: Crew) -> None:
     is_bridged = company.loop == "trio" and not isinstance(company.place, Path)
-    seconds = min(SECONDS, 3.0) if is_bridged and not LONG else SECONDS
+    seconds = min(SECONDS, 2.5) if is_bridged and not LONG else SECONDS
     print(f"\nseed {SEED} (SITQ_KILL_SEED), {seconds:g} s")
     chance = random.Random(SEED)
     roles = ["producer", "worker", "worker", "producer"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import anyio
+
 from sitq.backends.postgres import PostgresBackend
 from sitq.ids import new_task_id
 from sitq.models import Lease, Outcome, OutcomeKind, Task
@@ -44,5 +46,9 @@ async def opened(where: str, schema: str = "", **options: Any) -> PostgresBacken
     taken = (await backend.reserve("w", ["warm"], 9, 30.0)).tasks
     await backend.finish([Outcome.success(task.lease, b"") for task in taken[:1]])
     await backend.finish([Outcome.failure(task.lease, "no") for task in taken[1:]])
+    # What was put off is told over the same connection: it must not come in between later.
+    teller = backend._users.use().database.teller
+    while teller._late or teller._timer is not None:  # noqa: ASYNC110 - a fact of another thread
+        await anyio.sleep(0.001)
     await backend.get_tasks([task_id])
     return backend

@@ -16,7 +16,7 @@ from tests.faults.crews import Crew, check_total
 from tests.postgres.servers import Server, new_schema
 
 SEED = int(os.environ.get("SITQ_KILL_SEED", "0")) or random.SystemRandom().randrange(1, 2**32)
-SECONDS = 120.0 if "SITQ_SOAK" in os.environ else 3.0
+SECONDS = 120.0 if "SITQ_SOAK" in os.environ else 1.5
 
 
 @pytest.fixture(params=["asyncio", "trio"])

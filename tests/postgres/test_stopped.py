@@ -51,7 +51,7 @@ def test_nobody_waits_for_a_process_stopped_between_completion_and_commit(
     while query(place, rest) != [(1, True)]:  # all others are done, and its lease is over
         assert time.monotonic() < give_up
         time.sleep(0.02)
-    time.sleep(1.0)  # two looks of the other worker's for what it may take back
+    time.sleep(0.6)  # a look of the other worker's for what it may take back
     assert query(place, rest) == [(1, True)]
     stopped.signal(end)
     while query(place, rest):

@@ -1,7 +1,8 @@
 """The store's connections: what waits for one is gathered, and what was lost is found again.
 
-Three lanes, each with one statement under way at a time: enqueues, outcomes, and all that picks
-tasks for itself. So callers share statements, and the lanes do not wait for each other.
+Four lanes, each with one statement under way at a time: enqueues, those with unique keys, which may
+have to wait for a user's transaction, outcomes, and all that picks tasks for itself. So callers
+share statements, and the lanes do not wait for each other.
 """
 
 from __future__ import annotations
@@ -90,6 +91,7 @@ class Database:
         lane = partial(TaskGroupCommit, loop, home.start, home.tell, self._write)
         self._picking = lane()
         self._lanes = {enqueue: lane(), finish: lane()}
+        self._keyed = lane()
 
     async def write(
         self,
@@ -100,6 +102,8 @@ class Database:
         """Carry out a unit of work, with others that wait for the same."""
         await self._picking.undone()
         lane = self._lanes.get(operation, self._picking)
+        if operation is enqueue and any(task.unique_key is not None for task in items):
+            lane = self._keyed
         return await lane.submit(operation, items, undo)
 
     async def judge(
