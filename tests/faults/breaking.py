@@ -21,9 +21,15 @@ from typing import Any
 
 import asyncpg
 
-__all__ = ["arm", "point"]
+__all__ = ["arm", "point", "stand_still"]
 
 VARIABLE = "SITQ_BREAK"
+
+
+def stand_still() -> None:
+    """Stop the process, until SIGCONT."""
+    # To this thread, or it might get on for a moment before all of it stands still.
+    signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
 
 
 def point(action: str, place: str, text: str = "") -> dict[str, str]:
@@ -47,8 +53,7 @@ def arm(tell: Callable[..., object]) -> None:
         tell("broken", os.getpid())
         if action == "die":
             os._exit(9)
-        # To this thread, or it might get on for a moment before the process stands still.
-        signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
+        stand_still()
 
     _arm_sqlite(place, text, break_here)
     _arm_asyncpg(place, text, break_here)

@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 import asyncpg
 
 from sitq.backends.postgres import _sql
-from sitq.backends.postgres._errors import LostError
+from sitq.backends.postgres._errors import POOLED, LostError
 from sitq.errors import ValidationError
 
 if TYPE_CHECKING:
@@ -215,10 +215,16 @@ class Link:
             raise LostError(_first_line(error)) from error
 
     async def identify(self) -> None:
-        """Ask the server which process of its own serves this connection."""
+        """Ask the server which process of its own serves this connection.
+
+        Raises:
+            LostError: another one than was told when it connected: there is a pooler.
+        """
         if self._prepared:
             rows = await self.fetch(_sql.WHOAMI)
             self._process = tuple(rows[0]) if rows else None
+            if rows and rows[0][0] != self._connection.get_server_pid():
+                raise LostError(POOLED)
 
     async def close(self) -> None:
         """Say good-bye, or hang up."""
@@ -258,7 +264,10 @@ async def connect(target: Target) -> Link:
         # What the driver says of a URL may quote it.
         raise LostError("the driver cannot use this URL") from error.with_traceback(None)
     except _GONE as error:
-        raise LostError(_first_line(error)) from error
+        text = _first_line(error)
+        if "startup parameter" in text:  # PgBouncer takes few of them
+            text += f": {POOLED}"
+        raise LostError(text) from error
     link = Link(connection, target)
     try:
         _watch(connection)
