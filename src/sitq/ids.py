@@ -53,9 +53,8 @@ class _Uuid7:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._millis = 0
-        self._counter = 0
-        self._high = -1
         self._start = ""
+        self._counter = 0
         self._noise: Iterator[tuple[int, int]] = iter(())
 
     def _refill(self) -> tuple[int, int]:
@@ -70,24 +69,23 @@ class _Uuid7:
             if millis > self._millis:
                 self._millis = millis
                 self._counter = seed >> (64 - _COUNTER_BITS + 1)
-                self._high = -1
+                self._start = self._text()
             else:
                 self._counter += 1
                 if self._counter >> _COUNTER_BITS:
                     self._millis += 1
                     self._counter = 0
-            counter = self._counter
-            if counter >> 16 != self._high:
-                self._turn_over(counter >> 16)
-            start = self._start
-        return f"{start}{counter & 0xFFFF:04x}{tail:08x}"
+                if not self._counter & 0xFFFF:
+                    self._start = self._text()
+            start, counter = self._start, self._counter
+        return f"{start}-{(counter & 0xFFFF) << 32 | tail:012x}"
 
-    def _turn_over(self, high: int) -> None:
-        """Write down what the next ids begin with; most of one millisecond have it in common."""
-        self._high = high
-        self._start = (
-            f"{self._millis >> 16:08x}-{self._millis & 0xFFFF:04x}-"
-            f"{0x7000 | (high >> 14):04x}-{0x8000 | (high & 0x3FFF):04x}-"
+    def _text(self) -> str:
+        """All that many ids of one millisecond have in common."""
+        millis, counter = self._millis, self._counter
+        return (
+            f"{millis >> 16:08x}-{millis & 0xFFFF:04x}-{0x7000 | (counter >> 30):04x}-"
+            f"{0x8000 | ((counter >> 16) & 0x3FFF):04x}"
         )
 
 
