@@ -95,15 +95,17 @@ def test_a_worker_cut_off_beyond_its_lease_changes_nothing_and_goes_on_later(
         network.mend(how)
     until(lambda: "came after its lease was lost; it changed nothing" in first.stderr(), first)
     assert query(company.place, "SELECT * FROM tasks ORDER BY id") == before
+    crashes = query(company.place, "SELECT epoch, crashes FROM tasks WHERE epoch > 1")
+    assert crashes == [(2, 1)] * 2
+    assert len(first.lines("start")) == 2
     assert second.finish() == 0
     acknowledged |= enqueue(company, crew.note, *[0.01] * 3)
     until(lambda: all_final(company), first)
     assert first.finish() == 0
-    assert len(first.lines("start")) == 2 + 3
+    # Some connection may still wait for its turn to send again, for longer than a lease.
+    assert len(first.lines("start")) >= 2 + 3
     figures = check_total(company.place, acknowledged, company.lines("start"))
-    assert figures == {"tasks": 25, "acknowledged": 25, "reruns": 2}
-    crashes = query(company.place, "SELECT epoch, crashes FROM tasks WHERE epoch > 1")
-    assert crashes == [(2, 1)] * 2
+    assert (figures["tasks"], figures["acknowledged"]) == (25, 25)
     ((epoch, ended),) = first.lines("ended")
     ((next_epoch, began),) = second.lines("began")
     assert (epoch, next_epoch) == ("1", "2")
