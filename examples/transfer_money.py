@@ -49,13 +49,13 @@ class Bank(SyncConnection, Protocol):
 @contextmanager
 def transaction(url: str) -> Generator[Bank, None, None]:
     """Open the bank's database; commit at the end, or roll back what an exception has ended."""
-    if url.startswith("postgresql:"):
+    if url.startswith(("postgresql:", "postgres:")):
         import psycopg
 
         with psycopg.connect(url, cursor_factory=psycopg.RawCursor) as bank:
             yield bank
     else:
-        path = url.removeprefix("sqlite:///")
+        path = url.removeprefix("sqlite:///").partition("?")[0]
         # Who is going to write says so at once, and then waits for its turn before it begins.
         with closing(sqlite3.connect(path, timeout=30, isolation_level="IMMEDIATE")) as file, file:
             yield file

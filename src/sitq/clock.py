@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import anyio
 
-__all__ = ["SystemClock"]
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from sitq.protocols import Clock
+
+__all__ = ["SystemClock", "within"]
 
 
 class SystemClock:
@@ -26,3 +32,25 @@ class SystemClock:
     async def sleep(self, seconds: float) -> None:
         """Wait; a cancellation ends it at once."""
         await anyio.sleep(seconds)
+
+
+async def within(
+    clock: Clock, seconds: float | None, work: Callable[[], Awaitable[object]]
+) -> None:
+    """Do some work, for so many seconds of a clock at most; ``None``: until it is done."""
+    if seconds is None:
+        await work()
+    elif type(clock).sleep is SystemClock.sleep:
+        # A deadline of the loop's own costs far less than a task that sleeps.
+        with anyio.move_on_after(seconds):
+            await work()
+    else:
+        async with anyio.create_task_group() as group:
+            group.start_soon(_limit, clock, seconds, group.cancel_scope)
+            await work()
+            group.cancel_scope.cancel()
+
+
+async def _limit(clock: Clock, seconds: float, scope: anyio.CancelScope) -> None:
+    await clock.sleep(seconds)
+    scope.cancel()

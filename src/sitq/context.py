@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pydantic
 
+from sitq._fields import describe
 from sitq._loops import run_inline
 from sitq.errors import LeaseLostError, UsageError, ValidationError
-from sitq.models import Progress, describe
+from sitq.models import Progress
 from sitq.transactions import TransactionalBackend
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class TaskContext:
         If the transaction commits, the task has succeeded, in one moment with what else was
         written in it; whatever the function does after that changes nothing. If it does not, the
         attempt has failed. Its lease is checked in the transaction, so of all executions at most
-        one commits. End the transaction soon: while it is open, the lease may not be renewed.
+        one commits. End the transaction soon: while it is open, the lease is not renewed.
 
         Args:
             connection: it leads to the store's own database; see `TaskQueue.bind`.

@@ -10,10 +10,11 @@ import inspect
 import typing
 from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpecArgs, ParamSpecKwargs, cast
 
+from sitq._fields import Model, PositiveSeconds, Priority, QueueName, Seconds
 from sitq._values import ValueCodec, name_of_annotation
 from sitq.errors import SerializationError, ValidationError
 from sitq.ids import R_co
-from sitq.models import PositiveSeconds, Priority, QueueName, RetryPolicy, Seconds, _Model
+from sitq.models import RetryPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -27,7 +28,7 @@ _POSITIONAL: Final = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSIT
 _AWAITABLES: Final = frozenset({"Awaitable", "Coroutine"})
 
 
-class TaskDefaults(_Model):
+class TaskDefaults(Model):
     """The options that a function's tasks have unless their enqueue says otherwise.
 
     Args:

@@ -6,23 +6,28 @@ tracebacks never show in a ``repr``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import UTC, datetime
-from enum import StrEnum
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Generic, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple
 
 import pydantic
-from pydantic import (
-    AfterValidator,
-    AwareDatetime,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-)
+from pydantic import AwareDatetime, Field
 
+from sitq._attempts import Lease, LeaseState, Outcome, OutcomeKind, Progress
+from sitq._fields import (
+    MAX_PRIORITY,
+    MIN_PRIORITY,
+    NO_HEADERS,
+    ExceptionNames,
+    FunctionName,
+    Headers,
+    Key,
+    Model,
+    Moment,
+    PositiveSeconds,
+    Priority,
+    QueueName,
+    Seconds,
+    describe,
+)
 from sitq.errors import ValidationError
 from sitq.ids import R_co, TaskId
 from sitq.states import TaskStatus
@@ -47,52 +52,9 @@ __all__ = [
 
 DEFAULT_QUEUE: Final = "default"
 DEFAULT_RESULT_TTL: Final = 7 * 24 * 3600.0
-# A reservation looks at each priority that is in use, so their number is bounded.
-MIN_PRIORITY: Final = -100
-MAX_PRIORITY: Final = 100
-_NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
-def _utc(moment: datetime) -> datetime:
-    return moment if moment.tzinfo is UTC else moment.astimezone(UTC)
-
-
-def _name_of_exception(entry: object) -> object:
-    if isinstance(entry, type) and issubclass(entry, BaseException):
-        return f"{entry.__module__}.{entry.__qualname__}"
-    return entry
-
-
-def _as_tuple(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
-
-
-Moment = Annotated[AwareDatetime, AfterValidator(_utc)]
-QueueName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:/-]{1,128}$")]
-FunctionName = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,1024}$")]
-Key = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,256}$")]
-Seconds = Annotated[float, Field(ge=0, le=10 * 365 * 86400.0, allow_inf_nan=False)]
-PositiveSeconds = Annotated[float, Field(gt=0, le=10 * 365 * 86400.0, allow_inf_nan=False)]
-Headers = Annotated[
-    Mapping[str, str],
-    AfterValidator(lambda headers: MappingProxyType(dict(headers))),
-    PlainSerializer(dict, return_type=dict[str, str]),
-]
-ExceptionName = Annotated[type[BaseException] | str, BeforeValidator(_name_of_exception)]
-Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
-Priority = Annotated[int, Field(ge=MIN_PRIORITY, le=MAX_PRIORITY)]
-
-
-class _Model(BaseModel):
-    model_config: ClassVar[ConfigDict] = ConfigDict(
-        frozen=True,
-        strict=True,
-        extra="forbid",
-        defer_build=True,  # what a program does not use, its start does not pay for
-    )
-
-
-class RetryPolicy(_Model):
+class RetryPolicy(Model):
     """When a failed task is tried again, and after how long.
 
     The n-th retry waits ``delay * factor ** (n - 1)`` seconds, at most ``max_delay``, of which
@@ -116,9 +78,7 @@ class RetryPolicy(_Model):
     factor: float = Field(default=2.0, ge=1, le=100)
     max_delay: Seconds = 3600.0
     jitter: float = Field(default=0.1, ge=0, le=1)
-    retry_on: Annotated[tuple[ExceptionName, ...], BeforeValidator(_as_tuple)] = (
-        "builtins.Exception",
-    )
+    retry_on: ExceptionNames = ("builtins.Exception",)
 
     if not TYPE_CHECKING:
 
@@ -129,7 +89,7 @@ class RetryPolicy(_Model):
                 raise ValidationError(f"RetryPolicy: {describe(error)}") from None
 
 
-class Task(_Model):
+class Task(Model):
     """A function's name, its arguments and its options, as handed to the store.
 
     Args:
@@ -159,26 +119,11 @@ class Task(_Model):
     unique_key: Key | None = None
     expires_at: Moment | None = None
     result_ttl: Seconds = DEFAULT_RESULT_TTL
-    headers: Headers = Field(default_factory=lambda: _NO_HEADERS, repr=False)
+    headers: Headers = Field(default_factory=lambda: NO_HEADERS, repr=False)
     retry_of: TaskId[Any] | None = None
 
 
-class Lease(NamedTuple):
-    """The right to run a task: its id and the epoch of the reservation."""
-
-    task_id: TaskId[Any]
-    epoch: int
-
-
-class LeaseState(StrEnum):
-    """What a heartbeat is told of a lease."""
-
-    HELD = "held"
-    CANCEL_REQUESTED = "cancel_requested"
-    LOST = "lost"
-
-
-class ReservedTask(_Model):
+class ReservedTask(Model):
     """A task as a worker gets it: what to run, and the lease to run it under.
 
     Args:
@@ -210,7 +155,7 @@ class ReservedTask(_Model):
     enqueued_at: AwareDatetime
     timeout: PositiveSeconds | None
     retry: RetryPolicy | None
-    headers: Headers = Field(default_factory=lambda: _NO_HEADERS, repr=False)
+    headers: Headers = Field(default_factory=lambda: NO_HEADERS, repr=False)
 
     @property
     def lease(self) -> Lease:
@@ -229,95 +174,7 @@ class Reservation(NamedTuple):
     wait: float | None
 
 
-class OutcomeKind(StrEnum):
-    """How an attempt ended."""
-
-    SUCCESS = "success"
-    FAILURE = "failure"
-    RETRY = "retry"
-    RELEASE = "release"
-    MISS = "miss"
-    CANCELLED = "cancelled"
-
-
-class Outcome(_Model):
-    """How the attempt under one lease ended; use the constructors named after the kinds.
-
-    ``delay`` (seconds) counts from the moment that the store accepts the outcome.
-    """
-
-    task_id: TaskId[Any]
-    epoch: int
-    kind: OutcomeKind
-    value: bytes | None = Field(default=None, repr=False)
-    error: str | None = Field(default=None, repr=False)
-    traceback: str | None = Field(default=None, repr=False)
-    delay: Seconds = 0.0
-
-    @classmethod
-    def success(cls, lease: Lease, value: bytes) -> Self:
-        """The function returned; ``value`` is its encoded result."""
-        return cls(task_id=lease.task_id, epoch=lease.epoch, kind=OutcomeKind.SUCCESS, value=value)
-
-    @classmethod
-    def failure(cls, lease: Lease, error: str, traceback: str | None = None) -> Self:
-        """The task has failed for good."""
-        return cls(
-            task_id=lease.task_id,
-            epoch=lease.epoch,
-            kind=OutcomeKind.FAILURE,
-            error=error,
-            traceback=traceback,
-        )
-
-    @classmethod
-    def retry(cls, lease: Lease, delay: float, error: str, traceback: str | None = None) -> Self:
-        """This attempt failed; the next may start in ``delay`` seconds."""
-        return cls(
-            task_id=lease.task_id,
-            epoch=lease.epoch,
-            kind=OutcomeKind.RETRY,
-            error=error,
-            traceback=traceback,
-            delay=delay,
-        )
-
-    @classmethod
-    def release(cls, lease: Lease) -> Self:
-        """Handed back unfinished, at once due again; the attempt is not spent."""
-        return cls(task_id=lease.task_id, epoch=lease.epoch, kind=OutcomeKind.RELEASE)
-
-    @classmethod
-    def miss(cls, lease: Lease, delay: float) -> Self:
-        """Put back because this worker does not know the function; the attempt is not spent."""
-        return cls(task_id=lease.task_id, epoch=lease.epoch, kind=OutcomeKind.MISS, delay=delay)
-
-    @classmethod
-    def cancelled(cls, lease: Lease) -> Self:
-        """Ended because its cancellation was asked for."""
-        return cls(task_id=lease.task_id, epoch=lease.epoch, kind=OutcomeKind.CANCELLED)
-
-    @property
-    def lease(self) -> Lease:
-        """The lease that the attempt ran under."""
-        return Lease(self.task_id, self.epoch)
-
-
-class Progress(_Model):
-    """How far a running task says that it is.
-
-    Args:
-        done: units done, 0 to 2**63 - 1.
-        total: units in all, where known.
-        note: a short text, at most 1,000 characters.
-    """
-
-    done: Count
-    total: Count | None = None
-    note: str = Field(default="", max_length=1000)
-
-
-class Result(_Model, Generic[R_co]):
+class Result(Model, Generic[R_co]):
     """The stored end of a task; exists only once the task is final.
 
     Args:
@@ -345,7 +202,7 @@ class Result(_Model, Generic[R_co]):
     finished_at: Moment
 
 
-class TaskInfo(_Model):
+class TaskInfo(Model):
     """What the store knows of a task, in any state.
 
     Args:
@@ -385,12 +242,3 @@ class TaskInfo(_Model):
     started_at: Moment | None = None
     finished_at: Moment | None = None
     expires_at: Moment | None = None
-
-
-def describe(error: pydantic.ValidationError) -> str:
-    """Say in one line which field was refused, of what type the value was and why; no values."""
-    parts = []
-    for item in error.errors(include_url=False, include_context=False):
-        where = ".".join(str(step) for step in item["loc"]) or "value"
-        parts.append(f"{where}: {item['msg']} (got {type(item['input']).__name__})")
-    return "; ".join(parts)

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pydantic
 
+from sitq._fields import describe
 from sitq.errors import ValidationError
 from sitq.ids import new_task_id
-from sitq.models import MAX_PRIORITY, MIN_PRIORITY, RetryPolicy, Task, describe
+from sitq.models import MAX_PRIORITY, MIN_PRIORITY, RetryPolicy, Task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

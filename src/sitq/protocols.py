@@ -141,8 +141,10 @@ class LeaseKeeper(Protocol):
         """Make each lease end ``seconds`` from now, if its epoch is the task's current one.
 
         Returns, in order: ``held``; ``cancel_requested`` (renewed, and the task is to end);
-        ``lost`` (the epoch is not current, or the task is not in progress: nothing changed).
-        A lease whose time has run out, but which nobody reclaimed, is still current.
+        ``lost`` (the epoch is not current, or the task is not in progress: nothing changed);
+        ``unknown`` (an open transaction of somebody's holds the task, and will decide: the lease
+        was not renewed, and nobody can reclaim the task meanwhile). No lease waits for another's
+        transaction. A lease whose time has run out, but which nobody reclaimed, is still current.
 
         Raises:
             BackendError: the store failed; nothing is known of the leases.
@@ -236,6 +238,8 @@ class Backend(Protocol):
 
         The lease ends with the outcome, so of two for one lease in a batch the first is accepted.
         A task that ended as ``success`` or ``cancelled`` keeps no error of an earlier attempt.
+        Where an open transaction of somebody's holds a task, its outcome waits for that to end;
+        those of other calls do not.
         """
         ...
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar, overl
 
 import pydantic
 
+from sitq._fields import describe
 from sitq._names import check_kind, look_up, name_of, script_of
 from sitq.errors import ValidationError
 from sitq.functions import TaskDefaults, TaskFunction
 from sitq.ids import R_co
-from sitq.models import describe
 
 if TYPE_CHECKING:
     from types import ModuleType

@@ -120,7 +120,8 @@ class Transaction(Protocol):
 
         It is accepted if and only if the task is ``in_progress`` and the lease's epoch is its
         current one. From then until the transaction's end nobody else can end or reclaim the
-        task; after a rollback the lease is the current one as before.
+        task, and its lease need not be renewed; after a rollback the lease is the current one as
+        before, or may be reclaimed at once if its time has run out meanwhile.
         """
         ...
 

@@ -33,7 +33,9 @@ def connect(url: str) -> Backend:
 
     - ``sqlite:///tasks.db``: a file, relative to the working directory; with a fourth slash its
       path is absolute. ``?synchronous=NORMAL`` is the option of `SQLiteBackend`.
-    - ``postgresql://user@host/database``: a database; needs the extra ``postgres``.
+    - ``postgresql://user@host/database``: a database; needs the extra ``postgres``. ``schema``,
+      ``migrate``, ``pool_size`` and ``prepared_statements`` of `PostgresBackend` may follow as
+      options, as in ``?schema=jobs&migrate=false``.
     - ``memory:``: a store of its own in this process.
     - any other scheme: what a package has registered in the entry-point group ``sitq.backends``:
       an object that is called with the URL and returns the store.
@@ -107,7 +109,8 @@ def _memory(url: str) -> Backend:
 
 
 def _postgres(url: str) -> Backend:
-    if not _split(url, _POSTGRES).netloc and "?" not in url:
+    _split(url, _POSTGRES)
+    if not url.partition(":")[2].startswith("//"):
         raise ValidationError(f"url: this is no PostgreSQL database: give {_POSTGRES}")
     try:
         room = import_module("sitq.backends.postgres")
@@ -117,7 +120,24 @@ def _postgres(url: str) -> Backend:
             "'postgres', by pip install \".[postgres]\" in its checkout"
         )
         raise UsageError(message) from None
-    return cast("Backend", room.PostgresBackend(url))
+    dsn, options = _own_options(url)
+    return cast("Backend", room.PostgresBackend(dsn, **options))
+
+
+def _own_options(url: str) -> tuple[str, dict[str, object]]:
+    """A URL of PostgreSQL without the options that are the backend's, and these."""
+    address, _, query = url.partition("?")
+    parts = query.split("&")
+    ours = [part for part in parts if part.partition("=")[0] in _POSTGRES_OPTIONS]
+    options: dict[str, object] = {}
+    for name, value in parse_qsl("&".join(ours), keep_blank_values=True):
+        hint, read = _POSTGRES_OPTIONS[name]
+        try:
+            options[name] = read(value)
+        except (KeyError, ValueError):
+            raise ValidationError(f"url: {name}: give {hint}") from None
+    others = "&".join(part for part in parts if part not in ours)
+    return f"{address}?{others}" if others else address, options
 
 
 def _split(url: str, instead: str) -> SplitResult:
@@ -141,6 +161,15 @@ def _options(query: str, known: Mapping[str, tuple[str, ...]]) -> dict[str, str]
             raise ValidationError(f"url: {name}: give {' or '.join(known[name])}")
         options[name] = value
     return options
+
+
+_YES_OR_NO: Final = {"true": True, "false": False}
+_POSTGRES_OPTIONS: Final[Mapping[str, tuple[str, Callable[[str], object]]]] = {
+    "schema": ("a name", str),
+    "migrate": ("true or false", _YES_OR_NO.__getitem__),
+    "pool_size": ("a whole number", int),
+    "prepared_statements": ("true or false", _YES_OR_NO.__getitem__),
+}
 
 
 _OURS: Final[Mapping[str, Callable[[str], Backend]]] = {

@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
+from sitq.clock import within
 from sitq.errors import BackendBusyError, BackendFormatError, TaskNotFoundError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from types import TracebackType
 
     from sitq.ids import TaskId
     from sitq.models import Result
-    from sitq.protocols import Backend, Clock, Listener
+    from sitq.protocols import Backend, Listener
 
 __all__ = ["ResultWaiters"]
 
@@ -105,7 +106,7 @@ class ResultWaiters:
         if self._pause is not None:
             self._pause.cancel()
         try:
-            await _within(self._backend.clock, timeout, partial(self._take_part, waiter))
+            await within(self._backend.clock, timeout, partial(self._take_part, waiter))
         finally:
             self._leave(waiter)
         if not (waiter.done or waiter.answered or waiter.error):
@@ -187,19 +188,15 @@ class ResultWaiters:
         """Wait for a change, for a second, or for a newcomer; False for a newcomer alone."""
         changed = False
 
-        async def fallback() -> None:
+        async def hear() -> None:
             nonlocal changed
-            await self._backend.clock.sleep(_LOOK_EVERY)
-            changed = True
-            group.cancel_scope.cancel()
+            await listener.wait()
+            changed = True  # whatever becomes of the scope meanwhile
 
         try:
-            async with anyio.create_task_group() as group:
-                self._pause = group.cancel_scope
-                group.start_soon(fallback)
-                await listener.wait()
-                changed = True
-                group.cancel_scope.cancel()
+            with anyio.CancelScope() as self._pause:
+                await within(self._backend.clock, _LOOK_EVERY, hear)
+                return True
         finally:
             self._pause = None
         return changed
@@ -252,19 +249,3 @@ def _only(error: Exception) -> Exception:
     while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error
-
-
-async def _within(clock: Clock, seconds: float | None, work: Callable[[], Awaitable[None]]) -> None:
-    """Do some work, for so many seconds of the clock at most."""
-    if seconds is None:
-        await work()
-        return
-
-    async def limit() -> None:
-        await clock.sleep(seconds)
-        group.cancel_scope.cancel()
-
-    async with anyio.create_task_group() as group:
-        group.start_soon(limit)
-        await work()
-        group.cancel_scope.cancel()

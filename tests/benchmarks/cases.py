@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tests.benchmarks import floors, growth, latencies, memory, postgres_cases, workloads
 from tests.benchmarks.latencies import p50, p99
 from tests.benchmarks.measuring import Case, Goal, Settings, run_on
+from tests.benchmarks.processes import alone
 from tests.benchmarks.stores import Durability, store_in
 
 if TYPE_CHECKING:
@@ -223,11 +224,13 @@ def _memory(settings: Settings) -> Iterator[Case]:
 
     def results(place: Path, loop: str, which: int) -> float:
         store = store_in(place, kind=kind)
-        return float(run_on(loop, memory.large_results, store, settings.count(10_000))[which])
+        found = alone(run_on, loop, memory.large_results, store, settings.count(10_000))
+        return float(found[which])
 
     def waiting(place: Path, loop: str, which: int) -> float:
         store = store_in(place, kind=kind)
-        return float(run_on(loop, memory.waiters, store, settings.count(10_000))[which])
+        found = alone(run_on, loop, memory.waiters, store, settings.count(10_000))
+        return float(found[which])
 
     once = ("asyncio",)
     goal = Goal(figure=10, at_most=True)

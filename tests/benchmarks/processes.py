@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-__all__ = ["Process", "rss_of", "worker"]
+__all__ = ["Process", "alone", "rss_of", "worker"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Process:
@@ -66,6 +71,13 @@ def worker(store: str, loop: str, queues: str = "default") -> Iterator[Process]:
         finally:
             assert running.stdin is not None
             running.stdin.close()
+
+
+def alone(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Call a function in a new process, whose memory nobody has used before."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
+        return pool.submit(work, *args, **kwargs).result()
 
 
 def rss_of(pid: int) -> float:

@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import os
 import signal
-import sqlite3
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import anyio
 
-from sitq import RetryPolicy, TaskQueue, Worker, call, current_task, task
+from sitq import BackendConnectionError, RetryPolicy, TaskQueue, Worker, call, current_task, task
 from sitq.ids import TaskId
 from sitq.testing import FakeClock
-from tests.faults.breaking import arm
-from tests.faults.places import backend_at
+from tests.faults.breaking import arm, stand_still
+from tests.faults.places import backend_at, query
 
 LOG = -1
 
@@ -43,6 +41,18 @@ async def note(seconds: float) -> int:
     """Log the start, wait, give the epoch back."""
     write("start", current_task().id, epoch())
     await anyio.sleep(seconds)
+    return epoch()
+
+
+@task
+async def linger(seconds: float) -> int:
+    """Wait in the first attempt; log when each began and ended."""
+    write("start", current_task().id, epoch())
+    write("began", epoch(), time.monotonic())
+    try:
+        await anyio.sleep(seconds if epoch() == 1 else 0)
+    finally:
+        write("ended", epoch(), time.monotonic())
     return epoch()
 
 
@@ -100,6 +110,32 @@ async def fail_once() -> int:
     return epoch()
 
 
+def connected(database: str) -> Any:
+    """A connection of the user's own to the server of a store."""
+    import psycopg
+
+    where, _, schema = database.partition("#")
+    return psycopg.connect(where, options=f"-c search_path={schema}")
+
+
+@task
+def complete(database: str, breaks: str) -> int:
+    """Complete itself; the first worker dies before or after the commit, or stands still there."""
+    write("start", current_task().id, epoch())
+    with connected(database) as connection:
+        connection.execute("INSERT INTO notes VALUES ('paid')")
+        current_task().complete_in_sync(connection, epoch())
+        if breaks == "after":
+            connection.commit()
+        if epoch() == 1:
+            write("broken", os.getpid())
+            if breaks != "stands still":
+                os._exit(9)
+            stand_still()
+        connection.commit()
+    return epoch()
+
+
 async def enqueuer(database: str, settings: dict[str, float]) -> None:
     """Enqueue a few tasks in one call, and say so."""
     async with TaskQueue(backend_at(database)) as queue:
@@ -111,10 +147,28 @@ async def enqueuer(database: str, settings: dict[str, float]) -> None:
 async def canceller(database: str, settings: dict[str, float]) -> None:
     """Cancel all tasks that are not final."""
     async with TaskQueue(backend_at(database)) as queue:
-        with closing(sqlite3.connect(database)) as connection:
-            ids = connection.execute("SELECT id FROM tasks WHERE finished_at IS NULL").fetchall()
-        for (task_id,) in ids:
+        for (task_id,) in query(database, "SELECT id FROM tasks WHERE finished_at IS NULL"):
             write("cancelled", await queue.cancel(TaskId(task_id)))
+
+
+async def reserver(database: str, settings: dict[str, float]) -> None:
+    """Reserve what is due, and no more."""
+    backend = backend_at(database)
+    await backend.open()
+    for each in (await backend.reserve("gone", ["default"], 9, 30.0)).tasks:
+        write("reserved", each.id)
+
+
+async def binder(database: str, settings: dict[str, float]) -> None:
+    """Enqueue a task in a transaction of its own, and die before or after the commit."""
+    async with TaskQueue(backend_at(database)) as queue:
+        with connected(database) as connection:
+            connection.execute("INSERT INTO notes VALUES ('ordered')")
+            await queue.bind(connection).enqueue(note, 0.0)
+            if settings["commits"]:
+                connection.commit()
+            write("broken", os.getpid())
+            os._exit(9)
 
 
 async def sweeper(database: str, settings: dict[str, float]) -> None:
@@ -150,28 +204,39 @@ async def stop_on(signals: AsyncIterator[signal.Signals], one: Worker) -> None:
 
 
 async def producer(database: str, settings: dict[str, float]) -> None:
-    """Enqueue for ever, and log what was acknowledged."""
+    """Enqueue for ever, and log what was acknowledged; go on without the store if told to."""
     pause, ttl = settings.get("pause", 0.005), settings.get("result_ttl")
+    trouble = (BackendConnectionError,) if settings.get("stubborn") else ()
     async with TaskQueue(backend_at(database)) as queue:
         write("ready", os.getpid())
         number = 0
         while True:
             number += 1
-            if number % 10 == 0:
-                ids = await queue.enqueue_many([call(note, 0.001) for _ in range(5)])
-            else:
-                function = note if number % 2 else note_in_thread
-                kept = queue.options(result_ttl=ttl)
-                ids = [await kept.enqueue(function, 0.001 * (number % 7))]
+            try:
+                ids = await enqueue(queue, number, ttl)
+            except trouble:
+                write("refused", number)
+                ids = []
             for task_id in ids:
                 write("acknowledged", task_id)
             await anyio.sleep(pause)
 
 
+async def enqueue(queue: TaskQueue, number: int, ttl: float | None) -> list[TaskId[int]]:
+    """Enqueue a task of one of two kinds, and now and then five in one call."""
+    if number % 10 == 0:
+        return await queue.enqueue_many([call(note, 0.001) for _ in range(5)])
+    function = note if number % 2 else note_in_thread
+    kept = queue.options(result_ttl=ttl)
+    return [await kept.enqueue(function, 0.001 * (number % 7))]
+
+
 ROLES = {
+    "binder": binder,
     "canceller": canceller,
     "enqueuer": enqueuer,
     "producer": producer,
+    "reserver": reserver,
     "sweeper": sweeper,
     "worker": worker,
 }

@@ -6,29 +6,34 @@ import os
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import NamedTuple
 
 import anyio
 import pytest
 
-from sitq import SQLiteBackend, TaskQueue, Worker, call
+from sitq import SQLiteBackend, TaskQueue, Worker
 from sitq.backends.sqlite import _schema, _sql
-from sitq.testing import FakeClock
 from tests.faults import crew
 from tests.faults.breaking import point
+from tests.faults.crashes import (
+    AGAIN,
+    LOOPS,
+    NEW,
+    ONCE,
+    RUNNING,
+    Crash,
+    State,
+    alternating,
+    die,
+    fill,
+    finish_the_work,
+    reserve,
+    states,
+)
 from tests.faults.crews import ROOT, Crew, query
-
-State = tuple[str, int, int, int]  # status, epoch, attempts, crashes
-
-NEW: State = ("pending", 0, 0, 0)
-RUNNING: State = ("in_progress", 1, 1, 0)
-
-
-LOOPS = ["asyncio", "trio"]
 
 
 @pytest.fixture(params=LOOPS)
@@ -38,82 +43,6 @@ def company(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Crew]:
     yield company
     company.disband()
 
-
-def states(database: Path) -> list[State]:
-    """What became of each task; the file is whole."""
-    assert query(database, "PRAGMA integrity_check") == [("ok",)]
-    assert query(database, "PRAGMA foreign_key_check") == []
-    sql = "SELECT status, epoch, attempts, crashes FROM tasks ORDER BY seq"
-    found = [(str(a), int(str(b)), int(str(c)), int(str(d))) for a, b, c, d in query(database, sql)]
-    leases = query(database, "SELECT epoch FROM leases ORDER BY seq")
-    assert leases == [(state[1],) for state in found if state[0] == "in_progress"]
-    return found
-
-
-def die(company: Crew, role: str, place: str, text: str, **settings: float) -> None:
-    """Have a process die at a point, and make sure that it died there."""
-    member = company.hire(role, point("die", place, text), **settings)
-    member.wait_for("broken")
-    assert member.process.wait(20) == 9
-
-
-def fill(company: Crew, *functions: Callable[[], object]) -> None:
-    """Enqueue one task of each function."""
-
-    async def main() -> None:
-        async with TaskQueue(SQLiteBackend(company.database)) as queue:
-            await queue.enqueue_many([call(function) for function in functions])
-
-    anyio.run(main)
-
-
-def reserve(company: Crew, limit: int) -> None:
-    """Reserve tasks for a worker that will never be heard of again."""
-
-    async def main() -> None:
-        backend = SQLiteBackend(company.database)
-        await backend.open()
-        assert len((await backend.reserve("gone", ["default"], limit, 30.0)).tasks) == limit
-        await backend.close()
-
-    anyio.run(main)
-
-
-def finish_the_work(company: Crew) -> list[State]:
-    """Let the leases of the dead end, and run what is left on the same loop."""
-
-    async def main() -> None:
-        later = FakeClock(datetime.now(UTC) + timedelta(minutes=1))
-        backend = SQLiteBackend(company.database, clock=later)
-        await backend.open()
-        await backend.sweep(max_crashes=3)
-        await backend.close()
-        with anyio.fail_after(20):
-            while query(company.database, "SELECT 1 FROM tasks WHERE finished_at IS NULL"):
-                await Worker(SQLiteBackend(company.database)).drain()
-
-    crew.LOG = os.open(os.devnull, os.O_WRONLY)
-    try:
-        anyio.run(main, backend=company.loop)
-    finally:
-        os.close(crew.LOG)
-    return states(company.database)
-
-
-class Crash(NamedTuple):
-    """A point, and what is expected of the tasks: when the process died, and in the end."""
-
-    name: str
-    functions: Sequence[Callable[[], object]]
-    role: str
-    place: str
-    text: str
-    found: list[State]
-    after: list[State]
-
-
-ONCE: State = ("success", 1, 1, 0)
-AGAIN: State = ("success", 2, 1, 1)
 
 CRASHES = [
     Crash("enqueue, before the commit", (), "enqueuer", "commit", _sql._INSERT_COLUMNS, [], []),
@@ -172,14 +101,8 @@ CRASHES = [
 ]  # fmt: skip
 
 
-# A commit happens in the database thread, whatever the loop: one loop each is enough for a short
-# run, so that "before" is on one loop and "after" on the other.
-CASES = [
-    (loop, crash)
-    for number, crash in enumerate(CRASHES)
-    for place, loop in enumerate(LOOPS)
-    if "SITQ_SOAK" in os.environ or (number + place) % 2 == 0
-]
+# A commit happens in the database thread, whatever the loop: one loop each does for a short run.
+CASES = alternating(CRASHES)
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import anyio
 
 from sitq.backends.postgres import PostgresBackend
 from sitq.ids import new_task_id
 from sitq.models import Lease, Outcome, OutcomeKind, Task
 from tests.postgres.servers import new_schema
 
-__all__ = ["make_outcome", "new_task", "opened"]
+if TYPE_CHECKING:
+    from sitq.backends.postgres._driver import Link
+
+__all__ = ["at_rest", "make_outcome", "new_task", "opened"]
 
 
 def new_task(**options: Any) -> Task:
@@ -45,4 +50,14 @@ async def opened(where: str, schema: str = "", **options: Any) -> PostgresBacken
     await backend.finish([Outcome.success(task.lease, b"") for task in taken[:1]])
     await backend.finish([Outcome.failure(task.lease, "no") for task in taken[1:]])
     await backend.get_tasks([task_id])
+    await at_rest(backend)
     return backend
+
+
+async def at_rest(backend: PostgresBackend) -> Link:
+    """Its one connection, once no notification is under way that would be lost first."""
+    database = backend._users.use().database
+    with anyio.fail_after(20):
+        while database.teller._late or database.pool._room.locked():  # noqa: ASYNC110
+            await anyio.sleep(0.002)
+    return database.pool._idle[0]

@@ -18,7 +18,7 @@ from sitq.backends.postgres import _database, _driver
 from sitq.ids import new_task_id
 from sitq.models import Lease, LeaseState, Outcome, OutcomeKind
 from tests.postgres.proxies import Proxy
-from tests.postgres.samples import make_outcome, new_task, opened
+from tests.postgres.samples import at_rest, make_outcome, new_task, opened
 
 pytestmark = pytest.mark.anyio
 
@@ -161,11 +161,7 @@ async def test_a_server_that_falls_silent_is_given_up_in_time(
 
 async def test_the_system_is_asked_to_notice_a_server_that_has_vanished(proxy: Proxy) -> None:
     backend = await opened(proxy.dsn)
-    idle = backend._users.use().database.pool._idle
-    with anyio.fail_after(20):
-        while not idle:  # noqa: ASYNC110 - a notification may be under way
-            await anyio.sleep(0.002)
-    link = next(iter(idle))
+    link = await at_rest(backend)
     plug = link._connection._transport.get_extra_info("socket")
     assert plug.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
     assert plug.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 10_000

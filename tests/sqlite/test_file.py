@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from sitq.backends.sqlite import SQLiteBackend, _schema
+from sitq.backends.sqlite import SQLiteBackend
 from sitq.backends.sqlite._work import Work
 from sitq.errors import (
     BackendConnectionError,
@@ -24,21 +24,9 @@ from sitq.errors import (
     UsageError,
     ValidationError,
 )
-from sitq.ids import new_task_id
-from sitq.models import Task
+from tests.sqlite.samples import make_store, some_task
 
 pytestmark = pytest.mark.anyio
-
-
-def some_task(**options: Any) -> Task:
-    return Task(id=new_task_id(), function="tests:nothing", payload=b"\x92\x90\x80", **options)
-
-
-async def make_store(path: Path, tasks: int = 1) -> None:
-    backend = SQLiteBackend(path)
-    await backend.open()
-    await backend.enqueue([some_task() for _ in range(tasks)])
-    await backend.close()
 
 
 async def refused(path: Path, kind: type[BackendError], text: str) -> None:
@@ -219,69 +207,6 @@ async def test_a_full_database_is_a_typed_error_and_heals(tmp_path: Path) -> Non
     assert len(await backend.enqueue([some_task()])) == 1
     assert (await backend.reserve("w", ["default"], 100, 30.0)).wait is None
     await backend.close()
-
-
-async def test_the_schema_is_that_of_the_migrations(tmp_path: Path) -> None:
-    await make_store(tmp_path / "q.db")
-    statement = "SELECT name, sql FROM sqlite_schema WHERE name NOT LIKE 'sqlite_%' ORDER BY name"
-    with (
-        closing(sqlite3.connect(tmp_path / "q.db")) as stored,
-        closing(sqlite3.connect(":memory:")) as replayed,
-    ):
-        for _, script in _schema.migrations():
-            replayed.executescript(script)
-        assert stored.execute(statement).fetchall() == replayed.execute(statement).fetchall() != []
-
-
-async def test_an_older_store_is_migrated_once_while_others_wait(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "q.db"
-    await make_store(path)
-    later = (*_schema.migrations(), (2, "ALTER TABLE leases ADD COLUMN colour TEXT;"))
-    monkeypatch.setattr(_schema, "migrations", lambda: later)
-    errors: list[BaseException] = []
-    barrier = threading.Barrier(8)
-
-    def migrate() -> None:
-        try:
-            with closing(sqlite3.connect(path, isolation_level=None, timeout=10)) as connection:
-                barrier.wait()
-                _schema.migrate(connection, str(path))
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=migrate) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
-    backend = SQLiteBackend(path)
-    await backend.open()
-    assert len((await backend.reserve("w", ["default"], 5, 30.0)).tasks) == 1
-    await backend.close()
-    with closing(sqlite3.connect(path)) as connection:
-        assert connection.execute("PRAGMA user_version").fetchone() == (2,)
-        columns = [row[1] for row in connection.execute("PRAGMA table_info(leases)")]
-        assert columns.count("colour") == 1
-
-
-async def test_a_failed_migration_leaves_the_file_as_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "q.db"
-    await make_store(path)
-    broken = (2, "ALTER TABLE leases ADD COLUMN colour TEXT; CREATE TABLE tasks (x);")
-    later = (*_schema.migrations(), broken)
-    with monkeypatch.context() as patch:
-        patch.setattr(_schema, "migrations", lambda: later)
-        with pytest.raises(BackendError, match="already exists"):
-            await SQLiteBackend(path).open()
-    with closing(sqlite3.connect(path)) as connection:
-        assert connection.execute("PRAGMA user_version").fetchone() == (1,)
-        columns = [row[1] for row in connection.execute("PRAGMA table_info(leases)")]
-        assert "colour" not in columns
 
 
 async def test_one_instance_serves_one_loop_at_a_time(

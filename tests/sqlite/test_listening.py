@@ -41,7 +41,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
             def inotify_init1(self, flags: int) -> int:
                 return -1
 
-        monkeypatch.setattr("ctypes.CDLL", lambda *_, **__: NoLibrary())
+        monkeypatch.setattr(_bell, "_libc", NoLibrary)
     name: str = request.param
     return name
 

@@ -57,7 +57,6 @@ PLANS = {
     "STORED": BY_ID,
     "INSERT_UNIQUE_TOLD": None,
     "SUCCEED_TOLD": BY_ID,
-    "DELETE_LEASE_OF": BY_KEY,
     "SEEN": BY_ID,
 }
 # Asked for by hand, now and then: it looks through the index of what is final.

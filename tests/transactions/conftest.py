@@ -10,6 +10,7 @@ import pytest
 from sitq import TaskQueue
 from tests.transactions.kinds import ASYNCIO_ONLY, KINDS, POSTGRES, Own, opened
 from tests.transactions.places import Place, PostgresPlace
+from tests.transactions.scene import Scene
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -35,6 +36,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     """Where the store is: where the kind of connection leads to, or in a file."""
     kind = request.getfixturevalue("kind") if "kind" in request.fixturenames else None
     place = PostgresPlace() if kind in POSTGRES else Place(tmp_path / "q.db")
+    Scene.begin(place)
     yield place
     place.remove()
 
@@ -51,4 +53,5 @@ async def own(queue: TaskQueue, place: Place, kind: str) -> AsyncIterator[Own]:
     """The user's connection."""
     place.prepare()
     async with opened(kind, place) as own:
+        Scene.own = own
         yield own

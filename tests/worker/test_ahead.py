@@ -116,13 +116,14 @@ async def test_a_task_that_blocks_the_loop_makes_none_start_that_has_expired(
         soon = datetime.now(UTC) + timedelta(seconds=1)
         expiring = await queue.options(expires_at=soon).enqueue(mark, "expired")
         timed = await queue.options(timeout=0.5).enqueue(mark, "timed")
-        await Worker(backend, max_concurrency=1).drain()
+        begun = await Worker(backend, max_concurrency=1).drain()
         result = await queue.get_result(timed, 20)
         assert result is not None
         left = queue.deserialize_result(result)
         await backend.sweep(max_crashes=3)
         assert (await queue.get_task(expiring)).status is TaskStatus.EXPIRED
     assert STARTED == ["timed"]
+    assert begun == 102  # what was handed back unbegun does not count
     assert left is not None
     assert 0 < left <= 0.5  # counted from the start of the attempt
 

@@ -32,6 +32,7 @@ pytestmark = pytest.mark.anyio
 
 NOTE: ContextVar[str] = ContextVar("note", default="nothing")
 WORKERS: list[Worker] = []
+CANCELLED = threading.Event()
 
 
 async def leave_a_note(text: str) -> str:
@@ -57,14 +58,14 @@ def leave_a_note_in_a_thread(text: str) -> str:
 async def cancel_my_asyncio_task() -> str:
     task = asyncio.current_task()
     assert task is not None
-    task.cancel()
+    cancel(task)
     return "returned"
 
 
 async def cancel_my_asyncio_task_later() -> str:
     task = asyncio.current_task()
     assert task is not None
-    asyncio.get_running_loop().call_soon(task.cancel)
+    asyncio.get_running_loop().call_soon(cancel, task)
     return "returned"
 
 
@@ -72,8 +73,20 @@ async def cancel_my_asyncio_task_after_waiting() -> str:
     task = asyncio.current_task()
     assert task is not None
     await asyncio.sleep(0)
-    asyncio.get_running_loop().call_later(0.005, task.cancel)
+    asyncio.get_running_loop().call_later(0.005, cancel, task)
     return "returned"
+
+
+def cancel(task: asyncio.Task[object]) -> None:
+    task.cancel()
+    CANCELLED.set()
+
+
+async def be_there_when_it_happens() -> str:
+    while not CANCELLED.is_set():
+        await checkpoint()
+    await checkpoint()
+    return "unharmed"
 
 
 async def innocent() -> str:
@@ -118,11 +131,12 @@ async def test_a_task_that_cancels_its_asyncio_task_harms_no_other(
     if anyio_backend == "trio":
         pytest.skip("trio has no such call")
     assert callable(function)
+    CANCELLED.clear()
     async with TaskQueue(SQLiteBackend(tmp_path / "q.db")) as queue:
         quick = [call(leave_a_note, "x") for _ in range(50)]  # so that others are reserved ahead
         await queue.enqueue_many(quick)
         odd = await queue.enqueue(function)
-        ids = await queue.enqueue_many([call(innocent) for _ in range(5)])
+        ids = await queue.enqueue_many([call(be_there_when_it_happens) for _ in range(5)])
         with anyio.fail_after(20):
             await Worker(SQLiteBackend(tmp_path / "q.db"), max_concurrency=1).drain()
         for task_id in ids:
@@ -150,17 +164,32 @@ async def numbers() -> AsyncGenerator[int, None]:
             yield number
 
 
+async def numbers_beside_a_task() -> AsyncGenerator[int, None]:
+    async with anyio.create_task_group() as group:
+        group.start_soon(checkpoint)
+        yield 0
+
+
 async def leave_a_generator_open() -> str:
-    generator = numbers()
-    OPEN.append(generator)
-    async for _ in generator:
-        break
+    OPEN.append(generator := numbers())
+    await anext(generator)
+    return "returned"
+
+
+async def leave_a_group_open() -> str:
+    OPEN.append(generator := numbers_beside_a_task())
+    await anext(generator)
     return "returned"
 
 
 @pytest.mark.parametrize(
     ("function", "arguments"),
-    [(leave_a_scope_open, (60.0,)), (leave_a_scope_open, (0.0,)), (leave_a_generator_open, ())],
+    [
+        (leave_a_scope_open, (60.0,)),
+        (leave_a_scope_open, (0.0,)),
+        (leave_a_generator_open, ()),
+        (leave_a_group_open, ()),
+    ],
 )
 async def test_a_task_that_leaves_a_scope_open_harms_no_other(
     tmp_path: Path,
@@ -186,7 +215,7 @@ async def test_a_task_that_leaves_a_scope_open_harms_no_other(
             await worker.stop()
     for each in OPEN:
         if isinstance(each, AsyncGenerator):
-            with suppress(RuntimeError):
+            with suppress(RuntimeError, BaseExceptionGroup):
                 await each.aclose()
     OPEN.clear()
 

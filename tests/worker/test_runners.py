@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import anyio.lowlevel
 import pytest
 
 from sitq import SQLiteBackend, TaskQueue, TaskStatus, Worker, call
+from sitq.worker._runner import Runner
 from sitq.worker._runners import Runners
 
 pytestmark = pytest.mark.anyio
@@ -22,6 +24,10 @@ MET: list[int] = []
 
 async def nothing() -> None:
     pass
+
+
+async def leave_a_scope_open() -> None:
+    anyio.CancelScope().__enter__()
 
 
 async def endless() -> None:
@@ -59,14 +65,14 @@ async def test_tasks_that_never_wait_need_one_runner(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runners = 0
-    run = Runners._run
+    run = Runner.run
 
-    async def counted(self: Runners, first: Any) -> None:
+    async def counted(self: Runner) -> None:
         nonlocal runners
         runners += 1
-        await run(self, first)
+        await run(self)
 
-    monkeypatch.setattr(Runners, "_run", counted)
+    monkeypatch.setattr(Runner, "run", counted)
     ended = await drained(tmp_path / "q.db", [call(nothing)] * 50, max_concurrency=50)
     assert ended == {TaskStatus.SUCCESS}
     assert runners == 1
@@ -82,6 +88,23 @@ async def test_plain_functions_run_at_the_same_time(tmp_path: Path) -> None:
     calls = [call(meet_in_thread)] * TOGETHER
     ended = await drained(tmp_path / "q.db", calls, max_concurrency=TOGETHER)
     assert ended == {TaskStatus.SUCCESS}
+
+
+@pytest.mark.parametrize("function", [nothing, leave_a_scope_open])
+async def test_an_error_of_sitq_itself_is_not_taken_for_a_scope_that_a_task_left_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: Callable[[], Awaitable[None]]
+) -> None:
+    def take(*_: object, **__: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(Runners, "take", take)
+    with pytest.raises(ExceptionGroup) as raised:
+        await drained(tmp_path / "q.db", [call(function)])
+    error: BaseException = raised.value
+    while isinstance(error, ExceptionGroup):
+        (error,) = error.exceptions
+    # trio refuses to leave the scope around it, with the bug as the context.
+    assert "a bug" in {str(error), str(error.__context__)}
 
 
 async def test_what_waits_behind_a_task_that_is_cancelled_runs_to_its_end(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from sitq.models import Outcome, RetryPolicy
 from sitq.retry import Retry, backoff, wants_retry
 from sitq.signing import unseal
 from sitq.worker._errors import error_text, traceback_text
+from sitq.worker._fallbacks import Fallback
 from sitq.worker._isolation import Isolation, is_cancelled_by
-from sitq.worker._reporter import Fallback
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -132,9 +132,9 @@ class Heartbeats:
             for lease, state in zip(leases, states, strict=True):
                 if lease not in self._renewed:
                     continue
-                if state is not LeaseState.LOST:
+                if state in {LeaseState.HELD, LeaseState.CANCEL_REQUESTED}:
                     self._renewed[lease] = asked_at
-                if state is not LeaseState.HELD:
+                if state in {LeaseState.LOST, LeaseState.CANCEL_REQUESTED}:
                     told.append((lease, state))
         for lease, state in told:
             self._loop.call_soon(partial(self._tell, lease, state))

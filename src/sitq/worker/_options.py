@@ -6,7 +6,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sitq.models import PositiveSeconds, QueueName, RetryPolicy, Seconds
+from sitq._fields import PositiveSeconds, QueueName, Seconds
+from sitq.models import RetryPolicy
 
 __all__ = ["WorkerOptions"]
 

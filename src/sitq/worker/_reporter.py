@@ -14,32 +14,20 @@ from sitq.errors import (
     BackendError,
     BackendFullError,
 )
-from sitq.models import Outcome
+from sitq.worker._fallbacks import Fallback, Fallbacks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sitq.models import Lease
+    from sitq.models import Lease, Outcome
     from sitq.protocols import Backend
 
-__all__ = ["Fallback", "Reporter", "Streak"]
+__all__ = ["Reporter", "Streak"]
 
 _log: Final = logging.getLogger(__name__)
 
 _PASSING: Final = (BackendBusyError, BackendConnectionError, BackendFullError)
 _GROUP: Final = 1000
-
-
-class Fallback(Outcome):
-    """What becomes of a task that completed itself in a transaction that was not committed.
-
-    If it was committed, the store refuses this, and that is as it should be.
-    """
-
-    @classmethod
-    def of(cls, outcome: Outcome) -> Fallback:
-        """The same outcome, expected to be refused."""
-        return cls(**dict(outcome))
 
 
 class Streak:
@@ -85,9 +73,13 @@ class Reporter:
         self._empty = anyio.Event()
         self._empty.set()
         self._streak = Streak("store outcomes", longest=2.0)
+        self._fallbacks = Fallbacks(backend, done, self._streak)
 
     def add(self, outcome: Outcome) -> None:
         """Have an outcome written soon."""
+        if isinstance(outcome, Fallback):
+            self._fallbacks.add(outcome)
+            return
         self._waiting.append(outcome)
         if len(self._waiting) == 1 and not self._writing:
             self._update()
@@ -104,9 +96,7 @@ class Reporter:
 
     def expects_refusal(self, lease: Lease) -> bool:
         """Tell if what waits for a lease is there only in case that its success was rolled back."""
-        return any(
-            isinstance(outcome, Fallback) and outcome.lease == lease for outcome in self._waiting
-        )
+        return lease in self._fallbacks
 
     def _update(self) -> None:
         """Bring the two events in line with what waits."""
@@ -122,15 +112,23 @@ class Reporter:
     async def written(self) -> None:
         """Return once nothing waits to be written."""
         await self._empty.wait()
+        await self._fallbacks.written()
 
     async def run(self) -> None:
         """Write what comes, for ever."""
-        while True:
-            await self._added.wait()
-            await self.flush()
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._fallbacks.run)
+            while True:
+                await self._added.wait()
+                await self._flush()
 
     async def flush(self) -> None:
-        """Write all that waits; a cancellation never cuts a write in two."""
+        """Write all that waits, once `run` has ended."""
+        await self._flush()
+        await self._fallbacks.flush()
+
+    async def _flush(self) -> None:
+        """Write what waits; a cancellation never cuts a write in two."""
         if self._writing:
             await self._empty.wait()
             return
@@ -178,7 +176,7 @@ class Reporter:
 
     def _settle(self, group: list[Outcome], accepted: list[bool]) -> None:
         for outcome, was_accepted in zip(group, accepted, strict=True):
-            if not was_accepted and not isinstance(outcome, Fallback):
+            if not was_accepted:
                 _log.warning(
                     "task %s: the %s of epoch %d came after its lease was lost; it changed nothing",
                     outcome.task_id,

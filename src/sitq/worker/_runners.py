@@ -1,4 +1,4 @@
-"""The runners: a bounded number of coroutines that run one reserved task after another.
+"""The runners: how many there are, and what is reserved for them.
 
 Tasks that end quickly are reserved ahead, so that the next ones are there when a runner is
 free: no trip to the store, and no new coroutine, for each. Those ahead are few enough to start
@@ -7,17 +7,16 @@ within a moment; if they do not, they are handed back for other workers.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
-import anyio.lowlevel
 
 from sitq.models import Outcome, OutcomeKind
 from sitq.worker._execution import End, Execution
-from sitq.worker._isolation import OpenScopes, shake_off_cancellation
+from sitq.worker._runner import Runner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,11 +39,6 @@ _MOST_AHEAD: Final = 500
 _SECONDS_AHEAD: Final = 0.02
 # What still waits after so many seconds is handed back.
 _PATIENCE: Final = 0.25
-# How many tasks a runner runs, or for how many seconds, before the rest of the loop gets its turn.
-_TURN: Final = 20
-_LONG_TURN: Final = 0.005
-# How long after no thread could be had a plain function is tried again, in seconds.
-_NO_THREAD: Final = 1.0
 # For so many seconds after it met a task that was lost before, a worker reserves none ahead.
 _WARY: Final = 1.0
 # The weight of the last duration in the running mean.
@@ -85,6 +79,8 @@ class Runners:
         self._report = report
         self._note = note
         self._freed = freed
+        # How many attempts have begun.
+        self.started = 0
         self._threads = anyio.CapacityLimiter(options.max_concurrency)
         self._ahead: deque[tuple[Execution, float]] = deque()
         self._running: dict[Lease, Execution] = {}
@@ -93,7 +89,6 @@ class Runners:
         # Runners that will look for their next task without waiting for anything.
         self._awake = 0
         self._mean: float | None = None
-        self._last = 0.0
         self._wary_until = float("-inf")
 
     @property
@@ -168,112 +163,57 @@ class Runners:
     def _start(self) -> bool:
         if not self._ahead or self.idle_places <= 0:
             return False
+        self._awake += 1
+        self.hand_over(self._next())
+        return True
+
+    def _next(self) -> Execution:
         execution, _ = self._ahead.popleft()
         self._running[execution.lease] = execution
-        self._awake += 1
-        self._group.start_soon(self._run, execution)
-        return True
+        self.started += 1
+        return execution
+
+    def hand_over(self, execution: Execution) -> None:
+        """Have a new runner run what was taken for it."""
+        on_asyncio = self._loop.asyncio is not None
+        runner = Runner(self, self._clock, execution, on_asyncio=on_asyncio)
+        self._group.start_soon(runner.run if on_asyncio else partial(_contain, runner))
 
     def _one_waits(self) -> None:
         """Let the next one begin while an attempt waits; in the loop."""
         self._awake -= 1
         self.start_next()
 
-    async def _run(self, first: Execution) -> None:
-        """One runner, to whom a task may do what it likes."""
-        current = [first]
-        try:
-            await self._run_each(current)
-        except RuntimeError:
-            # trio's word for a scope that a task has entered and never left.
-            _log.warning("a task left a cancel scope open; its runner is replaced")
-            self._conclude(current[0], _left_open(current[0]))
-            self._freed()
-        except BaseException:
-            self._conclude(current[0], current[0].interrupted())
-            raise
+    def take(self, *, follows: bool) -> Execution | None:
+        """What a runner runs next; ``None`` if that is none of its business any more.
 
-    async def _run_each(self, current: list[Execution]) -> None:
-        """Run a task, and then what waits; ``current`` is what is run at the moment."""
-        host = None if self._loop.asyncio is None else asyncio.current_task()
-        scopes = OpenScopes(host)
-        started = 0
-        execution: Execution | None = current[0]
-        while execution is not None:
-            # Entering a scope takes as long as a short task does: many tasks share one.
-            with anyio.CancelScope() as scope:
-                while execution is not None and not scope.cancel_called:
-                    current[0] = execution
-                    await self._execute(execution, scope, scopes)
-                    started += 1
-                    if not scope.cancel_called:
-                        execution = await self._following(execution, started, host)
-            if scope.cancel_called:
-                self._conclude(current[0], current[0].interrupted())
-                execution = await self._following(current[0], started, host)
-
-    async def _following(
-        self, done: Execution, started: int, host: asyncio.Task[Any] | None
-    ) -> Execution | None:
-        """What the runner runs next; ``None`` if that is none of its business any more.
-
-        A task may have left something behind that cancels the asyncio task it ran in: a timer or
-        a list of its own may still hold what ``asyncio.current_task()`` gave it.
+        Args:
+            follows: whether it has run another one before, in the same asyncio task.
         """
-        is_marked = host is not None and (await shake_off_cancellation(host) or done.suspended)
-        is_long = self._last > _LONG_TURN
-        if is_long:
-            self.hand_back()
-        if not is_marked and (started % _TURN == 0 or is_long):
-            # Functions that never wait must not keep the loop from everybody else.
-            await anyio.lowlevel.checkpoint()
         if not self._ahead or self.idle_places <= 0:
             self._awake -= 1
             self._freed()
             return None
-        execution, _ = self._ahead.popleft()
-        execution.follows = not is_marked
-        self._running[execution.lease] = execution
+        execution = self._next()
+        execution.follows = follows
         if len(self._ahead) < _MOST_AHEAD // 2:
             self._freed()
-        if is_marked:
-            self._group.start_soon(self._run, execution)
-            return None
         return execution
 
-    def _learn(self, seconds: float) -> None:
-        self._last = seconds
+    def settle(self, execution: Execution, seconds: float, *, gone: bool) -> None:
+        """Learn how long an attempt took; ``gone``: its runner ends with it."""
         mean = seconds if self._mean is None else self._mean
         # One long task is reason enough for caution, a short one is not for its opposite.
         self._mean = max(mean + (seconds - mean) * _WEIGHT, 0.0)
+        self._awake += execution.has_waited - gone
+        if execution.leave():
+            self._left.add(execution)
 
-    async def _execute(
-        self, execution: Execution, scope: anyio.CancelScope, scopes: OpenScopes
-    ) -> None:
-        start = self._clock.monotonic()
-        cancelled = True
-        try:
-            outcome = await execution.run(scope)
-            cancelled = False
-        except Exception as error:  # noqa: BLE001 - a worker never dies of a task
-            outcome = _not_run(execution, error)
-            cancelled = False
-        except anyio.get_cancelled_exc_class():
-            scopes.close(scope)
-            if anyio.current_effective_deadline() == float("-inf"):
-                raise
-            # Not the worker's cancellation.
-            outcome = _left_open(execution)
-            cancelled = False
-        finally:
-            scopes.close(scope)
-            self._learn(self._clock.monotonic() - start)
-            self._awake += execution.has_waited - (cancelled and not scope.cancel_called)
-            if execution.leave():
-                self._left.add(execution)
-        self._conclude(execution, outcome)
+    def free(self) -> None:
+        """Tell that there is room for more."""
+        self._freed()
 
-    def _conclude(self, execution: Execution, outcome: Outcome | None) -> None:
+    def conclude(self, execution: Execution, outcome: Outcome | None) -> None:
         """Report how an attempt has ended, unless that has been done."""
         if self._running.pop(execution.lease, None) is not None:
             if outcome is not None and outcome.kind is not OutcomeKind.SUCCESS:
@@ -355,18 +295,15 @@ class Runners:
                 self._freed = before
 
 
-def _not_run(execution: Execution, error: Exception) -> Outcome:
-    """The outcome of an attempt that sitq itself failed to run."""
-    lease = execution.lease
-    _log.error("task %s: sitq failed to run it", lease.task_id, exc_info=error)
-    if execution.found_no_thread:
-        return Outcome.miss(lease, _NO_THREAD)  # by no fault of the task's
-    return Outcome.failure(lease, f"{type(error).__name__}: sitq failed to run the task")
+async def _contain(runner: Runner) -> None:
+    """Run a runner on trio, which has a word of its own for a nursery that a task left open.
 
-
-def _left_open(execution: Execution) -> Outcome | None:
-    """The outcome of an attempt that was cancelled by a scope that some task has left open."""
-    outcome = execution.interrupted()
-    if outcome is None or execution.follows:
-        return outcome  # perhaps by one of the tasks before it: it is run once more
-    return Outcome.failure(execution.lease, "CancelledError: by a scope of the task's own")
+    It says it to the nursery around, once the runner has ended.
+    """
+    try:
+        async with anyio.create_task_group() as group:
+            group.start_soon(runner.run)
+    except ExceptionGroup:
+        if not runner.has_ended:
+            raise
+        _log.warning("a task left a nursery open; what runs in it is nobody's any more")

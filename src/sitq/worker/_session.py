@@ -10,6 +10,8 @@ import anyio.lowlevel
 from anyio import to_thread
 
 from sitq._loops import LoopRef, SharedEvent
+from sitq._names import shown
+from sitq.clock import within
 from sitq.models import LeaseState, Outcome
 from sitq.worker._errors import error_text
 from sitq.worker._execution import End
@@ -64,7 +66,6 @@ class Session:
         *,
         drain: bool,
     ) -> None:
-        self.started = 0
         self.finished: Final = SharedEvent()
         self._id = worker_id
         self._backend = backend
@@ -82,6 +83,11 @@ class Session:
         self._progressed = anyio.Event()
         self._beats = Heartbeats(backend, options.lease, self._loop, self._hear_of)
         self._reporter = Reporter(backend, self._beats.remove)
+
+    @property
+    def started(self) -> int:
+        """How many attempts have begun."""
+        return 0 if self._runners is None else self._runners.started
 
     def stop(self) -> None:
         """Reserve no more and come to an end; from any thread."""
@@ -196,7 +202,6 @@ class Session:
             if function is None:
                 self._reporter.add(_missed(task))
                 continue
-            self.started += 1
             try:
                 runners.launch(task, function)
             except Exception as error:  # noqa: BLE001 - a worker never dies of a task
@@ -222,14 +227,7 @@ class Session:
         pause = self._options.poll_interval
         if seconds is not None:
             pause = min(pause, seconds)
-        async with anyio.create_task_group() as group:
-            group.start_soon(self._alarm, pause, self._woken)
-            await self._woken.wait()
-            group.cancel_scope.cancel()
-
-    async def _alarm(self, seconds: float, event: anyio.Event) -> None:
-        await self._clock.sleep(seconds)
-        event.set()
+        await within(self._clock, pause, self._woken.wait)
 
     def _wake(self) -> None:
         self._woken.set()
@@ -287,7 +285,8 @@ class Session:
         """Give up leases that could not be renewed in time, and what waits for too long."""
         while True:
             for lease in self._beats.overdue():
-                self._lose(lease)
+                if not self._has_completed(lease):  # else, its own transaction may hold the task
+                    self._lose(lease)
             if self._runners is not None:
                 self._runners.hand_back()
                 self._runners.start_all()
@@ -337,15 +336,16 @@ def _missed(task: ReservedTask) -> Outcome:
         "give the worker its module or the function (Worker(tasks=[...])), "
         "or mark it with @task in a module that this process imports"
     )
+    name = shown(task.function)
     if task.misses + 1 >= _MAX_MISSES:
-        _log.warning("task %s failed: no worker knows %s; %s", task.id, task.function, advice)
-        text = f"UnknownFunctionError: no worker knows {task.function}: {advice}"
+        _log.warning("task %s failed: no worker knows %s; %s", task.id, name, advice)
+        text = f"UnknownFunctionError: no worker knows {name}: {advice}"
         return Outcome.failure(task.lease, text)
     delay = min(2.0**task.misses, _LONGEST_MISS_DELAY)
     _log.warning(
         "task %s: this worker does not know %s; put back for %g s; %s",
         task.id,
-        task.function,
+        name,
         delay,
         advice,
     )

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 import pydantic
 
+from sitq._fields import describe
 from sitq._ports import checked_backend, checked_serializer
 from sitq.context import CURRENT
 from sitq.errors import UsageError, ValidationError
-from sitq.models import DEFAULT_QUEUE, RetryPolicy, describe
+from sitq.models import DEFAULT_QUEUE, RetryPolicy
 from sitq.registry import Registry, known
 from sitq.worker._options import WorkerOptions
 from sitq.worker._session import Session

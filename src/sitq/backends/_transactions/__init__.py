@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from sitq.backends._transactions._joined import Joined
 from sitq.backends._transactions._kinds import link_to
 from sitq.backends._transactions._ports import Executor, Link, Row
 from sitq.backends._transactions._savepoint import savepoint
 
-__all__ = ["Executor", "Link", "Row", "link_to", "savepoint"]
+__all__ = ["Executor", "Joined", "Link", "Row", "link_to", "savepoint"]

@@ -12,7 +12,7 @@ from sitq.backends._batching import Request
 from sitq.backends._users import Users
 from sitq.backends.postgres import _units
 from sitq.backends.postgres._driver import Target, place_of
-from sitq.backends.postgres._finishing import finish
+from sitq.backends.postgres._finishing import finish, finish_all
 from sitq.backends.postgres._reserving import Reserve, reserve
 from sitq.backends.postgres._session import Session, Settings
 from sitq.backends.postgres._transaction import join
@@ -34,6 +34,8 @@ __all__ = ["PostgresBackend"]
 # With the name of a topic around it, it has to fit into the 63 bytes of a channel's name.
 _SCHEMA: Final = re.compile(r"[a-z_][a-z0-9_]{0,47}")
 _MOST_CONNECTIONS: Final = 1000
+_SHORTEST: Final = 0.001
+_LONGEST: Final = 86_400
 _MOST_TASKS: Final = 2**31 - 2
 
 
@@ -51,7 +53,8 @@ class PostgresBackend:
             it refuses both; that needs no more rights than the work itself.
         prepared_statements: False behind a pooler that gives each transaction another
             connection, such as PgBouncer's ``pool_mode = transaction``.
-        statement_timeout: seconds that a statement may take; ``None``: what the server says.
+        statement_timeout: seconds, from 0.001, that a statement may take before the server ends
+            it, for a `BackendBusyError`; ``None``: what the server says.
         clock: a clock to judge by in tests; the server's unless given.
 
     Raises:
@@ -79,7 +82,7 @@ class PostgresBackend:
             raise ValidationError(f"pool_size: give an int (got {type(pool_size).__name__})")
         if not 1 <= pool_size <= _MOST_CONNECTIONS:
             raise ValidationError(f"pool_size: give 1 to {_MOST_CONNECTIONS}")
-        target = Target(dsn, prepared_statements, statement_timeout)
+        target = Target(dsn, prepared_statements, _checked_timeout(statement_timeout))
         self._settings: Final = Settings(target, schema, pool_size, migrate, clock)
         self._clock: Final[Clock] = SystemClock() if clock is None else clock
         self._users: Final = Users(self.__repr__, self._session, "they may share the schema")
@@ -112,7 +115,9 @@ class PostgresBackend:
 
     async def enqueue(self, tasks: Sequence[Task]) -> list[TaskId[Any]]:
         """See `sitq.protocols.Backend.enqueue`."""
-        return await self._users.use().database.write(_units.enqueue, tasks)
+        has_keys = any(task.unique_key is not None for task in tasks)
+        unit = _units.enqueue_unique if has_keys else _units.enqueue
+        return await self._users.use().database.write(unit, tasks)
 
     async def reserve(
         self, worker: str, queues: Sequence[str], limit: int, lease: float
@@ -126,7 +131,7 @@ class PostgresBackend:
 
     async def finish(self, outcomes: Sequence[Outcome]) -> list[bool]:
         """See `sitq.protocols.Backend.finish`."""
-        return await self._users.use().database.write(finish, outcomes)
+        return await self._users.use().database.judge(finish, outcomes)
 
     async def sweep(self, max_crashes: int, limit: int = 1000) -> Sweep:
         """See `sitq.protocols.Backend.sweep`."""
@@ -140,12 +145,12 @@ class PostgresBackend:
 
     async def cancel(self, task_id: TaskId[Any]) -> bool:
         """See `sitq.protocols.Backend.cancel`."""
-        return (await self._users.use().database.write(_units.cancel, (task_id,)))[0]
+        return (await self._users.use().database.judge(_units.cancel, (task_id,)))[0]
 
     async def set_progress(self, lease: Lease, progress: Progress) -> bool:
         """See `sitq.protocols.Backend.set_progress`."""
         note = (lease, progress)
-        return (await self._users.use().database.write(_units.set_progress, (note,)))[0]
+        return (await self._users.use().database.judge(_units.set_progress, (note,)))[0]
 
     async def get_tasks(self, task_ids: Sequence[TaskId[Any]]) -> list[TaskInfo | None]:
         """See `sitq.protocols.Backend.get_tasks`."""
@@ -181,4 +186,16 @@ def _hand_back(loop: LoopRef, reservations: list[Reservation]) -> Request[bool] 
     outcomes = [
         Outcome.release(task.lease) for reservation in reservations for task in reservation.tasks
     ]
-    return Request(loop, finish, outcomes) if outcomes else None
+    return Request(loop, finish_all, outcomes) if outcomes else None
+
+
+def _checked_timeout(seconds: object) -> float | None:
+    if seconds is None:
+        return None
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        kind = type(seconds).__name__
+        raise ValidationError(f"statement_timeout: give seconds as int or float (got {kind})")
+    if not _SHORTEST <= seconds <= _LONGEST:
+        message = f"statement_timeout: give {_SHORTEST} to {_LONGEST} seconds, or None for no limit"
+        raise ValidationError(message)
+    return float(seconds)

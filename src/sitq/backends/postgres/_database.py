@@ -1,7 +1,8 @@
 """The store's connections: what waits for one is gathered, and what was lost is found again.
 
-Three lanes, each with one statement under way at a time: enqueues, outcomes, and all that picks
-tasks for itself. So callers share statements, and the lanes do not wait for each other.
+Four lanes, each with one statement under way at a time: enqueues, those with unique keys, which may
+have to wait for a user's transaction, outcomes, and all that picks tasks for itself. So callers
+share statements, and the lanes do not wait for each other.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+import anyio
+
 from sitq.backends._batching import Request, TaskGroupCommit, Undo, join
 from sitq.backends.postgres import _sql
 from sitq.backends.postgres._driver import place_of
@@ -20,7 +23,13 @@ from sitq.backends.postgres._finishing import finish, finished_before
 from sitq.backends.postgres._pool import Pool
 from sitq.backends.postgres._reserving import reserve, reserved_before
 from sitq.backends.postgres._telling import Teller
-from sitq.backends.postgres._units import cancel, cancelled_before, enqueue, enqueued_before
+from sitq.backends.postgres._units import (
+    cancel,
+    cancelled_before,
+    enqueue,
+    enqueue_unique,
+    enqueued_before,
+)
 from sitq.backends.postgres._work import Work
 from sitq.errors import BackendConnectionError
 
@@ -49,6 +58,7 @@ _TRIES: Final = 5
 _BATCHED: Final[set[Callable[..., Any]]] = {enqueue, finish}
 _SEARCHES: Final[Mapping[Callable[..., Any], Callable[..., Awaitable[Any]]]] = {
     enqueue: enqueued_before,
+    enqueue_unique: enqueued_before,
     finish: finished_before,
     reserve: reserved_before,
     cancel: cancelled_before,
@@ -87,7 +97,8 @@ class Database:
         self.teller: Final = Teller(schema[0], self._tell, home.start)
         lane = partial(TaskGroupCommit, loop, home.start, home.tell, self._write)
         self._picking = lane()
-        self._lanes = {enqueue: lane(), finish: lane()}
+        # What waits for a key that an open transaction holds is in nobody else's way.
+        self._lanes = {enqueue: lane(), enqueue_unique: lane(), finish: lane()}
 
     async def write(
         self,
@@ -99,6 +110,23 @@ class Database:
         await self._picking.undone()
         lane = self._lanes.get(operation, self._picking)
         return await lane.submit(operation, items, undo)
+
+    async def judge(
+        self, operation: Callable[..., Awaitable[list[bool | None]]], items: Sequence[Any]
+    ) -> list[bool]:
+        """Carry out a unit of work again and again for what somebody else holds.
+
+        That is an open transaction, most likely. Its end is waited for by the caller alone.
+        """
+        answers = await self.write(operation, items)
+        pause = _FIRST_PAUSE / 10
+        while held := [place for place, answer in enumerate(answers) if answer is None]:
+            await anyio.sleep(random.uniform(pause / 2, pause))
+            pause = min(pause * 2, _LONGEST_PAUSE)
+            again = await self.write(operation, [items[place] for place in held])
+            for place, answer in zip(held, again, strict=True):
+                answers[place] = answer
+        return [answer is True for answer in answers]
 
     async def read(self, unit: Callable[..., Awaitable[T]], *parameters: Any) -> T:
         """Run a unit of work that changes nothing."""

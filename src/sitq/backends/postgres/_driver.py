@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -11,12 +12,13 @@ from urllib.parse import parse_qs, urlsplit
 import asyncpg
 
 from sitq.backends.postgres import _sql
-from sitq.backends.postgres._errors import LostError
+from sitq.backends.postgres._errors import POOLED, LostError
 from sitq.errors import ValidationError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
     from datetime import datetime
+    from urllib.parse import SplitResult
 
 __all__ = ["Link", "Row", "Target", "Transaction", "connect", "place_of"]
 
@@ -24,6 +26,8 @@ Row = Any
 
 _CONNECT_SECONDS: Final = 10.0
 _CLOSE_SECONDS: Final = 2.0
+# How long after a statement's time the server's word of it is waited for, in seconds.
+_GRACE: Final = 1.0
 # A peer that has vanished is noticed within about so many seconds.
 _VANISHED: Final = 10
 _PROBES: Final = 3
@@ -37,7 +41,6 @@ _SETTINGS: Final = {
     "jit": "off",
     "plan_cache_mode": "force_generic_plan",
 }
-_LOCAL: Final = "".join(f"SET LOCAL {name} = {value};" for name, value in _SETTINGS.items())
 # A server that does not hear of its client any more lets its locks go in as short a time.
 _SERVER_SIDE: Final = {
     "tcp_keepalives_idle": str(_VANISHED // 2),
@@ -55,6 +58,15 @@ _ARRAYS: Final = (
     (1022, "float8", 701),
     (1185, "timestamptz", 1184),
 )
+# Options of libpq's that asyncpg does not know: it would send them to the server.
+_FOREIGN: Final = {
+    "channel_binding", "client_encoding", "connect_timeout", "fallback_application_name",
+    "gssdelegation", "gssencmode", "hostaddr", "keepalives", "keepalives_count", "keepalives_idle",
+    "keepalives_interval", "load_balance_hosts", "replication", "require_auth", "requirepeer",
+    "sslcompression", "sslcrldir", "sslsni", "tcp_user_timeout",
+}  # fmt: skip
+_HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^:\[\]]*)(:[0-9]{0,5})?")
+_UNREADABLE: Final = "dsn: the URL cannot be read; percent-encode its parts"
 _GONE: Final = (
     OSError,
     EOFError,
@@ -89,18 +101,29 @@ def place_of(dsn: str) -> str:
     Raises:
         ValidationError: it is none.
     """
+    parts, options = _split(dsn)
+    user = f"{parts.username}@" if parts.username else ""
+    hosts = parts.netloc.rpartition("@")[2]
+    folder = "" if hosts else next(iter(options.get("host", ())), "")
+    return f"postgresql://{user}{hosts}{parts.path}" + (f" in {folder}" if folder else "")
+
+
+def _split(dsn: str) -> tuple[SplitResult, dict[str, list[str]]]:
     try:
         parts = urlsplit(dsn)
         options = parse_qs(parts.query)
-        port = f":{parts.port}" if parts.port else ""
     except ValueError:
-        raise ValidationError("dsn: the URL cannot be read; percent-encode its parts") from None
-    if parts.scheme not in {"postgres", "postgresql"}:
+        raise ValidationError(_UNREADABLE) from None
+    if parts.scheme not in {"postgres", "postgresql"} or "://" not in dsn:
         message = "dsn: give a URL like postgresql://user@host:5432/database"
         raise ValidationError(message)
-    user = f"{parts.username}@" if parts.username else ""
-    host = parts.hostname or next(iter(options.get("host", ())), "")
-    return f"postgresql://{user}{host}{port}{parts.path}"
+    hosts = parts.netloc.rpartition("@")[2].split(",")
+    # A password with a slash or the like in it would be taken for a part that may be shown.
+    if "@" in parts.path or parts.fragment or not all(map(_HOST.fullmatch, hosts)):
+        raise ValidationError(_UNREADABLE)
+    if foreign := _FOREIGN & options.keys():
+        raise ValidationError(f"dsn: the driver has no option {min(foreign)!r}; leave it out")
+    return parts, options
 
 
 class Transaction:
@@ -124,6 +147,9 @@ class Link:
     def __init__(self, connection: asyncpg.Connection, target: Target) -> None:
         self._connection = connection
         self._prepared = target.prepared
+        self._local = "".join(
+            f"SET LOCAL {name} = {value};" for name, value in (_SETTINGS | _limits(target)).items()
+        )
         self._process: tuple[int, datetime] | None = None
         self.lost: Final = asyncio.Event()
         connection.add_termination_listener(lambda _: self.lost.set())
@@ -148,7 +174,7 @@ class Link:
             if self._prepared:
                 return await self._connection.fetch(sql, *parameters)
             # A pooler may change the server's process between two transactions.
-            await self._connection.execute(f"BEGIN;{_LOCAL}")
+            await self._connection.execute(f"BEGIN;{self._local}")
             try:
                 rows = await self._connection.fetch(sql, *parameters)
             except BaseException:
@@ -189,10 +215,16 @@ class Link:
             raise LostError(_first_line(error)) from error
 
     async def identify(self) -> None:
-        """Ask the server which process of its own serves this connection."""
+        """Ask the server which process of its own serves this connection.
+
+        Raises:
+            LostError: another one than was told when it connected: there is a pooler.
+        """
         if self._prepared:
             rows = await self.fetch(_sql.WHOAMI)
             self._process = tuple(rows[0]) if rows else None
+            if rows and rows[0][0] != self._connection.get_server_pid():
+                raise LostError(POOLED)
 
     async def close(self) -> None:
         """Say good-bye, or hang up."""
@@ -214,23 +246,28 @@ async def connect(target: Target) -> Link:
         LostError: the server cannot be reached.
     """
     settings = {"application_name": "sitq"}
+    if "application_name" in _split(target.dsn)[1]:
+        settings = {}
     if target.prepared:
-        settings |= _SETTINGS | _SERVER_SIDE
+        settings |= _SETTINGS | _SERVER_SIDE | _limits(target)
     try:
         connection = await asyncpg.connect(
             target.dsn,
             timeout=_CONNECT_SECONDS,
             statement_cache_size=100 if target.prepared else 0,
-            command_timeout=target.timeout,
+            command_timeout=target.timeout and target.timeout + _GRACE,
             server_settings=settings,
         )
     except TimeoutError as error:
         raise LostError("the server did not answer in time") from error
-    except asyncpg.InterfaceError as error:
+    except (asyncpg.InterfaceError, ValueError) as error:
         # What the driver says of a URL may quote it.
         raise LostError("the driver cannot use this URL") from error.with_traceback(None)
     except _GONE as error:
-        raise LostError(_first_line(error)) from error
+        text = _first_line(error)
+        if "startup parameter" in text:  # PgBouncer takes few of them
+            text += f": {POOLED}"
+        raise LostError(text) from error
     link = Link(connection, target)
     try:
         _watch(connection)
@@ -240,6 +277,11 @@ async def connect(target: Target) -> Link:
         link.terminate()
         raise
     return link
+
+
+def _limits(target: Target) -> dict[str, str]:
+    """The time that a statement may take, as the server is told."""
+    return {"statement_timeout": f"{target.timeout * 1000:.0f}"} if target.timeout else {}
 
 
 def _watch(connection: asyncpg.Connection) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import TYPE_CHECKING, Final
 
 from sitq.backends.postgres import _sql
@@ -16,8 +17,11 @@ if TYPE_CHECKING:
     from sitq.models import Lease, Outcome
     from sitq.protocols import Topic
 
-__all__ = ["finish", "finished_before"]
+__all__ = ["finish", "finish_all", "finished_before"]
 
+_lease: Final = itemgetter(0)
+# In place of a status: somebody else holds the task.
+_HELD: Final = "held"
 _RETURNS: Final = {OutcomeKind.RETRY, OutcomeKind.RELEASE, OutcomeKind.MISS}
 _FINAL: Final = {
     OutcomeKind.SUCCESS: "success",
@@ -26,31 +30,61 @@ _FINAL: Final = {
 }
 
 
-async def finish(work: Work, outcomes: Sequence[Outcome]) -> list[bool]:
-    """End attempts, in one statement; of two outcomes for one lease the first is heard."""
+async def finish(work: Work, outcomes: Sequence[Outcome]) -> list[bool | None]:
+    """End attempts, in one statement; of two outcomes for one lease the first is heard.
+
+    ``None``: somebody else holds the task at this moment, and the outcome is to be sent again.
+    """
     if not outcomes:
         return []
+    firsts = _firsts(outcomes)
+    batch = list(firsts.values())
+    if all(outcome.kind is OutcomeKind.SUCCESS for outcome in batch):
+        # Who completes a task in a transaction of their own reports no success besides: nobody
+        # holds one of these for long.
+        rows = await _succeed(work, batch)
+    else:
+        rows = await _finish(work, batch, _sql.FINISH)
+    held = {(row[0], row[1]) for row in rows if row[2] == _HELD}
+    return _answers(outcomes, firsts, _accepted(work, rows), held)
+
+
+async def finish_all(work: Work, outcomes: Sequence[Outcome]) -> list[bool]:
+    """End attempts, in one statement that waits for whoever holds one of them."""
+    firsts = _firsts(outcomes)
+    rows = await _finish(work, list(firsts.values()), _sql.FINISH_ALL)
+    accepted = _accepted(work, rows)
+    return [answer is True for answer in _answers(outcomes, firsts, accepted)]
+
+
+def _firsts(outcomes: Sequence[Outcome]) -> dict[Lease, Outcome]:
+    """The outcomes that are heard, in one order everywhere: no batches lock each other out."""
     firsts: dict[Lease, Outcome] = {}
     for outcome in outcomes:
         firsts.setdefault(outcome.lease, outcome)
-    # In one order everywhere, so that two batches that meet do not lock each other out.
-    batch = [firsts[lease] for lease in sorted(firsts)]
-    if all(outcome.kind is OutcomeKind.SUCCESS for outcome in batch):
-        rows = await _succeed(work, batch)
-    else:
-        rows = await _finish(work, batch)
-    for row in rows:
-        work.changed.add("tasks" if row[2] == "pending" else "results")
-    accepted = {(row[0], row[1]) for row in rows}
-    return _answers(outcomes, accepted, firsts)
+    return dict(sorted(firsts.items(), key=_lease))
+
+
+def _accepted(work: Work, rows: list[Row]) -> set[tuple[str, int]]:
+    """The leases whose outcomes have counted; what has changed with them is noted."""
+    ended = [row for row in rows if row[2] != _HELD]
+    work.changed.update("tasks" if row[2] == "pending" else "results" for row in ended)
+    return {(row[0], row[1]) for row in ended}
 
 
 def _answers(
     outcomes: Sequence[Outcome],
-    accepted: Collection[tuple[str, int]],
     firsts: Mapping[Lease, Outcome],
-) -> list[bool]:
-    return [outcome.lease in accepted and firsts[outcome.lease] is outcome for outcome in outcomes]
+    accepted: Collection[tuple[str, int]],
+    held: Collection[tuple[str, int]] = (),
+) -> list[bool | None]:
+    answers: list[bool | None] = []
+    for outcome in outcomes:
+        is_first = firsts[outcome.lease] is outcome
+        answers.append(
+            None if is_first and outcome.lease in held else is_first and outcome.lease in accepted
+        )
+    return answers
 
 
 async def _succeed(work: Work, batch: list[Outcome]) -> list[Row]:
@@ -64,12 +98,12 @@ async def _succeed(work: Work, batch: list[Outcome]) -> list[Row]:
     )
 
 
-async def _finish(work: Work, batch: list[Outcome]) -> list[Row]:
+async def _finish(work: Work, batch: list[Outcome], statement: str) -> list[Row]:
     topics: set[Topic] = {"results"}
     if any(outcome.kind in _RETURNS for outcome in batch):
         topics.add("tasks")
     return await work.rows(
-        _sql.FINISH,
+        statement,
         work.moment,
         [outcome.task_id for outcome in batch],
         [outcome.epoch for outcome in batch],
@@ -82,26 +116,24 @@ async def _finish(work: Work, batch: list[Outcome]) -> list[Row]:
     )
 
 
-async def finished_before(work: Work, outcomes: Sequence[Outcome]) -> list[bool] | None:
+async def finished_before(work: Work, outcomes: Sequence[Outcome]) -> list[bool | None] | None:
     """What a `finish` whose answer was lost has done; ``None``: nothing.
 
-    A batch is one statement: while one of its attempts is open, none has been ended by it.
+    A batch is one statement. An attempt that is still open was passed over by it, or all are.
     """
     ids = [outcome.task_id for outcome in outcomes]
     rows = {row[0]: row[1:] for row in await work.rows(_sql.STANDINGS, ids)}
     open_ones = {(task_id, row[0]) for task_id, row in rows.items() if row[1] == "in_progress"}
-    if any(outcome.lease in open_ones for outcome in outcomes):
+    if all(outcome.lease in open_ones for outcome in outcomes):
         return None
     work.changed.update(("tasks", "results"))
-    firsts: dict[Lease, Outcome] = {}
-    for outcome in outcomes:
-        firsts.setdefault(outcome.lease, outcome)
+    firsts = _firsts(outcomes)
     accepted = {
         (outcome.task_id, outcome.epoch)
         for outcome in firsts.values()
         if outcome.task_id in rows and _bears(rows[outcome.task_id], outcome)
     }
-    return _answers(outcomes, accepted, firsts)
+    return _answers(outcomes, firsts, accepted, open_ones)
 
 
 def _bears(row: Row, outcome: Outcome) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sitq.backends._texts import UNREADABLE
 from sitq.backends.postgres import _sql
-from sitq.backends.postgres._finishing import finish
+from sitq.backends.postgres._finishing import finish_all
 from sitq.backends.postgres._rows import to_reserved
 from sitq.ids import TaskId
 from sitq.models import Lease, Outcome, Reservation
@@ -75,5 +75,5 @@ async def _readable(work: Work, rows: list[Row]) -> tuple[ReservedTask, ...]:
         except Exception:  # noqa: BLE001 - see above
             failures.append(Outcome.failure(Lease(TaskId(row[1]), row[4]), UNREADABLE))
     if failures:
-        await finish(work, failures)
+        await finish_all(work, failures)
     return tuple(tasks)

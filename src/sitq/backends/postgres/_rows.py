@@ -5,15 +5,13 @@ from __future__ import annotations
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
-from sitq.backends._texts import dump_headers, dump_policy, load_headers, load_policy
-from sitq.ids import TaskId
-from sitq.models import Progress, ReservedTask, Result, Task, TaskInfo
-from sitq.states import TaskStatus
+from sitq.backends._rows import Reader
+from sitq.backends._texts import dump_headers, dump_policy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sitq.backends.postgres._driver import Row
+    from sitq.models import Task
 
 __all__ = [
     "columns",
@@ -32,6 +30,12 @@ _all_but_payload: Final = attrgetter(
     "eta", "retry", "unique_key", "expires_at", "timeout", "retry_of", "headers",
 )  # fmt: skip
 _OTHERS: Final = slice(4, None)
+
+_reader: Final = Reader()
+to_info: Final = _reader.to_info
+to_reserved: Final = _reader.to_reserved
+to_result: Final = _reader.to_result
+to_task: Final = _reader.to_task
 
 
 def storable(text: str | None) -> str | None:
@@ -70,91 +74,3 @@ def columns(tasks: Sequence[Task]) -> list[list[Any]]:
         [dump_headers(task.headers) for task in tasks],
         [task.payload for task in tasks],
     ]
-
-
-def to_reserved(row: Row) -> ReservedTask:
-    """A row of a reservation."""
-    (_, task_id, function, queue, epoch, attempts, misses, crashes, eta, enqueued_at, timeout,
-     retry, headers, payload, _) = row  # fmt: skip
-    options = {} if headers is None else {"headers": load_headers(headers)}
-    return ReservedTask(
-        id=task_id,
-        function=function,
-        payload=payload,
-        queue=queue,
-        epoch=epoch,
-        attempt=attempts,
-        misses=misses,
-        crashes=crashes,
-        eta=eta,
-        enqueued_at=enqueued_at,
-        timeout=timeout,
-        retry=None if retry is None else load_policy(retry),
-        **options,
-    )
-
-
-def to_result(row: Row) -> Result[Any] | None:
-    """A row of the results; ``None`` if the task is not final."""
-    (task_id, finished_at, function, status, value, error, traceback, attempts, enqueued_at,
-     started_at) = row  # fmt: skip
-    if finished_at is None:
-        return None
-    return Result(
-        task_id=TaskId(task_id),
-        function=function,
-        status=TaskStatus(status),
-        value=value,
-        error=error,
-        traceback=traceback,
-        attempts=attempts,
-        enqueued_at=enqueued_at,
-        started_at=started_at,
-        finished_at=finished_at,
-    )
-
-
-def to_info(row: Row) -> TaskInfo:
-    """A row of all that is told of a task."""
-    (task_id, status, queue, function, priority, eta, attempts, crashes, progress, error, cancelled,
-     unique_key, retry_of, enqueued_at, started_at, finished_at, expires_at) = row  # fmt: skip
-    return TaskInfo(
-        task_id=task_id,
-        status=TaskStatus(status),
-        queue=queue,
-        function=function,
-        priority=priority,
-        eta=eta,
-        attempts=attempts,
-        crashes=crashes,
-        progress=None if progress is None else Progress.model_validate_json(progress),
-        error=error,
-        cancel_requested=cancelled,
-        unique_key=unique_key,
-        retry_of=retry_of,
-        enqueued_at=enqueued_at,
-        started_at=started_at,
-        finished_at=finished_at,
-        expires_at=expires_at,
-    )
-
-
-def to_task(row: Row) -> Task:
-    """A row of a task as it was enqueued."""
-    (task_id, function, payload, queue, priority, eta, timeout, retry, unique_key, expires_at,
-     result_ttl, headers, retry_of) = row  # fmt: skip
-    return Task(
-        id=task_id,
-        function=function,
-        payload=payload,
-        queue=queue,
-        priority=priority,
-        eta=eta,
-        timeout=timeout,
-        retry=None if retry is None else load_policy(retry),
-        unique_key=unique_key,
-        expires_at=expires_at,
-        result_ttl=result_ttl,
-        headers=load_headers(headers),
-        retry_of=retry_of,
-    )

@@ -132,7 +132,8 @@ SELECT id, epoch, status, (SELECT count(*) FROM told) FROM accepted
 """
 
 # End a batch of attempts, however they ended. Each row is locked before it is judged, so that a
-# cancellation is either seen here or comes later.
+# cancellation is either seen here or comes later; one that somebody else has locked is passed
+# over, and told as held.
 FINISH: Final = f"""
 WITH moment AS (SELECT {_MOMENT} AS now),
 mine AS (
@@ -145,7 +146,7 @@ mine AS (
                 $8::float8[]) AS batch (id, epoch, kind, value, error, traceback, delay)
          JOIN sitq.tasks ON tasks.id = batch.id
     WHERE tasks.lease_end IS NOT NULL AND tasks.epoch = batch.epoch
-    ORDER BY tasks.id FOR UPDATE OF tasks),
+    ORDER BY tasks.id FOR NO KEY UPDATE OF tasks SKIP LOCKED),
 accepted AS (
     UPDATE sitq.tasks SET
         status = CASE mine.kind WHEN 'success' THEN 'success' WHEN 'failure' THEN 'failed'
@@ -170,17 +171,26 @@ accepted AS (
     RETURNING tasks.id, tasks.epoch, tasks.status),
 told AS (SELECT pg_notify(channel, $9) FROM unnest($10::text[]) AS channel)
 SELECT id, epoch, status, (SELECT count(*) FROM told) FROM accepted
+UNION ALL
+SELECT tasks.id, tasks.epoch, 'held', 0
+FROM unnest($2::text[], $3::int8[]) AS batch (id, epoch) JOIN sitq.tasks ON tasks.id = batch.id
+WHERE tasks.lease_end IS NOT NULL AND tasks.epoch = batch.epoch
+  AND tasks.id NOT IN (SELECT id FROM mine)
 """
 
-# How tasks are, for a change of them whose answer was lost.
+# The same, but wait for what somebody else has locked.
+FINISH_ALL: Final = FINISH.replace(" SKIP LOCKED", "")
+
+# How tasks are, for a change of them whose answer was lost, or that was passed over.
 STANDINGS: Final = """
 SELECT id, epoch, status, error, cancel_requested FROM sitq.tasks WHERE id = ANY ($1::text[])
 """
 
-# Cancel a task that waits, or ask one that runs to end; tell how it was before.
+# Cancel a task that waits, or ask one that runs to end; tell how it was before. One that somebody
+# else has locked is passed over.
 CANCEL: Final = f"""
 WITH moment AS (SELECT {_MOMENT} AS now),
-found AS (SELECT id, status FROM sitq.tasks WHERE id = $2::text FOR UPDATE),
+found AS (SELECT id, status FROM sitq.tasks WHERE id = $2::text FOR NO KEY UPDATE SKIP LOCKED),
 changed AS (
     UPDATE sitq.tasks SET
         status = CASE found.status WHEN 'pending' THEN 'cancelled' ELSE tasks.status END,
@@ -196,18 +206,26 @@ SELECT status FROM found
 
 # -- leases ----------------------------------------------------------------------------------
 
-# Renew those leases of a batch whose epoch is current, and tell which of them are to end.
+# Renew those leases of a batch whose epoch is current, and tell which of them are to end. A task
+# that somebody else has locked is passed over.
 RENEW: Final = f"""
+WITH mine AS (
+    SELECT tasks.id, batch.epoch
+    FROM unnest($2::text[], $3::int8[]) AS batch (id, epoch)
+         JOIN sitq.tasks ON tasks.id = batch.id
+    WHERE tasks.lease_end IS NOT NULL AND tasks.epoch = batch.epoch
+    ORDER BY tasks.id FOR NO KEY UPDATE OF tasks SKIP LOCKED)
 UPDATE sitq.tasks SET lease_end = {_MOMENT} + make_interval(secs => $4::float8)
-FROM unnest($2::text[], $3::int8[]) AS batch (id, epoch)
-WHERE tasks.id = batch.id AND tasks.lease_end IS NOT NULL AND tasks.epoch = batch.epoch
-RETURNING tasks.id, tasks.epoch, tasks.cancel_requested
+FROM mine WHERE tasks.id = mine.id
+RETURNING tasks.id, mine.epoch, tasks.cancel_requested
 """
 
-# Note how far an attempt is.
+# Note how far an attempt is, unless somebody else has locked its task.
 SET_PROGRESS: Final = """
-UPDATE sitq.tasks SET progress = $3::text
-WHERE id = $1::text AND lease_end IS NOT NULL AND epoch = $2::int8 RETURNING id
+WITH mine AS (
+    SELECT id FROM sitq.tasks WHERE id = $1::text AND lease_end IS NOT NULL AND epoch = $2::int8
+    FOR NO KEY UPDATE SKIP LOCKED)
+UPDATE sitq.tasks SET progress = $3::text FROM mine WHERE tasks.id = mine.id RETURNING tasks.id
 """
 
 # -- sweep -----------------------------------------------------------------------------------

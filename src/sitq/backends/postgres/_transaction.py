@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from sitq.backends._transactions import link_to, savepoint
+from sitq.backends._transactions import Joined, link_to, savepoint
 from sitq.backends.postgres import _sql
 from sitq.backends.postgres._errors import state_of, translated
 from sitq.backends.postgres._rows import columns
@@ -15,7 +15,7 @@ from sitq.ids import TaskId
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
-    from sitq.backends._transactions import Executor, Link, Row
+    from sitq.backends._transactions import Executor, Row
     from sitq.backends.postgres._session import Session
     from sitq.models import Lease, Task
     from sitq.protocols import Topic
@@ -43,95 +43,64 @@ def join(connection: object, place: str, session: Callable[[], Session]) -> Tran
     return _Joined(link, place, session)
 
 
-class _Joined:
-    """The user's transaction.
+class _Joined(Joined["Session"]):
+    """A transaction on PostgreSQL."""
 
-    Args:
-        link: the connection.
-        place: the store, for texts.
-        session: what is open of the backend, or an error.
-    """
+    async def _within(
+        self,
+        executor: Executor,
+        session: Session,
+        work: Callable[[Executor, Session], Coroutine[Any, Any, T]],
+    ) -> T:
+        async def unit() -> T:
+            await self._check(executor, session)
+            return await work(executor, session)
 
-    def __init__(self, link: Link, place: str, session: Callable[[], Session]) -> None:
-        self._link: Final = link
-        self._place: Final = place
-        self._session: Final = session
-        self._checked: Session | None = None
+        await executor.begin()
+        return await savepoint(executor, unit())
 
-    @property
-    def blocking(self) -> bool:
-        """See `sitq.transactions.Transaction.blocking`."""
-        return self._link.blocking
-
-    async def enqueue(self, tasks: Sequence[Task]) -> list[TaskId[Any]]:
-        """See `sitq.transactions.Transaction.enqueue`."""
-        if not tasks:
-            return []
-        is_keyed = any(task.unique_key is not None for task in tasks)
-        statement = _sql.INSERT_UNIQUE if is_keyed else _sql.INSERT_BATCH
-        rows = await self._tell("enqueue", "tasks", statement, *columns(tasks))
-        return [TaskId(holder) for holder in rows[0][0]] if is_keyed else [t.id for t in tasks]
-
-    async def succeed(self, lease: Lease, value: bytes) -> bool:
-        """See `sitq.transactions.Transaction.succeed`."""
-        batch = ([lease.task_id], [lease.epoch], [value])
-        return bool(await self._tell("complete", "results", _sql.SUCCEED, *batch))
-
-    async def _tell(self, name: str, topic: Topic, statement: str, *values: object) -> list[Row]:
-        """Run a statement that tells of a change; the server does so at the commit."""
-        session = self._session()
-        clock = session.settings.clock
-        channels = [
-            channel
-            for channel, each in channels_of(session.settings.schema).items()
-            if each == topic
-        ]
-        moment = None if clock is None else clock.now()
-        wish = (moment, *values, _TOLD, channels)
-
-        async def unit(executor: Executor) -> list[Row]:
-            await executor.begin()
-            return await savepoint(executor, self._do(executor, session, statement, wish))
-
-        return await self._translated(name, self._link.run(unit))
-
-    async def _do(
-        self, executor: Executor, session: Session, statement: str, wish: Sequence[object]
-    ) -> list[Row]:
-        await self._check(executor, session)
-        return await executor.fetch(session.statements[statement], wish)
-
-    async def _check(self, executor: Executor, session: Session) -> None:
-        """Make sure, once, that the connection leads to the store's own database.
-
-        Raises:
-            UsageError: it leads to another one.
-        """
-        if self._checked is session:
-            return
+    async def _find(self, executor: Executor, session: Session) -> None:
         schema = session.settings.schema
         ((is_there,),) = await executor.fetch(_sql.IS_THERE, (schema,))
         if is_there:
             rows = await executor.fetch(session.statements[_sql.BIRTH])
             if [tuple(row) for row in rows] == session.birth:
-                self._checked = session
                 return
         raise UsageError(
             f"bind: the connection leads to another database than {self._place}: "
             "what must be committed together belongs in one database"
         )
 
-    async def _translated(self, name: str, work: Coroutine[Any, Any, T]) -> T:
-        try:
-            return await work
-        except SitqError:
-            raise
-        except Exception as error:
-            told = _told(name, self._place, error)
-            if told is None:
-                raise
-            # The drivers' texts may quote rows and keys.
-            raise told from None
+    async def _store(
+        self, tasks: Sequence[Task], executor: Executor, session: Session
+    ) -> list[TaskId[Any]]:
+        is_keyed = any(task.unique_key is not None for task in tasks)
+        statement = _sql.INSERT_UNIQUE if is_keyed else _sql.INSERT_BATCH
+        rows = await _tell(executor, session, "tasks", statement, *columns(tasks))
+        return [TaskId(holder) for holder in rows[0][0]] if is_keyed else [t.id for t in tasks]
+
+    async def _complete(
+        self, lease: Lease, value: bytes, executor: Executor, session: Session
+    ) -> bool:
+        batch = ([lease.task_id], [lease.epoch], [value])
+        return bool(await _tell(executor, session, "results", _sql.SUCCEED, *batch))
+
+    def _told(self, operation: str, error: Exception) -> BaseException | None:
+        # No cause: the drivers' texts may quote rows and keys.
+        return None if isinstance(error, SitqError) else _told(operation, self._place, error)
+
+
+async def _tell(
+    executor: Executor, session: Session, topic: Topic, statement: str, *values: object
+) -> list[Row]:
+    """Run a statement that tells of a change; the server does so at the commit."""
+    clock = session.settings.clock
+    channels = [
+        channel for channel, each in channels_of(session.settings.schema).items() if each == topic
+    ]
+    moment = None if clock is None else clock.now()
+    wish = (moment, *values, _TOLD, channels)
+    return await executor.fetch(session.statements[statement], wish)
 
 
 class _ServerError(Exception):

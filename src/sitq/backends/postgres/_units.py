@@ -6,7 +6,8 @@ A unit takes a batch and gives one answer an item. What may be asked for by many
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+import asyncio
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sitq.backends._texts import LOST_ERROR
 from sitq.backends.postgres import _sql
@@ -17,7 +18,7 @@ from sitq.models import Lease, LeaseState, Progress, Result, Task, TaskInfo
 from sitq.protocols import Sweep
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from sitq.backends.postgres._work import Work
 
@@ -27,6 +28,7 @@ __all__ = [
     "cancel",
     "cancelled_before",
     "enqueue",
+    "enqueue_unique",
     "enqueued_before",
     "get_results",
     "get_stored",
@@ -36,6 +38,12 @@ __all__ = [
     "set_progress",
     "sweep",
 ]
+
+
+# A renewal looks again at what somebody else holds, after these shares of the lease; in seconds,
+# the longest pause.
+_PAUSES: Final = (0.02, 0.04)
+_SHORT_PAUSE: Final = 0.05
 
 
 class SweepLimits(NamedTuple):
@@ -53,7 +61,7 @@ class Prune(NamedTuple):
 
 
 async def enqueue(work: Work, tasks: Sequence[Task]) -> list[TaskId[Any]]:
-    """Store tasks; a unique key that is held gives its holder's id."""
+    """Store tasks that have no unique keys."""
     if not tasks:
         return []
     work.changed.add("tasks")
@@ -70,10 +78,18 @@ async def enqueue(work: Work, tasks: Sequence[Task]) -> list[TaskId[Any]]:
             payloads = [task.payload for task in tasks]
             await work.rows(_sql.INSERT_ALIKE, work.moment, ids, *common, payloads, token, channels)
         return [task.id for task in tasks]
+    await work.rows(_sql.INSERT_BATCH, work.moment, *columns(tasks), token, channels)
+    return [task.id for task in tasks]
+
+
+async def enqueue_unique(work: Work, tasks: Sequence[Task]) -> list[TaskId[Any]]:
+    """Store tasks of which some have unique keys; one that is held gives its holder's id.
+
+    It waits for the end of an open transaction that has stored one of the keys.
+    """
+    work.changed.add("tasks")
+    token, channels = work.news(["tasks"])
     fields = columns(tasks)
-    if all(task.unique_key is None for task in tasks):
-        await work.rows(_sql.INSERT_BATCH, work.moment, *fields, token, channels)
-        return [task.id for task in tasks]
     rows = await work.rows(_sql.INSERT_UNIQUE, work.moment, *fields, token, channels)
     return [TaskId(holder) for holder in rows[0][0]]
 
@@ -91,25 +107,45 @@ async def enqueued_before(work: Work, tasks: Sequence[Task]) -> list[TaskId[Any]
         return [task.id for task in tasks]
     # Those that are missing gave way to holders of their keys: it is safe to ask for them again.
     missing = [task for task in tasks if task.id not in stored]
-    holders = iter(await enqueue(work, missing))
+    holders = iter(await enqueue_unique(work, missing))
     return [task.id if task.id in stored else next(holders) for task in tasks]
 
 
 async def renew(work: Work, leases: Sequence[Lease], seconds: float) -> list[LeaseState]:
     """Renew the leases that are current and tell of each how it stands."""
-    wanted = sorted(set(leases))
-    rows = await work.rows(
-        _sql.RENEW,
-        work.moment,
-        [lease.task_id for lease in wanted],
-        [lease.epoch for lease in wanted],
-        seconds,
-    )
-    current = {
-        (task_id, epoch): LeaseState.CANCEL_REQUESTED if cancelled else LeaseState.HELD
-        for task_id, epoch, cancelled in rows
-    }
-    return [current.get(lease, LeaseState.LOST) for lease in leases]
+    states: dict[tuple[str, int], LeaseState] = {}
+    left = set(leases)
+    # What is at a task now is over in a moment, most often.
+    for pause in (0.0, *(min(_SHORT_PAUSE, share * seconds) for share in _PAUSES)):
+        await asyncio.sleep(pause)
+        wanted = sorted(left)
+        rows = await work.rows(
+            _sql.RENEW,
+            work.moment,
+            [lease.task_id for lease in wanted],
+            [lease.epoch for lease in wanted],
+            seconds,
+        )
+        for task_id, epoch, cancelled in rows:
+            state = LeaseState.CANCEL_REQUESTED if cancelled else LeaseState.HELD
+            states[task_id, epoch] = state
+        left = await _passed_over(work, (lease for lease in wanted if lease not in states))
+        if not left:
+            break
+    states |= dict.fromkeys(left, LeaseState.UNKNOWN)
+    return [states.get(lease, LeaseState.LOST) for lease in leases]
+
+
+async def _passed_over(work: Work, leases: Iterable[Lease]) -> set[Lease]:
+    """Those that a statement has found locked, of the leases that it has not told of.
+
+    An epoch is current for one stretch of time: what is current now has been so then.
+    """
+    missed = set(leases)
+    if not missed:
+        return missed
+    rows = await work.rows(_sql.STANDINGS, [lease.task_id for lease in missed])
+    return missed & {Lease(row[0], row[1]) for row in rows if row[2] == "in_progress"}
 
 
 async def sweep(work: Work, limits: Sequence[SweepLimits]) -> list[Sweep]:
@@ -132,11 +168,13 @@ async def prune(work: Work, wishes: Sequence[Prune]) -> list[int]:
     return [len(rows)]
 
 
-async def cancel(work: Work, task_ids: Sequence[TaskId[Any]]) -> list[bool]:
-    """Cancel a task that waits; ask one that runs to end."""
+async def cancel(work: Work, task_ids: Sequence[TaskId[Any]]) -> list[bool | None]:
+    """Cancel a task that waits; ask one that runs to end. ``None``: somebody else holds it."""
     (task_id,) = task_ids
     rows = await work.rows(_sql.CANCEL, work.moment, task_id)
     if not rows:
+        if await work.rows(_sql.STANDINGS, [task_id]):
+            return [None]
         raise TaskNotFoundError(f"no task has the id {task_id}")
     status = rows[0][0]
     if status == "pending":
@@ -158,11 +196,13 @@ async def cancelled_before(work: Work, task_ids: Sequence[TaskId[Any]]) -> list[
     return [True]
 
 
-async def set_progress(work: Work, notes: Sequence[tuple[Lease, Progress]]) -> list[bool]:
-    """Note the progress of an attempt that is current."""
+async def set_progress(work: Work, notes: Sequence[tuple[Lease, Progress]]) -> list[bool | None]:
+    """Note the progress of an attempt that is current. ``None``: somebody else holds the task."""
     ((lease, progress),) = notes
     text = progress.model_dump_json()
-    return [bool(await work.rows(_sql.SET_PROGRESS, lease.task_id, lease.epoch, text))]
+    if await work.rows(_sql.SET_PROGRESS, lease.task_id, lease.epoch, text):
+        return [True]
+    return [None if await _passed_over(work, (lease,)) else False]
 
 
 async def get_tasks(work: Work, task_ids: Sequence[TaskId[Any]]) -> list[TaskInfo | None]:

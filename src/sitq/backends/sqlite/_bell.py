@@ -12,12 +12,13 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, Self
+from functools import cache
+from typing import TYPE_CHECKING, Final
 
 import anyio
 
 if TYPE_CHECKING:
-    from types import TracebackType
+    import ctypes
 
     from sitq.protocols import Topic
 
@@ -32,7 +33,15 @@ _EVENTS: Final[dict[Topic, int]] = {
     "results": _IN_ATTRIB,
     "cancels": _IN_CLOSE_WRITE,
 }
+_READ: Final = 65536
 _CAN_WATCH: Final = sys.platform == "linux"
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    import ctypes
+
+    return ctypes.CDLL(None, use_errno=True)
 
 
 class Bell:
@@ -74,36 +83,44 @@ class Watch:
     """
 
     def __init__(self, path: str, topic: Topic) -> None:
+        self._file: int | None = None
         if not _CAN_WATCH:
             raise OSError("this platform has no inotify")
         import ctypes
 
-        libc = ctypes.CDLL(None, use_errno=True)
-        self._file: int = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-        if self._file < 0:
+        libc = _libc()
+        file = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        if file < 0:
             raise OSError(ctypes.get_errno(), "inotify_init1")
-        if libc.inotify_add_watch(self._file, os.fsencode(path), _EVENTS[topic]) < 0:
+        self._file = file
+        if libc.inotify_add_watch(file, os.fsencode(path), _EVENTS[topic]) < 0:
             number = ctypes.get_errno()
             self.close()
             raise OSError(number, "inotify_add_watch", path)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __del__(self) -> None:
+        """Close the file of a watcher that nobody has closed."""
         self.close()
 
     def close(self) -> None:
-        """Stop watching."""
-        os.close(self._file)
+        """Stop watching. Calling it twice is fine.
+
+        It takes milliseconds: the kernel waits until nobody can be about to report an event.
+        """
+        file, self._file = self._file, None
+        if file is not None:
+            os.close(file)
+
+    def forget(self) -> None:
+        """Take no notice of what has rung so far."""
+        if self._file is not None:
+            with suppress(BlockingIOError):
+                while os.read(self._file, _READ):
+                    pass
 
     async def wait(self) -> None:
         """Return once the bell has rung since the last return, or since the start."""
+        if self._file is None:
+            raise anyio.ClosedResourceError
         await anyio.wait_readable(self._file)
-        with suppress(BlockingIOError):
-            os.read(self._file, 65536)
+        self.forget()

@@ -72,7 +72,7 @@ def _finish_one(work: Work, outcome: Outcome) -> bool:
         work.execute(_sql.SET_MISSED, {"seq": seq, "eta": eta})
     else:
         _set_final(work, seq, kind, outcome)
-    work.execute(_sql.DELETE_LEASE, (seq,))
+    work.execute(_sql.DELETE_LEASE, {"seq": seq})
     work.changed.add("results" if kind in _FINAL else "tasks")
     return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -71,6 +72,9 @@ class Listeners:
         self._loop = loop
         self._bell = bell
         self._look = None if bell is None else look
+        self._lock = threading.Lock()
+        self._kept: dict[Topic, Watch] = {}
+        self._closed = False
         self._ears: dict[Topic, set[_Ear]] = {
             "tasks": set(),
             "results": set(),
@@ -92,8 +96,10 @@ class Listeners:
         """Listen from now on."""
         watch = self._watch(topic)
         if watch is not None:
-            with watch:
+            try:
                 yield watch
+            finally:
+                self._keep(topic, watch)
             return
         ear = _Ear(self._look)
         self._ears[topic].add(ear)
@@ -105,7 +111,28 @@ class Listeners:
     def _watch(self, topic: Topic) -> Watch | None:
         if self._bell is None:
             return None
+        with self._lock:
+            watch = self._kept.pop(topic, None)
+        if watch is not None:
+            watch.forget()
+            return watch
         try:
             return Watch(self._bell, topic)
         except OSError:  # no inotify, or none left of what the system allows
             return None
+
+    def _keep(self, topic: Topic, watch: Watch) -> None:
+        """Keep a watcher for the next who listens: one that is closed takes long to end."""
+        with self._lock:
+            if not self._closed and topic not in self._kept:
+                self._kept[topic] = watch
+                return
+        watch.close()
+
+    def close(self) -> None:
+        """Keep no watchers any more; from any thread."""
+        with self._lock:
+            self._closed = True
+            kept, self._kept = self._kept, {}
+        for watch in kept.values():
+            watch.close()

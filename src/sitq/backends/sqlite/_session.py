@@ -135,6 +135,7 @@ class Session:
 
     def _disconnected(self) -> None:
         """Give the bell up; in the database thread, so that a cancelled opening does it too."""
+        self.listeners.close()
         bell, self._bell = self._bell, None
         if bell is not None:
             bell.close()

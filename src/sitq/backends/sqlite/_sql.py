@@ -74,11 +74,12 @@ SELECT priority FROM tasks WHERE status = 'pending' AND queue = ? AND priority <
 ORDER BY priority DESC LIMIT 1
 """
 
-# Tasks as one JSON text: for each row that came by itself, the thread would have to ask for the
-# interpreter's lock again, behind a busy event loop. Large payloads are left out.
+# Tasks as they are once they have been reserved, in one JSON text: for each row that came by
+# itself, the thread would have to ask for the interpreter's lock again, behind a busy event loop.
+# Large payloads are left out.
 _AS_JSON: Final = """
 SELECT json_group_array(json_array(
-    seq, id, function, queue, epoch, attempts, misses, crashes, eta, enqueued_at,
+    seq, id, function, queue, epoch + 1, attempts + 1, misses, crashes, eta, enqueued_at,
     CASE WHEN timeout IS NOT NULL THEN printf('%!.17g', timeout) END, retry, headers,
     CASE WHEN length(payload) <= 4096 THEN hex(payload) END))
 """
@@ -191,7 +192,7 @@ WHERE seq = :seq
 
 # End one lease.
 DELETE_LEASE: Final = """
-DELETE FROM leases WHERE seq = ?
+DELETE FROM leases WHERE seq = :seq
 """
 
 # -- leases ----------------------------------------------------------------------------------
@@ -310,7 +311,7 @@ FROM json_each(:rows) AS batch JOIN tasks ON tasks.id = batch.value
 # A task as it was enqueued.
 STORED: Final = """
 SELECT id, function, payload, queue, priority, eta, timeout, retry, unique_key, expires_at,
-       result_ttl, headers, retry_of
+       result_ttl / 1e6, headers, retry_of
 FROM tasks WHERE id = ?
 """
 
@@ -335,11 +336,6 @@ UPDATE tasks SET status = 'success', value = :value, error = NULL, traceback = N
                  finished_at = :now, delete_at = {_DELETE_AT}
 WHERE id = :id AND status = 'in_progress' AND epoch = :epoch
 RETURNING seq
-"""
-
-# End its lease.
-DELETE_LEASE_OF: Final = """
-DELETE FROM leases WHERE seq = :seq
 """
 
 # A number that changes when another connection has committed.

@@ -6,7 +6,7 @@ import os
 import sqlite3
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from sitq.backends._transactions import link_to, savepoint
+from sitq.backends._transactions import Joined, link_to, savepoint
 from sitq.backends.sqlite import _sql
 from sitq.backends.sqlite._errors import is_busy, translated
 from sitq.backends.sqlite._file import MEMORY
@@ -18,7 +18,7 @@ from sitq.ids import TaskId
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
-    from sitq.backends._transactions import Executor, Link
+    from sitq.backends._transactions import Executor
     from sitq.backends.sqlite._session import Session
     from sitq.models import Lease, Task
     from sitq.transactions import Transaction
@@ -47,94 +47,69 @@ def join(connection: object, path: str, session: Callable[[], Session]) -> Trans
     return _Joined(link, path, session)
 
 
-class _Joined:
-    """The user's transaction.
+class _Joined(Joined["Session"]):
+    """A transaction on a SQLite file."""
 
-    Args:
-        link: the connection.
-        path: the store's file, for texts.
-        session: what is open of the backend, or an error.
-    """
-
-    def __init__(self, link: Link, path: str, session: Callable[[], Session]) -> None:
-        self._link: Final = link
-        self._path: Final = path
-        self._session: Final = session
-        self._checked: Session | None = None
-
-    @property
-    def blocking(self) -> bool:
-        """See `sitq.transactions.Transaction.blocking`."""
-        return self._link.blocking
-
-    async def enqueue(self, tasks: Sequence[Task]) -> list[TaskId[Any]]:
-        """See `sitq.transactions.Transaction.enqueue`."""
-
-        async def work(executor: Executor, session: Session) -> list[TaskId[Any]]:
-            now = to_micros(session.clock.now())
-            if any(task.unique_key is not None for task in tasks):
-                ids = await savepoint(executor, _insert_unique(executor, tasks, now))
-            else:
-                await executor.fetch(_sql.INSERT_BATCH, insert_values(tasks, now))
-                ids = [task.id for task in tasks]
-            new = {task.id for task in tasks}.intersection(ids)
-            if new:
-                session.expect("tasks", new.pop())  # where one is to be seen, all are
-            return ids
-
-        return await self._perform("enqueue", work) if tasks else []
-
-    async def succeed(self, lease: Lease, value: bytes) -> bool:
-        """See `sitq.transactions.Transaction.succeed`."""
-
-        async def work(executor: Executor, session: Session) -> bool:
-            values = {
-                "id": lease.task_id,
-                "epoch": lease.epoch,
-                "value": value,
-                "now": to_micros(session.clock.now()),
-            }
-            for (seq,) in await executor.fetch(_sql.SUCCEED_TOLD, values):
-                await executor.fetch(_sql.DELETE_LEASE_OF, {"seq": seq})
-                session.expect("results", lease.task_id)
-                return True
-            return False
-
-        return await self._perform("complete", work)
-
-    async def _perform(
-        self, name: str, work: Callable[[Executor, Session], Coroutine[Any, Any, T]]
+    async def _within(
+        self,
+        executor: Executor,
+        session: Session,
+        work: Callable[[Executor, Session], Coroutine[Any, Any, T]],
     ) -> T:
-        session = self._session()
+        await self._check(executor, session)
+        await executor.begin()
+        return await work(executor, session)
 
-        async def unit(executor: Executor) -> T:
-            await self._check(executor, session)
-            await executor.begin()
-            return await work(executor, session)
-
-        try:
-            return await self._link.run(unit)
-        except sqlite3.ProgrammingError as error:
-            raise UsageError(f"bind: the connection cannot be used here: {error}") from error
-        except sqlite3.Error as error:
-            raise _told(name, self._path, error) from error
-
-    async def _check(self, executor: Executor, session: Session) -> None:
-        """Make sure, once, that the connection has the store's file open.
-
-        Raises:
-            UsageError: it has another one.
-        """
-        if self._checked is session:
-            return
+    async def _find(self, executor: Executor, session: Session) -> None:
         for _, name, path in await executor.fetch(_sql.DATABASES, {}):
             if _as_text(name) == "main" and path and session.is_at(os.fsdecode(path)):
-                self._checked = session
                 return
         raise UsageError(
-            f"bind: the connection has another database open than {self._path}: "
+            f"bind: the connection has another database open than {self._place}: "
             "what must be committed together belongs in one file"
         )
+
+    async def _store(
+        self, tasks: Sequence[Task], executor: Executor, session: Session
+    ) -> list[TaskId[Any]]:
+        now = to_micros(session.clock.now())
+        if any(task.unique_key is not None for task in tasks):
+            ids = await savepoint(executor, _insert_unique(executor, tasks, now))
+        else:
+            await executor.fetch(_sql.INSERT_BATCH, insert_values(tasks, now))
+            ids = [task.id for task in tasks]
+        new = {task.id for task in tasks}.intersection(ids)
+        if new:
+            session.expect("tasks", new.pop())  # where one is to be seen, all are
+        return ids
+
+    async def _complete(
+        self, lease: Lease, value: bytes, executor: Executor, session: Session
+    ) -> bool:
+        values = {
+            "id": lease.task_id,
+            "epoch": lease.epoch,
+            "value": value,
+            "now": to_micros(session.clock.now()),
+        }
+        for (seq,) in await executor.fetch(_sql.SUCCEED_TOLD, values):
+            await executor.fetch(_sql.DELETE_LEASE, {"seq": seq})
+            session.expect("results", lease.task_id)
+            return True
+        return False
+
+    def _told(self, operation: str, error: Exception) -> BaseException | None:
+        if not isinstance(error, sqlite3.Error):
+            return None
+        told: BaseException
+        if isinstance(error, sqlite3.ProgrammingError):
+            told = UsageError(f"bind: the connection cannot be used here: {error}")
+        else:
+            told = translated(operation, self._place, error)
+            if is_busy(error):
+                told = type(told)(f"{told}{_READ_FIRST}")
+        told.__cause__ = error
+        return told
 
 
 async def _insert_unique(executor: Executor, tasks: Sequence[Task], now: int) -> list[TaskId[Any]]:
@@ -152,8 +127,3 @@ async def _insert_unique(executor: Executor, tasks: Sequence[Task], now: int) ->
 def _as_text(value: str | bytes) -> str:
     """A text, also where the connection's owner reads texts as bytes."""
     return value if isinstance(value, str) else bytes(value).decode()
-
-
-def _told(operation: str, path: str, error: sqlite3.Error) -> BaseException:
-    told = translated(operation, path, error)
-    return type(told)(f"{told}{_READ_FIRST}") if is_busy(error) else told

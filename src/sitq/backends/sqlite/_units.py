@@ -74,8 +74,8 @@ def enqueue(work: Work, tasks: list[Task]) -> list[TaskId[Any]]:
     work.changed.add("tasks")
     if any(task.unique_key is not None for task in tasks):
         return [_insert_unique(work, task) for task in tasks]
-    first = _shared(tasks[0])
-    if all(_shared(task) == first for task in tasks):
+    shared = [_shared(task) for task in tasks]
+    if shared.count(shared[0]) == len(tasks):
         _insert_alike(work, tasks)
     else:
         _insert(work, _sql.INSERT_BATCH, tasks)

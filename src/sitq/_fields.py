@@ -1,0 +1,95 @@
+"""What the fields of the models may hold, and how a refusal is told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Annotated, ClassVar, Final
+
+import pydantic
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+)
+
+__all__ = [
+    "MAX_PRIORITY",
+    "MIN_PRIORITY",
+    "NO_HEADERS",
+    "Count",
+    "ExceptionNames",
+    "FunctionName",
+    "Headers",
+    "Key",
+    "Model",
+    "Moment",
+    "PositiveSeconds",
+    "Priority",
+    "QueueName",
+    "Seconds",
+    "describe",
+]
+
+# A reservation looks at each priority that is in use, so their number is bounded.
+MIN_PRIORITY: Final = -100
+MAX_PRIORITY: Final = 100
+NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
+
+
+def _utc(moment: datetime) -> datetime:
+    return moment if moment.tzinfo is UTC else moment.astimezone(UTC)
+
+
+def _name_of_exception(entry: object) -> object:
+    if isinstance(entry, type) and issubclass(entry, BaseException):
+        return f"{entry.__module__}.{entry.__qualname__}"
+    return entry
+
+
+def _as_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+Moment = Annotated[AwareDatetime, AfterValidator(_utc)]
+QueueName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:/-]{1,128}$")]
+FunctionName = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,1024}$")]
+Key = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,256}$")]
+Seconds = Annotated[float, Field(ge=0, le=10 * 365 * 86400.0, allow_inf_nan=False)]
+PositiveSeconds = Annotated[float, Field(gt=0, le=10 * 365 * 86400.0, allow_inf_nan=False)]
+Headers = Annotated[
+    Mapping[str, str],
+    AfterValidator(lambda headers: MappingProxyType(dict(headers))),
+    PlainSerializer(dict, return_type=dict[str, str]),
+]
+ExceptionNames = Annotated[
+    tuple[Annotated[type[BaseException] | str, BeforeValidator(_name_of_exception)], ...],
+    BeforeValidator(_as_tuple),
+]
+Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
+Priority = Annotated[int, Field(ge=MIN_PRIORITY, le=MAX_PRIORITY)]
+
+
+class Model(BaseModel):
+    """Frozen and strict."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(
+        frozen=True,
+        strict=True,
+        extra="forbid",
+        defer_build=True,  # what a program does not use, its start does not pay for
+    )
+
+
+def describe(error: pydantic.ValidationError) -> str:
+    """Say in one line which field was refused, of what type the value was and why; no values."""
+    parts = []
+    for item in error.errors(include_url=False, include_context=False):
+        where = ".".join(str(step) for step in item["loc"]) or "value"
+        parts.append(f"{where}: {item['msg']} (got {type(item['input']).__name__})")
+    return "; ".join(parts)

@@ -1,0 +1,345 @@
+"""A process that dies at a named point leaves exactly the state before or after its statement.
+
+A unit of work is one statement: what the server has begun it ends, though nobody waits for it any
+more. Where several statements are one transaction, nothing counts until the commit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anyio
+import asyncpg
+import pytest
+
+from sitq import TaskQueue
+from sitq.backends.postgres import _sql
+from tests.faults import crew
+from tests.faults.breaking import point
+from tests.faults.crashes import (
+    AGAIN,
+    LOOPS,
+    NEW,
+    ONCE,
+    RUNNING,
+    Crash,
+    State,
+    alternating,
+    die,
+    fill,
+    finish_the_work,
+    reserve,
+    states,
+)
+from tests.faults.crews import ROOT, Crew, query
+from tests.faults.places import backend_at
+
+LONG = "SITQ_SOAK" in os.environ
+
+
+@pytest.fixture(params=LOOPS)
+def company(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Crew]:
+    """Processes on one of the two loops."""
+    company = Crew(request.param, tmp_path, "postgres")
+    yield company
+    company.disband()
+
+
+FAILED: State = ("failed", 1, 1, 0)
+CRASHES = [
+    Crash(
+        "enqueue, before it is asked",
+        (), "enqueuer", "at", _sql.INSERT_ALIKE, [], [],
+    ),
+    Crash(
+        "enqueue, when it is answered",
+        (), "enqueuer", "answered", _sql.INSERT_ALIKE, [NEW] * 3, [ONCE] * 3,
+    ),
+    Crash(
+        "reserve, before it is asked",
+        [crew.quick] * 3, "worker", "at", _sql.RESERVE, [NEW] * 3, [ONCE] * 3,
+    ),
+    Crash(
+        "reserve, when it is answered",
+        [crew.quick] * 3, "worker", "answered", _sql.RESERVE, [RUNNING] * 3, [AGAIN] * 3,
+    ),
+    Crash(
+        "success, before it is asked",
+        [crew.quick], "worker", "at", _sql.SUCCEED, [RUNNING], [AGAIN],
+    ),
+    Crash(
+        "success, when it is answered",
+        [crew.quick], "worker", "answered", _sql.SUCCEED, [ONCE], [ONCE],
+    ),
+    Crash(
+        "failure, before it is asked",
+        [crew.fail], "worker", "at", _sql.FINISH, [RUNNING], [("failed", 2, 1, 1)],
+    ),
+    Crash(
+        "failure, when it is answered",
+        [crew.fail], "worker", "answered", _sql.FINISH, [FAILED], [FAILED],
+    ),
+    Crash(
+        "retry, before it is asked",
+        [crew.fail_once], "worker", "at", _sql.FINISH, [RUNNING], [("success", 3, 2, 1)],
+    ),
+    Crash(
+        "retry, when it is answered",
+        [crew.fail_once], "worker", "answered", _sql.FINISH,
+        [("pending", 1, 1, 0)], [("success", 2, 2, 0)],
+    ),
+    Crash(
+        "cancel, before it is asked",
+        [crew.quick], "canceller", "at", _sql.CANCEL, [NEW], [ONCE],
+    ),
+    Crash(
+        "cancel, when it is answered",
+        [crew.quick], "canceller", "answered", _sql.CANCEL,
+        [("cancelled", 0, 0, 0)], [("cancelled", 0, 0, 0)],
+    ),
+]  # fmt: skip
+CASES = alternating(CRASHES)
+
+
+@pytest.mark.parametrize(
+    ("company", "crash"), CASES, indirect=["company"], ids=[f"{a}, {b.name}" for a, b in CASES]
+)
+def test_a_statement_is_carried_out_whole_or_has_never_been(company: Crew, crash: Crash) -> None:
+    if crash.functions:
+        fill(company, *crash.functions)
+    die(company, crash.role, crash.place, crash.text)
+    assert states(company.place) == crash.found
+    assert finish_the_work(company) == crash.after
+
+
+@pytest.mark.parametrize(
+    ("place", "flag", "after"),
+    [("at", False, AGAIN), ("answered", True, ("cancelled", 1, 0, 1))],
+)
+def test_a_running_task_is_asked_to_end_or_has_never_been(
+    company: Crew, place: str, flag: bool, after: State
+) -> None:
+    """Once the request was answered, the task never starts again, whatever dies."""
+    fill(company, crew.quick)
+    reserve(company, 1)
+    die(company, "canceller", place, _sql.CANCEL)
+    assert states(company.place) == [RUNNING]
+    assert query(company.place, "SELECT cancel_requested FROM tasks") == [(flag,)]
+    assert finish_the_work(company) == [after]
+
+
+# -- while the server has it in its hands ----------------------------------------------------
+
+
+# Within the server, a statement that writes waits for a lock of the test's.
+HOLD = """
+CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS
+$$BEGIN PERFORM pg_advisory_xact_lock({key}); RETURN NULL; END$$;
+CREATE TRIGGER hold BEFORE INSERT OR UPDATE ON tasks EXECUTE FUNCTION hold();
+SELECT pg_advisory_lock({key})
+"""
+
+
+@contextmanager
+def held(place: str) -> Iterator[None]:
+    """Let no statement that writes into the store come to its end."""
+    where, _, schema = place.partition("#")
+    loop = asyncio.new_event_loop()
+    connecting = asyncpg.connect(where, server_settings={"search_path": schema})
+    connection = loop.run_until_complete(connecting)
+    try:
+        key = int(schema.removeprefix("test_"), 16)
+        loop.run_until_complete(connection.execute(HOLD.format(key=key)))
+        yield
+    finally:
+        loop.run_until_complete(connection.close())
+        loop.close()
+
+
+def until(fact: Callable[[], bool]) -> None:
+    give_up = time.monotonic() + 20
+    while not fact():
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("role", "word", "before", "found", "after"),
+    [
+        ("enqueuer", "INSERT INTO", [], [NEW] * 3, [ONCE] * 3),
+        ("reserver", "SELECT * FROM", [NEW] * 3, [RUNNING] * 3, [AGAIN] * 3),
+        ("canceller", "FOR", [NEW], [("cancelled", 0, 0, 0)], [("cancelled", 0, 0, 0)]),
+    ],
+)
+def test_what_the_server_has_begun_it_ends_without_who_asked(
+    company: Crew, role: str, word: str, before: list[State], found: list[State], after: list[State]
+) -> None:
+    """SIGKILL while the statement waits within the server, which has not noticed yet."""
+    place = str(company.place)
+    fill(company, *[crew.quick] * len(before))
+    waiting = (
+        "SELECT 1 FROM pg_stat_activity WHERE application_name = 'sitq' "
+        f"AND wait_event_type = 'Lock' AND query LIKE '%{word}%{place.partition('#')[2]}%'"
+    )
+    with held(place):
+        member = company.hire(role)
+        until(lambda: query(place, waiting) != [])
+        member.kill()
+        assert states(place) == before
+    until(lambda: states(place) != before)
+    assert states(place) == found
+    assert finish_the_work(company) == after
+
+
+# -- transactions of several statements ------------------------------------------------------
+
+SCRIPT = "CREATE TABLE sitq.tasks ("
+# Place, text, and the number of the last migration that counts afterwards.
+BIRTHS = [
+    ("answered", "CREATE SCHEMA", 0),
+    ("answered", SCRIPT, 0),
+    ("commit", SCRIPT, 0),
+    ("committed", SCRIPT, 1),
+    *(
+        [
+            ("at", _sql.LOCK_MIGRATIONS, 0),
+            ("at", "CREATE SCHEMA", 0),
+            ("at", _sql.CREATE_RECORD, 0),
+            ("at", SCRIPT, 0),
+            ("at", _sql.RECORD_MIGRATION, 0),
+            ("answered", _sql.RECORD_MIGRATION, 0),
+        ]
+        if LONG
+        else []
+    ),
+]
+
+
+@pytest.mark.parametrize(("place", "text", "version"), BIRTHS)
+def test_a_new_store_has_its_whole_schema_or_nothing(
+    tmp_path: Path, place: str, text: str, version: int
+) -> None:
+    """On one loop only: the connection's loop opens it, whatever the callers' loop."""
+    company = Crew("asyncio", tmp_path, "postgres")
+    schema = str(company.place).partition("#")[2]
+    die(company, "enqueuer", place, text)
+    relations = "SELECT count(*) FROM pg_class WHERE relnamespace = to_regnamespace('{}')"
+    is_there = f"SELECT to_regnamespace('{schema}') IS NOT NULL"
+    assert query(company.place, is_there) == [(version > 0,)]
+    if version:
+        assert query(company.place, "SELECT number FROM migrations") == [(version,)]
+    else:
+        assert query(company.place, relations.format(schema)) == [(0,)]
+    assert company.hire("enqueuer").process.wait(20) == 0
+    assert states(company.place) == [NEW] * 3
+    assert finish_the_work(company) == [ONCE] * 3
+
+
+MIGRATE = """
+import sys, anyio
+from sitq.backends.postgres import _schema
+from tests.faults import breaking, places
+
+script = "ALTER TABLE sitq.tasks ADD colour TEXT; CREATE INDEX colours ON sitq.tasks (colour);"
+later = (*_schema.migrations(), (2, script))
+_schema.migrations = lambda: later
+breaking.arm(print)
+anyio.run(places.backend_at(sys.argv[1]).open)
+"""
+
+
+@pytest.mark.parametrize(
+    ("place", "text", "version"),
+    [
+        ("answered", "ALTER TABLE", 1),
+        ("commit", "ALTER TABLE", 1),
+        ("committed", "ALTER TABLE", 2),
+    ],
+)
+def test_an_older_store_is_migrated_whole_or_not_at_all(
+    tmp_path: Path, place: str, text: str, version: int
+) -> None:
+    company = Crew("asyncio", tmp_path, "postgres")
+    fill(company, crew.quick)
+    run = partial(
+        subprocess.run,
+        [sys.executable, "-c", MIGRATE, str(company.place)],
+        timeout=30,
+        check=False,
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert run(env={**environment, **point("die", place, text)}).returncode == 9
+    assert states(company.place) == [NEW]
+    latest = "SELECT max(number) FROM migrations"
+    assert query(company.place, latest) == [(version,)]
+    schema = str(company.place).partition("#")[2]
+    colours = f"SELECT to_regclass('{schema}.colours') IS NOT NULL"
+    assert query(company.place, colours) == [(version == 2,)]
+    assert run(env=environment).returncode == 0
+    assert query(company.place, latest) == [(2,)]
+    assert states(company.place) == [NEW]
+
+
+def prepare(place: str) -> None:
+    """Make the store, and a table of the user's beside it."""
+
+    async def main() -> None:
+        async with TaskQueue(backend_at(place)):
+            pass
+
+    anyio.run(main)
+    query(place, "CREATE TABLE notes (text TEXT)")
+
+
+def notes(place: str) -> list[Any]:
+    return [text for (text,) in query(place, "SELECT text FROM notes")]
+
+
+@pytest.mark.parametrize(
+    ("company", "breaks", "found", "after"),
+    [("asyncio", "before", [RUNNING], [AGAIN]), ("trio", "after", [ONCE], [ONCE])],
+    indirect=["company"],
+)
+def test_a_task_that_completes_itself_has_both_effects_or_none(
+    company: Crew, breaks: str, found: list[State], after: list[State]
+) -> None:
+    place = str(company.place)
+    prepare(place)
+
+    async def main() -> None:
+        async with TaskQueue(backend_at(place)) as queue:
+            await queue.enqueue(crew.complete, place, breaks)
+
+    anyio.run(main)
+    member = company.hire("worker")
+    member.wait_for("broken")
+    assert member.process.wait(20) == 9
+    assert states(place) == found
+    assert notes(place) == ["paid"] * (breaks == "after")
+    assert finish_the_work(company) == after
+    assert notes(place) == ["paid"]
+
+
+@pytest.mark.parametrize(
+    ("company", "commits"), [("trio", 0), ("asyncio", 1)], indirect=["company"]
+)
+def test_a_task_of_a_users_transaction_is_there_with_the_rest_or_not_at_all(
+    company: Crew, commits: int
+) -> None:
+    place = str(company.place)
+    prepare(place)
+    member = company.hire("binder", commits=commits)
+    member.wait_for("broken")
+    assert member.process.wait(20) == 9
+    assert states(place) == [NEW] * commits
+    assert notes(place) == ["ordered"] * commits
+    assert finish_the_work(company) == [ONCE] * commits

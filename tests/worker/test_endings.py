@@ -1,0 +1,191 @@
+"""What ends an attempt from outside: its timeout, a cancellation, and the stop of its worker."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from anyio import to_thread
+
+from sitq import SQLiteBackend, TaskQueue, TaskStatus, UsageError, Worker, current_task
+from tests.worker.gate import (
+    GATE,
+    add,
+    bounded,
+    bounded_in_thread,
+    ended,
+    endless,
+    multiply,
+    until,
+    working,
+)
+
+pytestmark = pytest.mark.anyio
+
+
+async def complain_at_the_end() -> None:
+    try:
+        await anyio.sleep_forever()
+    finally:
+        raise RuntimeError("I was not done")
+
+
+async def return_at_the_end() -> str:
+    try:
+        await anyio.sleep_forever()
+    except anyio.get_cancelled_exc_class():
+        return "half done"
+    return "never"
+
+
+def until_cancelled() -> str:
+    GATE.enter()
+    while not current_task().cancel_requested:
+        time.sleep(0.001)
+    raise InterruptedError
+
+
+@pytest.mark.parametrize("function", [endless, bounded_in_thread])
+async def test_an_attempt_ends_at_its_timeout(
+    queue: TaskQueue, tmp_path: Path, function: Any
+) -> None:
+    async with working(tmp_path, shutdown_timeout=0):
+        result = await ended(queue, await queue.options(timeout=0.05).enqueue(function))
+        GATE.opened.set()
+    assert result.status is TaskStatus.FAILED
+    assert "timeout of 0.05 s" in str(result.error)
+
+
+async def test_what_a_task_raises_at_its_timeout_is_the_cause(
+    queue: TaskQueue, tmp_path: Path
+) -> None:
+    task_id = await queue.options(timeout=0.02).enqueue(complain_at_the_end)
+    await Worker(SQLiteBackend(tmp_path / "q.db")).drain()
+    result = await queue.get_result(task_id, 0)
+    assert result is not None
+    assert result.error == "TimeoutError: the attempt ran out of its timeout of 0.02 s"
+    assert "RuntimeError: I was not done" in str(result.traceback)
+
+
+async def test_what_a_task_returns_after_its_timeout_is_its_result(
+    queue: TaskQueue, tmp_path: Path
+) -> None:
+    task_id = await queue.options(timeout=0.02).enqueue(return_at_the_end)
+    await Worker(SQLiteBackend(tmp_path / "q.db")).drain()
+    result = await queue.get_result(task_id, 0)
+    assert result is not None
+    assert (result.status, queue.deserialize_result(result)) == (TaskStatus.SUCCESS, "half done")
+
+
+async def test_a_thread_that_runs_on_after_its_timeout_keeps_its_place(
+    queue: TaskQueue, tmp_path: Path
+) -> None:
+    async with working(tmp_path, max_concurrency=1):
+        slow = await queue.options(timeout=0.05).enqueue(bounded_in_thread)
+        await ended(queue, slow)
+        waiting = await queue.enqueue(bounded_in_thread)
+        assert await queue.get_result(waiting, timeout=0.2) is None
+        assert GATE.most == 1
+        GATE.opened.set()
+        assert (await ended(queue, waiting)).status is TaskStatus.SUCCESS
+    assert GATE.most == 1
+
+
+@pytest.mark.parametrize("timeout", [1e-6, 1e-4])
+async def test_a_thread_that_never_began_gives_its_place_back(
+    queue: TaskQueue, tmp_path: Path, timeout: float
+) -> None:
+    """Plain functions whose time is over before they start do not use a worker up."""
+    for _ in range(3):
+        await queue.options(timeout=timeout).enqueue(multiply, 1, 1)
+    worker = Worker(SQLiteBackend(tmp_path / "q.db"), max_concurrency=2)
+    with anyio.fail_after(20):
+        assert await worker.drain() == 3
+    task_id = await queue.enqueue(multiply, 3, 4)
+    assert await worker.drain() == 1
+    assert queue.deserialize_result(await ended(queue, task_id)) == 12
+
+
+@pytest.mark.parametrize("function", [endless, until_cancelled])
+async def test_a_running_task_is_cancelled_at_once_from_anywhere(
+    queue: TaskQueue, tmp_path: Path, function: Any
+) -> None:
+    async with working(tmp_path, lease=3600):
+        task_id = await queue.enqueue(function)
+        await until(GATE.entered.is_set)
+        assert await queue.cancel(task_id)
+        result = await ended(queue, task_id)
+        assert result.status is TaskStatus.CANCELLED
+        assert not await queue.cancel(task_id)
+
+
+async def test_a_task_cancelled_while_pending_never_starts(
+    queue: TaskQueue, tmp_path: Path
+) -> None:
+    task_id = await queue.enqueue(bounded)
+    assert await queue.cancel(task_id)
+    async with working(tmp_path):
+        await ended(queue, await queue.enqueue(add, 1, 1))
+    assert not GATE.entered.is_set()
+    assert (await ended(queue, task_id)).started_at is None
+
+
+async def test_stop_lets_what_runs_finish(queue: TaskQueue, tmp_path: Path) -> None:
+    task_id = await queue.enqueue(bounded)
+    async with working(tmp_path) as worker, anyio.create_task_group() as group:
+        await until(GATE.entered.is_set)
+        group.start_soon(worker.stop)
+        await anyio.wait_all_tasks_blocked()
+        GATE.opened.set()
+    assert (await ended(queue, task_id)).status is TaskStatus.SUCCESS
+
+
+async def test_what_does_not_finish_in_time_is_handed_back_unspent(
+    queue: TaskQueue, tmp_path: Path
+) -> None:
+    task_id = await queue.enqueue(endless)
+    async with working(tmp_path, shutdown_timeout=0.01):
+        await until(GATE.entered.is_set)
+    info = await queue.get_task(task_id)
+    assert (info.status, info.attempts, info.crashes) == (TaskStatus.PENDING, 0, 0)
+    assert GATE.running == 0
+
+
+async def test_cancelling_the_scope_around_start_hands_back_too(
+    queue: TaskQueue, tmp_path: Path
+) -> None:
+    task_id = await queue.enqueue(endless)
+    worker = Worker(SQLiteBackend(tmp_path / "q.db"))
+    async with anyio.create_task_group() as group:
+        await group.start(worker.start)
+        await until(GATE.entered.is_set)
+        group.cancel_scope.cancel()
+    info = await queue.get_task(task_id)
+    assert (info.status, info.attempts) == (TaskStatus.PENDING, 0)
+
+
+async def test_a_worker_stops_twice_and_starts_again(queue: TaskQueue, tmp_path: Path) -> None:
+    worker = Worker(SQLiteBackend(tmp_path / "q.db"))
+    await worker.stop()
+    for _ in range(2):
+        async with anyio.create_task_group() as group:
+            await group.start(worker.start)
+            with pytest.raises(UsageError, match="running already"):
+                await worker.start()
+            await ended(queue, await queue.enqueue(add, 1, 1))
+            group.start_soon(worker.stop)
+            await worker.stop()
+        await worker.stop()
+
+
+async def test_a_worker_is_stopped_from_another_thread(
+    queue: TaskQueue, tmp_path: Path, anyio_backend_name: str
+) -> None:
+    worker = Worker(SQLiteBackend(tmp_path / "q.db"))
+    async with anyio.create_task_group() as group:
+        await group.start(worker.start)
+        other = "trio" if anyio_backend_name == "asyncio" else "asyncio"
+        await to_thread.run_sync(lambda: anyio.run(worker.stop, backend=other))
