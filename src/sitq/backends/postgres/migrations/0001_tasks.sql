@@ -176,7 +176,7 @@ BEGIN
         started_at = moment, lease_end = moment + make_interval(secs => seconds), worker = holder,
         ticket = mark
     FROM unnest(picked[1:most]) WITH ORDINALITY AS mine (id, nr)
-    WHERE task.id = mine.id AND task.status = 'pending'
+    WHERE task.id = mine.id AND task.finished_at IS NULL
     RETURNING mine.nr, task.id, task.function, task.queue, task.epoch, task.attempts, task.misses,
               task.crashes, task.eta, task.enqueued_at, task.timeout, task.retry, task.headers,
               task.payload, NULL::interval;
