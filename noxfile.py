@@ -137,7 +137,7 @@ def soak(session: nox.Session) -> None:
         "-m",
         "pytest",
         "--timeout=0",
-        *(session.posargs or ["tests/properties", "tests/faults"]),
+        *(session.posargs or ["tests/properties", "tests/faults", "tests/postgres"]),
         env={"HYPOTHESIS_PROFILE": "soak", "SITQ_SOAK": "1", "SITQ_KILL_SECONDS": "600"},
     )
 

@@ -15,8 +15,17 @@ from typing import Any, Final
 
 from sitq.errors import ValidationError
 
-__all__ = ["check_kind", "check_reachable", "look_up", "module_name", "name_of", "script_of"]
+__all__ = [
+    "check_kind",
+    "check_reachable",
+    "look_up",
+    "module_name",
+    "name_of",
+    "script_of",
+    "shown",
+]
 
+_MOST_SHOWN: Final = 200
 _MAINS: Final = frozenset({"__main__", "__mp_main__"})
 _INTERACTIVE: Final = f"<interactive-{secrets.token_hex(8)}>"
 _SLOT_WRAPPERS: Final = (
@@ -36,6 +45,11 @@ def name_of(func: Any) -> str:
     name = check_kind(func)
     check_reachable(func)
     return name
+
+
+def shown(name: str) -> str:
+    """A name from the store as a text may show it: on one line, and of a length to read."""
+    return (name if name.isprintable() else ascii(name)[1:-1])[:_MOST_SHOWN]
 
 
 def check_kind(func: Any) -> str:

@@ -109,7 +109,8 @@ def _memory(url: str) -> Backend:
 
 
 def _postgres(url: str) -> Backend:
-    if not _split(url, _POSTGRES).netloc and "?" not in url:
+    _split(url, _POSTGRES)
+    if not url.partition(":")[2].startswith("//"):
         raise ValidationError(f"url: this is no PostgreSQL database: give {_POSTGRES}")
     try:
         room = import_module("sitq.backends.postgres")

@@ -1,4 +1,4 @@
-"""What tests of crash points share: a process dies at a point, and the rest is done after it."""
+"""What tests of processes that die share: how they die, what is left, and how that is done."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ __all__ = [
     "State",
     "alternating",
     "die",
+    "drain",
     "fill",
     "finish_the_work",
     "reserve",
@@ -80,7 +81,7 @@ def states(place: Place) -> list[State]:
 
 def die(company: Crew, role: str, place: str, text: str, **settings: float) -> None:
     """Have a process die at a point, and make sure that it died there."""
-    member = company.hire(role, point("die", place, text), **settings)
+    member = company.hire(role, point("die", place, text), (), **settings)
     member.wait_for("broken")
     assert member.process.wait(20) == 9
 
@@ -105,6 +106,22 @@ def reserve(company: Crew, limit: int) -> None:
         await backend.close()
 
     anyio.run(main)
+
+
+async def drain(place: Place, folder: Path) -> list[list[str]]:
+    """Run all that is left in this process; what its log says of the starts."""
+    log = folder / "final.log"
+    crew.LOG = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    backend = backend_at(place)
+    await backend.open()
+    with anyio.fail_after(60):
+        while query(place, "SELECT 1 FROM tasks WHERE finished_at IS NULL LIMIT 1"):
+            await backend.sweep(max_crashes=1000)
+            await Worker(backend, max_concurrency=50).drain()
+            await anyio.sleep(0.05)
+    await backend.close()
+    os.close(crew.LOG)
+    return [line.split()[1:] for line in log.read_text().splitlines()]
 
 
 def finish_the_work(company: Crew) -> list[State]:

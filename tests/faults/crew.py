@@ -17,10 +17,10 @@ from typing import Any
 
 import anyio
 
-from sitq import RetryPolicy, TaskQueue, Worker, call, current_task, task
+from sitq import BackendConnectionError, RetryPolicy, TaskQueue, Worker, call, current_task, task
 from sitq.ids import TaskId
 from sitq.testing import FakeClock
-from tests.faults.breaking import arm
+from tests.faults.breaking import arm, stand_still
 from tests.faults.places import backend_at, query
 
 LOG = -1
@@ -41,6 +41,18 @@ async def note(seconds: float) -> int:
     """Log the start, wait, give the epoch back."""
     write("start", current_task().id, epoch())
     await anyio.sleep(seconds)
+    return epoch()
+
+
+@task
+async def linger(seconds: float) -> int:
+    """Wait in the first attempt; log when each began and ended."""
+    write("start", current_task().id, epoch())
+    write("began", epoch(), time.monotonic())
+    try:
+        await anyio.sleep(seconds if epoch() == 1 else 0)
+    finally:
+        write("ended", epoch(), time.monotonic())
     return epoch()
 
 
@@ -107,16 +119,20 @@ def connected(database: str) -> Any:
 
 
 @task
-def complete(database: str, commits: bool) -> int:
-    """Complete itself; the first worker dies before or after the commit."""
+def complete(database: str, breaks: str) -> int:
+    """Complete itself; the first worker dies before or after the commit, or stands still there."""
+    write("start", current_task().id, epoch())
     with connected(database) as connection:
         connection.execute("INSERT INTO notes VALUES ('paid')")
         current_task().complete_in_sync(connection, epoch())
-        if commits or epoch() > 1:
+        if breaks == "after":
             connection.commit()
         if epoch() == 1:
             write("broken", os.getpid())
-            os._exit(9)
+            if breaks != "stands still":
+                os._exit(9)
+            stand_still()
+        connection.commit()
     return epoch()
 
 
@@ -188,22 +204,31 @@ async def stop_on(signals: AsyncIterator[signal.Signals], one: Worker) -> None:
 
 
 async def producer(database: str, settings: dict[str, float]) -> None:
-    """Enqueue for ever, and log what was acknowledged."""
+    """Enqueue for ever, and log what was acknowledged; go on without the store if told to."""
     pause, ttl = settings.get("pause", 0.005), settings.get("result_ttl")
+    trouble = (BackendConnectionError,) if settings.get("stubborn") else ()
     async with TaskQueue(backend_at(database)) as queue:
         write("ready", os.getpid())
         number = 0
         while True:
             number += 1
-            if number % 10 == 0:
-                ids = await queue.enqueue_many([call(note, 0.001) for _ in range(5)])
-            else:
-                function = note if number % 2 else note_in_thread
-                kept = queue.options(result_ttl=ttl)
-                ids = [await kept.enqueue(function, 0.001 * (number % 7))]
+            try:
+                ids = await enqueue(queue, number, ttl)
+            except trouble:
+                write("refused", number)
+                ids = []
             for task_id in ids:
                 write("acknowledged", task_id)
             await anyio.sleep(pause)
+
+
+async def enqueue(queue: TaskQueue, number: int, ttl: float | None) -> list[TaskId[int]]:
+    """Enqueue a task of one of two kinds, and now and then five in one call."""
+    if number % 10 == 0:
+        return await queue.enqueue_many([call(note, 0.001) for _ in range(5)])
+    function = note if number % 2 else note_in_thread
+    kept = queue.options(result_ttl=ttl)
+    return [await kept.enqueue(function, 0.001 * (number % 7))]
 
 
 ROLES = {

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.faults.places import Place, new_place, query
@@ -31,12 +31,13 @@ class Member:
         log: Path,
         broken: Mapping[str, str],
         settings: Mapping[str, float],
+        through: Sequence[str] = (),
     ) -> None:
         self.log = log
         words = [f"{name}={value}" for name, value in settings.items()]
         with log.with_suffix(".stderr").open("wb") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, str(CREW), role, loop, str(database), str(log), *words],
+                [*through, sys.executable, str(CREW), role, loop, str(database), str(log), *words],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
@@ -83,17 +84,28 @@ class Member:
 class Crew:
     """All processes of a test; what still runs at its end is killed."""
 
-    def __init__(self, loop: str, folder: Path, store: str = "sqlite") -> None:
+    def __init__(
+        self, loop: str, folder: Path, store: str = "sqlite", place: Place | None = None
+    ) -> None:
         self.database = folder / "q.db"  # where the place is a file, this one
-        self.place = new_place(store, folder)
+        self.place = new_place(store, folder) if place is None else place
         self.folder = folder
         self.members: list[Member] = []
         self.loop = loop
 
-    def hire(self, role: str, broken: Mapping[str, str] | None = None, **settings: float) -> Member:
-        """Start a process, which may be one that breaks at some `breaking.point`."""
+    def hire(
+        self,
+        role: str,
+        broken: Mapping[str, str] | None = None,
+        through: Sequence[str] = (),
+        **settings: float,
+    ) -> Member:
+        """Start a process, which may be one that breaks at some `breaking.point`.
+
+        ``through`` is a command that runs the one which follows it, somewhere else perhaps.
+        """
         log = self.folder / f"{role}-{len(self.members)}.log"
-        member = Member(role, self.loop, self.place, log, broken or {}, settings)
+        member = Member(role, self.loop, self.place, log, broken or {}, settings, through)
         self.members.append(member)
         return member
 

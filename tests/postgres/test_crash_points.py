@@ -305,26 +305,26 @@ def notes(place: str) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    ("company", "commits", "found", "after"),
-    [("asyncio", 0, [RUNNING], [AGAIN]), ("trio", 1, [ONCE], [ONCE])],
+    ("company", "breaks", "found", "after"),
+    [("asyncio", "before", [RUNNING], [AGAIN]), ("trio", "after", [ONCE], [ONCE])],
     indirect=["company"],
 )
 def test_a_task_that_completes_itself_has_both_effects_or_none(
-    company: Crew, commits: int, found: list[State], after: list[State]
+    company: Crew, breaks: str, found: list[State], after: list[State]
 ) -> None:
     place = str(company.place)
     prepare(place)
 
     async def main() -> None:
         async with TaskQueue(backend_at(place)) as queue:
-            await queue.enqueue(crew.complete, place, bool(commits))
+            await queue.enqueue(crew.complete, place, breaks)
 
     anyio.run(main)
     member = company.hire("worker")
     member.wait_for("broken")
     assert member.process.wait(20) == 9
     assert states(place) == found
-    assert notes(place) == ["paid"] * commits
+    assert notes(place) == ["paid"] * (breaks == "after")
     assert finish_the_work(company) == after
     assert notes(place) == ["paid"]
 

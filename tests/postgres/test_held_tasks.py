@@ -192,9 +192,36 @@ async def test_nobody_takes_it_back_after_its_lease_as_long_as_the_transaction_i
     await other.close()
 
 
+async def test_who_wants_its_unique_key_waits_and_other_enqueues_do_not(schema: str) -> None:
+    backend = PostgresBackend(dsn(), schema=schema)
+    await backend.open()
+    holder = new_task(unique_key="one")
+    await backend.enqueue([holder])
+    (running,) = (await backend.reserve("w", ["default"], 1, LEASE)).tasks
+    held = Held(backend, schema, [running.lease, running.lease])
+    answers: list[str] = []
+
+    async def want() -> None:
+        answers.extend(await backend.enqueue([wanted]))
+
+    wanted = new_task(unique_key="one")
+    with closing(held.connection):
+        await held.begin()
+        async with anyio.create_task_group() as group:
+            group.start_soon(want)
+            await anyio.wait_all_tasks_blocked()
+            with anyio.fail_after(10):
+                await backend.enqueue([new_task()])
+                await backend.enqueue([new_task(), new_task(priority=1)])
+            assert answers == []
+            await held.end("commit")
+    assert answers == [wanted.id]
+    await backend.close()
+
+
 # -- a worker --------------------------------------------------------------------------------
 
-SHORT = 0.75
+SHORT = 0.5
 STARTS: list[tuple[str, int, str]] = []
 GATE: dict[str, threading.Event] = {}
 

@@ -20,7 +20,7 @@ from tests.properties.stores import postgres
 pytestmark = pytest.mark.timeout(300)
 
 SEARCH = settings(
-    max_examples=150,
+    max_examples=250,
     stateful_step_count=30,
     derandomize=True,
     database=None,
@@ -30,6 +30,9 @@ SEARCH = settings(
     suppress_health_check=list(HealthCheck),
 )
 STATEMENTS = {
+    "success by id only": (
+        "SUCCEED", " AND tasks.status = 'in_progress' AND tasks.epoch = batch.epoch", ""
+    ),
     "success of any epoch": ("SUCCEED", " AND tasks.epoch = batch.epoch", ""),
     "outcome of any epoch": ("FINISH", " AND tasks.epoch = batch.epoch", ""),
     "outcome after the end": ("SUCCEED", " AND tasks.status = 'in_progress'", ""),
@@ -37,9 +40,7 @@ STATEMENTS = {
     "cancellation forgotten": ("FINISH", " AND tasks.cancel_requested", " AND false"),
     "release spends": ("FINISH", "greatest(tasks.attempts - 1, 0)", "tasks.attempts"),
     "renewal of any epoch": (
-        "RENEW",
-        "tasks.epoch = batch.epoch\nRETURNING tasks.id, tasks.epoch",
-        "true\nRETURNING tasks.id, batch.epoch",
+        "RENEW", " AND tasks.epoch = batch.epoch", ""
     ),
 }  # fmt: skip
 FUNCTIONS = {
@@ -53,12 +54,35 @@ FUNCTIONS = {
     "deleted early": ("done.delete_at <= moment", "done.finished_at <= moment"),
     "lease too long": ("make_interval(secs => seconds)", "make_interval(secs => seconds + 1)"),
 }  # fmt: skip
+INSERT = "            INSERT INTO sitq.tasks (\n"
+IN_ONE_STEP = """\
+            ON CONFLICT (unique_key) WHERE unique_key IS NOT NULL AND finished_at IS NULL
+            DO NOTHING
+"""
+LOOK_UP = """\
+            SELECT tasks.id INTO holder FROM sitq.tasks
+            WHERE tasks.unique_key = keys[i] AND finished_at IS NULL AND NOT tasks.id = ANY (ids);
+            EXIT WHEN FOUND;
+"""
+# What is done in one step is done in two.
+STEPS = {
+    "keys looked up before": [
+        ("CREATE UNIQUE INDEX tasks_unique", "CREATE INDEX tasks_unique"),
+        (INSERT, f"{LOOK_UP}{INSERT}"),
+        (IN_ONE_STEP, ""),
+    ],
+    "taken back a moment later": [
+        ("ELSE 'pending' END AS status\n", "ELSE 'pending' END AS status, pg_sleep(0.03)\n"),
+        ("LIMIT most\n        FOR UPDATE SKIP LOCKED) AS gone", "LIMIT most) AS gone"),
+    ],
+}
 # All of them in a soak, and those that are found at once always.
 LONG = "SITQ_SOAK" in os.environ
 QUICK = {"outcome after the end", "cancellation forgotten", "eta ignored", "crash forgotten"}
+QUICK |= {"success by id only", "keys looked up before"}
 
 
-def chosen(names: Mapping[str, tuple[str, ...]]) -> list[str]:
+def chosen(names: Mapping[str, object]) -> list[str]:
     return [name for name in names if LONG or name in QUICK]
 
 
@@ -84,10 +108,22 @@ def test_a_wrong_statement_is_found(name: str, monkeypatch: pytest.MonkeyPatch) 
 def test_a_wrong_function_of_the_schema_is_found(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right, wrong = FUNCTIONS[name]
-    ((number, script),) = _schema.migrations()
-    assert right in script
-    broken = ((number, script.replace(right, wrong)),)
-    monkeypatch.setattr(_schema, "migrations", lambda: broken)
+    break_functions(monkeypatch, FUNCTIONS[name])
     with pytest.raises((BrokenRuleError, Flaky)):  # races do not always end the same way
         search()
+
+
+@pytest.mark.parametrize("name", chosen(STEPS))
+def test_a_function_in_two_steps_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    break_functions(monkeypatch, *STEPS[name])
+    with pytest.raises((BrokenRuleError, Flaky)):
+        search()
+
+
+def break_functions(monkeypatch: pytest.MonkeyPatch, *changes: tuple[str, str]) -> None:
+    ((number, script),) = _schema.migrations()
+    for right, wrong in changes:
+        assert right in script
+        script = script.replace(right, wrong)
+    broken = ((number, script),)
+    monkeypatch.setattr(_schema, "migrations", lambda: broken)

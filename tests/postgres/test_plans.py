@@ -104,3 +104,16 @@ def test_the_table_is_larger_than_what_is_read(schema: str) -> None:
 def test_the_plan_of_a_scan_would_be_noticed(schema: str) -> None:
     plan = asyncio.run(explain(schema, "SELECT count(*) FROM sitq.tasks WHERE worker = $1", "'w'"))
     assert "Seq Scan on tasks" in plan
+
+
+BY_ID = ["succeed", "finish", "renew", "progress"]
+
+
+@pytest.mark.parametrize(("name", "sql", "values"), [c for c in CALLS if c[0] in BY_ID], ids=BY_ID)
+def test_rows_are_found_by_their_ids_though_statistics_tell_of_none_that_runs(
+    schema: str, name: str, sql: str, values: str
+) -> None:
+    query(f"ANALYZE {schema}.tasks")
+    plan = asyncio.run(explain(schema, sql, values))
+    assert "tasks_pkey" in plan, plan
+    assert "tasks_leased" not in plan, plan

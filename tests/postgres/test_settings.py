@@ -37,6 +37,12 @@ def test_a_url_is_shown_without_its_secrets(url: str, shown: str) -> None:
     [
         (f"postgresql://me:{SECRET}@db:port/app", "percent-encode its parts"),
         (f"postgresql://me:{SECRET}@[::1/app", "percent-encode its parts"),
+        (f"postgresql://me:12/{SECRET}@db/app", "percent-encode its parts"),
+        (f"postgresql:///me:{SECRET}@db/app?sslmode=require", "percent-encode its parts"),
+        (f"postgresql://m/e:{SECRET}@db/app", "percent-encode its parts"),
+        (f"postgresql://me:12#{SECRET}@db/app", "percent-encode its parts"),
+        (f"postgresql:me:{SECRET}@db/app?x=1", "give a URL like postgresql://"),
+        (f"postgresql:/me:{SECRET}@db/app?x=1", "give a URL like postgresql://"),
         ("mysql://db/app", "give a URL like postgresql://"),
         ("postgresql://db/app?connect_timeout=3", "no option 'connect_timeout'; leave it out"),
     ],

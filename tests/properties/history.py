@@ -9,7 +9,7 @@ is cancelled does not start, I13 one task a key, I14 results stay, I15 one run a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, Self
@@ -59,10 +59,16 @@ class History:
         self.lives: dict[TaskId[Any], Life] = {}
         self.leases: list[Lease] = []
         self._stored = 0
+        self._held: Collection[TaskId[Any]] = ()
 
-    def copy(self) -> Self:
-        """A history that goes its own way from here."""
+    def copy(self, held: Collection[TaskId[Any]] = ()) -> Self:
+        """A history that goes its own way from here.
+
+        Args:
+            held: tasks that its sweeps pass over.
+        """
         twin = type(self)()
+        twin._held = held
         twin.lives = {task_id: replace(life) for task_id, life in self.lives.items()}
         twin.leases = list(self.leases)
         twin._stored = self._stored
@@ -257,6 +263,7 @@ class History:
             (when, life.number, life)
             for life in self.lives.values()
             if (when := moment(life)) is not None and when <= now
+            if life.task.id not in self._held
         ]
         return [life for _, _, life in sorted(found, key=lambda entry: entry[:2])[:limit]]
 

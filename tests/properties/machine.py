@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import timedelta
-from itertools import permutations
+from itertools import combinations, permutations, product
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,7 +24,7 @@ from sitq.models import Lease, Outcome, OutcomeKind, Progress, RetryPolicy, Task
 from sitq.testing import FakeClock
 from tests.properties.history import BrokenRuleError, Call, History
 from tests.properties.lives import present
-from tests.properties.stores import Maker, Seen, Store, memory
+from tests.properties.stores import Maker, Seen, Store, memory, postgres
 
 __all__ = ["StoreMachine"]
 
@@ -149,8 +149,9 @@ class StoreMachine(RuleBasedStateMachine):
 
     def _judged(self, calls: Sequence[Call], seen: Seen) -> History:
         error: BrokenRuleError | None = None
-        for order in permutations(list(zip(calls, seen.answers, strict=True))):
-            history = self.history.copy()
+        orders = permutations(list(zip(calls, seen.answers, strict=True)))
+        for order, held in product(orders, self._held(calls)):
+            history = self.history.copy(held)
             try:
                 for call, answer in order:
                     history.judge(call, answer, self.clock.now())
@@ -161,6 +162,18 @@ class StoreMachine(RuleBasedStateMachine):
                 return history
         assert error is not None
         raise error
+
+    def _held(self, calls: Sequence[Call]) -> list[set[TaskId[Any]]]:
+        """What a sweep may pass over: tasks that others hold at that moment, where stores do so."""
+        touched: set[TaskId[Any]] = set()
+        if postgres in self.makers and len(calls) > 1:
+            for call in calls:
+                if call.name == "finish":
+                    touched |= {outcome.task_id for outcome in call.arguments[0]}
+                elif call.name == "renew":
+                    touched |= {lease.task_id for lease in call.arguments[0]}
+        counts = range(len(touched) + 1)
+        return [set(some) for count in counts for some in combinations(touched, count)]
 
     def new_task(self, options: dict[str, Any]) -> Task:
         now = self.clock.now()

@@ -73,6 +73,7 @@ WRONG = [
     (f"memory:{SECRET}", "give memory:"),
     ("postgresql:", "give postgresql://"),
     (f"postgresql:{SECRET}", "give postgresql://"),
+    (f"postgresql:/u:{SECRET}@host/d?x=1", "give postgresql://"),
     (f"postgresql://u:{SECRET}@host\u2100/d", "malformed"),
     (f"postgresql://u:{SECRET}@[host/d", "malformed"),
     (f"mysql://user:{SECRET}@host/db", "the scheme 'mysql' is unknown"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -254,3 +256,18 @@ async def test_a_failure_is_logged_by_id_name_and_type(
     assert [record.levelname for record in told] == ["INFO", "INFO"]
     assert told[0].getMessage().endswith("fail ended as retry (ValueError)")
     assert told[1].getMessage().endswith("fail ended as failure (ValueError)")
+
+
+async def test_a_name_from_the_store_is_shown_on_one_short_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "q.db"
+    async with TaskQueue(SQLiteBackend(path)) as queue:
+        await queue.enqueue(print)
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute("UPDATE tasks SET function = ?", ("lost:\nforged" + 999 * "x",))
+        await Worker(SQLiteBackend(path)).drain()
+    lines = [record.getMessage() for record in caplog.records]
+    assert any(r"lost:\nforged" in line for line in lines)
+    assert max(map(len, lines)) < 600
+    assert "\n" not in "".join(lines)

@@ -10,6 +10,7 @@ import anyio.lowlevel
 from anyio import to_thread
 
 from sitq._loops import LoopRef, SharedEvent
+from sitq._names import shown
 from sitq.clock import within
 from sitq.models import LeaseState, Outcome
 from sitq.worker._errors import error_text
@@ -335,15 +336,16 @@ def _missed(task: ReservedTask) -> Outcome:
         "give the worker its module or the function (Worker(tasks=[...])), "
         "or mark it with @task in a module that this process imports"
     )
+    name = shown(task.function)
     if task.misses + 1 >= _MAX_MISSES:
-        _log.warning("task %s failed: no worker knows %s; %s", task.id, task.function, advice)
-        text = f"UnknownFunctionError: no worker knows {task.function}: {advice}"
+        _log.warning("task %s failed: no worker knows %s; %s", task.id, name, advice)
+        text = f"UnknownFunctionError: no worker knows {name}: {advice}"
         return Outcome.failure(task.lease, text)
     delay = min(2.0**task.misses, _LONGEST_MISS_DELAY)
     _log.warning(
         "task %s: this worker does not know %s; put back for %g s; %s",
         task.id,
-        task.function,
+        name,
         delay,
         advice,
     )

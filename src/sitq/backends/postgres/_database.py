@@ -1,7 +1,8 @@
 """The store's connections: what waits for one is gathered, and what was lost is found again.
 
-Three lanes, each with one statement under way at a time: enqueues, outcomes, and all that picks
-tasks for itself. So callers share statements, and the lanes do not wait for each other.
+Four lanes, each with one statement under way at a time: enqueues, those with unique keys, which may
+have to wait for a user's transaction, outcomes, and all that picks tasks for itself. So callers
+share statements, and the lanes do not wait for each other.
 """
 
 from __future__ import annotations

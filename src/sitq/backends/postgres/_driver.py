@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 import asyncpg
 
 from sitq.backends.postgres import _sql
-from sitq.backends.postgres._errors import LostError
+from sitq.backends.postgres._errors import POOLED, LostError
 from sitq.errors import ValidationError
 
 if TYPE_CHECKING:
@@ -114,10 +114,12 @@ def _split(dsn: str) -> tuple[SplitResult, dict[str, list[str]]]:
         options = parse_qs(parts.query)
     except ValueError:
         raise ValidationError(_UNREADABLE) from None
-    if parts.scheme not in {"postgres", "postgresql"}:
+    if parts.scheme not in {"postgres", "postgresql"} or "://" not in dsn:
         message = "dsn: give a URL like postgresql://user@host:5432/database"
         raise ValidationError(message)
-    if not all(map(_HOST.fullmatch, parts.netloc.rpartition("@")[2].split(","))):
+    hosts = parts.netloc.rpartition("@")[2].split(",")
+    # A password with a slash or the like in it would be taken for a part that may be shown.
+    if "@" in parts.path or parts.fragment or not all(map(_HOST.fullmatch, hosts)):
         raise ValidationError(_UNREADABLE)
     if foreign := _FOREIGN & options.keys():
         raise ValidationError(f"dsn: the driver has no option {min(foreign)!r}; leave it out")
@@ -213,10 +215,16 @@ class Link:
             raise LostError(_first_line(error)) from error
 
     async def identify(self) -> None:
-        """Ask the server which process of its own serves this connection."""
+        """Ask the server which process of its own serves this connection.
+
+        Raises:
+            LostError: another one than was told when it connected: there is a pooler.
+        """
         if self._prepared:
             rows = await self.fetch(_sql.WHOAMI)
             self._process = tuple(rows[0]) if rows else None
+            if rows and rows[0][0] != self._connection.get_server_pid():
+                raise LostError(POOLED)
 
     async def close(self) -> None:
         """Say good-bye, or hang up."""
@@ -252,11 +260,14 @@ async def connect(target: Target) -> Link:
         )
     except TimeoutError as error:
         raise LostError("the server did not answer in time") from error
-    except asyncpg.InterfaceError as error:
+    except (asyncpg.InterfaceError, ValueError) as error:
         # What the driver says of a URL may quote it.
         raise LostError("the driver cannot use this URL") from error.with_traceback(None)
     except _GONE as error:
-        raise LostError(_first_line(error)) from error
+        text = _first_line(error)
+        if "startup parameter" in text:  # PgBouncer takes few of them
+            text += f": {POOLED}"
+        raise LostError(text) from error
     link = Link(connection, target)
     try:
         _watch(connection)

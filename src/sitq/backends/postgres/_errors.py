@@ -19,7 +19,12 @@ from sitq.errors import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["LostError", "is_passing", "state_of", "translated"]
+__all__ = ["POOLED", "LostError", "is_passing", "state_of", "translated"]
+
+POOLED: Final = (
+    "a pooler is in between, which may give each transaction another connection: "
+    "say prepared_statements=False, or connect to the server itself"
+)
 
 # Codes, or classes of codes, of https://www.postgresql.org/docs/current/errcodes-appendix.html
 _KINDS: Final[Mapping[str, type[BackendError]]] = {
@@ -33,11 +38,14 @@ _KINDS: Final[Mapping[str, type[BackendError]]] = {
     "55": BackendBusyError,  # lock not available
     "57014": BackendBusyError,  # statement_timeout
     "25": BackendFullError,  # read-only
+    "26000": BackendConnectionError,  # another connection's prepared statement
+    "42P05": BackendConnectionError,  # likewise
     "53": BackendFullError,
     "3F": BackendFormatError,  # no such schema
     "42": BackendFormatError,  # no such table, column or function
     "XX": BackendFormatError,  # damaged
 }
+_OF_ANOTHER: Final = {"26000", "42P05"}
 # Errors that were rolled back, and that may be gone with the next try.
 _PASSING: Final = {"40001", "40P01", "0A000"}  # the last: a plan from before a migration
 
@@ -68,7 +76,10 @@ def translated(operation: str, place: str, error: BaseException) -> BaseExceptio
     if state:
         kind = _KINDS.get(state) or _KINDS.get(state[:2], BackendError)
         # The server's text is all that is kept: a chained error would show its details too.
-        translation = kind(f"{where}: {error.args[0] if error.args else state} ({state})")
+        text = f"{error.args[0] if error.args else state} ({state})"
+        if state in _OF_ANOTHER:
+            text += f": {POOLED}"
+        translation = kind(f"{where}: {text}")
         translation.__suppress_context__ = True
         return translation
     if isinstance(error, ValueError | ArithmeticError | TypeError):

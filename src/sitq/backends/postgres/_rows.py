@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
 from sitq.backends._rows import Reader
@@ -28,6 +29,12 @@ _NUL: Final = "\0"
 _MICROSECOND: Final = timedelta(microseconds=1)
 _FIRST: Final = datetime.min.replace(tzinfo=UTC) + _MICROSECOND
 _LAST: Final = datetime.max.replace(tzinfo=UTC) - _MICROSECOND
+# All that an insert needs but id and payload; the simplest tasks have none from `_OTHERS` on.
+_all_but_payload: Final = attrgetter(
+    "queue", "priority", "function", "result_ttl",
+    "eta", "retry", "unique_key", "expires_at", "timeout", "retry_of", "headers",
+)  # fmt: skip
+_OTHERS: Final = slice(4, None)
 
 _reader: Final = Reader()
 to_info: Final = _reader.to_info
@@ -48,33 +55,15 @@ def _finite(moment: datetime | None) -> datetime | None:
     return None if moment is None else max(_FIRST, min(moment, _LAST))
 
 
-def common_columns(tasks: Sequence[Task]) -> list[Any] | None:
+def common_columns(tasks: Sequence[Task]) -> tuple[Any, ...] | None:
     """What tasks have in common that differ in id and payload only and are due at once.
 
     Queue, priority, function and retention; ``None`` if they differ, or have other options.
     """
-    first = tasks[0]
-    if not all(map(_is_plain, tasks)):
+    first = _all_but_payload(tasks[0])
+    if any(first[_OTHERS]) or not all(map(first.__eq__, map(_all_but_payload, tasks))):
         return None
-    common = [first.queue, first.priority, first.function, first.result_ttl]
-    if len(tasks) > 1 and any(
-        [task.queue, task.priority, task.function, task.result_ttl] != common for task in tasks
-    ):
-        return None
-    return common
-
-
-def _is_plain(task: Task) -> bool:
-    """Tell if a task has no option but queue, priority and retention."""
-    return (
-        task.eta is None
-        and task.retry is None
-        and task.unique_key is None
-        and task.expires_at is None
-        and task.timeout is None
-        and task.retry_of is None
-        and not task.headers
-    )
+    return first[: _OTHERS.start]
 
 
 def columns(tasks: Sequence[Task]) -> list[list[Any]]:

@@ -123,10 +123,13 @@ WITH moment AS (SELECT {_MOMENT} AS now)
 UPDATE sitq.tasks SET status = 'failed', error = $4::text, traceback = NULL,
     finished_at = moment.now, delete_at = {_DELETE_AT}, {_NO_LEASE}
 FROM moment
-WHERE tasks.id = ANY ($2::text[]) AND tasks.status = 'in_progress' AND tasks.ticket = $3::int8
+WHERE tasks.id = ANY ($2::text[]) AND tasks.ticket = $3::int8
 """
 
 # -- finish ----------------------------------------------------------------------------------
+
+# Where rows are found by their ids, "status" is not asked for: statistics that were made while no
+# task ran would have the server read the whole index of those that run, for each of a batch.
 
 # End a batch of attempts well; a row whose epoch is not the current one is passed over.
 SUCCEED: Final = f"""
@@ -135,7 +138,7 @@ accepted AS (
     UPDATE sitq.tasks SET status = 'success', value = batch.value, error = NULL, traceback = NULL,
         finished_at = moment.now, delete_at = {_DELETE_AT}, {_NO_LEASE}
     FROM moment, unnest($2::text[], $3::int8[], $4::bytea[]) AS batch (id, epoch, value)
-    WHERE tasks.id = batch.id AND tasks.status = 'in_progress' AND tasks.epoch = batch.epoch
+    WHERE tasks.id = batch.id AND tasks.lease_end IS NOT NULL AND tasks.epoch = batch.epoch
     RETURNING tasks.id, tasks.epoch, tasks.status),
 told AS (SELECT pg_notify(channel, $5) FROM unnest($6::text[]) AS channel)
 SELECT id, epoch, status, (SELECT count(*) FROM told) FROM accepted
@@ -155,7 +158,7 @@ mine AS (
     FROM unnest($2::text[], $3::int8[], $4::text[], $5::bytea[], $6::text[], $7::text[],
                 $8::float8[]) AS batch (id, epoch, kind, value, error, traceback, delay)
          JOIN sitq.tasks ON tasks.id = batch.id
-    WHERE tasks.status = 'in_progress' AND tasks.epoch = batch.epoch
+    WHERE tasks.lease_end IS NOT NULL AND tasks.epoch = batch.epoch
     ORDER BY tasks.id FOR NO KEY UPDATE OF tasks SKIP LOCKED),
 accepted AS (
     UPDATE sitq.tasks SET
@@ -184,7 +187,7 @@ SELECT id, epoch, status, (SELECT count(*) FROM told) FROM accepted
 UNION ALL
 SELECT tasks.id, tasks.epoch, 'held', 0
 FROM unnest($2::text[], $3::int8[]) AS batch (id, epoch) JOIN sitq.tasks ON tasks.id = batch.id
-WHERE tasks.status = 'in_progress' AND tasks.epoch = batch.epoch
+WHERE tasks.lease_end IS NOT NULL AND tasks.epoch = batch.epoch
   AND tasks.id NOT IN (SELECT id FROM mine)
 """
 
@@ -223,7 +226,7 @@ WITH mine AS (
     SELECT tasks.id, batch.epoch
     FROM unnest($2::text[], $3::int8[]) AS batch (id, epoch)
          JOIN sitq.tasks ON tasks.id = batch.id
-    WHERE tasks.status = 'in_progress' AND tasks.epoch = batch.epoch
+    WHERE tasks.lease_end IS NOT NULL AND tasks.epoch = batch.epoch
     ORDER BY tasks.id FOR NO KEY UPDATE OF tasks SKIP LOCKED)
 UPDATE sitq.tasks SET lease_end = {_MOMENT} + make_interval(secs => $4::float8)
 FROM mine WHERE tasks.id = mine.id
@@ -233,7 +236,7 @@ RETURNING tasks.id, mine.epoch, tasks.cancel_requested
 # Note how far an attempt is, unless somebody else has locked its task.
 SET_PROGRESS: Final = """
 WITH mine AS (
-    SELECT id FROM sitq.tasks WHERE id = $1::text AND status = 'in_progress' AND epoch = $2::int8
+    SELECT id FROM sitq.tasks WHERE id = $1::text AND lease_end IS NOT NULL AND epoch = $2::int8
     FOR NO KEY UPDATE SKIP LOCKED)
 UPDATE sitq.tasks SET progress = $3::text FROM mine WHERE tasks.id = mine.id RETURNING tasks.id
 """

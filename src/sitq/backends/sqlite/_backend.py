@@ -173,7 +173,7 @@ def _checked_path(path: str | os.PathLike[str]) -> str:
     except (TypeError, UnicodeEncodeError):
         text = None
     if not isinstance(text, str) or not text or "\0" in text:
-        kind = type(path).__name__ if text != "" else "an empty one"
+        kind = "one that no file can have" if isinstance(text, str) else type(path).__name__
         message = f"path: give the file's path as str or os.PathLike (got {kind})"
         raise ValidationError(message)
     return text

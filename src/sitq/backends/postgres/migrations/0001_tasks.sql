@@ -194,7 +194,7 @@ BEGIN
         started_at = moment, lease_end = moment + make_interval(secs => seconds), worker = holder,
         ticket = mark
     FROM unnest(picked[1:most]) WITH ORDINALITY AS mine (id, nr)
-    WHERE task.id = mine.id AND task.status = 'pending'
+    WHERE task.id = mine.id AND task.finished_at IS NULL
     RETURNING mine.nr, task.id, task.function, task.queue, task.epoch, task.attempts, task.misses,
               task.crashes,
               CASE WHEN task.eta BETWEEN timestamptz '0001-01-01 00:00:00+00'
