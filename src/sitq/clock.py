@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from sitq.errors import ValidationError
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from sitq.protocols import Clock
 
-__all__ = ["SystemClock", "within"]
+__all__ = ["SystemClock", "checked_clock", "within"]
 
 
 class SystemClock:
@@ -32,6 +34,22 @@ class SystemClock:
     async def sleep(self, seconds: float) -> None:
         """Wait; a cancellation ends it at once."""
         await anyio.sleep(seconds)
+
+
+def checked_clock(clock: Clock | None) -> Clock:
+    """A clock that was given to a backend; the system's for none.
+
+    Raises:
+        ValidationError: it is no clock.
+    """
+    if clock is None:
+        return SystemClock()
+    methods = (getattr(clock, name, None) for name in ("now", "monotonic", "sleep"))
+    if isinstance(clock, type) or not all(map(callable, methods)):
+        kind = type(clock).__name__
+        message = f"clock: give an object with now(), monotonic() and sleep() (got {kind})"
+        raise ValidationError(message)
+    return clock
 
 
 async def within(

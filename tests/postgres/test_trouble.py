@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import threading
@@ -23,6 +24,8 @@ from sitq import (
     current_task,
 )
 from sitq.backends.postgres import PostgresBackend
+from sitq.backends.postgres._driver import Target, connect
+from sitq.backends.postgres._errors import LostError
 from sitq.ids import TaskId
 from tests.postgres.samples import new_task, opened
 from tests.postgres.servers import Server, new_schema, query
@@ -226,6 +229,18 @@ async def test_a_server_that_is_not_there_is_a_connection_error() -> None:
         await backend.open()
     assert "secret" not in str(error.value)
     assert "secret" not in repr(error.value.__cause__)
+
+
+def test_a_driver_in_disorder_is_told_as_a_lost_connection(server: Server) -> None:
+    async def ask_twice_at_once() -> list[object]:
+        link = await connect(Target(server.dsn, prepared=True, timeout=None))
+        questions = (link.fetch("SELECT pg_sleep(1)"), link.fetch("SELECT 1"))
+        return await asyncio.gather(*questions, return_exceptions=True)
+
+    lost = asyncio.run(ask_twice_at_once())[1]
+    assert isinstance(lost, LostError)
+    assert str(lost) == "the connection was lost"
+    assert "another operation" in str(lost.__cause__)
 
 
 async def test_retries_fail_and_succeed_as_elsewhere(server: Server) -> None:

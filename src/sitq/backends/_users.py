@@ -96,7 +96,7 @@ class Users(Generic[S]):
             return
         if state.pid != os.getpid():
             _inherited.append(state)  # it is the parent's: nothing of it may be touched
-            self._count, self._open = 0, None
+            self._count = 0
             return
         if state.loop != LoopRef():
             raise UsageError(self._elsewhere())

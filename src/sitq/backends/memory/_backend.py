@@ -23,7 +23,7 @@ from sitq.backends.memory._rows import (
     to_reserved,
     to_result,
 )
-from sitq.clock import SystemClock
+from sitq.clock import checked_clock
 from sitq.errors import BackendError, TaskNotFoundError, UsageError
 from sitq.models import LeaseState, Reservation
 from sitq.protocols import Sweep
@@ -47,10 +47,13 @@ class MemoryBackend:
 
     Args:
         clock: the clock to judge by; the system's unless given.
+
+    Raises:
+        ValidationError: the clock is none.
     """
 
     def __init__(self, *, clock: Clock | None = None) -> None:
-        self._clock: Final[Clock] = SystemClock() if clock is None else clock
+        self._clock: Final = checked_clock(clock)
         self._rows: dict[TaskId[Any], Row] = {}
         self._stored = 0
         self._listeners: dict[Topic, set[_Listener]] = {

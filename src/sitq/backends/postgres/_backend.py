@@ -16,7 +16,7 @@ from sitq.backends.postgres._finishing import finish, finish_all
 from sitq.backends.postgres._reserving import Reserve, reserve
 from sitq.backends.postgres._session import Session, Settings
 from sitq.backends.postgres._transaction import join
-from sitq.clock import SystemClock
+from sitq.clock import checked_clock
 from sitq.errors import ValidationError
 from sitq.models import Outcome
 
@@ -84,7 +84,7 @@ class PostgresBackend:
             raise ValidationError(f"pool_size: give 1 to {_MOST_CONNECTIONS}")
         target = Target(dsn, prepared_statements, _checked_timeout(statement_timeout))
         self._settings: Final = Settings(target, schema, pool_size, migrate, clock)
-        self._clock: Final[Clock] = SystemClock() if clock is None else clock
+        self._clock: Final = checked_clock(clock)
         self._users: Final = Users(self.__repr__, self._session, "they may share the schema")
 
     def __repr__(self) -> str:

@@ -326,6 +326,9 @@ def _teach_arrays(connection: asyncpg.Connection) -> None:
 
 def _first_line(error: BaseException) -> str:
     text = str(error.args[0]) if error.args else ""
+    if isinstance(error, asyncpg.InternalClientError | asyncpg.InterfaceError):
+        # Nobody but the driver knows of the states that it speaks of.
+        return "the connection was lost"
     if isinstance(error, OSError):
         text = error.strerror or str(error)
     return text.partition("\n")[0] or type(error).__name__

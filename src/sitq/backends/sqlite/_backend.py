@@ -14,7 +14,7 @@ from sitq.backends.sqlite._finishing import cancel, finish
 from sitq.backends.sqlite._reserving import Reserve, reserve
 from sitq.backends.sqlite._session import Session
 from sitq.backends.sqlite._transaction import join
-from sitq.clock import SystemClock
+from sitq.clock import checked_clock
 from sitq.errors import ValidationError
 from sitq.models import Outcome
 from sitq.protocols import Sweep
@@ -59,7 +59,7 @@ class SQLiteBackend:
             message = f"synchronous: give 'FULL' or 'NORMAL' (got {type(synchronous).__name__})"
             raise ValidationError(message)
         self._synchronous: Final = synchronous
-        self._clock: Final[Clock] = SystemClock() if clock is None else clock
+        self._clock: Final = checked_clock(clock)
         self._users: Final = Users(self.__repr__, self._session, "they may share the file")
 
     def __repr__(self) -> str:
