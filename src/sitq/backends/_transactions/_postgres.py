@@ -102,6 +102,7 @@ class AsyncpgLink(_PostgresLink):
     """An asyncpg connection, of a pool or not."""
 
     blocking: Final = False
+    interruptible: Final = True
 
     def __init__(self, connection: asyncpg.Connection) -> None:
         super().__init__("asyncpg's Connection", AsyncpgExecutor(connection))
@@ -111,6 +112,7 @@ class PsycopgLink(_PostgresLink):
     """A ``psycopg.Connection``."""
 
     blocking: Final = True
+    interruptible: Final = False
 
     def __init__(self, connection: psycopg.Connection[Any]) -> None:
         super().__init__("psycopg.Connection", PsycopgExecutor(connection))
@@ -120,6 +122,7 @@ class AsyncPsycopgLink(_PostgresLink):
     """A ``psycopg.AsyncConnection``."""
 
     blocking: Final = False
+    interruptible: Final = True
 
     def __init__(self, connection: psycopg.AsyncConnection[Any]) -> None:
         super().__init__("psycopg.AsyncConnection", AsyncPsycopgExecutor(connection))

@@ -15,7 +15,7 @@ from sitq.ids import TaskId
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
-    from sitq.backends._transactions import Executor, Row
+    from sitq.backends._transactions import Executor, Fate, Row
     from sitq.backends.postgres._session import Session
     from sitq.models import Lease, Task
     from sitq.protocols import Topic
@@ -51,13 +51,14 @@ class _Joined(Joined["Session"]):
         executor: Executor,
         session: Session,
         work: Callable[[Executor, Session], Coroutine[Any, Any, T]],
+        fate: Fate,
     ) -> T:
         async def unit() -> T:
             await self._check(executor, session)
             return await work(executor, session)
 
         await executor.begin()
-        return await savepoint(executor, unit())
+        return await savepoint(executor, unit(), fate)
 
     async def _find(self, executor: Executor, session: Session) -> None:
         schema = session.settings.schema
