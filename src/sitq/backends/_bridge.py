@@ -126,11 +126,27 @@ class Home:
         else:
             self._callers.call_soon(function)
 
-    async def rest(self, *, keep: set[asyncio.Task[Any]] | None = None) -> None:
-        """Return once nothing runs any more but the caller and ``keep``; from here."""
-        spared = {asyncio.current_task(), *(keep or ())}
-        while others := self._tasks - spared:
-            await asyncio.wait(others)
+    async def rest(self, seconds: float, keep: set[asyncio.Task[Any]]) -> bool:
+        """Return once nothing runs any more but the caller and ``keep``; from here.
+
+        False if it has not come to that in time.
+        """
+        give_up = self._loop.time() + seconds
+        while others := self._others(keep):
+            rest = give_up - self._loop.time()
+            if rest <= 0:
+                return False
+            await asyncio.wait(others, timeout=rest)
+        return True
+
+    async def cut(self, keep: set[asyncio.Task[Any]]) -> None:
+        """Cancel what runs but the caller and ``keep``; from here."""
+        for task in self._others(keep):
+            task.cancel()
+            await asyncio.wait({task})
+
+    def _others(self, keep: set[asyncio.Task[Any]]) -> set[asyncio.Task[Any]]:
+        return self._tasks - keep - {asyncio.current_task()}  # type: ignore[arg-type]
 
     async def end(self) -> None:
         """End the thread, if there is one; from the callers' loop, once all work has ended."""
