@@ -1,8 +1,11 @@
-"""Closing while the server does not answer: it ends soon, and nothing acknowledged is lost."""
+"""Closing while the server does not answer, and no closing at all: nothing is left behind."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import gc
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import anyio
@@ -98,3 +101,65 @@ async def test_a_wait_for_a_result_ends_although_the_server_does_not_answer(
             with pytest.raises(BackendBusyError, match="has not answered"):
                 await queue.get_result(task_id, timeout)
         assert await queue.get_result(task_id, 0) is None
+
+
+def drivers() -> int:
+    """How many threads there are for the driver."""
+    return sum(thread.name == "sitq-postgres" for thread in threading.enumerate())
+
+
+class Forgotten:
+    """A store that is open, and that nobody closes."""
+
+    def __init__(self) -> None:
+        self.name = f"sitq-{new_schema()}"
+        self.threads = drivers()
+        self.where = f"{dsn()}{'&' if '?' in dsn() else '?'}application_name={self.name}"
+
+    async def use(self) -> None:
+        queue = TaskQueue(PostgresBackend(self.where, schema=new_schema()))
+        await queue.get_result(await queue.enqueue(add, 1, 2), 0.01)
+        assert self.connections >= 2
+
+    @property
+    def connections(self) -> int:
+        """How many the server has."""
+        asked = "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s"
+        with psycopg.connect(dsn()) as own:
+            row = own.execute(asked, (self.name,)).fetchone()
+        return 0 if row is None else int(row[0])
+
+    def is_left(self) -> bool:
+        """Tell if there is anything of it."""
+        return self.connections > 0 or drivers() > self.threads
+
+
+@pytest.mark.usefixtures("anyio_backend")
+def test_the_end_of_the_loop_lets_go(anyio_backend_name: str) -> None:
+    """Whatever still refers to the backend, as a module's variable does."""
+    forgotten = Forgotten()
+    kept = []
+
+    async def main() -> None:
+        kept.append(TaskQueue(PostgresBackend(forgotten.where, schema=new_schema())))
+        await kept[0].get_result(await kept[0].enqueue(add, 1, 2), 0.01)
+        assert forgotten.connections >= 2
+
+    anyio.run(main, backend=anyio_backend_name)
+    wait_until(lambda: not forgotten.is_left())
+
+
+async def test_a_backend_that_nobody_has_any_more_lets_go() -> None:
+    forgotten = Forgotten()
+    await forgotten.use()
+    with anyio.fail_after(20):
+        while forgotten.is_left():
+            gc.collect()
+            await anyio.sleep(0.01)
+
+
+def wait_until(happened: Callable[[], bool]) -> None:
+    give_up = time.monotonic() + 20
+    while not happened():
+        assert time.monotonic() < give_up
+        time.sleep(0.01)

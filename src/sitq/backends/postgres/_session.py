@@ -128,5 +128,5 @@ class Session:
         await asyncio.gather(*kept, return_exceptions=True)
 
     def abandon(self) -> None:
-        """Give up what the loop of the callers, which has ended, has left behind."""
+        """Hang up soon, for callers that are gone; from any thread."""
         self._home.abandon()
