@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from sitq.backends._transactions import Joined, link_to, savepoint
@@ -27,6 +28,12 @@ T = TypeVar("T")
 
 # What channels are told: no instance takes this for one of its own changes.
 _TOLD: Final = "bound"
+# How drivers read values, unless they were told of another way.
+_SAMPLE: Final = (datetime(1970, 1, 1, tzinfo=UTC), 1, b"s")
+_OWN_CODECS: Final = (
+    "the connection has codecs of its own for text, timestamptz, bigint or bytea: "
+    "use a connection without them"
+)
 _FAILED_BEFORE: Final = "25P02"
 
 
@@ -62,7 +69,9 @@ class _Joined(Joined["Session"]):
 
     async def _find(self, executor: Executor, session: Session) -> None:
         schema = session.settings.schema
-        ((is_there,),) = await executor.fetch(_sql.IS_THERE, (schema,))
+        ((is_there, *sample),) = await executor.fetch(_sql.IS_THERE, (schema,))
+        if sample != [schema, *_SAMPLE]:
+            raise UsageError(f"bind: {_OWN_CODECS}")
         if is_there:
             rows = await executor.fetch(session.statements[_sql.BIRTH])
             if [tuple(row) for row in rows] == session.birth:
