@@ -96,27 +96,80 @@ async def test_a_store_that_is_not_there_is_not_made_without_being_told_to() -> 
     assert await ask(f"SELECT to_regnamespace('{schema}')") == [(None,)]
 
 
-async def test_a_schema_of_another_program_is_refused() -> None:
+RECORD = "CREATE TABLE S.migrations (number int PRIMARY KEY, applied_at timestamptz)"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "CREATE TABLE S.accounts (id integer)",
+        "CREATE SEQUENCE S.numbers",
+        "CREATE VIEW S.migrations AS SELECT 1 AS number, now() AS applied_at",
+        "CREATE MATERIALIZED VIEW S.tasks AS SELECT 1 AS id",
+        "CREATE TYPE S.tasks AS ENUM ('a')",
+        "CREATE DOMAIN S.number AS integer",
+        "CREATE FUNCTION S.enqueue() RETURNS integer LANGUAGE sql AS 'SELECT 1'",
+        'CREATE COLLATION S.bytes FROM "C"',
+        "CREATE TABLE S.migrations (id integer)",
+        RECORD,
+        f"{RECORD}; CREATE TABLE S.users (id integer)",
+        f"{RECORD}; INSERT INTO S.migrations VALUES (1)",
+        f"{RECORD}; INSERT INTO S.migrations VALUES (1); CREATE TABLE S.tasks (id int, title text)",
+    ],
+)
+@pytest.mark.parametrize("migrate", [True, False])
+async def test_a_schema_of_another_program_is_refused(content: str, *, migrate: bool) -> None:
     schema = new_schema()
-    await ask(f"CREATE SCHEMA {schema}")
-    await ask(f"CREATE TABLE {schema}.accounts (id integer)")
-    with pytest.raises(BackendFormatError, match="belongs to another program"):
-        await PostgresBackend(dsn(), schema=schema).open()
-    tables = await ask(f"SELECT tablename::text FROM pg_tables WHERE schemaname = '{schema}'")
-    assert tables == [("accounts",)]
+    await run(f"CREATE SCHEMA {schema}; {content.replace('S.', f'{schema}.')}")
+    before = await everything_in(schema)
+    assert before
+    with pytest.raises(BackendFormatError, match="belongs to another program; it was left"):
+        await PostgresBackend(dsn(), schema=schema, migrate=migrate).open()
+    assert await everything_in(schema) == before
 
 
-async def test_a_store_that_has_lost_its_tables_is_refused() -> None:
+async def everything_in(schema: str) -> list[tuple[object, ...]]:
+    sql = "SELECT classid, objid, objsubid FROM pg_depend WHERE refobjid = '{}'::regnamespace"
+    return await ask(f"{sql.format(schema)} ORDER BY 1, 2, 3")
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ("DROP TABLE S.tasks", "has lost its tables"),
+        ("ALTER TABLE S.tasks RENAME payload TO other", "has lost its tables, or columns of them"),
+        ("DROP FUNCTION S.reserve", "has lost its functions"),
+        ("DROP TABLE S.migrations", "has lost its record of migrations"),
+        ("DELETE FROM S.migrations", "has lost its record of migrations"),
+        ("UPDATE S.migrations SET number = -5", "somebody has changed it"),
+        ("UPDATE S.migrations SET number = 7", "somebody has changed it"),
+        ("INSERT INTO S.migrations VALUES (0)", "somebody has changed it"),
+        ("ALTER TABLE S.migrations ALTER number TYPE text", "somebody has changed it"),
+    ],
+)
+async def test_a_store_that_has_lost_a_part_is_refused(change: str, what: str) -> None:
     schema = new_schema()
     await open_and_close(PostgresBackend(dsn(), schema=schema))
-    await ask(f"DROP TABLE {schema}.tasks")
-    with pytest.raises(BackendFormatError, match="has lost its tables"):
+    await ask(change.replace("S.", f"{schema}."))
+    before = await everything_in(schema)
+    with pytest.raises(BackendFormatError, match=f"a store of sitq's that.*{what}.*; restore it"):
         await PostgresBackend(dsn(), schema=schema).open()
+    assert await everything_in(schema) == before
+
+
+async def test_a_store_with_something_else_beside_it_is_used() -> None:
+    schema = new_schema()
+    await open_and_close(PostgresBackend(dsn(), schema=schema))
+    await ask(f"CREATE VIEW {schema}.waiting AS SELECT count(*) FROM {schema}.tasks")
+    await open_and_close(PostgresBackend(dsn(), schema=schema))
 
 
 async def test_an_empty_schema_made_by_an_administrator_is_used() -> None:
     schema = new_schema()
-    await ask(f"CREATE SCHEMA {schema}")
+    await run(
+        f"CREATE SCHEMA {schema}; COMMENT ON SCHEMA {schema} IS 'for sitq';"
+        f"ALTER DEFAULT PRIVILEGES IN SCHEMA {schema} GRANT SELECT ON TABLES TO PUBLIC"
+    )
     await open_and_close(PostgresBackend(dsn(), schema=schema))
     assert await ask(f"SELECT count(*) FROM {schema}.tasks") == [(0,)]
 

@@ -11,6 +11,7 @@ import pytest
 
 from sitq import BackendError, BackendFormatError, TaskStatus
 from sitq.backends.postgres import PostgresBackend
+from sitq.backends.postgres._reserving import Reserve, reserved_before
 from sitq.models import Outcome
 from tests.postgres.samples import new_task
 from tests.postgres.servers import dsn, new_schema, query
@@ -31,25 +32,79 @@ async def ask(sql: str) -> list[tuple[object, ...]]:
     return await anyio.to_thread.run_sync(query, sql)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        "retry = 'no json'",
-        "headers = '[1]'",
-        "timeout = -1",
-        "epoch = 5, max_attempts = 1, attempts = 1",
-    ],
-)
+UNREADABLE = [
+    "retry = 'no json'",
+    "headers = '[1]'",
+    "headers = repeat('[', 100000)",
+    "timeout = -1",
+    "timeout = 'NaN'",
+    "timeout = -1, result_ttl = 'NaN'",
+    "id = 'no id'",
+    "id = ''",
+    "eta = '-infinity'",
+    "eta = '4000-01-01 BC'",
+    "enqueued_at = 'infinity'",
+    "enqueued_at = '200000-01-01'",
+    "enqueued_at = '100-01-01 BC'",
+]
+SPENT = [
+    "epoch = 5, max_attempts = 1, attempts = 1",
+    "epoch = 9223372036854775807",
+    "epoch = 2147483647, attempts = 2147483647",
+]
+
+
+@pytest.mark.parametrize("change", [*UNREADABLE, *SPENT])
 async def test_a_row_that_cannot_start_is_failed_and_its_neighbours_run(change: str) -> None:
     async with store() as (backend, schema):
         first, odd, last = await backend.enqueue([new_task() for _ in range(3)])
         await ask(f"UPDATE {schema}.tasks SET {change} WHERE id = '{odd}'")
         taken = (await backend.reserve("w", ["default"], 5, 30.0)).tasks
         assert [task.id for task in taken] == [first, last]
-        result = (await backend.get_results([odd]))[odd]
-        assert result is not None
-        assert result.status is TaskStatus.FAILED
-        assert "BackendFormatError" in (result.error or "")
+        ends = await ask(f"SELECT status, error FROM {schema}.tasks WHERE status <> 'in_progress'")
+        ((status, error),) = ends
+        assert status == "failed"
+        assert str(error).startswith("BackendFormatError: ")
+
+
+@pytest.mark.parametrize("change", UNREADABLE)
+async def test_a_row_that_cannot_start_is_failed_too_when_the_answer_was_lost(change: str) -> None:
+    async with store() as (backend, schema):
+        first, odd, last = await backend.enqueue([new_task() for _ in range(3)])
+        await backend.reserve("w", ["default"], 5, 30.0)
+        await ask(f"UPDATE {schema}.tasks SET {change} WHERE id = '{odd}'")
+        ((ticket,), *_) = await ask(f"SELECT ticket FROM {schema}.tasks")
+        assert isinstance(ticket, int)
+        wish = Reserve("w", ("default",), 5, 30.0, ticket)
+        again = await backend._users.use().database.read(reserved_before, (wish,))
+        assert again is not None
+        assert [task.id for task in again[0].tasks] == [first, last]
+        statuses = await ask(f"SELECT status FROM {schema}.tasks ORDER BY status")
+        assert statuses == [("failed",), ("in_progress",), ("in_progress",)]
+
+
+async def test_a_row_that_is_never_due_keeps_nobody_from_working() -> None:
+    async with store() as (backend, schema):
+        never, one = await backend.enqueue([new_task() for _ in range(2)])
+        await ask(f"UPDATE {schema}.tasks SET eta = 'infinity' WHERE id = '{never}'")
+        first = await backend.reserve("w", ["default"], 5, 30.0)
+        assert [task.id for task in first.tasks] == [one]
+        assert first.wait is not None
+        assert 1e9 < first.wait < 1e12
+        with pytest.raises(BackendFormatError, match="none of sitq's"):
+            await backend.get_tasks([never])
+        (info,) = await backend.get_tasks([one])
+        assert info is not None
+
+
+async def test_a_row_of_too_many_crashes_is_taken_back_with_its_neighbours() -> None:
+    async with store() as (backend, schema):
+        ids = await backend.enqueue([new_task() for _ in range(2)])
+        await backend.reserve("w", ["default"], 5, 0.0)
+        await ask(f"UPDATE {schema}.tasks SET crashes = 2147483647 WHERE id = '{ids[0]}'")
+        assert (await backend.sweep(3)).reclaimed == 2
+        infos = await backend.get_tasks(ids)
+        assert [info and info.status for info in infos] == [TaskStatus.FAILED, TaskStatus.PENDING]
 
 
 async def test_a_row_that_cannot_be_read_is_called_so_without_its_values() -> None:

@@ -196,9 +196,9 @@ class Link:
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
-        """Several statements, all or none of which count."""
+        """Several statements, all or none of which count; each sees what others have committed."""
         try:
-            async with self._connection.transaction():
+            async with self._connection.transaction(isolation="read_committed"):
                 yield Transaction(self._connection)
         except _GONE as error:
             self.terminate()

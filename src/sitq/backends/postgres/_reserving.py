@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from operator import itemgetter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sitq.backends._texts import UNREADABLE
 from sitq.backends.postgres import _sql
-from sitq.backends.postgres._finishing import finish_all
 from sitq.backends.postgres._rows import to_reserved
-from sitq.ids import TaskId
-from sitq.models import Lease, Outcome, Reservation
+from sitq.models import Reservation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Reserve", "reserve", "reserved_before"]
 
-_SECOND: Final = timedelta(seconds=1)
 _by_number: Final = itemgetter(0)
 
 
@@ -48,19 +44,18 @@ async def reserve(work: Work, wishes: Sequence[Reserve]) -> list[Reservation]:
         wish.lease,
         wish.ticket,
     )
-    last = rows.pop()
-    wait = None if last[-1] is None else last[-1] / _SECOND
-    return [Reservation(await _readable(work, rows), wait)]
+    wait = rows.pop()[-1]
+    return [Reservation(await _readable(work, rows, wish.ticket), wait)]
 
 
 async def reserved_before(work: Work, wishes: Sequence[Reserve]) -> list[Reservation] | None:
     """What a `reserve` whose answer was lost has done; ``None``: nothing."""
     (wish,) = wishes
     rows = await work.rows(_sql.RESERVED, wish.ticket)
-    return [Reservation(await _readable(work, rows), 0.0)] if rows else None
+    return [Reservation(await _readable(work, rows, wish.ticket), 0.0)] if rows else None
 
 
-async def _readable(work: Work, rows: list[Row]) -> tuple[ReservedTask, ...]:
+async def _readable(work: Work, rows: list[Row], ticket: int) -> tuple[ReservedTask, ...]:
     """The tasks of the rows that can be read; the others are failed.
 
     Somebody may have written into the table by hand: such a row must not stand in the way of
@@ -68,12 +63,13 @@ async def _readable(work: Work, rows: list[Row]) -> tuple[ReservedTask, ...]:
     """
     rows.sort(key=_by_number)
     tasks: list[ReservedTask] = []
-    failures: list[Outcome] = []
+    unreadable: list[str] = []
     for row in rows:
         try:
             tasks.append(to_reserved(row))
         except Exception:  # noqa: BLE001 - see above
-            failures.append(Outcome.failure(Lease(TaskId(row[1]), row[4]), UNREADABLE))
-    if failures:
-        await finish_all(work, failures)
+            unreadable.append(row[1])
+    if unreadable:
+        await work.rows(_sql.FAIL_UNREADABLE, work.moment, unreadable, ticket, UNREADABLE)
+        work.changed.add("results")
     return tuple(tasks)

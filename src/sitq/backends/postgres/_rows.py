@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,6 +25,10 @@ __all__ = [
 ]
 
 _NUL: Final = "\0"
+# The ends of Python's time; the driver would write them as infinite.
+_MICROSECOND: Final = timedelta(microseconds=1)
+_FIRST: Final = datetime.min.replace(tzinfo=UTC) + _MICROSECOND
+_LAST: Final = datetime.max.replace(tzinfo=UTC) - _MICROSECOND
 # All that an insert needs but id and payload; the simplest tasks have none from `_OTHERS` on.
 _all_but_payload: Final = attrgetter(
     "queue", "priority", "function", "result_ttl",
@@ -45,6 +50,11 @@ def storable(text: str | None) -> str | None:
     return text.replace(_NUL, "\\x00")
 
 
+def _finite(moment: datetime | None) -> datetime | None:
+    """A moment as it is stored: the first and the last one of all come a microsecond nearer."""
+    return None if moment is None else max(_FIRST, min(moment, _LAST))
+
+
 def common_columns(tasks: Sequence[Task]) -> tuple[Any, ...] | None:
     """What tasks have in common that differ in id and payload only and are due at once.
 
@@ -62,12 +72,12 @@ def columns(tasks: Sequence[Task]) -> list[list[Any]]:
         [task.id for task in tasks],
         [task.queue for task in tasks],
         [task.priority for task in tasks],
-        [task.eta for task in tasks],
+        [_finite(task.eta) for task in tasks],
         [task.function for task in tasks],
         [None if task.retry is None else task.retry.max_attempts for task in tasks],
         [task.timeout for task in tasks],
         [task.unique_key for task in tasks],
-        [task.expires_at for task in tasks],
+        [_finite(task.expires_at) for task in tasks],
         [task.result_ttl for task in tasks],
         [task.retry_of for task in tasks],
         [None if task.retry is None else dump_policy(task.retry) for task in tasks],

@@ -7,18 +7,25 @@ from __future__ import annotations
 
 from functools import cache
 from importlib import resources
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
-from sitq.backends.postgres import _sql
+from sitq.backends.postgres import _schema_sql as _sql
 from sitq.errors import BackendFormatError
 
 if TYPE_CHECKING:
-    from sitq.backends.postgres._driver import Link
+    from collections.abc import Awaitable, Callable
+
+    from sitq.backends.postgres._driver import Link, Row
     from sitq.backends.postgres._sql import Statements
+
+    Ask = Callable[..., Awaitable[list[Row]]]
 
 __all__ = ["Migration", "migrations", "prepare"]
 
 Migration = tuple[int, str]
+
+# So many parts of a store make one.
+_ENOUGH: Final = 2
 
 
 @cache
@@ -39,50 +46,70 @@ async def prepare(
     """Make sure that the schema is one that this version can use.
 
     Raises:
-        BackendFormatError: it belongs to another program, to a newer sitq, or has lost its tables;
-            or it is missing or older, and must not be migrated.
+        BackendFormatError: it belongs to another program, to a newer sitq, or has lost a part of
+            the store; or it is missing or older, and must not be migrated.
     """
     name = f"schema {schema!r} of {place}"
-    latest = migrations()[-1][0]
-    version = await _version(link, statements, schema, name)
-    if version == latest:
+
+    async def ask(sql: str, *parameters: Any) -> list[Row]:
+        return await link.fetch(statements[sql], parameters)
+
+    version = await _version(ask, schema, name)
+    if version == migrations()[-1][0]:
         return
-    if version > latest:
-        message = (
-            f"{name} was written by a newer sitq (format {version}, this one knows {latest}); "
-            "upgrade sitq"
-        )
-        raise BackendFormatError(message)
     if not migrate:
-        problem = "is not there" if version == 0 else f"has the old format {version}"
+        problem = f"has the old format {version}" if version else "is not there"
         message = (
             f"{name} {problem}, and migrate=False: have a role that may do it open it once "
             "with migrate=True"
         )
         raise BackendFormatError(message)
     async with link.transaction() as transaction:
-        await transaction.fetch(_sql.LOCK_MIGRATIONS, schema)
-        exists, _ = (await transaction.fetch(_sql.PRESENT, schema))[0]
-        if not exists:
+
+        async def ask_within(sql: str, *parameters: Any) -> list[Row]:
+            return await transaction.fetch(statements[sql], *parameters)
+
+        await ask_within(_sql.LOCK_MIGRATIONS, schema)
+        # Others may have been here before.
+        version = await _version(ask_within, schema, name)
+        if version is None:
             await transaction.run(statements[_sql.CREATE_SCHEMA])
-        await transaction.run(statements[_sql.CREATE_RECORD])
-        version = (await transaction.fetch(statements[_sql.VERSION]))[0][0] or 0
+        if not version:
+            await transaction.run(statements[_sql.CREATE_RECORD])
         for number, script in migrations():
-            if number > version:
+            if number > (version or 0):
                 await transaction.run(statements[script])
-                await transaction.fetch(statements[_sql.RECORD_MIGRATION], number)
+                await ask_within(_sql.RECORD_MIGRATION, number)
 
 
-async def _version(link: Link, statements: Statements, schema: str, name: str) -> int:
-    """The number of the last migration; 0 for a schema with nothing in it."""
-    exists, tables = (await link.fetch(_sql.PRESENT, (schema,)))[0]
-    if not exists or not tables:
-        return 0
-    if "migrations" not in tables:
+async def _version(ask: Ask, schema: str, name: str) -> int | None:
+    """The number of the last migration; 0 for an empty schema, ``None`` for one that is not there.
+
+    A store is known by any two of its three parts: what has one of them or none is foreign.
+    """
+    exists, used, *parts = (await ask(_sql.PRESENT, schema))[0]
+    if not used:
+        return 0 if exists else None
+    if sum(parts) < _ENOUGH:
         raise BackendFormatError(f"{name} belongs to another program; it was left as it is")
-    version: int | None = (await link.fetch(statements[_sql.VERSION]))[0][0]
-    if version is None:
-        return 0
-    if "tasks" not in tables:
-        raise BackendFormatError(f"{name} is a store of sitq's that has lost its tables")
+    has_record, has_tasks, has_functions = parts
+    latest = migrations()[-1][0]
+    made: list[int] = ((await ask(_sql.MADE))[0][0] or []) if has_record else []
+    version = made[-1] if made else 0
+    problem = ""
+    if not has_tasks:
+        problem = "has lost its tables, or columns of them"
+    elif made[:latest] != list(range(1, min(version, latest) + 1)) or not made:
+        problem = "has lost its record of migrations, or somebody has changed it"
+    elif version > latest:
+        message = (
+            f"{name} was written by a newer sitq (format {version}, this one knows {latest}); "
+            "upgrade sitq"
+        )
+        raise BackendFormatError(message)
+    elif not has_functions:
+        problem = "has lost its functions"
+    if problem:
+        message = f"{name} is a store of sitq's that {problem}; restore it from a backup"
+        raise BackendFormatError(message)
     return version

@@ -105,12 +105,25 @@ RESERVE: Final = f"""
 SELECT * FROM sitq.reserve({_MOMENT}, $2::text, $3::text[], $4::int4, $5::float8, $6::int8)
 """
 
-# What was reserved under a ticket.
+# What was reserved under a ticket. A moment that the driver cannot read comes as NULL.
 RESERVED: Final = """
 SELECT row_number() OVER (ORDER BY priority DESC, eta, seq) AS nr, id, function, queue, epoch,
-       attempts, misses, crashes, eta, enqueued_at, timeout, retry, headers, payload,
-       NULL::interval AS wait
+       attempts, misses, crashes,
+       CASE WHEN eta BETWEEN timestamptz '0001-01-01 00:00:00+00'
+                         AND timestamptz '9999-12-31 23:59:59.999999+00' THEN eta END,
+       CASE WHEN enqueued_at BETWEEN timestamptz '0001-01-01 00:00:00+00'
+                         AND timestamptz '9999-12-31 23:59:59.999999+00' THEN enqueued_at END,
+       timeout, retry, headers, payload, NULL::float8 AS wait
 FROM sitq.tasks WHERE status = 'in_progress' AND ticket = $1::int8
+"""
+
+# End what was reserved under a ticket and cannot be run; ids may be any texts.
+FAIL_UNREADABLE: Final = f"""
+WITH moment AS (SELECT {_MOMENT} AS now)
+UPDATE sitq.tasks SET status = 'failed', error = $4::text, traceback = NULL,
+    finished_at = moment.now, delete_at = {_DELETE_AT}, {_NO_LEASE}
+FROM moment
+WHERE tasks.id = ANY ($2::text[]) AND tasks.ticket = $3::int8
 """
 
 # -- finish ----------------------------------------------------------------------------------
@@ -291,43 +304,6 @@ SELECT pg_backend_pid(), backend_start FROM pg_stat_activity WHERE pid = pg_back
 END_PROCESS: Final = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 WHERE pid = $1::int4 AND backend_start = $2::timestamptz
-"""
-
-# -- schema ----------------------------------------------------------------------------------
-
-# Whether the schema and sitq's tables in it are there, and whether anything else is.
-PRESENT: Final = """
-SELECT to_regnamespace(quote_ident($1)) IS NOT NULL,
-       (SELECT array_agg(relname::text) FROM pg_class
-        WHERE relnamespace = to_regnamespace(quote_ident($1)) AND relkind IN ('r', 'p', 'v'))
-"""
-
-# The number of the last migration.
-VERSION: Final = """
-SELECT max(number) FROM sitq.migrations
-"""
-
-# One migration at a time for one schema; held to the end of the transaction.
-LOCK_MIGRATIONS: Final = """
-SELECT pg_advisory_xact_lock(hashtextextended('sitq ' || $1, 0))
-"""
-
-# A place for the store.
-CREATE_SCHEMA: Final = """
-CREATE SCHEMA "sitq"
-"""
-
-# What the migrations are recorded in.
-CREATE_RECORD: Final = """
-CREATE TABLE IF NOT EXISTS sitq.migrations (
-    number     integer     PRIMARY KEY,
-    applied_at timestamptz NOT NULL DEFAULT statement_timestamp()
-)
-"""
-
-# Record a migration.
-RECORD_MIGRATION: Final = """
-INSERT INTO sitq.migrations (number) VALUES ($1)
 """
 
 # -- transactions of the user's own ----------------------------------------------------------

@@ -15,7 +15,7 @@ from sitq.errors import BackendError, TaskNotFoundError
 from sitq.ids import new_task_id
 from sitq.models import OutcomeKind, RetryPolicy
 from sitq.states import TaskStatus
-from sitq.testing._conformance._store import PATIENCE, Store, new_task
+from sitq.testing._conformance._store import LEASE, PATIENCE, QUEUES, Store, new_task
 from sitq.testing._conformance._suite import Suite
 
 if TYPE_CHECKING:
@@ -47,6 +47,13 @@ def full_task(**options: Any) -> Task:
         }
         | options
     )
+
+
+def assert_near(asked: datetime | None, stored: datetime | None) -> None:
+    """A moment that was asked for is stored, to the microsecond before or after."""
+    if asked is not None:
+        assert stored is not None
+        assert abs(stored - asked) <= timedelta(microseconds=1)
 
 
 class EnqueueChecks(Suite):
@@ -107,6 +114,31 @@ class EnqueueChecks(Suite):
         stored = await store.backend.get_stored(task.id)
         assert store.same(stored.eta, now)
         assert stored.model_copy(update={"eta": None}) == task
+
+    async def test_the_ends_of_time_are_moments_as_well(self, store: Store) -> None:
+        """The first and the last of all moments are kept, to a microsecond; neighbours run."""
+        first, last = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+        tasks = [
+            new_task(eta=first),
+            new_task(),
+            new_task(expires_at=last),
+            new_task(eta=last),
+            new_task(expires_at=first),
+        ]
+        await store.backend.enqueue(tasks)
+        for task in tasks:
+            stored = await store.backend.get_stored(task.id)
+            info = await store.info(task.id)
+            assert (info.eta, info.expires_at) == (stored.eta, stored.expires_at)
+            assert_near(task.eta, stored.eta)
+            assert_near(task.expires_at, stored.expires_at)
+        reservation = await store.backend.reserve("w", QUEUES, 9, LEASE)
+        assert [task.id for task in reservation.tasks] == [task.id for task in tasks[:3]]
+        assert_near(first, reservation.tasks[0].eta)
+        assert reservation.wait is not None
+        left = last - await store.now() - timedelta(seconds=reservation.wait)
+        assert abs(left) < timedelta(seconds=PATIENCE)
+        assert (await store.backend.sweep(3)).expired == 1
 
     async def test_an_unknown_id_has_no_stored_task(self, store: Store) -> None:
         """`get_stored` of an unknown id raises `TaskNotFoundError`."""
@@ -173,6 +205,13 @@ class EnqueueChecks(Suite):
         batch = [first, plain, new_task(unique_key="k"), new_task(unique_key="k")]
         assert await store.backend.enqueue(batch) == [first.id, plain.id, first.id, first.id]
         assert [task.id for task in await store.take()] == [first.id, plain.id]
+
+    async def test_keys_do_not_change_the_order_of_a_batch(self, store: Store) -> None:
+        """Tasks with keys are answered, and run, in the order in which they were given."""
+        tasks = [new_task(unique_key=key) for key in ("c", "a", None, "B", "b", "aa")]
+        ids = [task.id for task in tasks]
+        assert await store.backend.enqueue(tasks) == ids
+        assert [task.id for task in await store.take()] == ids
 
     async def test_a_holder_that_is_enqueued_again_is_its_own_holder(self, store: Store) -> None:
         """A task with a key may be sent again after an error that left its fate unknown."""

@@ -73,8 +73,14 @@ CREATE INDEX tasks_done ON sitq.tasks (delete_at, finished_at) WHERE finished_at
 -- One task that is not final per unique key.
 CREATE UNIQUE INDEX tasks_unique ON sitq.tasks (unique_key) WHERE unique_key IS NOT NULL AND finished_at IS NULL;
 
+-- Whoever may insert tasks may number them, as "enqueue" does.
+GRANT USAGE ON SEQUENCE sitq.tasks_seq_seq TO PUBLIC;
+
 -- Store tasks of which some have unique keys, in order, and tell who has their places: a task
 -- whose key is held by a task that is not final is not stored, and the holder's id comes instead.
+--
+-- Two calls wait for each other's keys in the order in which they insert: all insert in the order
+-- of the keys, so that none waits for one that waits for it. The numbers follow the caller's order.
 CREATE FUNCTION sitq.enqueue(
     moment timestamptz, ids text[], queues text[], priorities smallint[], etas timestamptz[],
     functions text[], limits integer[], timeouts double precision[], keys text[],
@@ -82,16 +88,21 @@ CREATE FUNCTION sitq.enqueue(
     header_texts text[], payloads bytea[]
 ) RETURNS text[] LANGUAGE plpgsql AS $$
 DECLARE
-    holders text[] := '{}';
+    numbers bigint[] := ARRAY(
+        SELECT nextval('sitq.tasks_seq_seq') FROM generate_series(1, cardinality(ids)));
+    holders text[] := array_fill(NULL::text, ARRAY[cardinality(ids)]);
     holder text;
+    i integer;
 BEGIN
-    FOR i IN 1 .. cardinality(ids) LOOP
+    FOR i IN SELECT nr FROM generate_series(1, cardinality(ids)) AS nr
+             ORDER BY keys[nr] COLLATE "C", nr LOOP
         LOOP
             INSERT INTO sitq.tasks (
-                id, queue, priority, eta, function, max_attempts, timeout, unique_key, expires_at,
-                result_ttl, enqueued_at, retry_of, retry, headers, payload)
+                seq, id, queue, priority, eta, function, max_attempts, timeout, unique_key,
+                expires_at, result_ttl, enqueued_at, retry_of, retry, headers, payload)
+            OVERRIDING SYSTEM VALUE
             VALUES (
-                ids[i], queues[i], priorities[i], coalesce(etas[i], moment), functions[i],
+                numbers[i], ids[i], queues[i], priorities[i], coalesce(etas[i], moment), functions[i],
                 limits[i], timeouts[i], keys[i], expiries[i], ttls[i], moment, origins[i],
                 policies[i], header_texts[i], payloads[i])
             ON CONFLICT (unique_key) WHERE unique_key IS NOT NULL AND finished_at IS NULL
@@ -103,7 +114,7 @@ BEGIN
             EXIT WHEN FOUND;
             -- The holder has ended between the two statements: the key is free.
         END LOOP;
-        holders := holders || holder;
+        holders[i] := holder;
     END LOOP;
     RETURN holders;
 END
@@ -111,7 +122,10 @@ $$;
 
 -- Reserve due tasks in order. Goes from priority to priority, each a seek in the index, so that
 -- tasks that are not due yet are never scanned; locks one task more than wished for, to know if
--- any are left. The row without an id tells how long to wait for the next one.
+-- any are left. The row without an id tells how long to wait for the next one, in seconds.
+--
+-- What was written by hand harms its own row only: a count that cannot grow any more fails its task
+-- here, and a moment that clients cannot read, such as infinity, comes to them as NULL.
 --
 -- Before the first task that waits, the index holds what is left of those reserved since the last
 -- vacuum: the look for the priority passes that, and the look for tasks begins where it ended.
@@ -121,7 +135,7 @@ CREATE FUNCTION sitq.reserve(
 ) RETURNS TABLE (
     nr bigint, id text, function text, queue text, epoch bigint, attempts integer, misses integer,
     crashes integer, eta timestamptz, enqueued_at timestamptz, timeout double precision,
-    retry text, headers text, payload bytea, wait interval
+    retry text, headers text, payload bytea, wait double precision
 ) LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
@@ -151,7 +165,9 @@ BEGIN
         SELECT array_agg(due.id), bool_or(due.odd) INTO here, here_odd FROM (
             SELECT one.id, one.odd
             FROM unnest(names, etas, seqs) AS start (name, eta, seq), LATERAL (
-                SELECT task.id, task.eta, task.seq, task.attempts >= task.max_attempts AS odd
+                SELECT task.id, task.eta, task.seq,
+                       task.attempts >= least(task.max_attempts, 2000000000)
+                       OR task.epoch >= 9000000000000000000 AS odd
                 FROM sitq.tasks AS task
                 WHERE task.status = 'pending' AND task.queue = start.name
                   AND task.priority = level AND (task.eta, task.seq) >= (start.eta, start.seq)
@@ -168,7 +184,9 @@ BEGIN
         UPDATE sitq.tasks AS task
         SET status = 'failed', finished_at = moment, delete_at = moment + interval '7 days',
             error = 'BackendFormatError: this task has no attempt left, and has not ended'
-        WHERE task.id = ANY (picked) AND task.attempts >= task.max_attempts;
+        WHERE task.id = ANY (picked)
+          AND (task.attempts >= least(task.max_attempts, 2000000000)
+               OR task.epoch >= 9000000000000000000);
     END IF;
     RETURN QUERY
     UPDATE sitq.tasks AS task
@@ -178,8 +196,12 @@ BEGIN
     FROM unnest(picked[1:most]) WITH ORDINALITY AS mine (id, nr)
     WHERE task.id = mine.id AND task.finished_at IS NULL
     RETURNING mine.nr, task.id, task.function, task.queue, task.epoch, task.attempts, task.misses,
-              task.crashes, task.eta, task.enqueued_at, task.timeout, task.retry, task.headers,
-              task.payload, NULL::interval;
+              task.crashes,
+              CASE WHEN task.eta BETWEEN timestamptz '0001-01-01 00:00:00+00'
+                             AND timestamptz '9999-12-31 23:59:59.999999+00' THEN task.eta END,
+              CASE WHEN task.enqueued_at BETWEEN timestamptz '0001-01-01 00:00:00+00'
+                             AND timestamptz '9999-12-31 23:59:59.999999+00' THEN task.enqueued_at END,
+              task.timeout, task.retry, task.headers, task.payload, NULL::double precision;
     IF cardinality(picked) > most THEN
         next_eta := moment;
     ELSE
@@ -195,7 +217,11 @@ BEGIN
         next_eta := moment + interval '5 milliseconds';
     END IF;
     nr := 0;
-    wait := CASE WHEN next_eta IS NOT NULL THEN greatest(next_eta - moment, interval '0') END;
+    -- The difference of what is infinite can be had from no server before 17.
+    IF next_eta IS NOT NULL THEN
+        next_eta := greatest(least(next_eta, timestamptz '9999-12-31 23:59:59.999999+00'), moment);
+        wait := extract(epoch FROM next_eta - moment);
+    END IF;
     RETURN NEXT;
 END
 $$;
@@ -210,7 +236,7 @@ BEGIN
         crashes = least(task.crashes, 1000000) + 1,
         status = gone.status,
         error = CASE gone.status WHEN 'cancelled' THEN NULL
-                                 WHEN 'failed' THEN format(lost, task.crashes + 1)
+                                 WHEN 'failed' THEN format(lost, least(task.crashes, 1000000) + 1)
                                  ELSE task.error END,
         traceback = CASE gone.status WHEN 'pending' THEN task.traceback END,
         finished_at = CASE WHEN gone.status <> 'pending' THEN moment END,
@@ -219,7 +245,7 @@ BEGIN
         worker = NULL, lease_end = NULL, ticket = NULL, cancel_requested = false, progress = NULL
     FROM (
         SELECT leased.id, CASE WHEN leased.cancel_requested THEN 'cancelled'
-                               WHEN leased.crashes + 1 >= most_crashes THEN 'failed'
+                               WHEN leased.crashes >= most_crashes - 1 THEN 'failed'
                                ELSE 'pending' END AS status
         FROM sitq.tasks AS leased
         WHERE leased.status = 'in_progress' AND leased.lease_end <= moment
