@@ -94,6 +94,26 @@ class LoopRef:
             return self._asyncio.is_closed()
         return not self.call_soon(_nothing)
 
+    def at_end(self, function: Callable[[], object]) -> Callable[[], object]:
+        """Have ``function`` called when this loop, trio's, ends; from within.
+
+        What is returned takes that back, from any thread.
+        """
+        import trio
+
+        scope = trio.CancelScope()
+
+        async def wait() -> None:
+            with scope:
+                try:
+                    await trio.sleep_forever()
+                finally:
+                    if not scope.cancel_called:
+                        function()
+
+        trio.lowlevel.spawn_system_task(wait)
+        return lambda: self.call_soon(scope.cancel)
+
     def call_soon(self, function: Callable[[], object]) -> bool:
         """Have the loop call ``function`` soon; from any thread. False if it has ended."""
         try:
@@ -150,6 +170,7 @@ class LoopThread:
 
     def __init__(self, name: str) -> None:
         self._loop = asyncio.new_event_loop()
+        self._ending = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -178,11 +199,20 @@ class LoopThread:
         """Start ``work`` on the loop."""
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
-    def stop(self) -> None:
-        """End the loop and wait for its thread. Calling it twice is fine."""
+    def stop_soon(self) -> None:
+        """End the loop, without waiting for it; from anywhere, a garbage collection too."""
         if not self._loop.is_closed():
             with suppress(RuntimeError):  # closed in between
-                self._loop.call_soon_threadsafe(self._loop.stop)
+                self._loop.call_soon_threadsafe(self._end)
+
+    def _end(self) -> None:
+        if not self._ending:  # the tasks that end now must not be stopped too
+            self._ending = True
+            self._loop.stop()
+
+    def stop(self) -> None:
+        """End the loop and wait for its thread. Calling it twice is fine."""
+        self.stop_soon()
         if self._thread is not threading.current_thread():
             self._thread.join()
 

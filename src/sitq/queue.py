@@ -133,12 +133,14 @@ class TaskQueue(EnqueueMethods):
 
         Args:
             task_id: the id that `enqueue` returned.
-            timeout: seconds to wait; ``None``: for ever; 0: look once.
+            timeout: seconds to wait; ``None``: for ever; 0: look once. If the store has said
+                nothing at all by then, it has 5 more seconds to answer one look.
 
         Raises:
             TaskNotFoundError: the store does not know the task (any more).
             ValidationError: ``timeout`` is not a number of seconds.
             BackendError: the store could not be asked. One that is busy is asked again.
+            BackendBusyError: it was busy until the timeout, or does not answer.
             UsageError: the queue is closed, or was closed meanwhile.
         """
         known_id = _checked_id(task_id)

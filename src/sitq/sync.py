@@ -235,7 +235,7 @@ class SyncTaskQueue(SyncEnqueueMethods):
     @overload
     def get_result(self, task_id: str, timeout: float | None = None) -> Result[object] | None: ...
     def get_result(self, task_id: str, timeout: float | None = None) -> Result[Any] | None:
-        """See `TaskQueue.get_result`."""
+        """See `TaskQueue.get_result`, whose timeout has the same bounds."""
         return self._portal.run(partial(self._queue.get_result, task_id, timeout))
 
     def deserialize_result(self, result: Result[R]) -> R:

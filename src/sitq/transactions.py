@@ -90,8 +90,8 @@ class Transaction(Protocol):
     moment with what the owner wrote: as durable as that commit. Those who listen are woken after
     the commit, where the store can tell of it; until then nobody sees anything.
 
-    The methods leave the transaction as they found it when they raise. They begin one where the
-    connection's next statement would have, and they never end one.
+    The methods leave the transaction as they found it when they raise, a cancellation too. They
+    begin one where the connection's next statement would have, and they never end one.
 
     They may be called from any thread or event loop that may use the connection, as long as the
     backend is open.

@@ -32,6 +32,8 @@ _LOOK_EVERY: Final = 1.0
 # Waits before a busy store is asked again: the first, and the longest; seconds.
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 2.0
+# How long one look may take whose caller has no more time; seconds.
+_LAST_LOOK: Final = 5.0
 
 
 class _Waiter:
@@ -86,19 +88,34 @@ class ResultWaiters:
 
         Raises:
             TaskNotFoundError: the id is unknown.
-            BackendError: the store could not be asked.
+            BackendError: the store could not be asked, or does not answer.
         """
-        results = await self._backend.get_results((task_id,))
+        results = await self._last_look(task_id)
         if task_id not in results:
             raise _unknown(task_id)
         return results[task_id]
+
+    async def _last_look(self, task_id: TaskId[Any]) -> Mapping[TaskId[Any], Result[Any] | None]:
+        answers: list[Mapping[TaskId[Any], Result[Any] | None]] = []
+
+        async def ask() -> None:
+            answers.append(await self._backend.get_results((task_id,)))
+
+        try:
+            await within(self._backend.clock, _LAST_LOOK, ask)
+        except ExceptionGroup as errors:
+            raise _only(errors) from None
+        if not answers:
+            message = f"task {task_id}: the store has not answered for {_LAST_LOOK:g} seconds"
+            raise BackendBusyError(message)
+        return answers[0]
 
     async def wait(self, task_id: TaskId[Any], timeout: float | None) -> Result[Any] | None:  # noqa: ASYNC109 - counted by the backend's clock
         """Wait until a task is final; ``None`` if it was not within ``timeout`` seconds.
 
         Raises:
             TaskNotFoundError: the id is unknown, from the start or since the task was pruned.
-            BackendError: the store could not be asked.
+            BackendError: the store could not be asked, or does not answer.
         """
         waiter = _Waiter(task_id)
         self._waiting.setdefault(task_id, set()).add(waiter)

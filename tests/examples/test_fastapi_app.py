@@ -62,7 +62,7 @@ def service(tmp_path: Path) -> Iterator[Service]:
 
 
 def test_a_report_is_ordered_written_and_read_over_http(service: Service) -> None:
-    with httpx.Client(base_url=service.address) as client:
+    with httpx.Client(base_url=service.address, timeout=30) as client:
         order = client.post("/reports", json={"title": "Q1", "numbers": [1, 2, 39]})
         assert order.status_code == 202
         report = client.get(f"/reports/{order.json()['task_id']}", params={"wait": 10})
@@ -74,29 +74,30 @@ def test_a_report_is_ordered_written_and_read_over_http(service: Service) -> Non
 
 
 def test_a_report_that_fails_tells_why(service: Service) -> None:
-    with httpx.Client(base_url=service.address) as client:
+    with httpx.Client(base_url=service.address, timeout=30) as client:
         order = client.post("/reports", json={"title": "Q2", "numbers": []})
         state = client.get(f"/reports/{order.json()['task_id']}", params={"wait": 10}).json()
     assert state["status"] == "failed"
     assert state["error"] == "ValueError: a report needs numbers"
 
 
-@pytest.mark.parametrize("numbers", [[10**25], [0] * 2_000_000])
+@pytest.mark.parametrize("numbers", [[10**25], [0] * 1_100_000])
 def test_an_order_that_cannot_be_stored_is_refused(service: Service, numbers: list[int]) -> None:
-    order = httpx.post(f"{service.address}/reports", json={"title": "Q3", "numbers": numbers})
+    url = f"{service.address}/reports"
+    order = httpx.post(url, json={"title": "Q3", "numbers": numbers}, timeout=30)
     assert order.status_code == 422
     assert "request" in order.json()["detail"]
     assert "Traceback" not in service.stop()
 
 
 def test_an_unknown_report_is_not_found(service: Service) -> None:
-    assert httpx.get(f"{service.address}/reports/nothing").status_code == 404
+    assert httpx.get(f"{service.address}/reports/nothing", timeout=30).status_code == 404
 
 
 def test_the_service_stops_cleanly_with_every_accepted_task_in_its_file(service: Service) -> None:
     for number in range(20):
         request = {"title": "many", "numbers": [number]}
-        assert httpx.post(f"{service.address}/reports", json=request).status_code == 202
+        assert httpx.post(f"{service.address}/reports", json=request, timeout=30).status_code == 202
     log = service.stop()
     assert "Application shutdown complete" in log
     assert "Traceback" not in log

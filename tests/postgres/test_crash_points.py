@@ -22,7 +22,7 @@ import asyncpg
 import pytest
 
 from sitq import TaskQueue
-from sitq.backends.postgres import _sql
+from sitq.backends.postgres import _schema_sql, _sql
 from tests.faults import crew
 from tests.faults.breaking import point
 from tests.faults.crashes import (
@@ -211,12 +211,12 @@ BIRTHS = [
     ("committed", SCRIPT, 1),
     *(
         [
-            ("at", _sql.LOCK_MIGRATIONS, 0),
+            ("at", _schema_sql.LOCK_MIGRATIONS, 0),
             ("at", "CREATE SCHEMA", 0),
-            ("at", _sql.CREATE_RECORD, 0),
+            ("at", _schema_sql.CREATE_RECORD, 0),
             ("at", SCRIPT, 0),
-            ("at", _sql.RECORD_MIGRATION, 0),
-            ("answered", _sql.RECORD_MIGRATION, 0),
+            ("at", _schema_sql.RECORD_MIGRATION, 0),
+            ("answered", _schema_sql.RECORD_MIGRATION, 0),
         ]
         if LONG
         else []

@@ -14,6 +14,7 @@ import pytest
 from sitq import TaskQueue, Worker
 from sitq.backends.sqlite import _commits
 from sitq.backends.sqlite._bell import Bell
+from sitq.backends.sqlite._file import File
 from sitq.protocols import Topic
 from tests.transactions.places import Place
 from tests.unit.queue_support import add
@@ -96,24 +97,58 @@ async def test_the_bell_rings_once_a_transaction_however_much_it_brings(
     assert rings == [{"tasks"}]
 
 
-async def test_a_commit_after_the_queue_was_closed_wakes_too(
-    queue: TaskQueue, place: Place, own: sqlite3.Connection
+def watchers() -> list[str]:
+    """The threads that look out for commits."""
+    return [thread.name for thread in threading.enumerate() if thread.name == "sitq-commits"]
+
+
+async def test_what_was_committed_before_the_closing_has_rung_by_then(
+    queue: TaskQueue, own: sqlite3.Connection, rings: list[set[str]]
 ) -> None:
     await queue.bind(own).enqueue(add, 1, 2)
+    own.commit()
     await queue.close()
-    ran = 0
-    async with TaskQueue(place.backend()) as other:
-        worker = Worker(place.backend(), poll_interval=3600)
-        with anyio.fail_after(20):
-            async with anyio.create_task_group() as group:
-                await group.start(worker.start)
-                await anyio.wait_all_tasks_blocked()
-                own.commit()
-                ((task_id,),) = place.look("SELECT id FROM tasks")
-                assert await other.get_result(task_id)
-                ran += 1
-                await worker.stop()
-    assert ran == 1
+    assert rings == [{"tasks"}]
+
+
+async def test_the_closing_ends_the_thread_whatever_is_still_expected(
+    queue: TaskQueue, place: Place, own: sqlite3.Connection, rings: list[set[str]]
+) -> None:
+    """What is committed later is found by polling."""
+    before = len(watchers())
+    await queue.bind(own).enqueue(add, 1, 2)
+    assert len(watchers()) == before + 1
+    await queue.close()
+    assert len(watchers()) == before
+    own.commit()
+    assert rings == []
+    assert await Worker(place.backend()).drain() == 1
+
+
+async def test_a_file_that_is_locked_is_watched_once_it_is_free(
+    queue: TaskQueue,
+    own: sqlite3.Connection,
+    rings: list[set[str]],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tries: list[int] = []
+    connect = File.connect
+
+    def refuse(self: File) -> sqlite3.Connection:
+        if threading.current_thread().name == "sitq-commits" and len(tries) < 3:
+            tries.append(1)
+            busy = sqlite3.OperationalError("database is locked")
+            busy.sqlite_errorcode = sqlite3.SQLITE_BUSY
+            raise busy
+        return connect(self)
+
+    monkeypatch.setattr(_commits, "_IDLE", 0.0)
+    monkeypatch.setattr(File, "connect", refuse)
+    await queue.bind(own).enqueue(add, 1, 2)
+    own.commit()
+    await until_nobody_watches(queue)
+    assert (len(tries), rings, caplog.records) == (3, [{"tasks"}], [])
 
 
 async def test_a_process_that_died_before_it_rang_leaves_the_poll_interval(

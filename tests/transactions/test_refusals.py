@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 import sys
 from collections.abc import Iterator
@@ -243,3 +244,17 @@ class TestSyncTaskQueue:
         with pytest.raises(UsageError, match="event loop"):
             bound.options(priority=1)
         own.close()
+
+
+@pytest.mark.parametrize("anyio_backend", ["trio"])
+async def test_a_connection_of_a_driver_that_knows_asyncio_only_is_refused_on_trio(
+    queue: TaskQueue, place: Place
+) -> None:
+    own = await anyio.to_thread.run_sync(asyncio.run, _connected(place))
+    with pytest.raises(UsageError, match="asyncio only"):
+        await queue.bind(own).enqueue(add, 1, 2)
+    await anyio.to_thread.run_sync(asyncio.run, own.close())
+
+
+async def _connected(place: Place) -> aiosqlite.Connection:
+    return await aiosqlite.connect(place.path)

@@ -108,6 +108,34 @@ async def test_a_transaction_that_has_failed_before_is_told_of(
         own.rollback()
 
 
+async def test_a_pipeline_is_refused(queue: TaskQueue, place: PostgresPlace) -> None:
+    """It answers later than sitq needs to know."""
+    with psycopg.connect(place.dsn) as own:
+        with own.pipeline(), pytest.raises(UsageError, match="pipeline"):
+            await queue.bind(own).enqueue(add, 1, 2)
+        await queue.bind(own).enqueue(add, 1, 2)
+    assert stored(place) == 1
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("kind", ["text", "timestamptz", "int8", "bytea"])
+async def test_a_connection_that_reads_values_in_a_way_of_its_own_is_refused(
+    queue: TaskQueue, place: PostgresPlace, kind: str
+) -> None:
+    own = await asyncpg.connect(place.dsn)
+    await own.set_type_codec(
+        kind, schema="pg_catalog", encoder=str, decoder=lambda text: f"<{text}>", format="text"
+    )
+    async with own.transaction():
+        with pytest.raises(UsageError, match="codecs of its own"):
+            await queue.bind(own).enqueue(add, 1, 2)
+        await own.reset_type_codec(kind, schema="pg_catalog")
+        await queue.bind(own).enqueue(add, 1, 2)
+    await own.close()
+    with pytest.raises(UsageError, match="it is closed"):
+        await queue.bind(own).enqueue(add, 1, 2)
+
+
 @pytest.mark.parametrize(
     "kind",
     ["psycopg", "asyncpg", "SQLAlchemy Session psycopg", "SQLAlchemy AsyncSession asyncpg"],

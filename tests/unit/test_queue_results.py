@@ -6,9 +6,12 @@ import math
 from datetime import datetime, timedelta
 from typing import Any
 
+import anyio
 import pytest
 
 from sitq import (
+    BackendBusyError,
+    BackendConnectionError,
     Result,
     SerializationError,
     TaskFailedError,
@@ -209,3 +212,36 @@ async def test_times_of_results_are_aware() -> None:
     assert result is not None
     assert isinstance(result.finished_at, datetime)
     assert result.finished_at.utcoffset() == timedelta(0)
+
+
+@pytest.mark.parametrize("timeout", [0, 1.0])
+async def test_a_store_that_does_not_answer_is_an_error_five_seconds_after_the_timeout(
+    timeout: float,
+) -> None:
+    errors: list[Exception] = []
+
+    async def get() -> None:
+        try:
+            await queue.get_result(task_id, timeout)
+        except BackendBusyError as error:
+            errors.append(error)
+
+    async with spied_queue() as (queue, backend, clock), anyio.create_task_group() as group:
+        task_id = await queue.enqueue(add, 1, 2)
+        backend.hanging = 2
+        group.start_soon(get)
+        for seconds in (timeout, 4.9):
+            await anyio.wait_all_tasks_blocked()
+            clock.advance(seconds)
+        await anyio.wait_all_tasks_blocked()
+        assert not errors
+        clock.advance(0.1)
+    assert "has not answered" in str(errors[0])
+
+
+async def test_an_error_of_the_only_look_comes_as_it_is() -> None:
+    async with spied_queue() as (queue, backend, _):
+        task_id = await queue.enqueue(add, 1, 2)
+        backend.errors.append(BackendConnectionError("gone"))
+        with pytest.raises(BackendConnectionError, match="^gone$"):
+            await queue.get_result(task_id, 0)

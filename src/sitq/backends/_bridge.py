@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import logging
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
@@ -53,6 +54,12 @@ def begin_thread(name: str) -> LoopThread:
     return thread
 
 
+def end_thread_soon(thread: LoopThread) -> None:
+    """End a driver's loop, without waiting for it."""
+    atexit.unregister(thread.stop)
+    thread.stop_soon()
+
+
 def end_thread(thread: LoopThread) -> None:
     """End a driver's loop, and wait for it."""
     atexit.unregister(thread.stop)
@@ -83,6 +90,9 @@ class Home:
         self._callers: Final = loop
         native = loop.asyncio
         self._thread: Final = begin_thread(name) if native is None else None
+        self._forget: Callable[[], object] = _nothing
+        if self._thread is not None:
+            self._forget = loop.at_end(partial(end_thread_soon, self._thread))
         self._loop: Final = self._thread.loop if self._thread is not None else _present(native)
         self._tasks: Final[set[asyncio.Task[Any]]] = set()
 
@@ -126,21 +136,46 @@ class Home:
         else:
             self._callers.call_soon(function)
 
-    async def rest(self, *, keep: set[asyncio.Task[Any]] | None = None) -> None:
-        """Return once nothing runs any more but the caller and ``keep``; from here."""
-        spared = {asyncio.current_task(), *(keep or ())}
-        while others := self._tasks - spared:
-            await asyncio.wait(others)
+    async def rest(self, seconds: float, keep: set[asyncio.Task[Any]]) -> bool:
+        """Return once nothing runs any more but the caller and ``keep``; from here.
+
+        False if it has not come to that in time.
+        """
+        give_up = self._loop.time() + seconds
+        while others := self._others(keep):
+            rest = give_up - self._loop.time()
+            if rest <= 0:
+                return False
+            await asyncio.wait(others, timeout=rest)
+        return True
+
+    async def cut(self, keep: set[asyncio.Task[Any]]) -> None:
+        """Cancel what runs but the caller and ``keep``; from here."""
+        for task in self._others(keep):
+            task.cancel()
+            await asyncio.wait({task})
+
+    def _others(self, keep: set[asyncio.Task[Any]]) -> set[asyncio.Task[Any]]:
+        return self._tasks - keep - {asyncio.current_task()}  # type: ignore[arg-type]
 
     async def end(self) -> None:
         """End the thread, if there is one; from the callers' loop, once all work has ended."""
         if self._thread is not None:
+            self._forget()
             await anyio.to_thread.run_sync(end_thread, self._thread)
 
     def abandon(self) -> None:
-        """Cancel what still runs, for callers whose loop has ended; from any thread."""
+        """Cancel what still runs soon, for callers that are gone; from any thread."""
         if self._thread is not None:
-            end_thread(self._thread)
+            self._forget()
+            end_thread_soon(self._thread)
+            return
+        with suppress(RuntimeError):  # the loop has ended, and all that ran with it
+            self._loop.call_soon_threadsafe(self._cancel_all)
+
+    def _cancel_all(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
 
 
 async def _carry_out(
@@ -156,6 +191,10 @@ async def _carry_out(
     finally:
         if tell is not None:
             tell()
+
+
+def _nothing() -> None:
+    pass
 
 
 def _present(loop: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEventLoop:

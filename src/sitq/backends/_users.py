@@ -39,7 +39,10 @@ class OpenStore(Protocol):
         ...
 
     def abandon(self) -> None:
-        """Give up what its loop, which has ended without closing it, has left behind."""
+        """Give up, without waiting, what nobody has closed; from any thread.
+
+        Its loop has ended, or its users have been collected as garbage.
+        """
         ...
 
 
@@ -67,6 +70,12 @@ class Users(Generic[S]):
         self._holder: LoopRef | None = None
         self._claiming = threading.Lock()
         self._opening = anyio.Lock()
+
+    def __del__(self) -> None:
+        """Let go of what nobody has closed, and nobody can any more."""
+        state: S | None = getattr(self, "_open", None)
+        if state is not None and state.pid == os.getpid():
+            state.abandon()
 
     async def enter(self) -> None:
         """Count a user in; the first one connects.

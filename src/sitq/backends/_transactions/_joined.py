@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
+from sitq.backends._transactions._fate import Fate
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
@@ -49,12 +51,15 @@ class Joined(ABC, Generic[S]):
 
     async def _perform(self, name: str, work: Callable[[Executor, S], Coroutine[Any, Any, T]]) -> T:
         session = self._session()
+        fate = Fate(interruptible=self._link.interruptible)
 
         async def unit(executor: Executor) -> T:
-            return await self._within(executor, session, work)
+            return await self._within(executor, session, work, fate)
 
         try:
-            return await self._link.run(unit)
+            if self._link.blocking:
+                return await self._link.run(unit)
+            return await fate.settle(partial(self._link.run, unit))
         except Exception as error:
             told = self._told(name, error)
             if told is None:
@@ -77,8 +82,9 @@ class Joined(ABC, Generic[S]):
         executor: Executor,
         session: S,
         work: Callable[[Executor, S], Coroutine[Any, Any, T]],
+        fate: Fate,
     ) -> T:
-        """Begin and check, in the order that the database takes, then work."""
+        """Begin and check, in the order that the database takes, then work, or undo it."""
 
     @abstractmethod
     async def _find(self, executor: Executor, session: S) -> None:

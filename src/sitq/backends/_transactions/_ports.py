@@ -52,6 +52,11 @@ class Link(Protocol):
         ...
 
     @property
+    def interruptible(self) -> bool:
+        """True if a statement may be cancelled, and the connection goes on as before."""
+        ...
+
+    @property
     def database(self) -> Literal["sqlite", "postgresql"] | None:
         """What it leads to; ``None`` for something else."""
         ...

@@ -32,6 +32,8 @@ class AsyncpgExecutor:
 
     async def begin(self) -> None:
         """See `Executor.begin`."""
+        if self._connection.is_closed():
+            raise UsageError("bind: the connection cannot be used here: it is closed")
         if not self._connection.is_in_transaction():
             raise UsageError(f"bind: {AT_ONCE_THERE}")
 
@@ -79,9 +81,11 @@ class AsyncPsycopgExecutor:
 
 
 def _check_begins(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
-    """Refuse a connection that neither has a transaction open nor opens one by itself."""
-    from psycopg.pq import TransactionStatus
+    """Refuse a connection that has no transaction open and opens none by itself, or a pipeline."""
+    from psycopg.pq import PipelineStatus, TransactionStatus
 
+    if connection.pgconn.pipeline_status != PipelineStatus.OFF:
+        raise UsageError("bind: the connection is in pipeline mode: leave the pipeline first")
     if connection.autocommit and connection.info.transaction_status is TransactionStatus.IDLE:
         raise UsageError(f"bind: {AT_ONCE_THERE}")
 
@@ -102,6 +106,7 @@ class AsyncpgLink(_PostgresLink):
     """An asyncpg connection, of a pool or not."""
 
     blocking: Final = False
+    interruptible: Final = True
 
     def __init__(self, connection: asyncpg.Connection) -> None:
         super().__init__("asyncpg's Connection", AsyncpgExecutor(connection))
@@ -111,6 +116,7 @@ class PsycopgLink(_PostgresLink):
     """A ``psycopg.Connection``."""
 
     blocking: Final = True
+    interruptible: Final = False
 
     def __init__(self, connection: psycopg.Connection[Any]) -> None:
         super().__init__("psycopg.Connection", PsycopgExecutor(connection))
@@ -120,6 +126,7 @@ class AsyncPsycopgLink(_PostgresLink):
     """A ``psycopg.AsyncConnection``."""
 
     blocking: Final = False
+    interruptible: Final = True
 
     def __init__(self, connection: psycopg.AsyncConnection[Any]) -> None:
         super().__init__("psycopg.AsyncConnection", AsyncPsycopgExecutor(connection))

@@ -123,6 +123,7 @@ class SyncAlchemyLink(_AlchemyLink):
     """A ``Connection`` or a ``Session``."""
 
     blocking: Final = True
+    interruptible: Final = False
 
     def __init__(self, owner: sqlalchemy.Connection | orm.Session) -> None:
         super().__init__(owner, owner)
@@ -136,6 +137,7 @@ class AsyncAlchemyLink(_AlchemyLink):
     """An ``AsyncConnection`` or an ``AsyncSession``: a unit of work is one of its greenlets."""
 
     blocking: Final = False
+    interruptible: Final = False
 
     def __init__(self, owner: ext.AsyncConnection | ext.AsyncSession) -> None:
         super().__init__(owner, _inner_of(owner))

@@ -74,6 +74,7 @@ class SqliteLink:
 
     kind: Final = "sqlite3.Connection"
     blocking: Final = True
+    interruptible: Final = False
     database: Final = "sqlite"
 
     def __init__(self, connection: sqlite3.Connection) -> None:
@@ -89,6 +90,7 @@ class AiosqliteLink:
 
     kind: Final = "aiosqlite.Connection"
     blocking: Final = False
+    interruptible: Final = False
     database: Final = "sqlite"
 
     def __init__(self, connection: aiosqlite.Connection) -> None:

@@ -107,7 +107,10 @@ class PostgresBackend:
         await self._users.enter()
 
     async def close(self) -> None:
-        """Count a user out; the last one disconnects."""
+        """Count a user out; the last one disconnects.
+
+        What the server has not answered within 5 seconds then ends as lost.
+        """
         await self._users.leave()
 
     def _session(self, loop: LoopRef) -> Session:

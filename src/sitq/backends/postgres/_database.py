@@ -242,7 +242,7 @@ class Database:
             except Exception as error:
                 if known and not isinstance(error, LostError):
                     raise
-                if asyncio.get_running_loop().time() > give_up:
+                if self.pool.has_hung_up or asyncio.get_running_loop().time() > give_up:
                     message = (
                         f"{operation.__name__} on {self.place}: the connection was lost, and the "
                         "outcome is unknown"

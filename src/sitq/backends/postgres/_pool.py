@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from sitq.backends.postgres._driver import Link, connect
+from sitq.backends.postgres._errors import LostError
 
 if TYPE_CHECKING:
     from sitq.backends.postgres._driver import Target
@@ -26,6 +27,8 @@ class Pool:
         self._idle: list[Link] = []
         self._lent: set[Link] = set()
         self._room = asyncio.Semaphore(size)
+        self.has_hung_up = False
+        """True once there will be no more connections."""
 
     def lend(self) -> _Loan:
         """Lend a connection, for a block of code."""
@@ -39,7 +42,11 @@ class Pool:
         """
         await self._room.acquire()
         try:
+            self._check()
             link = self._waiting() or await connect(self._target)
+            if self.has_hung_up:
+                link.terminate()
+                self._check()
         except BaseException:
             self._room.release()
             raise
@@ -53,6 +60,10 @@ class Pool:
             self._idle.append(link)
         self._room.release()
 
+    def _check(self) -> None:
+        if self.has_hung_up:
+            raise LostError("the backend was closed meanwhile")
+
     def _waiting(self) -> Link | None:
         while self._idle:
             link = self._idle.pop()
@@ -65,8 +76,9 @@ class Pool:
         idle, self._idle = self._idle, []
         await asyncio.gather(*(link.close() for link in idle))
 
-    def terminate(self) -> None:
-        """Hang up everywhere."""
+    def hang_up(self) -> None:
+        """End all connections, whatever waits for an answer, and make no more."""
+        self.has_hung_up = True
         for link in (*self._idle, *self._lent):
             link.terminate()
 

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Session", "Settings"]
 
+# How long closing waits for statements that are under way, in seconds.
+_PATIENCE: Final = 5.0
+
 
 class Settings(NamedTuple):
     """What a backend was told.
@@ -94,7 +97,7 @@ class Session:
     async def _terminate_in_the_end(self) -> None:
         """Hang up when this is cancelled: the loop ends, and nobody has closed."""
         self._guard = asyncio.current_task()
-        await when_cancelled(self.database.pool.terminate)
+        await when_cancelled(self.database.pool.hang_up)
 
     def lease_keeper(self) -> LeaseKeeper:
         """A lease keeper for the calling thread."""
@@ -106,18 +109,24 @@ class Session:
         )
 
     async def close(self) -> None:
-        """Close the connections, after all that was asked of them before."""
+        """Close the connections, after all that was asked of them before.
+
+        What waits for the server then, for a lock say, has a few seconds, and ends as lost.
+        """
         await self._home.run(self._close)
         await self._home.end()
 
     async def _close(self) -> None:
         kept = {task for task in (self._guard, self.listeners.task) if task is not None}
-        await self._home.rest(keep=kept)
+        if not await self._home.rest(_PATIENCE, kept):
+            self.database.pool.hang_up()
+            if not await self._home.rest(_PATIENCE, kept):
+                await self._home.cut(kept)
         await self.database.close()
         for task in kept:
             task.cancel()
         await asyncio.gather(*kept, return_exceptions=True)
 
     def abandon(self) -> None:
-        """Give up what the loop of the callers, which has ended, has left behind."""
+        """Hang up soon, for callers that are gone; from any thread."""
         self._home.abandon()

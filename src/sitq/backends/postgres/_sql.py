@@ -309,8 +309,10 @@ WHERE pid = $1::int4 AND backend_start = $2::timestamptz
 # -- transactions of the user's own ----------------------------------------------------------
 
 # Whether there is a store of this name where a connection leads to.
+# The rest of the row tells whether the connection reads and writes values as drivers do.
 IS_THERE: Final = """
-SELECT to_regclass(quote_ident($1::text) || '.migrations') IS NOT NULL
+SELECT to_regclass(quote_ident($1::text) || '.migrations') IS NOT NULL,
+    $1::text, 'epoch'::timestamptz, 1::bigint, decode('73', 'hex')
 """
 
 # Where and when the store was made: no other one has been made at the same microsecond.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from sitq.backends._transactions import Joined, link_to, savepoint
@@ -15,7 +16,7 @@ from sitq.ids import TaskId
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
-    from sitq.backends._transactions import Executor, Row
+    from sitq.backends._transactions import Executor, Fate, Row
     from sitq.backends.postgres._session import Session
     from sitq.models import Lease, Task
     from sitq.protocols import Topic
@@ -27,6 +28,12 @@ T = TypeVar("T")
 
 # What channels are told: no instance takes this for one of its own changes.
 _TOLD: Final = "bound"
+# How drivers read values, unless they were told of another way.
+_SAMPLE: Final = (datetime(1970, 1, 1, tzinfo=UTC), 1, b"s")
+_OWN_CODECS: Final = (
+    "the connection has codecs of its own for text, timestamptz, bigint or bytea: "
+    "use a connection without them"
+)
 _FAILED_BEFORE: Final = "25P02"
 
 
@@ -51,17 +58,20 @@ class _Joined(Joined["Session"]):
         executor: Executor,
         session: Session,
         work: Callable[[Executor, Session], Coroutine[Any, Any, T]],
+        fate: Fate,
     ) -> T:
         async def unit() -> T:
             await self._check(executor, session)
             return await work(executor, session)
 
         await executor.begin()
-        return await savepoint(executor, unit())
+        return await savepoint(executor, unit(), fate)
 
     async def _find(self, executor: Executor, session: Session) -> None:
         schema = session.settings.schema
-        ((is_there,),) = await executor.fetch(_sql.IS_THERE, (schema,))
+        ((is_there, *sample),) = await executor.fetch(_sql.IS_THERE, (schema,))
+        if sample != [schema, *_SAMPLE]:
+            raise UsageError(f"bind: {_OWN_CODECS}")
         if is_there:
             rows = await executor.fetch(session.statements[_sql.BIRTH])
             if [tuple(row) for row in rows] == session.birth:

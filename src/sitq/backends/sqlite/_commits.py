@@ -2,7 +2,8 @@
 
 SQLite tells nobody when another connection of the process commits. So a thread looks, with a
 connection of its own and while something is expected only. Should the process die before it has
-looked, the workers' poll interval is the fallback.
+looked, the workers' poll interval is the fallback; so it is for what is committed after the store
+was closed.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from sitq.backends.sqlite import _sql
 from sitq.backends.sqlite._bell import Bell
+from sitq.backends.sqlite._errors import is_busy
 from sitq.backends.sqlite._rows import dump_rows
 from sitq.errors import SitqError
 
@@ -37,6 +39,8 @@ _GROWTH: Final = 1.1
 _PATIENCE: Final = 60.0
 # How long the thread waits for something new to expect before it ends.
 _IDLE: Final = 2.0
+# How long the closing waits for the thread's last look, in seconds.
+_LAST_LOOK: Final = 1.0
 
 
 class CommitWatch:
@@ -52,14 +56,26 @@ class CommitWatch:
         self._news: Final = threading.Event()
         self._expected: dict[tuple[Topic, str], float] = {}
         self._thread: threading.Thread | None = None
+        self._closed = False
 
     def expect(self, topic: Topic, task_id: str) -> None:
         """Ring for ``topic`` once a task can be seen, or seen to be final; from any thread."""
         with self._lock:
+            if self._closed:
+                return
             self._expected[topic, task_id] = time.monotonic() + _PATIENCE
             if self._thread is None:
                 self._thread = self._begin()
         self._news.set()
+
+    def close(self) -> None:
+        """Look for the last time, and end the thread."""
+        with self._lock:
+            self._closed = True
+            thread = self._thread
+        self._news.set()
+        if thread is not None:
+            thread.join(_LAST_LOOK)
 
     def _begin(self) -> threading.Thread | None:
         thread = threading.Thread(target=self._run, name="sitq-commits", daemon=True)
@@ -73,6 +89,17 @@ class CommitWatch:
 
     def _run(self) -> None:
         try:
+            while not self._has_watched():
+                time.sleep(_LONGEST_PAUSE)
+        except (sqlite3.Error, OSError, SitqError) as error:
+            _log.warning("%s: %s", _DEAF, error)
+            with self._lock:
+                self._expected.clear()
+                self._thread = None
+
+    def _has_watched(self) -> bool:
+        """Watch until nothing was expected for a while; False: that is to be tried again."""
+        try:
             with (
                 closing(self._file.connect()) as connection,
                 closing(Bell(self._file.bell)) as bell,
@@ -80,29 +107,37 @@ class CommitWatch:
                 connection.execute("PRAGMA query_only = ON")
                 while self._wait(_IDLE):
                     self._look_out(connection, bell)
-        except (sqlite3.Error, OSError, SitqError) as error:
-            _log.warning("%s: %s", _DEAF, error)
-            with self._lock:
-                self._expected.clear()
-                self._thread = None
+        except sqlite3.OperationalError as error:
+            if not is_busy(error):
+                raise
+            self._current()
+            return self._ends()  # if not, somebody opens, recovers or closes the file just now
+        return True
 
     def _wait(self, seconds: float) -> bool:
         """Wait until something is expected; False: nothing is, and the thread is to end."""
         with self._lock:
             if self._expected:
                 return True
-        if self._news.wait(seconds):
+        if not self._closed and self._news.wait(seconds):
             self._news.clear()
             return True
+        return not self._ends()
+
+    def _ends(self) -> bool:
+        """Tell if there is nothing to do any more; if so, the next one begins another thread."""
         with self._lock:
+            if self._closed:
+                self._expected.clear()
             if not self._expected:
                 self._thread = None
-            return bool(self._expected)
+            return not self._expected
 
     def _look_out(self, connection: sqlite3.Connection, bell: Bell) -> None:
-        """Look until nothing is expected any more."""
+        """Look until nothing is expected any more, or once more if this is closed."""
         pause, version = _FIRST_PAUSE, None
         while expected := self._current():
+            is_last = self._closed
             if self._news.is_set():
                 self._news.clear()
                 pause, version = _FIRST_PAUSE, None
@@ -110,6 +145,9 @@ class CommitWatch:
             if latest != version:
                 version = latest
                 self._ring(connection, bell, expected)
+            if is_last:
+                self._ends()
+                return
             self._news.wait(pause)
             pause = min(pause * _GROWTH, _LONGEST_PAUSE)
 

@@ -135,6 +135,9 @@ class Session:
 
     def _disconnected(self) -> None:
         """Give the bell up; in the database thread, so that a cancelled opening does it too."""
+        commits, self._commits = self._commits, None
+        if commits is not None:
+            commits.close()
         self.listeners.close()
         bell, self._bell = self._bell, None
         if bell is not None:

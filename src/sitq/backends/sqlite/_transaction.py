@@ -18,7 +18,7 @@ from sitq.ids import TaskId
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
-    from sitq.backends._transactions import Executor
+    from sitq.backends._transactions import Executor, Fate
     from sitq.backends.sqlite._session import Session
     from sitq.models import Lease, Task
     from sitq.transactions import Transaction
@@ -55,10 +55,11 @@ class _Joined(Joined["Session"]):
         executor: Executor,
         session: Session,
         work: Callable[[Executor, Session], Coroutine[Any, Any, T]],
+        fate: Fate,
     ) -> T:
         await self._check(executor, session)
         await executor.begin()
-        return await work(executor, session)
+        return await savepoint(executor, work(executor, session), fate)
 
     async def _find(self, executor: Executor, session: Session) -> None:
         for _, name, path in await executor.fetch(_sql.DATABASES, {}):
@@ -74,7 +75,7 @@ class _Joined(Joined["Session"]):
     ) -> list[TaskId[Any]]:
         now = to_micros(session.clock.now())
         if any(task.unique_key is not None for task in tasks):
-            ids = await savepoint(executor, _insert_unique(executor, tasks, now))
+            ids = await _insert_unique(executor, tasks, now)
         else:
             await executor.fetch(_sql.INSERT_BATCH, insert_values(tasks, now))
             ids = [task.id for task in tasks]
