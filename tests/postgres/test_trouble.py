@@ -232,12 +232,13 @@ async def test_a_server_that_is_not_there_is_a_connection_error() -> None:
 
 
 def test_a_driver_in_disorder_is_told_as_a_lost_connection(server: Server) -> None:
-    async def ask_twice_at_once() -> list[object]:
+    async def ask_twice_at_once() -> BaseException | list[Any]:
         link = await connect(Target(server.dsn, prepared=True, timeout=None))
         questions = (link.fetch("SELECT pg_sleep(1)"), link.fetch("SELECT 1"))
-        return await asyncio.gather(*questions, return_exceptions=True)
+        _, second = await asyncio.gather(*questions, return_exceptions=True)
+        return second
 
-    lost = asyncio.run(ask_twice_at_once())[1]
+    lost = asyncio.run(ask_twice_at_once())
     assert isinstance(lost, LostError)
     assert str(lost) == "the connection was lost"
     assert "another operation" in str(lost.__cause__)

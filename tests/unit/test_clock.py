@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,9 +11,10 @@ from sitq import SQLiteBackend, ValidationError
 from sitq.backends.memory import MemoryBackend
 from sitq.backends.postgres import PostgresBackend
 from sitq.clock import SystemClock
+from sitq.protocols import Backend
 from sitq.testing import FakeClock
 
-MAKERS = {
+MAKERS: dict[str, Callable[..., Backend]] = {
     "memory": MemoryBackend,
     "sqlite": lambda clock: SQLiteBackend("q.db", clock=clock),
     "postgres": lambda clock: PostgresBackend("postgresql://localhost/db", clock=clock),
