@@ -31,11 +31,11 @@ SEARCH = settings(
 )
 STATEMENTS = {
     "success by id only": (
-        "SUCCEED", " AND tasks.status = 'in_progress' AND tasks.epoch = batch.epoch", ""
+        "SUCCEED", " AND tasks.lease_end IS NOT NULL AND tasks.epoch = batch.epoch", ""
     ),
     "success of any epoch": ("SUCCEED", " AND tasks.epoch = batch.epoch", ""),
     "outcome of any epoch": ("FINISH", " AND tasks.epoch = batch.epoch", ""),
-    "outcome after the end": ("SUCCEED", " AND tasks.status = 'in_progress'", ""),
+    "outcome after the end": ("SUCCEED", " AND tasks.lease_end IS NOT NULL", ""),
     "retry for ever": ("FINISH", "tasks.attempts >= tasks.max_attempts", "false"),
     "cancellation forgotten": ("FINISH", " AND tasks.cancel_requested", " AND false"),
     "release spends": ("FINISH", "greatest(tasks.attempts - 1, 0)", "tasks.attempts"),
@@ -45,7 +45,7 @@ STATEMENTS = {
 }  # fmt: skip
 FUNCTIONS = {
     "eta ignored": (" AND task.eta <= moment", " AND true"),
-    "priority ignored": ("SELECT max(top.priority)", "SELECT min(top.priority)"),
+    "priority ignored": ("ORDER BY top.priority DESC LIMIT 1", "ORDER BY top.priority LIMIT 1"),
     "order of insertion": ("ORDER BY one.eta, one.seq", "ORDER BY one.seq"),
     "expired tasks run": ("(task.expires_at IS NULL OR task.expires_at > moment)", "true"),
     "attempt counted at the end": ("attempts = task.attempts + 1", "attempts = task.attempts"),
