@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import anyio
@@ -89,7 +90,7 @@ class TestOfAnyKind:
                 await own.begin_again()
             await own.write(f"{turns:05}")
             bound = queue.bind(own.given).options(unique_key=f"{turns:05}")
-            if await cancelled(lambda bound=bound: bound.enqueue(add, 1, 2), turns):  # type: ignore[misc]
+            if await cancelled(partial(bound.enqueue, add, 1, 2), turns):
                 expected.append(f"{turns:05}")
             await own.commit()
         keys = place.look("SELECT unique_key FROM tasks ORDER BY unique_key")
@@ -115,10 +116,7 @@ class TestOfAnyKind:
                 await own.begin_again()
             await own.write("before")
             joined = backend.join(own.given)
-            returned = await cancelled(
-                lambda joined=joined, lease=reserved.lease: joined.succeed(lease, b"3"),
-                turns,  # type: ignore[misc]
-            )
+            returned = await cancelled(partial(joined.succeed, reserved.lease, b"3"), turns)
             await own.commit()
             status = (await queue.get_task(task_id)).status
             assert status is (TaskStatus.SUCCESS if returned else TaskStatus.IN_PROGRESS)
@@ -141,12 +139,34 @@ async def test_one_that_waits_for_somebody_elses_transaction_need_not_go_on_wait
         bound = queue.bind(own.given)
         with anyio.fail_after(30):
             call = bound.options(unique_key="held").enqueue
-            assert not await cancelled(lambda: call(add, 1, 2), 3000)
+            assert not await cancelled(partial(call, add, 1, 2), 3000)
             await bound.options(unique_key="free").enqueue(add, 1, 2)
         await own.write("after")
         await own.commit()
     assert place.look("SELECT unique_key FROM tasks") == [("free",)]
     assert place.notes == ["after", "before"]
+
+
+@pytest.mark.parametrize("kind", ["asyncpg", "psycopg AsyncConnection"])
+async def test_calls_that_share_a_connection_come_one_after_the_other(
+    queue: TaskQueue, place: Place, own: Own
+) -> None:
+    """So that one that is cancelled takes nothing of the others along."""
+    keys: list[str] = []
+
+    async def enqueue(number: int) -> None:
+        key = f"{number:02}"
+        with anyio.move_on_after(0 if number % 2 else 30):
+            await queue.bind(own.given).options(unique_key=key).enqueue(add, 1, 2)
+            keys.append(key)
+
+    async with anyio.create_task_group() as group:
+        for number in range(20):
+            group.start_soon(enqueue, number)
+    await own.commit()
+    stored = place.look("SELECT unique_key FROM tasks ORDER BY unique_key")
+    assert [key for (key,) in stored] == sorted(keys)
+    assert len(keys) >= 10
 
 
 class TestTooLate:

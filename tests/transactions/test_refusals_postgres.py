@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import traceback
 from collections.abc import Iterator
+from typing import Any
 
 import asyncpg
 import psycopg
@@ -117,12 +118,27 @@ async def test_a_pipeline_is_refused(queue: TaskQueue, place: PostgresPlace) -> 
     assert stored(place) == 1
 
 
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [("datestyle = 'SQL'", "DateStyle"), ("client_encoding = 'LATIN1'", "UTF8")],
+)
+async def test_settings_that_the_driver_cannot_work_with_are_refused(
+    queue: TaskQueue, place: PostgresPlace, setting: str, told: str
+) -> None:
+    with psycopg.connect(place.dsn) as own:
+        own.execute(f"SET {setting}".encode())
+        with pytest.raises(UsageError, match=told) as caught:
+            await queue.bind(own).options(unique_key="\N{EURO SIGN}").enqueue(add, 1, 2)
+        own.rollback()
+    assert "\N{EURO SIGN}" not in str(caught.value)
+
+
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize("kind", ["text", "timestamptz", "int8", "bytea"])
 async def test_a_connection_that_reads_values_in_a_way_of_its_own_is_refused(
     queue: TaskQueue, place: PostgresPlace, kind: str
 ) -> None:
-    own = await asyncpg.connect(place.dsn)
+    own: Any = await asyncpg.connect(place.dsn)
     await own.set_type_codec(
         kind, schema="pg_catalog", encoder=str, decoder=lambda text: f"<{text}>", format="text"
     )

@@ -156,7 +156,7 @@ class Home:
             await asyncio.wait({task})
 
     def _others(self, keep: set[asyncio.Task[Any]]) -> set[asyncio.Task[Any]]:
-        return self._tasks - keep - {asyncio.current_task()}  # type: ignore[arg-type]
+        return self._tasks - keep - {asyncio.current_task()}
 
     async def end(self) -> None:
         """End the thread, if there is one; from the callers' loop, once all work has ended."""

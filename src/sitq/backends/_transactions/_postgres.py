@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any, Final, TypeVar
+from weakref import WeakKeyDictionary
 
 from sitq.errors import UsageError
 
@@ -90,6 +92,10 @@ def _check_begins(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[
         raise UsageError(f"bind: {AT_ONCE_THERE}")
 
 
+# Units of one connection come one after the other: their savepoints must not be mixed up.
+_turns: Final[WeakKeyDictionary[object, asyncio.Lock]] = WeakKeyDictionary()
+
+
 class _PostgresLink:
     database: Final = "postgresql"
 
@@ -102,14 +108,28 @@ class _PostgresLink:
         return await work(self._executor)
 
 
-class AsyncpgLink(_PostgresLink):
+class _AwaitedLink(_PostgresLink):
+    def __init__(self, kind: str, executor: Executor, connection: object | None) -> None:
+        super().__init__(kind, executor)
+        turn = asyncio.Lock()
+        self._turn: Final = turn if connection is None else _turns.setdefault(connection, turn)
+
+    async def run(self, work: Callable[[Executor], Coroutine[Any, Any, T]]) -> T:
+        """See `Link.run`."""
+        async with self._turn:
+            return await super().run(work)
+
+
+class AsyncpgLink(_AwaitedLink):
     """An asyncpg connection, of a pool or not."""
 
     blocking: Final = False
     interruptible: Final = True
 
     def __init__(self, connection: asyncpg.Connection) -> None:
-        super().__init__("asyncpg's Connection", AsyncpgExecutor(connection))
+        # A pool lends its connection in a wrapping, which is empty once it was given back.
+        inner = getattr(connection, "_con", connection)
+        super().__init__("asyncpg's Connection", AsyncpgExecutor(connection), inner)
 
 
 class PsycopgLink(_PostgresLink):
@@ -122,11 +142,12 @@ class PsycopgLink(_PostgresLink):
         super().__init__("psycopg.Connection", PsycopgExecutor(connection))
 
 
-class AsyncPsycopgLink(_PostgresLink):
+class AsyncPsycopgLink(_AwaitedLink):
     """A ``psycopg.AsyncConnection``."""
 
     blocking: Final = False
     interruptible: Final = True
 
     def __init__(self, connection: psycopg.AsyncConnection[Any]) -> None:
-        super().__init__("psycopg.AsyncConnection", AsyncPsycopgExecutor(connection))
+        executor = AsyncPsycopgExecutor(connection)
+        super().__init__("psycopg.AsyncConnection", executor, connection)

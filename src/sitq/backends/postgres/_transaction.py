@@ -129,6 +129,10 @@ def _told(operation: str, place: str, error: Exception) -> BaseException | None:
         return UsageError("bind: the transaction has failed before: roll it back")
     if state:
         return translated(operation, place, _ServerError(error, state))
+    if isinstance(error, UnicodeError):
+        return UsageError("bind: the connection's encoding cannot carry this: use UTF8")
+    if isinstance(error, NotImplementedError):  # psycopg reads times in ISO form only
+        return UsageError("bind: the connection has a DateStyle of its own: use ISO")
     if type(error).__module__.partition(".")[0] in {"asyncpg", "psycopg", "sqlalchemy"}:
         text = str(error).partition("\n")[0]
         return UsageError(f"bind: the connection cannot be used here: {text}")

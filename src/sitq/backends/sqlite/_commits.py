@@ -136,7 +136,7 @@ class CommitWatch:
     def _look_out(self, connection: sqlite3.Connection, bell: Bell) -> None:
         """Look until nothing is expected any more, or once more if this is closed."""
         pause, version = _FIRST_PAUSE, None
-        while expected := self._current():
+        while self._current():
             is_last = self._closed
             if self._news.is_set():
                 self._news.clear()
@@ -144,7 +144,7 @@ class CommitWatch:
             latest = connection.execute(_sql.DATA_VERSION).fetchone()[0]
             if latest != version:
                 version = latest
-                self._ring(connection, bell, expected)
+                self._ring(connection, bell)
             if is_last:
                 self._ends()
                 return
@@ -159,12 +159,15 @@ class CommitWatch:
                 del self._expected[key]
             return list(self._expected)
 
-    def _ring(
-        self, connection: sqlite3.Connection, bell: Bell, expected: list[tuple[Topic, str]]
-    ) -> None:
+    def _ring(self, connection: sqlite3.Connection, bell: Bell) -> None:
         """Ring for what can be seen, and expect it no more."""
-        rows = dump_rows([task_id for _, task_id in expected])
-        seen = dict(connection.execute(_sql.SEEN, {"rows": rows}).fetchall())
+        expected: list[tuple[Topic, str]] = []
+        seen: dict[str, bool] = {}
+        # Again for what came meanwhile: it may have been committed with what can be seen.
+        while (latest := self._current()) != expected:
+            expected = latest
+            rows = dump_rows([task_id for _, task_id in expected])
+            seen = dict(connection.execute(_sql.SEEN, {"rows": rows}).fetchall())
         come: list[tuple[Topic, str]] = [
             (topic, task_id)
             for topic, task_id in expected
