@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -21,7 +21,7 @@ from sitq import (
     current_task,
 )
 from sitq.backends.memory import MemoryBackend
-from sitq.models import LeaseState
+from sitq.models import LeaseState, Outcome
 from sitq.testing import FakeClock, FaultyBackend
 
 pytestmark = pytest.mark.anyio
@@ -260,3 +260,34 @@ async def test_a_retry_is_due_after_its_delay_by_the_clock() -> None:
 async def fail_once() -> None:
     if current_task().attempt == 1:
         raise ConnectionError("once")
+
+
+class Silent(MemoryBackend):
+    """A store that answers no more once an outcome comes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = anyio.Event()
+
+    async def finish(self, outcomes: Sequence[Outcome]) -> list[bool]:
+        self.asked.set()
+        await anyio.sleep_forever()
+        raise AssertionError(outcomes)
+
+
+@pytest.mark.parametrize("way", ["stop", "cancel"])
+async def test_a_store_that_does_not_answer_holds_up_an_end_for_a_while_only(
+    way: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("sitq.worker._session._LAST_WRITES", 0.2)
+    backend = Silent()
+    worker = Worker(backend)
+    async with TaskQueue(backend) as queue, anyio.create_task_group() as group:
+        await group.start(worker.start)
+        await queue.enqueue(print)
+        await backend.asked.wait()
+        with anyio.fail_after(10):
+            if way == "stop":
+                await worker.stop()
+            group.cancel_scope.cancel()
+    assert "ends with outcomes that could not be stored" in caplog.text

@@ -72,6 +72,8 @@ class Reporter:
         self._added = anyio.Event()
         self._empty = anyio.Event()
         self._empty.set()
+        self._deadline = float("inf")
+        self._sending = anyio.CancelScope()
         self._streak = Streak("store outcomes", longest=2.0)
         self._fallbacks = Fallbacks(backend, done, self._streak)
 
@@ -127,6 +129,13 @@ class Reporter:
         await self._flush()
         await self._fallbacks.flush()
 
+    def hurry(self, seconds: float) -> float:
+        """Wait no longer than that for the store; return when that is, by the loop's clock."""
+        if self._deadline == float("inf"):
+            self._deadline = anyio.current_time() + seconds
+            self._sending.deadline = self._deadline
+        return self._deadline
+
     async def _flush(self) -> None:
         """Write what waits; a cancellation never cuts a write in two."""
         if self._writing:
@@ -147,8 +156,7 @@ class Reporter:
         group, self._waiting = self._waiting[:_GROUP], self._waiting[_GROUP:]
         self._group = group
         try:
-            with anyio.CancelScope(shield=True):
-                accepted = await self._backend.finish(group)
+            accepted = await self._send(group)
         except Exception as error:  # noqa: BLE001 - a store in trouble never ends a worker
             if isinstance(error, _PASSING) or len(group) == 1:
                 self._waiting = group + self._waiting
@@ -161,12 +169,17 @@ class Reporter:
         self._settle(group, accepted)
         return 0.0
 
+    async def _send(self, outcomes: list[Outcome]) -> list[bool]:
+        """Hand outcomes to the store; but for the end of `hurry`, nothing cuts that in two."""
+        with anyio.CancelScope(shield=True, deadline=self._deadline) as self._sending:
+            return await self._backend.finish(outcomes)
+        raise BackendBusyError("finish: the store has not answered in time")
+
     async def _write_each(self, group: list[Outcome]) -> float:
         pause = 0.0
         for outcome in group:
             try:
-                with anyio.CancelScope(shield=True):
-                    accepted = await self._backend.finish([outcome])
+                accepted = await self._send([outcome])
             except Exception as error:  # noqa: BLE001 - see above
                 self._waiting.append(outcome)
                 pause = self._streak.fail(error)

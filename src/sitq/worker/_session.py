@@ -108,18 +108,22 @@ class Session:
                 services.start_soon(self._note_progress)
                 services.start_soon(self._watch)
                 services.start_soon(self._sweep)
-                async with anyio.create_task_group() as group:
-                    runners = self._runners = self._make_runners(group)
-                    task_status.started()
-                    await self._fetch(runners)
-                    await runners.finish(self._options.shutdown_timeout, _LAST_WORDS)
+                try:
+                    async with anyio.create_task_group() as group:
+                        runners = self._runners = self._make_runners(group)
+                        task_status.started()
+                        await self._fetch(runners)
+                        await runners.finish(self._options.shutdown_timeout, _LAST_WORDS)
+                finally:
+                    self._reporter.hurry(_LAST_WRITES)
                 services.cancel_scope.cancel()
         finally:
             # What is ready is written, and what is held handed back, even if all is cancelled.
             if self._runners is not None:
                 self._runners.hand_back(at_once=True)
             try:
-                with anyio.move_on_after(_LAST_WRITES, shield=True) as scope:
+                last = self._reporter.hurry(_LAST_WRITES)
+                with anyio.CancelScope(deadline=last, shield=True) as scope:
                     await self._reporter.flush()
                     self._beats.stop()
                     # The program's own limiter may have no thread left.
