@@ -10,12 +10,12 @@ import anyio.lowlevel
 from anyio import to_thread
 
 from sitq._loops import LoopRef, SharedEvent
-from sitq._names import shown
 from sitq.clock import within
 from sitq.models import LeaseState, Outcome
 from sitq.worker._errors import error_text
 from sitq.worker._execution import End
 from sitq.worker._leases import Heartbeats
+from sitq.worker._misses import missed
 from sitq.worker._reporter import Reporter, Streak
 from sitq.worker._runners import Runners
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup, TaskStatus
 
     from sitq.context import TaskContext
-    from sitq.models import Lease, Progress, ReservedTask
+    from sitq.models import Lease, Progress
     from sitq.protocols import Backend, Serializer, Topic
     from sitq.registry import Registry
     from sitq.worker._options import WorkerOptions
@@ -34,14 +34,13 @@ __all__ = ["Session"]
 
 _log: Final = logging.getLogger(__name__)
 
-_MAX_MISSES: Final = 10
-_LONGEST_MISS_DELAY: Final = 60.0
 # How long the last outcomes may take to be written, and cancelled tasks to end, in seconds.
 _LAST_WRITES: Final = 15.0
 _LAST_WORDS: Final = 1.0
 _SWEEP_EVERY: Final = 0.5
 _WATCH_EVERY: Final = 0.25
 _PRUNE_PAUSE: Final = 0.01
+_FULL_SWEEP: Final = 1000
 
 
 class Session:
@@ -204,7 +203,7 @@ class Session:
         for task in reservation.tasks:
             function = functions[task.function]
             if function is None:
-                self._reporter.add(_missed(task))
+                self._reporter.add(missed(task))
                 continue
             try:
                 runners.launch(task, function)
@@ -329,28 +328,3 @@ class Session:
                     await self._backend.set_progress(lease, progress)
                 except Exception as error:  # noqa: BLE001 - the next word may get through
                     _log.warning("task %s: its progress was not stored: %s", lease.task_id, error)
-
-
-_FULL_SWEEP: Final = 1000
-
-
-def _missed(task: ReservedTask) -> Outcome:
-    """What becomes of a task whose function this worker does not know."""
-    advice = (
-        "give the worker its module or the function (Worker(tasks=[...])), "
-        "or mark it with @task in a module that this process imports"
-    )
-    name = shown(task.function)
-    if task.misses + 1 >= _MAX_MISSES:
-        _log.warning("task %s failed: no worker knows %s; %s", task.id, name, advice)
-        text = f"UnknownFunctionError: no worker knows {name}: {advice}"
-        return Outcome.failure(task.lease, text)
-    delay = min(2.0**task.misses, _LONGEST_MISS_DELAY)
-    _log.warning(
-        "task %s: this worker does not know %s; put back for %g s; %s",
-        task.id,
-        name,
-        delay,
-        advice,
-    )
-    return Outcome.miss(task.lease, delay)
