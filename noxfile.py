@@ -12,7 +12,7 @@ from pathlib import Path
 
 import nox
 
-__all__ = ["bench", "bench_peers", "coverage", "docs", "lint", "soak", "tests", "types"]
+__all__ = ["bench", "bench_peers", "docs", "lint", "soak", "tests", "types"]
 
 ROOT = Path(__file__).parent
 PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
@@ -89,25 +89,15 @@ def tests(session: nox.Session) -> None:
     install(session, "test", "example")
     arguments = ["--ignore=tests/docs", "--ignore=tests/benchmarks"]
     if session.python == HERE:
-        for path in Path(COVERAGE_FILE).parent.glob(".coverage*"):
-            path.unlink()  # what an earlier run left
-        session.notify("coverage")
         env = {"COVERAGE_FILE": COVERAGE_FILE}
         session.run("coverage", "run", "-m", "pytest", *(session.posargs or arguments), env=env)
+        # A part of the tests is only reported on.
+        session.run("coverage", "report", *(["--fail-under=0"] if session.posargs else []), env=env)
         return
     chosen = "test_postgres or not (postgres or psycopg or asyncpg)"  # the former: conformance
     arguments += ["--ignore=tests/faults/test_mutants.py", "-k", chosen]
     env = {"HYPOTHESIS_PROFILE": "quick", "SITQ_KILL_SECONDS": "3"}
     session.run("python", "-m", "pytest", *(session.posargs or arguments), env=env)
-
-
-@nox.session
-def coverage(session: nox.Session) -> None:
-    """Judge what the tests have covered; a part of them is only reported on."""
-    session.install("--quiet", *nox.project.dependency_groups(PYPROJECT, "test"))
-    env = {"COVERAGE_FILE": COVERAGE_FILE}
-    session.run("coverage", "combine", "--quiet", env=env)
-    session.run("coverage", "report", *(["--fail-under=0"] if session.posargs else []), env=env)
 
 
 @nox.session
