@@ -24,7 +24,7 @@ from typing import Any
 
 from tests.benchmarks import floors, latencies, peers_postgres, postgres, report, workloads
 from tests.benchmarks.measuring import run_on
-from tests.benchmarks.peers_table import Found, is_installed, share, table
+from tests.benchmarks.peers_table import Found, Package, is_installed, share, table
 from tests.benchmarks.stores import Durability, store_in
 
 __all__ = ["PEERS", "Peer", "main"]
@@ -50,22 +50,8 @@ def nothing() -> None:
 Opened = tuple[Callable[[], object], Callable[[], bool]]
 
 
-class Peer:
-    """A queue to compare with; each measurement has a fresh folder.
-
-    Args:
-        name: the package.
-        settings: what is not as the package has it by itself.
-        promises: what becomes of results and of tasks whose worker dies.
-        share: the share of the tasks that is enough for it, if it is slow.
-    """
-
-    def __init__(self, name: str, settings: str, promises: str, share: float = 1.0) -> None:
-        self.name = name
-        self.settings = settings
-        self.promises = promises
-        self.share = share
-        self.version = ""
+class Peer(Package):
+    """One that needs no server; each measurement has a fresh folder."""
 
     def enqueue(self, place: Path, count: int) -> float:
         """Tasks a second, one after the other."""

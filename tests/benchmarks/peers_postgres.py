@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from sitq import TaskQueue, Worker, call
 from sitq.backends.postgres import PostgresBackend
 from tests.benchmarks import postgres, postgres_floors
+from tests.benchmarks.peers_table import Package
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -70,22 +71,11 @@ class Opened:
         self.work = work
 
 
-class Peer:
-    """A queue to compare with.
-
-    Args:
-        name: the package.
-        settings: what is not as the package has it by itself.
-        promises: what becomes of results and of tasks whose worker dies.
-        share: the share of the tasks that is enough for it, if it is slow.
-    """
+class Peer(Package):
+    """One that keeps its tasks in PostgreSQL; `Package` has the parameters."""
 
     def __init__(self, name: str, settings: str, promises: str, share: float = 1.0) -> None:
-        self.name = name
-        self.settings = settings
-        self.promises = promises
-        self.share = share
-        self.version = ""
+        super().__init__(name, settings, promises, share)
         self.ended = 0
         self.each: asyncio.Event | None = None
 

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 from tests.benchmarks import report
 
-__all__ = ["Found", "Peer", "is_installed", "share", "table"]
+__all__ = ["Found", "Package", "is_installed", "share", "table"]
 
 
-class Peer(Protocol):
-    """What the table tells of a queue."""
+class Package:
+    """A queue to compare with, as the table tells of it.
 
-    name: str
-    settings: str
-    promises: str
-    version: str
+    Args:
+        name: the package.
+        settings: what is not as the package has it by itself.
+        promises: what becomes of results and of tasks whose worker dies.
+        share: the share of the tasks that is enough for it, if it is slow.
+    """
+
+    def __init__(self, name: str, settings: str, promises: str, share: float = 1.0) -> None:
+        self.name = name
+        self.settings = settings
+        self.promises = promises
+        self.share = share
+        self.version = ""
 
 
 # What was measured of a queue, or (None) of the floor.
@@ -29,14 +37,14 @@ def share(part: float, what: str, count: int) -> int:
     return max(20, int(count * part * (0.05 if what == "round_trip" else 1)))
 
 
-def is_installed(peer: Peer) -> bool:
+def is_installed(peer: Package) -> bool:
     """Look for a package, and note its version."""
     peer.version = report.version_of(peer.name)
     return peer.version != report.MISSING
 
 
 def table(
-    peers: Sequence[Peer],
+    peers: Sequence[Package],
     work: Mapping[str, str],
     found: Found,
     floor: tuple[str, str, str],
