@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import anyio
@@ -113,6 +114,25 @@ class LoopRef:
 
         trio.lowlevel.spawn_system_task(wait)
         return lambda: self.call_soon(scope.cancel)
+
+    def when_readable(self, file: int, function: Callable[[], object]) -> Callable[[], object]:
+        """Have ``function`` called whenever a file can be read; from within.
+
+        What is returned ends that, from within too, and must be called before the file is closed.
+        """
+        if self._asyncio is not None:
+            self._asyncio.add_reader(file, function)
+            return partial(self._asyncio.remove_reader, file)
+        import trio
+
+        async def wait() -> None:
+            with suppress(trio.ClosedResourceError):
+                while True:
+                    await trio.lowlevel.wait_readable(file)
+                    function()
+
+        trio.lowlevel.spawn_system_task(wait)
+        return partial(trio.lowlevel.notify_closing, file)
 
     def call_soon(self, function: Callable[[], object]) -> bool:
         """Have the loop call ``function`` soon; from any thread. False if it has ended."""

@@ -1,6 +1,6 @@
 """The bell: how processes that share a file wake each other after a commit.
 
-A byte written to a small file beside the database means new work, a touch of its times means
+A mark written to a small file beside the database means new work, a touch of its times means
 new results, an opening and closing means that a running task is to end. inotify turns each into
 a file descriptor that either event loop can wait for.
 Watching the database's own files would ring too early: pages are written before the commit can
@@ -14,8 +14,6 @@ import sys
 from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Final
-
-import anyio
 
 if TYPE_CHECKING:
     import ctypes
@@ -34,6 +32,7 @@ _EVENTS: Final[dict[Topic, int]] = {
     "cancels": _IN_CLOSE_WRITE,
 }
 _READ: Final = 65536
+_MARK_BYTES: Final = 8
 _CAN_WATCH: Final = sys.platform == "linux"
 
 
@@ -45,10 +44,14 @@ def _libc() -> ctypes.CDLL:
 
 
 class Bell:
-    """The bell of one store; ringing it never raises."""
+    """The bell of one store; ringing it never raises.
+
+    Its mark tells who rang last, so that nobody has to be woken by a bell of their own.
+    """
 
     def __init__(self, path: str) -> None:
         self.path: Final = path
+        self.mark: Final = os.urandom(_MARK_BYTES)
         flags = os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
         self._file: int | None = os.open(path, flags, 0o600)
 
@@ -62,7 +65,7 @@ class Bell:
             return
         with suppress(OSError):  # a bell that cannot ring leaves the fallback
             if "tasks" in topics:
-                os.pwrite(self._file, b"\n", 0)
+                os.pwrite(self._file, self.mark, 0)
             if "results" in topics:
                 os.utime(self._file)
             if "cancels" in topics:
@@ -84,6 +87,7 @@ class Watch:
 
     def __init__(self, path: str, topic: Topic) -> None:
         self._file: int | None = None
+        self._bell: int | None = None
         if not _CAN_WATCH:
             raise OSError("this platform has no inotify")
         import ctypes
@@ -93,23 +97,33 @@ class Watch:
         if file < 0:
             raise OSError(ctypes.get_errno(), "inotify_init1")
         self._file = file
-        if libc.inotify_add_watch(file, os.fsencode(path), _EVENTS[topic]) < 0:
-            number = ctypes.get_errno()
+        try:
+            if libc.inotify_add_watch(file, os.fsencode(path), _EVENTS[topic]) < 0:
+                raise OSError(ctypes.get_errno(), "inotify_add_watch", path)
+            self._bell = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
             self.close()
-            raise OSError(number, "inotify_add_watch", path)
+            raise
 
     def __del__(self) -> None:
-        """Close the file of a watcher that nobody has closed."""
+        """Close the files of a watcher that nobody has closed."""
         self.close()
+
+    def fileno(self) -> int:
+        """The file to wait for: it can be read once the bell has rung."""
+        if self._file is None:
+            raise ValueError("the watcher is closed")
+        return self._file
 
     def close(self) -> None:
         """Stop watching. Calling it twice is fine.
 
         It takes milliseconds: the kernel waits until nobody can be about to report an event.
         """
-        file, self._file = self._file, None
-        if file is not None:
-            os.close(file)
+        files, self._file, self._bell = (self._file, self._bell), None, None
+        for file in files:
+            if file is not None:
+                os.close(file)
 
     def forget(self) -> None:
         """Take no notice of what has rung so far."""
@@ -118,9 +132,9 @@ class Watch:
                 while os.read(self._file, _READ):
                     pass
 
-    async def wait(self) -> None:
-        """Return once the bell has rung since the last return, or since the start."""
-        if self._file is None:
-            raise anyio.ClosedResourceError
-        await anyio.wait_readable(self._file)
-        self.forget()
+    def mark(self) -> bytes:
+        """Whose bell it was that rang last for new work; empty if that cannot be told."""
+        if self._bell is not None:
+            with suppress(OSError):
+                return os.pread(self._bell, _MARK_BYTES, 0)
+        return b""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
@@ -12,7 +13,7 @@ from sitq.backends.sqlite._bell import Watch
 from sitq.errors import SitqError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
 
     from sitq._loops import LoopRef
     from sitq.protocols import Listener, Topic
@@ -24,7 +25,7 @@ _LOOK_EVERY = 0.05
 
 
 class _Ear:
-    """Hears of this instance's own commits; `look`, where given, tells of all the others."""
+    """Hears what is told; where nobody else's bell can be heard, `look` tells of the others."""
 
     def __init__(self, look: Callable[[], Awaitable[int]] | None) -> None:
         self._look = look
@@ -57,6 +58,8 @@ class _Ear:
 class Listeners:
     """All that listen to one open store.
 
+    They hear of the commits of this instance at once, and of all others by the bell.
+
     Args:
         loop: the loop that they run in.
         bell: the bell's path; ``None``: nobody else can change the store.
@@ -71,9 +74,11 @@ class Listeners:
     ) -> None:
         self._loop = loop
         self._bell = bell
-        self._look = None if bell is None else look
+        self._look = look
+        self._mark: bytes | None = None
         self._lock = threading.Lock()
         self._kept: dict[Topic, Watch] = {}
+        self._watching: dict[Topic, Callable[[], object]] = {}
         self._closed = False
         self._ears: dict[Topic, set[_Ear]] = {
             "tasks": set(),
@@ -81,12 +86,20 @@ class Listeners:
             "cancels": set(),
         }
 
+    def know(self, mark: bytes) -> None:
+        """Take no notice of new work under this mark: `notify` tells of it."""
+        self._mark = mark
+
+    def are_for(self, topic: Topic) -> bool:
+        """Tell if anybody listens to a topic; from any thread."""
+        return bool(self._ears[topic])
+
     def notify(self, topics: set[Topic]) -> None:
-        """Tell those that do not hear the bell; from any thread."""
+        """Tell of a commit of this instance, after its bell has rung; from any thread."""
         if any(self._ears[topic] for topic in topics):
             self._loop.call_soon(lambda: self._ring(topics))
 
-    def _ring(self, topics: set[Topic]) -> None:
+    def _ring(self, topics: Iterable[Topic]) -> None:
         for topic in topics:
             for ear in self._ears[topic]:
                 ear.ring()
@@ -94,35 +107,44 @@ class Listeners:
     @contextmanager
     def listen(self, topic: Topic) -> Iterator[Listener]:
         """Listen from now on."""
-        watch = self._watch(topic)
-        if watch is not None:
-            try:
-                yield watch
-            finally:
-                self._keep(topic, watch)
-            return
-        ear = _Ear(self._look)
-        self._ears[topic].add(ear)
+        ears = self._ears[topic]
+        if not ears:
+            self._watch(topic)
+        is_deaf = self._bell is not None and topic not in self._watching
+        ear = _Ear(self._look if is_deaf else None)
+        ears.add(ear)
         try:
             yield ear
         finally:
-            self._ears[topic].discard(ear)
+            ears.discard(ear)
+            if not ears and (stop := self._watching.pop(topic, None)):
+                stop()
 
-    def _watch(self, topic: Topic) -> Watch | None:
+    def _watch(self, topic: Topic) -> None:
+        """Have the bell heard, where it can be."""
         if self._bell is None:
-            return None
+            return
         with self._lock:
             watch = self._kept.pop(topic, None)
         if watch is not None:
             watch.forget()
-            return watch
-        try:
-            return Watch(self._bell, topic)
-        except OSError:  # no inotify, or none left of what the system allows
-            return None
+        else:
+            try:
+                watch = Watch(self._bell, topic)
+            except OSError:  # no inotify, or none left of what the system allows
+                return
+        stop = self._loop.when_readable(watch.fileno(), partial(self._hear, topic, watch))
+        self._watching[topic] = partial(self._stop, topic, watch, stop)
 
-    def _keep(self, topic: Topic, watch: Watch) -> None:
+    def _hear(self, topic: Topic, watch: Watch) -> None:
+        watch.forget()
+        # Whoever rang before this instance did is heard with it: `notify` comes after the bell.
+        if topic != "tasks" or watch.mark() != self._mark:
+            self._ring((topic,))
+
+    def _stop(self, topic: Topic, watch: Watch, stop: Callable[[], object]) -> None:
         """Keep a watcher for the next who listens: one that is closed takes long to end."""
+        stop()
         with self._lock:
             if not self._closed and topic not in self._kept:
                 self._kept[topic] = watch

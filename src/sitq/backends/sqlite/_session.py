@@ -63,6 +63,7 @@ class Session:
             file.note_files()
             if self._path != MEMORY:
                 self._bell = Bell(file.bell)
+                self.listeners.know(self._bell.mark)
                 self._commits = CommitWatch(file)
         except BaseException:
             connection.close()
