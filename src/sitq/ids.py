@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from pydantic import GetCoreSchemaHandler
 
-__all__ = ["R_co", "TaskId", "new_task_id"]
+__all__ = ["R_co", "TaskId", "age_of", "new_task_id"]
 
 R_co = TypeVar("R_co", covariant=True, default=object)
 
@@ -92,6 +92,11 @@ class _Uuid7:
 _generator = _Uuid7()
 # A forked child would otherwise go on with its parent's counter, and its lock may be held.
 os.register_at_fork(after_in_child=_generator.__init__)  # type: ignore[misc]
+
+
+def age_of(task_id: str) -> float:
+    """How many seconds ago an id was made, by the wall clock."""
+    return time.time() - int(task_id[:8] + task_id[9:13], 16) / 1000
 
 
 def new_task_id() -> TaskId[Any]:

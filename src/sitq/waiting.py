@@ -14,6 +14,7 @@ import anyio
 
 from sitq.clock import within
 from sitq.errors import BackendBusyError, BackendFormatError, TaskNotFoundError
+from sitq.ids import age_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -29,6 +30,8 @@ __all__ = ["ResultWaiters"]
 _CHUNK: Final = 500
 # The longest time between two looks, should the store's listener miss a change; seconds.
 _LOOK_EVERY: Final = 1.0
+# What was stored so recently is not looked for unless there is news; seconds.
+_YOUTH: Final = 0.005
 # Waits before a busy store is asked again: the first, and the longest; seconds.
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 2.0
@@ -182,7 +185,7 @@ class ResultWaiters:
 
     async def _serve(self, leader: _Waiter, listener: Listener) -> None:
         busy_for = 0
-        wanted: Iterable[TaskId[Any]] = list(self._waiting)
+        wanted = self._ripe(self._waiting)
         while True:
             try:
                 await self._look_for(wanted)
@@ -198,11 +201,14 @@ class ResultWaiters:
             busy_for = 0
             if leader.done:
                 return
-            changed = not self._unseen and await self._wait_for_news(listener)
-            wanted = list(self._waiting if changed else self._unseen)
+            wanted = self._ripe(self._unseen) or await self._next_wanted(listener)
 
-    async def _wait_for_news(self, listener: Listener) -> bool:
-        """Wait for a change, for a second, or for a newcomer; False for a newcomer alone."""
+    def _ripe(self, task_ids: Iterable[TaskId[Any]]) -> list[TaskId[Any]]:
+        """Those that may be final: to look for what was stored just now would only be in its way."""
+        return [task_id for task_id in task_ids if not 0 <= age_of(task_id) < _YOUTH]
+
+    async def _next_wanted(self, listener: Listener) -> list[TaskId[Any]]:
+        """Wait for a change, for a newcomer, or for so long; return what is to be looked for."""
         changed = False
 
         async def hear() -> None:
@@ -210,13 +216,20 @@ class ResultWaiters:
             await listener.wait()
             changed = True  # whatever becomes of the scope meanwhile
 
+        young = list(self._unseen)
+        unseen: list[TaskId[Any]] = []
         try:
             with anyio.CancelScope() as self._pause:
-                await within(self._backend.clock, _LOOK_EVERY, hear)
-                return True
+                if young:
+                    with anyio.move_on_after(_YOUTH):
+                        await hear()
+                    unseen = young
+                else:
+                    await within(self._backend.clock, _LOOK_EVERY, hear)
+                    changed = True
         finally:
             self._pause = None
-        return changed
+        return list(self._waiting) if changed else unseen
 
     async def _look_for(self, task_ids: Iterable[TaskId[Any]]) -> None:
         remaining = iter(task_ids)

@@ -111,6 +111,7 @@ class SQLiteBackend:
     async def sweep(self, max_crashes: int, limit: int = 1000) -> Sweep:
         """See `sitq.protocols.Backend.sweep`."""
         database = self._use().database
+        await database.flush()
         if not await database.read(_units.sweep_is_due):
             return Sweep(0, 0, 0)
         limits = _units.SweepLimits(max_crashes, limit)
@@ -137,7 +138,9 @@ class SQLiteBackend:
         self, task_ids: Sequence[TaskId[Any]]
     ) -> Mapping[TaskId[Any], Result[Any] | None]:
         """See `sitq.protocols.Backend.get_results`."""
-        return await self._use().database.read(_units.get_results, task_ids)
+        state = self._use()
+        fresh = state.take_fresh(task_ids)
+        return await state.database.read(_units.get_results, task_ids) if fresh is None else fresh
 
     async def get_stored(self, task_id: TaskId[Any]) -> Task:
         """See `sitq.protocols.Backend.get_stored`."""
@@ -146,8 +149,12 @@ class SQLiteBackend:
     @asynccontextmanager
     async def listen(self, topic: Topic) -> AsyncIterator[Listener]:
         """See `sitq.protocols.Backend.listen`."""
-        with self._use().listeners.listen(topic) as listener:
-            yield listener
+        state = self._use()
+        try:
+            with state.listeners.listen(topic) as listener:
+                yield listener
+        finally:
+            state.forget_fresh()
 
     def lease_keeper(self) -> LeaseKeeper:
         """See `sitq.protocols.Backend.lease_keeper`."""

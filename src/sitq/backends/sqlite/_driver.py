@@ -12,6 +12,7 @@ import random
 import sqlite3
 import threading
 import time
+from contextlib import suppress
 from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -20,6 +21,7 @@ import aiosqlite
 from aiosqlite.core import _STOP_RUNNING_SENTINEL
 
 from sitq.backends._batching import GroupCommit, Request, Undo, join
+from sitq.backends.sqlite._durability import Durability, Promise
 from sitq.backends.sqlite._errors import is_busy, translated
 from sitq.backends.sqlite._work import Work
 from sitq.errors import UsageError
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from sitq._loops import LoopRef
-    from sitq.protocols import Clock, Topic
+    from sitq.protocols import Clock
 
 __all__ = ["Database", "retrying"]
 
@@ -75,10 +77,7 @@ class _Connection(aiosqlite.Connection):
 
     def post(self, function: Callable[[], object]) -> None:
         """Have the thread call a function that raises nothing."""
-        self._tx.put_nowait((None, function))
-        # The thread holds on to what it called last; that must not be what holds the connection,
-        # or a connection that nobody has any more would stay open.
-        self._tx.put_nowait((None, _nothing))
+        self._tx.put_nowait((None, _Once(function)))
 
     def attach(self) -> None:
         """Connect; in the thread."""
@@ -100,6 +99,23 @@ class _Connection(aiosqlite.Connection):
     def _end(self) -> object:
         self.close_raw()
         return _STOP_RUNNING_SENTINEL
+
+
+class _Once:
+    """A call that keeps nothing once it has been made.
+
+    The thread holds on to what it called last; that must not be what holds the connection, or a
+    connection that nobody has any more would stay open.
+    """
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        self._function = function
+
+    def __call__(self) -> object:
+        function, self._function = self._function, _nothing
+        return function()
 
 
 # Whatever is open, so that one that nobody has any more is closed and not just collected.
@@ -153,7 +169,8 @@ class Database:
         path: for error texts.
         loop: the loop that all callers run in.
         clock: read once a transaction.
-        changed: told of the topics that a transaction has changed, in the database thread.
+        durability: when what a transaction did is on the disk.
+        committed: told of each transaction, in the database thread, before its callers are.
     """
 
     def __init__(
@@ -165,13 +182,15 @@ class Database:
         path: str,
         loop: LoopRef,
         clock: Clock,
-        changed: Callable[[set[Topic]], None],
+        durability: Durability,
+        committed: Callable[[Work], None],
     ) -> None:
         self._check = check
         self._path = path
         self._loop = loop
         self._clock = clock
-        self._changed = changed
+        self._durability = durability
+        self._committed = committed
         self._connection = _Connection(connect, disconnected)
         self._connect_again = connect_again
         self._reader: _Connection | None = None
@@ -212,6 +231,10 @@ class Database:
     def _end(self) -> None:
         # What gathered behind the batch that is being written has no place in the queue yet.
         self._commits.drain()
+        with suppress(OSError):  # what it was to keep, a power cut may undo
+            if self._durability.is_behind:
+                self._durability.flush()
+        self._durability.close()
         self._connection.close_raw()
 
     async def write(
@@ -232,6 +255,15 @@ class Database:
             connection = self._reader
         run = partial(self._read, connection, unit, parameters)
         return await self._ask(unit.__name__, run, connection)
+
+    async def flush(self) -> None:
+        """Have on the disk what was committed without it.
+
+        Raises:
+            BackendError: the disk could not.
+        """
+        if self._durability.is_behind:
+            await self._ask("flush", self._durability.flush, self._connection)
 
     def call(self, unit: Callable[..., T], *parameters: Any) -> T:
         """Run a unit of work in a transaction, from any thread, and block until it is done."""
@@ -272,7 +304,7 @@ class Database:
     def _write(self, batch: list[Request[Any]]) -> None:
         """Carry out requests in one transaction; one that fails must not fail the others."""
         try:
-            changed = retrying(partial(self._transaction, batch), BUSY_SECONDS)
+            work = retrying(partial(self._transaction, batch), BUSY_SECONDS)
         except BaseException as error:  # noqa: BLE001 - it belongs to the callers
             if len(batch) == 1 or (isinstance(error, sqlite3.Error) and is_busy(error)):
                 for request in batch:
@@ -282,12 +314,23 @@ class Database:
                 for request in batch:
                     self._write([request])
         else:
-            if changed:
-                self._changed(changed)
+            self._committed(work)
+            self._keep(batch)
 
-    def _transaction(self, batch: list[Request[Any]]) -> set[Topic]:
+    def _keep(self, batch: list[Request[Any]]) -> None:
+        """Have on the disk what is about to be acknowledged."""
+        try:
+            self._durability.keep()
+        except OSError as error:
+            for request in batch:
+                if self._durability.of(request.operation) is Promise.ACKNOWLEDGED:
+                    request.error = translated(request.operation.__name__, self._path, error)
+
+    def _transaction(self, batch: list[Request[Any]]) -> Work:
         self._check()
         connection = self._connection.opened
+        self._durability.prepare(connection, [request.operation for request in batch])
+        changes = connection.total_changes
         connection.execute("BEGIN IMMEDIATE")
         try:
             work = Work(connection, self._clock.now())
@@ -299,7 +342,8 @@ class Database:
             raise
         for request, answer in zip(batch, chain.from_iterable(answers), strict=True):
             request.answers = answer
-        return work.changed
+        self._durability.committed(changed=connection.total_changes != changes)
+        return work
 
 
 def _carry_out(

@@ -18,6 +18,7 @@ __all__ = ["cancel", "finish"]
 
 def finish(work: Work, outcomes: list[Outcome]) -> list[bool]:
     """End attempts, in one statement where all of them went well."""
+    work.ended += [outcome.task_id for outcome in outcomes]
     if all(outcome.kind is OutcomeKind.SUCCESS for outcome in outcomes) and _succeed(
         work, outcomes
     ):

@@ -3,25 +3,42 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from sitq.backends.sqlite import _schema, _sql
 from sitq.backends.sqlite._bell import Bell
 from sitq.backends.sqlite._commits import CommitWatch
 from sitq.backends.sqlite._driver import BUSY_SECONDS, Database, retrying
+from sitq.backends.sqlite._durability import Durability, Promise
 from sitq.backends.sqlite._file import MEMORY, File
 from sitq.backends.sqlite._keeper import FileLeaseKeeper, MemoryLeaseKeeper
 from sitq.backends.sqlite._listening import Listeners
+from sitq.backends.sqlite._reserving import reserve
+from sitq.backends.sqlite._units import enqueue, get_results, set_progress
 from sitq.errors import BackendConnectionError, UsageError
 
 if TYPE_CHECKING:
     import sqlite3
+    from collections.abc import Mapping, Sequence
 
     from sitq._loops import LoopRef
     from sitq.backends.sqlite._work import Work
+    from sitq.ids import TaskId
+    from sitq.models import Result
     from sitq.protocols import Clock, LeaseKeeper, Topic
 
 __all__ = ["Session"]
+
+# Of so many tasks that end together the results are kept at hand for those who wait.
+_FEW: Final = 16
+
+# A new task that others see early does no harm: only when it is safe, its caller hears of it.
+# A power cut that undoes a reservation has ended its worker too.
+_PROMISES: Final = {
+    enqueue: Promise.ACKNOWLEDGED,
+    reserve: Promise.SOON,
+    set_progress: Promise.SOON,
+}
 
 
 class Session:
@@ -39,6 +56,7 @@ class Session:
         self._file: File | None = None
         self._bell: Bell | None = None
         self._commits: CommitWatch | None = None
+        self._fresh: dict[TaskId[Any], Result[Any] | None] = {}
         self.database: Final = Database(
             self._connect,
             None if path == MEMORY else self._connect_again,
@@ -47,6 +65,7 @@ class Session:
             path,
             loop,
             clock,
+            Durability(f"{path}-wal" if _is_flushed(path, synchronous) else None, _PROMISES),
             self._tell,
         )
         bell = None if path == MEMORY else f"{path}-bell"
@@ -91,11 +110,37 @@ class Session:
         if self._file is not None:
             self._file.check_same()
 
-    def _tell(self, topics: set[Topic]) -> None:
+    def _tell(self, work: Work) -> None:
         """Wake those who wait for a change; in the database thread, after the commit."""
-        if self._bell is not None:
+        topics = work.changed
+        if topics and self._bell is not None:
             self._bell.ring(topics)
-        self.listeners.notify(topics)
+        self._fresh = self._results_of(work) if "results" in topics else {}
+        if topics:
+            self.listeners.notify(topics)
+
+    def _results_of(self, work: Work) -> dict[TaskId[Any], Result[Any] | None]:
+        """The results that somebody here may be about to ask for."""
+        if not 0 < len(work.ended) <= _FEW or not self.listeners.are_for("results"):
+            return {}
+        try:
+            return get_results(work, work.ended)
+        except Exception:  # noqa: BLE001 - who asks will be told
+            return {}
+
+    def take_fresh(
+        self, task_ids: Sequence[TaskId[Any]]
+    ) -> Mapping[TaskId[Any], Result[Any] | None] | None:
+        """The results of tasks that have just ended; ``None`` if one of them has not."""
+        fresh = self._fresh
+        if any(fresh.get(task_id) is None for task_id in task_ids):
+            return None
+        return {task_id: fresh.pop(task_id) for task_id in task_ids}
+
+    def forget_fresh(self) -> None:
+        """Keep no results in memory for those who listened."""
+        if not self.listeners.are_for("results"):
+            self._fresh = {}
 
     async def _look(self) -> int:
         return await self.database.read(_data_version)
@@ -143,6 +188,11 @@ class Session:
         bell, self._bell = self._bell, None
         if bell is not None:
             bell.close()
+
+
+def _is_flushed(path: str, synchronous: str) -> bool:
+    """Tell if a power cut must not undo what was acknowledged."""
+    return path != MEMORY and synchronous == "FULL"
 
 
 def _data_version(work: Work) -> int:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from sitq.backends.sqlite._rows import Row
+    from sitq.ids import TaskId
     from sitq.protocols import Topic
 
 __all__ = ["Work"]
@@ -24,6 +25,8 @@ class Work:
     connection: sqlite3.Connection
     moment: datetime
     changed: set[Topic] = field(default_factory=set)
+    ended: list[TaskId[Any]] = field(default_factory=list)
+    """The tasks whose attempts have come to an end."""
 
     @property
     def now(self) -> int:

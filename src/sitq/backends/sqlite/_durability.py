@@ -1,0 +1,101 @@
+"""When a commit is on the disk: before it can be seen, before it is acknowledged, or soon after.
+
+SQLite's ``synchronous=FULL`` knows the first only, and what waits for a disk holds up everybody
+who waits for the commit. Here, SQLite does without the disk where that is too strict, and the
+log is flushed afterwards. A later flush includes all that was committed before.
+"""
+
+from __future__ import annotations
+
+import os
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable, Iterable, Mapping
+
+__all__ = ["Durability", "Promise"]
+
+_CAN_FLUSH: Final = hasattr(os, "fdatasync")
+
+
+class Promise(IntEnum):
+    """By when a commit is on the disk; the strictest comes last."""
+
+    SOON = 0
+    """A power cut may undo it, but then nobody is left who acts by it."""
+    ACKNOWLEDGED = 1
+    """Others may see it a moment before the caller is told that it is safe."""
+    SEEN = 2
+    """Nobody sees what a power cut could still undo."""
+
+
+class Durability:
+    """Keeps the promises of one connection; for its thread.
+
+    Args:
+        log: the path of the write-ahead log; ``None``: all is left to SQLite.
+        promises: what is promised of an operation; of all others, `Promise.SEEN`.
+    """
+
+    def __init__(self, log: str | None, promises: Mapping[Callable[..., Any], Promise]) -> None:
+        self._log: Final = log if _CAN_FLUSH else None
+        self._promises: Final = promises
+        self._promise = Promise.SEEN
+        self._is_full = True
+        self._file: int | None = None
+        # True if a power cut could undo what has been committed.
+        self.is_behind = False
+
+    def of(self, operation: Callable[..., Any]) -> Promise:
+        """What is promised of an operation."""
+        return self._promises.get(operation, Promise.SEEN)
+
+    def prepare(
+        self, connection: sqlite3.Connection, operations: Iterable[Callable[..., Any]]
+    ) -> None:
+        """Make ready for a transaction that carries out some operations."""
+        if self._log is None:
+            return
+        self._promise = max(map(self.of, operations))
+        is_full = self._promise is Promise.SEEN
+        if is_full is not self._is_full:
+            connection.execute(f"PRAGMA synchronous = {'FULL' if is_full else 'NORMAL'}")
+            self._is_full = is_full
+
+    def committed(self, *, changed: bool) -> None:
+        """Note that the transaction is committed; SQLite flushes nothing if it changed nothing."""
+        if changed and self._log is not None:
+            self.is_behind = not self._is_full
+
+    def keep(self) -> None:
+        """Flush what the transaction's callers are about to be told is safe.
+
+        That may have been written by others, such as the task that holds a unique key.
+
+        Raises:
+            OSError: the disk could not.
+        """
+        if self._log is not None and self._promise is Promise.ACKNOWLEDGED:
+            self.flush()
+
+    def flush(self) -> None:
+        """Have the disk keep all that has been committed so far.
+
+        Raises:
+            OSError: it could not.
+        """
+        if self._log is None:
+            return
+        if self._file is None:
+            # SQLite locks nothing in its log, so a descriptor of ours ends no lock of its own.
+            self._file = os.open(self._log, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        os.fdatasync(self._file)
+        self.is_behind = False
+
+    def close(self) -> None:
+        """Give the log up. Calling it twice is fine."""
+        file, self._file = self._file, None
+        if file is not None:
+            os.close(file)
