@@ -204,7 +204,7 @@ class ResultWaiters:
             wanted = self._ripe(self._unseen) or await self._next_wanted(listener)
 
     def _ripe(self, task_ids: Iterable[TaskId[Any]]) -> list[TaskId[Any]]:
-        """Those that may be final: to look for what was stored just now would only be in its way."""
+        """Those that may be final: a look for what was stored just now would be in its way."""
         return [task_id for task_id in task_ids if not 0 <= age_of(task_id) < _YOUTH]
 
     async def _next_wanted(self, listener: Listener) -> list[TaskId[Any]]:

@@ -8,8 +8,7 @@ batch is what gathered while the last one was being written.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Coroutine
-from functools import partial
+from collections.abc import Callable
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
     from sitq._loops import LoopRef
 
-__all__ = ["GroupCommit", "Request", "TaskGroupCommit", "Undo", "join"]
+__all__ = ["Gathering", "Request", "Undo", "join", "operation_of", "wake_all"]
 
 O = TypeVar("O")  # noqa: E741 - what comes out
 Undo = Callable[[list[O]], "Request[Any] | None"]
@@ -91,7 +90,7 @@ class Request(Generic[O]):
         return cast("list[O]", self.answers)
 
 
-class _Gathering:
+class Gathering:
     """Gathers requests, and keeps the books of who still waits for which.
 
     Args:
@@ -172,119 +171,6 @@ class _Gathering:
         return again
 
 
-class GroupCommit(_Gathering):
-    """Hands what gathered to a thread that writes.
-
-    Args:
-        loop: the loop that all requests come from.
-        schedule: has a function called soon by the one thread that writes.
-        write: carries out a batch in that thread; answers or an error go into each request.
-    """
-
-    def __init__(
-        self,
-        loop: LoopRef,
-        schedule: Callable[[Callable[[], None]], None],
-        write: Callable[[list[Request[Any]]], None],
-    ) -> None:
-        super().__init__(loop)
-        self._schedule = schedule
-        self._write = write
-
-    def _begin(self) -> None:
-        self._schedule(self._flush)
-
-    def drain(self) -> None:
-        """Write all that has gathered, at once; in the thread that writes."""
-        while self._write_batch():
-            pass
-
-    def _flush(self) -> None:
-        if self._write_batch():
-            # Behind what else the thread was asked to do, so that reads are not starved.
-            self._schedule(self._flush)
-
-    def _write_batch(self) -> bool:
-        """Write one batch; tell if another has gathered meanwhile."""
-        batch = self._take()
-        if batch:
-            self._write(batch)
-        # At once, so that whatever is asked next finds it undone.
-        if reverses := self._settle(batch):
-            self._write(reverses)
-        again = self._more()
-        self._loop.call_soon(partial(_wake, batch))
-        return again
-
-
-class TaskGroupCommit(_Gathering):
-    """Hands what gathered to a task of a driver's loop.
-
-    Args:
-        loop: the loop that all requests come from.
-        start: has a coroutine function run as a task of the driver's loop; from any thread.
-        tell: has a function called in the loop that requests come from.
-        write: carries out a batch; answers or an error go into each request.
-    """
-
-    def __init__(
-        self,
-        loop: LoopRef,
-        start: Callable[[Callable[[], Coroutine[Any, Any, None]]], None],
-        tell: Callable[[Callable[[], None]], None],
-        write: Callable[[list[Request[Any]]], Coroutine[Any, Any, None]],
-    ) -> None:
-        super().__init__(loop)
-        self._start = start
-        self._tell = tell
-        self._write = write
-        self._undone = anyio.Event()
-        self._undoing = 0
-
-    def _begin(self) -> None:
-        self._start(self._flush)
-
-    async def undone(self) -> None:
-        """Return once the answers of all callers that are gone have been taken back."""
-        while self._undoing:
-            await self._undone.wait()
-
-    def _abandon(self, request: Request[Any]) -> None:
-        if request.undo is not None and not request.settled:
-            self._undoing += 1
-            request.undoing = True
-        super()._abandon(request)
-        if request.undoing and not request.abandoned:
-            self._has_undone(1)  # it had not been taken: there is nothing to undo
-
-    def _post_reverse(self, reverse: Request[Any]) -> None:
-        self._undoing += 1
-        reverse.undoing = True
-        self.post(reverse)
-
-    def _has_undone(self, count: int) -> None:
-        self._undoing -= count
-        self._undone.set()
-        self._undone = anyio.Event()
-
-    async def _flush(self) -> None:
-        while True:
-            batch = self._take()
-            if batch:
-                await self._write(batch)
-            if reverses := self._settle(batch):
-                await self._write(reverses)
-            again = self._more()
-            self._tell(partial(self._end, batch))
-            if not again:
-                return
-
-    def _end(self, batch: list[Request[Any]]) -> None:
-        _wake(batch)
-        if count := sum(request.undoing for request in batch):
-            self._has_undone(count)
-
-
 def _reverse(request: Request[Any]) -> Request[Any] | None:
     """What takes the answers of a request back."""
     if request.undo is None or not request.answers:
@@ -292,7 +178,8 @@ def _reverse(request: Request[Any]) -> Request[Any] | None:
     return request.undo(request.answers)
 
 
-def _wake(batch: list[Request[Any]]) -> None:
+def wake_all(batch: list[Request[Any]]) -> None:
+    """End the waiting for each of a batch; in the loop."""
     for request in batch:
         request.wake()
 
@@ -301,8 +188,9 @@ def join(
     batch: Sequence[Request[Any]],
 ) -> list[tuple[Callable[..., Any], list[Request[Any]]]]:
     """Group neighbours of the same operation, so that one call serves them all."""
-    return [(operation, list(group)) for operation, group in groupby(batch, _operation)]
+    return [(operation, list(group)) for operation, group in groupby(batch, operation_of)]
 
 
-def _operation(request: Request[Any]) -> Callable[..., Any]:
+def operation_of(request: Request[Any]) -> Callable[..., Any]:
+    """What a request asks for."""
     return request.operation

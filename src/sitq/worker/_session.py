@@ -6,16 +6,13 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 import anyio
-import anyio.lowlevel
 from anyio import to_thread
 
 from sitq._loops import LoopRef, SharedEvent
-from sitq.clock import within
-from sitq.models import LeaseState, Outcome
-from sitq.worker._errors import error_text
+from sitq.models import LeaseState
 from sitq.worker._execution import End
+from sitq.worker._fetching import FULL_SWEEP, Fetcher
 from sitq.worker._leases import Heartbeats
-from sitq.worker._misses import missed
 from sitq.worker._reporter import Reporter, Streak
 from sitq.worker._runners import Runners
 
@@ -25,7 +22,7 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup, TaskStatus
 
     from sitq.context import TaskContext
-    from sitq.models import Lease, Progress
+    from sitq.models import Lease, Outcome, Progress
     from sitq.protocols import Backend, Serializer, Topic
     from sitq.registry import Registry
     from sitq.worker._options import WorkerOptions
@@ -40,7 +37,6 @@ _LAST_WORDS: Final = 1.0
 _SWEEP_EVERY: Final = 0.5
 _WATCH_EVERY: Final = 0.25
 _PRUNE_PAUSE: Final = 0.01
-_FULL_SWEEP: Final = 1000
 
 
 class Session:
@@ -70,18 +66,16 @@ class Session:
         self._backend = backend
         self._clock = backend.clock
         self._serializer = serializer
-        self._registry = registry
         self._options = options
-        self._drain = drain
         self._loop = LoopRef()
-        self._stopping = False
-        self._error: Exception | None = None
-        self._woken = anyio.Event()
         self._runners: Runners | None = None
         self._progress: dict[Lease, Progress] = {}
         self._progressed = anyio.Event()
         self._beats = Heartbeats(backend, options.lease, self._loop, self._hear_of)
         self._reporter = Reporter(backend, self._beats.remove)
+        self._fetcher = Fetcher(
+            worker_id, backend, registry, options, self._beats, self._reporter, drain=drain
+        )
 
     @property
     def started(self) -> int:
@@ -90,11 +84,7 @@ class Session:
 
     def stop(self) -> None:
         """Reserve no more and come to an end; from any thread."""
-        self._loop.call_soon(self._stop)
-
-    def _stop(self) -> None:
-        self._stopping = True
-        self._woken.set()
+        self._loop.call_soon(self._fetcher.stop)
 
     async def run(self, task_status: TaskStatus[None]) -> None:
         """Work until stopped, drained, or cancelled."""
@@ -102,7 +92,7 @@ class Session:
         try:
             async with anyio.create_task_group() as services:
                 services.start_soon(self._reporter.run)
-                services.start_soon(self._listen, "tasks", self._wake)
+                services.start_soon(self._listen, "tasks", self._fetcher.look_again)
                 services.start_soon(self._listen, "cancels", self._beats.beat_now)
                 services.start_soon(self._note_progress)
                 services.start_soon(self._watch)
@@ -111,7 +101,7 @@ class Session:
                     async with anyio.create_task_group() as group:
                         runners = self._runners = self._make_runners(group)
                         task_status.started()
-                        await self._fetch(runners)
+                        await self._fetcher.run(runners)
                         await runners.finish(self._options.shutdown_timeout, _LAST_WORDS)
                 finally:
                     self._reporter.hurry(_LAST_WRITES)
@@ -135,8 +125,8 @@ class Session:
             finally:
                 # asyncio's own cancellation knows no shield; a lease must not be renewed for ever.
                 self._beats.stop()
-        if self._error is not None:
-            raise self._error
+        if self._fetcher.error is not None:
+            raise self._fetcher.error
 
     def _make_runners(self, group: TaskGroup) -> Runners:
         return Runners(
@@ -147,93 +137,12 @@ class Session:
             self._loop,
             self._report,
             self._take_progress,
-            self._wake,
+            self._fetcher.wake,
         )
 
     def runs(self, context: TaskContext) -> bool:
         """Tell if a task is one that this worker runs; from any thread."""
         return self._runners is not None and self._runners.runs(context)
-
-    # -- reserving ---------------------------------------------------------------------------
-
-    async def _fetch(self, runners: Runners) -> None:
-        """Reserve whenever there is room and something may be due."""
-        streak = Streak("reserve tasks", longest=5.0)
-        if self._drain:
-            await self._sweep_all()
-        while not (self._stopping or self._error):
-            self._woken = anyio.Event()
-            runners.start_next()
-            wait: float | None = None
-            if room := runners.room:
-                try:
-                    wait = await self._reserve(runners, room)
-                except Exception as error:  # noqa: BLE001 - a store in trouble never ends a worker
-                    if self._drain:
-                        self._error = error
-                        return
-                    wait = streak.fail(error)
-                else:
-                    streak.succeed()
-                    if wait == 0.0:
-                        # More is due: it is fetched when there is room again.
-                        wait = None
-                        if runners.room:
-                            self._woken.set()
-                            await anyio.lowlevel.checkpoint()
-                    elif self._drain and not await self._more_to_drain(runners):
-                        return
-            await self._sleep(wait)
-
-    async def _sweep_all(self) -> None:
-        """Do what time has made due before a drain, which has no service for it."""
-        try:
-            while max(await self._backend.sweep(self._options.max_crashes)) >= _FULL_SWEEP:
-                pass
-        except Exception as error:  # noqa: BLE001 - raised once all else has ended
-            self._error = error
-
-    async def _reserve(self, runners: Runners, room: int) -> float | None:
-        asked_at = self._clock.monotonic()
-        options = self._options
-        reservation = await self._backend.reserve(self._id, options.queues, room, options.lease)
-        self._beats.add((task.lease for task in reservation.tasks), asked_at)
-        names = {task.function for task in reservation.tasks}
-        functions = {name: self._registry.get(name) for name in names}
-        for task in reservation.tasks:
-            function = functions[task.function]
-            if function is None:
-                self._reporter.add(missed(task))
-                continue
-            try:
-                runners.launch(task, function)
-            except Exception as error:  # noqa: BLE001 - a worker never dies of a task
-                self._reporter.add(Outcome.failure(task.lease, error_text(error)))
-        return reservation.wait
-
-    async def _more_to_drain(self, runners: Runners) -> bool:
-        """Tell if a drain has to go on; an empty queue counts once all outcomes are written."""
-        if not runners.busy:
-            await self._reporter.written()
-            reservation = await self._backend.reserve(
-                self._id, self._options.queues, 0, self._options.lease
-            )
-            if reservation.wait != 0.0 and not runners.busy:
-                return False
-            self._woken.set()
-        return True
-
-    async def _sleep(self, seconds: float | None) -> None:
-        """Wait to be woken, for the next eta, or for the next poll."""
-        if self._woken.is_set():
-            return
-        pause = self._options.poll_interval
-        if seconds is not None:
-            pause = min(pause, seconds)
-        await within(self._clock, pause, self._woken.wait)
-
-    def _wake(self) -> None:
-        self._woken.set()
 
     # -- reporting ---------------------------------------------------------------------------
 
@@ -306,7 +215,7 @@ class Session:
                 pause = streak.fail(error)
             else:
                 streak.succeed()
-                pause = _PRUNE_PAUSE if max(swept) >= _FULL_SWEEP else _SWEEP_EVERY
+                pause = _PRUNE_PAUSE if max(swept) >= FULL_SWEEP else _SWEEP_EVERY
             await self._clock.sleep(pause)
 
     def _take_progress(self, lease: Lease, progress: Progress) -> None:

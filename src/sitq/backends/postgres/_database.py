@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import anyio
 
-from sitq.backends._batching import Request, TaskGroupCommit, Undo, join
+from sitq.backends._batching import Request, Undo, join
 from sitq.backends.postgres import _sql
 from sitq.backends.postgres._driver import place_of
 from sitq.backends.postgres._errors import LostError, is_passing, translated
 from sitq.backends.postgres._finishing import finish, finished_before
+from sitq.backends.postgres._group_commit import TaskGroupCommit
 from sitq.backends.postgres._pool import Pool
 from sitq.backends.postgres._reserving import reserve, reserved_before
 from sitq.backends.postgres._telling import Teller

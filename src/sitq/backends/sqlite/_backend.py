@@ -11,21 +11,24 @@ from sitq.backends._batching import Request
 from sitq.backends._users import Users
 from sitq.backends.sqlite import _units
 from sitq.backends.sqlite._finishing import cancel, finish
+from sitq.backends.sqlite._group_commit import StandingRequest
 from sitq.backends.sqlite._reserving import Reserve, reserve
 from sitq.backends.sqlite._session import Session
 from sitq.backends.sqlite._transaction import join
 from sitq.clock import checked_clock
 from sitq.errors import ValidationError
-from sitq.models import Outcome
+from sitq.models import Outcome, Reservation
 from sitq.protocols import Sweep
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from sitq._loops import LoopRef
+    from sitq.backends.sqlite._group_commit import GroupCommit
     from sitq.ids import TaskId
-    from sitq.models import Lease, Progress, Reservation, Result, Task, TaskInfo
+    from sitq.models import Lease, Progress, Result, Task, TaskInfo
     from sitq.protocols import Clock, LeaseKeeper, Listener, Topic
+    from sitq.standby import Standby
     from sitq.transactions import AnyConnection, Transaction
 
 __all__ = ["SQLiteBackend"]
@@ -104,6 +107,21 @@ class SQLiteBackend:
         undo = partial(_hand_back, state.loop)
         return (await state.database.write(reserve, (wish,), undo))[0]
 
+    def stand_by(
+        self,
+        worker: str,
+        queues: Sequence[str],
+        limit: int,
+        lease: float,
+        fulfilled: Callable[[], object],
+    ) -> Standby:
+        """See `sitq.standby.StandbyBackend.stand_by`."""
+        state = self._use()
+        wish = Reserve(worker, tuple(queues), limit, lease)
+        undo = partial(_hand_back, state.loop)
+        request = StandingRequest(state.loop, reserve, (wish,), undo, _gives, fulfilled)
+        return _Standby(state.database.commits, request)
+
     async def finish(self, outcomes: Sequence[Outcome]) -> list[bool]:
         """See `sitq.protocols.Backend.finish`."""
         return await self._use().database.write(finish, outcomes)
@@ -163,6 +181,27 @@ class SQLiteBackend:
     def join(self, connection: AnyConnection) -> Transaction:
         """See `sitq.transactions.TransactionalBackend.join`."""
         return join(connection, self._path, self._users.use_from_thread)
+
+
+class _Standby:
+    """A wish for tasks; see `sitq.standby.Standby`."""
+
+    def __init__(self, commits: GroupCommit, request: StandingRequest[Reservation]) -> None:
+        self._commits = commits
+        self._request = request
+        commits.stand(request)
+
+    @property
+    def asked_at(self) -> float:
+        return self._request.asked_at
+
+    async def end(self) -> Reservation:
+        reservations = await self._commits.end(self._request)
+        return reservations[0] if reservations else Reservation((), None)
+
+
+def _gives(reservations: list[Reservation]) -> bool:
+    return any(reservation.tasks for reservation in reservations)
 
 
 def _hand_back(loop: LoopRef, reservations: list[Reservation]) -> Request[bool] | None:

@@ -97,13 +97,12 @@ class Watch:
         if file < 0:
             raise OSError(ctypes.get_errno(), "inotify_init1")
         self._file = file
-        try:
-            if libc.inotify_add_watch(file, os.fsencode(path), _EVENTS[topic]) < 0:
-                raise OSError(ctypes.get_errno(), "inotify_add_watch", path)
-            self._bell = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except OSError:
+        if libc.inotify_add_watch(file, os.fsencode(path), _EVENTS[topic]) < 0:
+            number = ctypes.get_errno()
             self.close()
-            raise
+            raise OSError(number, "inotify_add_watch", path)
+        with suppress(OSError):  # no mark then, and each ring counts
+            self._bell = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
 
     def __del__(self) -> None:
         """Close the files of a watcher that nobody has closed."""

@@ -1,9 +1,6 @@
-"""The only file that knows aiosqlite and threads: one connection, used from its own thread.
+"""One store's connections: units of work go to database threads, answers back to event loops.
 
-A unit of work runs whole in aiosqlite's thread. The thread's queue is used directly instead of
-through aiosqlite's coroutines: a unit then cannot be cut in half by a cancellation, its answer
-goes to whichever loop asked, asyncio's or trio's, and a loop that has ended meanwhile is no
-error in the thread.
+A unit of work runs whole in one thread: writes in transactions of what has gathered, reads alone.
 """
 
 from __future__ import annotations
@@ -17,19 +14,17 @@ from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-import aiosqlite
-from aiosqlite.core import _STOP_RUNNING_SENTINEL
-
-from sitq.backends._batching import GroupCommit, Request, Undo, join
-from sitq.backends.sqlite._durability import Durability, Promise
+from sitq.backends._batching import Request, Undo, join
+from sitq.backends.sqlite._connection import Connection, nothing
 from sitq.backends.sqlite._errors import is_busy, translated
+from sitq.backends.sqlite._group_commit import GroupCommit
 from sitq.backends.sqlite._work import Work
-from sitq.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from sitq._loops import LoopRef
+    from sitq.backends.sqlite._durability import Durability
     from sitq.protocols import Clock
 
 __all__ = ["Database", "retrying"]
@@ -39,102 +34,6 @@ T = TypeVar("T")
 BUSY_SECONDS: Final = 10.0
 _FIRST_PAUSE: Final = 0.0005
 _LONGEST_PAUSE: Final = 0.02
-
-
-class _Connection(aiosqlite.Connection):
-    """An aiosqlite connection whose thread takes plain functions.
-
-    The thread is a daemon: a forgotten close must not keep the process alive.
-
-    Args:
-        connector: opens the database; in the thread.
-        closed: called in the thread, after the closing.
-    """
-
-    def __init__(
-        self, connector: Callable[[], sqlite3.Connection], closed: Callable[[], None]
-    ) -> None:
-        super().__init__(connector, iter_chunk_size=64)
-        self._closed = closed
-        self._thread.daemon = True
-        self._thread.start()
-
-    def __del__(self) -> None:
-        """Let the thread end quietly: sitq promises that a forgotten close does no harm."""
-        self._tx.put_nowait((None, partial(_shut, self._connection)))
-
-    @property
-    def is_open(self) -> bool:
-        """True from the opening to the closing."""
-        return self._connection is not None
-
-    @property
-    def opened(self) -> sqlite3.Connection:
-        """The connection itself; for use in the thread."""
-        if self._connection is None:
-            raise UsageError("the backend is closed; open it again (connect) before using it")
-        return self._connection
-
-    def post(self, function: Callable[[], object]) -> None:
-        """Have the thread call a function that raises nothing."""
-        self._tx.put_nowait((None, _Once(function)))
-
-    def attach(self) -> None:
-        """Connect; in the thread."""
-        self._connection = self._connector()
-        _open.add(self._connection)
-
-    def close_raw(self) -> None:
-        """Close; in the thread."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            _close(connection)
-            self._closed()
-
-    def detach(self) -> None:
-        """Close and end the thread, after what it was asked to do before."""
-        self._running = False
-        self.post(self._end)
-
-    def _end(self) -> object:
-        self.close_raw()
-        return _STOP_RUNNING_SENTINEL
-
-
-class _Once:
-    """A call that keeps nothing once it has been made.
-
-    The thread holds on to what it called last; that must not be what holds the connection, or a
-    connection that nobody has any more would stay open.
-    """
-
-    __slots__ = ("_function",)
-
-    def __init__(self, function: Callable[[], object]) -> None:
-        self._function = function
-
-    def __call__(self) -> object:
-        function, self._function = self._function, _nothing
-        return function()
-
-
-# Whatever is open, so that one that nobody has any more is closed and not just collected.
-_open: Final[set[sqlite3.Connection]] = set()
-
-
-def _close(connection: sqlite3.Connection) -> None:
-    _open.discard(connection)
-    connection.close()
-
-
-def _shut(connection: sqlite3.Connection | None) -> object:
-    if connection is not None:
-        _close(connection)
-    return _STOP_RUNNING_SENTINEL
-
-
-def _nothing() -> None:
-    pass
 
 
 def retrying(unit: Callable[[], T], seconds: float, longest: float = _LONGEST_PAUSE) -> T:
@@ -170,6 +69,7 @@ class Database:
         loop: the loop that all callers run in.
         clock: read once a transaction.
         durability: when what a transaction did is on the disk.
+        prompts: the operations that may give something to those who stand by.
         committed: told of each transaction, in the database thread, before its callers are.
     """
 
@@ -183,6 +83,7 @@ class Database:
         loop: LoopRef,
         clock: Clock,
         durability: Durability,
+        prompts: frozenset[Callable[..., Any]],
         committed: Callable[[Work], None],
     ) -> None:
         self._check = check
@@ -191,10 +92,18 @@ class Database:
         self._clock = clock
         self._durability = durability
         self._committed = committed
-        self._connection = _Connection(connect, disconnected)
+        self._connection = Connection(connect, disconnected)
         self._connect_again = connect_again
-        self._reader: _Connection | None = None
-        self._commits = GroupCommit(loop, self._connection.post, self._write)
+        self._reader: Connection | None = None
+        self.commits: Final = GroupCommit(
+            loop,
+            self._connection.post,
+            self._write,
+            self._needs_disk,
+            self._keep,
+            clock.monotonic,
+            prompts,
+        )
 
     async def connect(self) -> None:
         """Open the connection.
@@ -230,7 +139,7 @@ class Database:
 
     def _end(self) -> None:
         # What gathered behind the batch that is being written has no place in the queue yet.
-        self._commits.drain()
+        self.commits.drain()
         with suppress(OSError):  # what it was to keep, a power cut may undo
             if self._durability.is_behind:
                 self._durability.flush()
@@ -244,14 +153,14 @@ class Database:
         undo: Undo[T] | None = None,
     ) -> list[T]:
         """Carry out a unit of work in a transaction, with others that wait for one."""
-        return await self._commits.submit(operation, items, undo)
+        return await self.commits.submit(operation, items, undo)
 
     async def read(self, unit: Callable[..., T], *parameters: Any) -> T:
         """Run a unit of work that changes nothing, outside any transaction."""
         connection = self._connection
         if self._connect_again is not None and connection.is_open:
             if self._reader is None:
-                self._reader = _Connection(self._connect_again, _nothing)
+                self._reader = Connection(self._connect_again, nothing)
             connection = self._reader
         run = partial(self._read, connection, unit, parameters)
         return await self._ask(unit.__name__, run, connection)
@@ -278,7 +187,7 @@ class Database:
         done.wait()
         return request.result()[0]
 
-    async def _ask(self, name: str, function: Callable[[], T], connection: _Connection) -> T:
+    async def _ask(self, name: str, function: Callable[[], T], connection: Connection) -> T:
         """Have a connection's thread call a function, and return what it returned."""
         request = Request[T](self._loop, list, ())
 
@@ -294,7 +203,7 @@ class Database:
         return request.result()[0]
 
     def _read(
-        self, connection: _Connection, unit: Callable[..., T], parameters: tuple[Any, ...]
+        self, connection: Connection, unit: Callable[..., T], parameters: tuple[Any, ...]
     ) -> T:
         self._check()
         if connection is not self._connection and not connection.is_open:
@@ -315,16 +224,17 @@ class Database:
                     self._write([request])
         else:
             self._committed(work)
-            self._keep(batch)
+
+    def _needs_disk(self, request: Request[Any]) -> bool:
+        return self._durability.needs_flush(request.operation)
 
     def _keep(self, batch: list[Request[Any]]) -> None:
         """Have on the disk what is about to be acknowledged."""
         try:
-            self._durability.keep()
+            self._durability.flush()
         except OSError as error:
             for request in batch:
-                if self._durability.of(request.operation) is Promise.ACKNOWLEDGED:
-                    request.error = translated(request.operation.__name__, self._path, error)
+                request.error = translated(request.operation.__name__, self._path, error)
 
     def _transaction(self, batch: list[Request[Any]]) -> Work:
         self._check()

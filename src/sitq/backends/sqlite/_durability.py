@@ -42,15 +42,11 @@ class Durability:
     def __init__(self, log: str | None, promises: Mapping[Callable[..., Any], Promise]) -> None:
         self._log: Final = log if _CAN_FLUSH else None
         self._promises: Final = promises
-        self._promise = Promise.SEEN
         self._is_full = True
+        self._is_safe = True
         self._file: int | None = None
         # True if a power cut could undo what has been committed.
         self.is_behind = False
-
-    def of(self, operation: Callable[..., Any]) -> Promise:
-        """What is promised of an operation."""
-        return self._promises.get(operation, Promise.SEEN)
 
     def prepare(
         self, connection: sqlite3.Connection, operations: Iterable[Callable[..., Any]]
@@ -58,27 +54,26 @@ class Durability:
         """Make ready for a transaction that carries out some operations."""
         if self._log is None:
             return
-        self._promise = max(map(self.of, operations))
-        is_full = self._promise is Promise.SEEN
+        strictest = max(self._promises.get(operation, Promise.SEEN) for operation in operations)
+        is_full = strictest is Promise.SEEN
         if is_full is not self._is_full:
             connection.execute(f"PRAGMA synchronous = {'FULL' if is_full else 'NORMAL'}")
             self._is_full = is_full
 
     def committed(self, *, changed: bool) -> None:
         """Note that the transaction is committed; SQLite flushes nothing if it changed nothing."""
+        self._is_safe = changed and self._is_full
         if changed and self._log is not None:
             self.is_behind = not self._is_full
 
-    def keep(self) -> None:
-        """Flush what the transaction's callers are about to be told is safe.
+    def needs_flush(self, operation: Callable[..., Any]) -> bool:
+        """Tell if a flush must come before an operation that was carried out is acknowledged.
 
-        That may have been written by others, such as the task that holds a unique key.
-
-        Raises:
-            OSError: the disk could not.
+        Even one that has changed nothing: the task that holds a unique key may be another's.
         """
-        if self._log is not None and self._promise is Promise.ACKNOWLEDGED:
-            self.flush()
+        if self._log is None or self._is_safe:
+            return False
+        return self._promises.get(operation) is Promise.ACKNOWLEDGED
 
     def flush(self) -> None:
         """Have the disk keep all that has been committed so far.

@@ -46,6 +46,7 @@ def _reserve(work: Work, wish: Reserve) -> Reservation:
         started = _start(work, list(tasks))
         seqs = dump_rows(started)
         ends_at = work.now + round(wish.lease * 1_000_000)
+        work.stored.difference_update(task.id for task in tasks.values())
         work.execute(_sql.INSERT_LEASES, {"rows": seqs, "worker": wish.worker, "ends_at": ends_at})
         return Reservation(tuple(tasks[seq] for seq in started), wait)
     return Reservation((), wait)

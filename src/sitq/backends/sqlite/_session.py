@@ -19,7 +19,7 @@ from sitq.errors import BackendConnectionError, UsageError
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from sitq._loops import LoopRef
     from sitq.backends.sqlite._work import Work
@@ -34,7 +34,7 @@ _FEW: Final = 16
 
 # A new task that others see early does no harm: only when it is safe, its caller hears of it.
 # A power cut that undoes a reservation has ended its worker too.
-_PROMISES: Final = {
+_PROMISES: Final[Mapping[Callable[..., Any], Promise]] = {
     enqueue: Promise.ACKNOWLEDGED,
     reserve: Promise.SOON,
     set_progress: Promise.SOON,
@@ -66,6 +66,7 @@ class Session:
             loop,
             clock,
             Durability(f"{path}-wal" if _is_flushed(path, synchronous) else None, _PROMISES),
+            frozenset({enqueue}),
             self._tell,
         )
         bell = None if path == MEMORY else f"{path}-bell"
@@ -112,7 +113,7 @@ class Session:
 
     def _tell(self, work: Work) -> None:
         """Wake those who wait for a change; in the database thread, after the commit."""
-        topics = work.changed
+        topics = work.topics
         if topics and self._bell is not None:
             self._bell.ring(topics)
         self._fresh = self._results_of(work) if "results" in topics else {}

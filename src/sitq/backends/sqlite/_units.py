@@ -71,7 +71,7 @@ def enqueue(work: Work, tasks: list[Task]) -> list[TaskId[Any]]:
     """Store tasks; a unique key that is held gives its holder's id."""
     if not tasks:
         return []
-    work.changed.add("tasks")
+    work.stored.update(task.id for task in tasks)
     if any(task.unique_key is not None for task in tasks):
         return [_insert_unique(work, task) for task in tasks]
     shared = [_shared(task) for task in tasks]

@@ -25,6 +25,8 @@ class Work:
     connection: sqlite3.Connection
     moment: datetime
     changed: set[Topic] = field(default_factory=set)
+    stored: set[str] = field(default_factory=set)
+    """The new tasks that nobody has reserved yet."""
     ended: list[TaskId[Any]] = field(default_factory=list)
     """The tasks whose attempts have come to an end."""
 
@@ -32,6 +34,11 @@ class Work:
     def now(self) -> int:
         """The moment in microseconds."""
         return to_micros(self.moment)
+
+    @property
+    def topics(self) -> set[Topic]:
+        """What others have to be told of."""
+        return self.changed | {"tasks"} if self.stored else self.changed
 
     def execute(self, sql: str, parameters: Any = ()) -> sqlite3.Cursor:
         """Run one statement."""

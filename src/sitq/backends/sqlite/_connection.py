@@ -1,0 +1,118 @@
+"""The only file that knows aiosqlite: a connection, used from a thread of its own.
+
+The thread's queue is used directly instead of through aiosqlite's coroutines: a unit of work then
+cannot be cut in half by a cancellation, its answer goes to whichever loop asked, asyncio's or
+trio's, and a loop that has ended meanwhile is no error in the thread.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import aiosqlite
+from aiosqlite.core import _STOP_RUNNING_SENTINEL
+
+from sitq.errors import UsageError
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable
+
+__all__ = ["Connection", "nothing"]
+
+
+class Connection(aiosqlite.Connection):
+    """An aiosqlite connection whose thread takes plain functions.
+
+    The thread is a daemon: a forgotten close must not keep the process alive.
+
+    Args:
+        connector: opens the database; in the thread.
+        closed: called in the thread, after the closing.
+    """
+
+    def __init__(
+        self, connector: Callable[[], sqlite3.Connection], closed: Callable[[], None]
+    ) -> None:
+        super().__init__(connector, iter_chunk_size=64)
+        self._closed = closed
+        self._thread.daemon = True
+        self._thread.start()
+
+    def __del__(self) -> None:
+        """Let the thread end quietly: sitq promises that a forgotten close does no harm."""
+        self._tx.put_nowait((None, partial(_shut, self._connection)))
+
+    @property
+    def is_open(self) -> bool:
+        """True from the opening to the closing."""
+        return self._connection is not None
+
+    @property
+    def opened(self) -> sqlite3.Connection:
+        """The connection itself; for use in the thread."""
+        if self._connection is None:
+            raise UsageError("the backend is closed; open it again (connect) before using it")
+        return self._connection
+
+    def post(self, function: Callable[[], object]) -> None:
+        """Have the thread call a function that raises nothing."""
+        self._tx.put_nowait((None, _Once(function)))
+
+    def attach(self) -> None:
+        """Connect; in the thread."""
+        self._connection = self._connector()
+        _open.add(self._connection)
+
+    def close_raw(self) -> None:
+        """Close; in the thread."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            _close(connection)
+            self._closed()
+
+    def detach(self) -> None:
+        """Close and end the thread, after what it was asked to do before."""
+        self._running = False
+        self.post(self._end)
+
+    def _end(self) -> object:
+        self.close_raw()
+        return _STOP_RUNNING_SENTINEL
+
+
+class _Once:
+    """A call that keeps nothing once it has been made.
+
+    The thread holds on to what it called last; that must not be what holds the connection, or a
+    connection that nobody has any more would stay open.
+    """
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        self._function = function
+
+    def __call__(self) -> object:
+        function, self._function = self._function, nothing
+        return function()
+
+
+# Whatever is open, so that one that nobody has any more is closed and not just collected.
+_open: Final[set[sqlite3.Connection]] = set()
+
+
+def _close(connection: sqlite3.Connection) -> None:
+    _open.discard(connection)
+    connection.close()
+
+
+def _shut(connection: sqlite3.Connection | None) -> object:
+    if connection is not None:
+        _close(connection)
+    return _STOP_RUNNING_SENTINEL
+
+
+def nothing() -> None:
+    """Do nothing, where something has to be called."""

@@ -1,0 +1,166 @@
+"""Group commit by the one thread that writes to a SQLite file."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from sitq.backends._batching import Gathering, Request, Undo, operation_of, wake_all
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from sitq._loops import LoopRef
+
+__all__ = ["GroupCommit", "StandingRequest"]
+
+O = TypeVar("O")  # noqa: E741 - what comes out
+
+
+class StandingRequest(Request[O]):
+    """A request that waits until carrying it out gives something.
+
+    Args:
+        loop: the loop that it comes from.
+        operation: what to carry out.
+        items: what for.
+        undo: see `Request`.
+        gives: tells if answers are something.
+        fulfilled: called in the loop once they are.
+    """
+
+    __slots__ = ("_fulfilled", "asked_at", "ended", "gives")
+
+    def __init__(
+        self,
+        loop: LoopRef,
+        operation: Callable[..., Any],
+        items: Sequence[Any],
+        undo: Undo[O],
+        gives: Callable[[list[O]], bool],
+        fulfilled: Callable[[], object],
+    ) -> None:
+        super().__init__(loop, operation, items, undo)
+        self.gives: Final = gives
+        self._fulfilled: Final = fulfilled
+        self.asked_at = 0.0
+        self.ended = False
+
+    def is_unfulfilled(self) -> bool:
+        """True if it is to go on waiting."""
+        if self.ended:
+            return False
+        return self.error is not None or not self.gives(self.answers or [])
+
+    def wake(self) -> None:
+        """End the waiting; in the loop."""
+        super().wake()
+        self._fulfilled()
+
+
+class GroupCommit(Gathering):
+    """Hands what gathered to a thread that writes.
+
+    Args:
+        loop: the loop that all requests come from.
+        schedule: has a function called soon by the one thread that writes.
+        write: carries out a batch in that thread; answers or an error go into each request.
+        needs_disk: tells if a request that was carried out has to wait for the disk.
+        keep: waits for the disk for some requests.
+        monotonic: the clock of those who stand by.
+        prompts: the operations that may fulfil a standing request.
+    """
+
+    def __init__(
+        self,
+        loop: LoopRef,
+        schedule: Callable[[Callable[[], None]], None],
+        write: Callable[[list[Request[Any]]], None],
+        needs_disk: Callable[[Request[Any]], bool],
+        keep: Callable[[list[Request[Any]]], None],
+        monotonic: Callable[[], float],
+        prompts: frozenset[Callable[..., Any]],
+    ) -> None:
+        super().__init__(loop)
+        self._schedule = schedule
+        self._write = write
+        self._needs_disk = needs_disk
+        self._keep = keep
+        self._monotonic = monotonic
+        self._prompts = prompts
+        self._standing: list[StandingRequest[Any]] = []
+
+    def stand(self, request: StandingRequest[Any]) -> None:
+        """Carry a request out with each transaction that may fulfil it, until it is."""
+        with self._lock:
+            self._standing.append(request)
+
+    async def end(self, request: StandingRequest[O]) -> list[O]:
+        """Let a request wait no longer; return its answers, none if it was not fulfilled."""
+        with self._lock:
+            request.ended = True
+            if request in self._standing:
+                self._standing.remove(request)
+                return []
+        try:
+            await request.wait()
+        except BaseException:
+            self._abandon(request)
+            raise
+        return request.answers or []
+
+    def _take(self) -> list[Request[Any]]:
+        batch = super()._take()
+        if not self._standing or self._prompts.isdisjoint(map(operation_of, batch)):
+            return batch
+        with self._lock:
+            standing, self._standing = self._standing, []
+        now = self._monotonic()
+        for request in standing:
+            request.asked_at = now
+        return batch + standing
+
+    def _put_back(self, batch: list[Request[Any]]) -> list[Request[Any]]:
+        """Let requests that gave nothing stand; return the others."""
+        settled: list[Request[Any]] = []
+        with self._lock:
+            for request in batch:
+                if isinstance(request, StandingRequest) and request.is_unfulfilled():
+                    request.error, request.answers = None, None
+                    self._standing.append(request)
+                else:
+                    settled.append(request)
+        return settled
+
+    def _begin(self) -> None:
+        self._schedule(self._flush)
+
+    def drain(self) -> None:
+        """Write all that has gathered, at once; in the thread that writes."""
+        while self._write_batch():
+            pass
+
+    def _flush(self) -> None:
+        if self._write_batch():
+            # Behind what else the thread was asked to do, so that reads are not starved.
+            self._schedule(self._flush)
+
+    def _write_batch(self) -> bool:
+        """Write one batch; tell if another has gathered meanwhile."""
+        batch = self._take()
+        if batch:
+            self._write(batch)
+            batch = self._put_back(batch)
+        if late := [request for request in batch if self._needs_disk(request)]:
+            if early := [request for request in batch if request not in late]:
+                self._answer(early)
+            self._keep(late)
+            batch = late
+        self._answer(batch)
+        return self._more()
+
+    def _answer(self, batch: list[Request[Any]]) -> None:
+        # At once, so that whatever is asked next finds it undone.
+        if reverses := self._settle(batch):
+            self._write(reverses)
+        self._loop.call_soon(partial(wake_all, batch))

@@ -1,0 +1,195 @@
+"""Reserving: what is due goes to the runners, as soon as there is room for it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import anyio
+import anyio.lowlevel
+
+from sitq.clock import within
+from sitq.models import Outcome
+from sitq.standby import StandbyBackend
+from sitq.worker._errors import error_text
+from sitq.worker._misses import missed
+from sitq.worker._reporter import Reporter, Streak
+
+if TYPE_CHECKING:
+    from sitq.models import Reservation
+    from sitq.protocols import Backend
+    from sitq.registry import Registry
+    from sitq.worker._leases import Heartbeats
+    from sitq.worker._options import WorkerOptions
+    from sitq.worker._runners import Runners
+
+__all__ = ["FULL_SWEEP", "Fetcher"]
+
+# A sweep that did so much may have left more to do.
+FULL_SWEEP: Final = 1000
+
+
+class Fetcher:
+    """Looks at the store when something may be due, and stands by otherwise.
+
+    Args:
+        worker_id: the name of the leases' holder.
+        backend: an open backend.
+        registry: the functions that may run.
+        options: the worker's settings.
+        beats: keep its leases.
+        reporter: takes the outcomes of what cannot run.
+        drain: end when nothing is due any more.
+    """
+
+    def __init__(
+        self,
+        worker_id: str,
+        backend: Backend,
+        registry: Registry,
+        options: WorkerOptions,
+        beats: Heartbeats,
+        reporter: Reporter,
+        *,
+        drain: bool,
+    ) -> None:
+        self._id = worker_id
+        self._backend = backend
+        self._clock = backend.clock
+        self._registry = registry
+        self._options = options
+        self._beats = beats
+        self._reporter = reporter
+        self._drain = drain
+        # What has ended a drain before its time.
+        self.error: Exception | None = None
+        self._stopping = False
+        self._woken = anyio.Event()
+        # True if tasks may be due that the last look at the store did not see.
+        self._due = True
+        self._look_at = float("-inf")
+
+    def stop(self) -> None:
+        """Reserve no more."""
+        self._stopping = True
+        self.wake()
+
+    async def run(self, runners: Runners) -> None:
+        """Reserve whenever there is room and something may be due, until stopped or drained."""
+        streak = Streak("reserve tasks", longest=5.0)
+        if self._drain:
+            await self._sweep_all()
+        while not (self._stopping or self.error):
+            self._woken = anyio.Event()
+            runners.start_next()
+            if (self._due or self._drain) and (room := runners.room):
+                self._due = False  # what is stored from now on makes it true again
+                try:
+                    wait = await self._reserve(runners, room)
+                except Exception as error:  # noqa: BLE001 - a store in trouble never ends a worker
+                    if self._drain:
+                        self.error = error
+                        return
+                    self._look_in(streak.fail(error))
+                else:
+                    streak.succeed()
+                    self._note(wait)
+                    if self._due:
+                        # More of it is fetched when there is room again.
+                        if runners.room:
+                            self._woken.set()
+                            await anyio.lowlevel.checkpoint()
+                    elif self._drain and not await self._more_to_drain(runners):
+                        return
+            await self._sleep(runners)
+
+    def _note(self, wait: float | None) -> None:
+        """Note when a reservation has said that more is due."""
+        if wait == 0.0:
+            self._due = True
+            wait = None
+        self._look_in(wait)
+
+    def _look_in(self, seconds: float | None) -> None:
+        """Have the store looked at after so many seconds, or a poll's interval if that is less."""
+        poll = self._options.poll_interval
+        pause = poll if seconds is None else min(poll, seconds)
+        self._look_at = self._clock.monotonic() + pause
+
+    async def _sweep_all(self) -> None:
+        """Do what time has made due before a drain, which has no service for it."""
+        try:
+            while max(await self._backend.sweep(self._options.max_crashes)) >= FULL_SWEEP:
+                pass
+        except Exception as error:  # noqa: BLE001 - raised once all else has ended
+            self.error = error
+
+    async def _reserve(self, runners: Runners, room: int) -> float | None:
+        asked_at = self._clock.monotonic()
+        options = self._options
+        reservation = await self._backend.reserve(self._id, options.queues, room, options.lease)
+        self._launch(runners, reservation, asked_at)
+        return reservation.wait
+
+    def _launch(self, runners: Runners, reservation: Reservation, asked_at: float) -> None:
+        """Run what was reserved, under leases that were asked for at that time."""
+        self._beats.add((task.lease for task in reservation.tasks), asked_at)
+        names = {task.function for task in reservation.tasks}
+        functions = {name: self._registry.get(name) for name in names}
+        for task in reservation.tasks:
+            function = functions[task.function]
+            if function is None:
+                self._reporter.add(missed(task))
+                continue
+            try:
+                runners.launch(task, function)
+            except Exception as error:  # noqa: BLE001 - a worker never dies of a task
+                self._reporter.add(Outcome.failure(task.lease, error_text(error)))
+
+    async def _more_to_drain(self, runners: Runners) -> bool:
+        """Tell if a drain has to go on; an empty queue counts once all outcomes are written."""
+        if not runners.busy:
+            await self._reporter.written()
+            reservation = await self._backend.reserve(
+                self._id, self._options.queues, 0, self._options.lease
+            )
+            if reservation.wait != 0.0 and not runners.busy:
+                return False
+            self.look_again()
+        return True
+
+    async def _sleep(self, runners: Runners) -> None:
+        """Wait to be woken, for the next eta, or for the next poll."""
+        if not self._woken.is_set():
+            room = 0 if self._due or self._drain else runners.room
+            if room and isinstance(self._backend, StandbyBackend):
+                await self._stand_by(self._backend, runners, room)
+            else:
+                await self._rest()
+        if self._clock.monotonic() >= self._look_at:
+            self._due = True
+
+    async def _rest(self) -> None:
+        pause = max(self._look_at - self._clock.monotonic(), 0.0)
+        await within(self._clock, pause, self._woken.wait)
+
+    async def _stand_by(self, backend: StandbyBackend, runners: Runners, room: int) -> None:
+        """Rest, and take at once what this process stores meanwhile."""
+        options = self._options
+        standby = backend.stand_by(self._id, options.queues, room, options.lease, self.wake)
+        try:
+            await self._rest()
+        finally:
+            with anyio.CancelScope(shield=True):
+                reservation = await standby.end()
+            if reservation.tasks:
+                self._note(reservation.wait)
+                self._launch(runners, reservation, standby.asked_at)
+
+    def wake(self) -> None:
+        """Go on: there may be room, or it is time to stop."""
+        self._woken.set()
+
+    def look_again(self) -> None:
+        """Go on: something may be due."""
+        self._due = True
+        self._woken.set()
