@@ -125,14 +125,22 @@ class LoopRef:
             return partial(self._asyncio.remove_reader, file)
         import trio
 
+        ended = False
+
         async def wait() -> None:
             with suppress(trio.ClosedResourceError):
-                while True:
+                while not ended:
                     await trio.lowlevel.wait_readable(file)
-                    function()
+                    if not ended:
+                        function()
+
+        def end() -> None:
+            nonlocal ended
+            ended = True  # it may not have begun to wait
+            trio.lowlevel.notify_closing(file)
 
         trio.lowlevel.spawn_system_task(wait)
-        return partial(trio.lowlevel.notify_closing, file)
+        return end
 
     def call_soon(self, function: Callable[[], object]) -> bool:
         """Have the loop call ``function`` soon; from any thread. False if it has ended."""

@@ -167,6 +167,7 @@ class Fetcher:
                 await self._rest()
         if self._clock.monotonic() >= self._look_at:
             self._due = True
+            self._look_in(None)  # if there is no room now
 
     async def _rest(self) -> None:
         pause = max(self._look_at - self._clock.monotonic(), 0.0)
