@@ -18,11 +18,18 @@ from sitq import (
     TaskNotFoundError,
     TaskQueue,
     call,
+    waiting,
 )
 from sitq.ids import new_task_id
 from tests.unit.queue_support import add, finish, spied_queue
 
 pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(autouse=True)
+def grown_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have each task looked for at once, as if it had not been stored just now."""
+    monkeypatch.setattr(waiting, "_YOUTH", 0.0)
 
 
 class Waiter:
