@@ -1,0 +1,135 @@
+"""What was acknowledged is on the disk; what need not be does not wait for it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import anyio
+import pytest
+
+from sitq import BackendConnectionError, SQLiteBackend
+from sitq.models import Outcome
+from tests.sqlite.samples import some_task
+
+pytestmark = pytest.mark.anyio
+
+
+class Disk:
+    """Keeps, at each flush of the log, what a power cut would leave from then on."""
+
+    def __init__(self, path: Path, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._path = path
+        self._copy = copy
+        self._fdatasync = os.fdatasync
+        self.flushes = 0
+        self.fails = False
+        monkeypatch.setattr(os, "fdatasync", self._flush)
+
+    def _flush(self, file: int) -> None:
+        if self.fails:
+            raise OSError(errno.EIO, "the disk is gone")
+        self._fdatasync(file)
+        # The file before its log: a checkpoint in between leaves the log as it is.
+        for end in ("", "-wal"):
+            shutil.copy(f"{self._path}{end}", f"{self._copy}{self.flushes + 1}{end}")
+        self.flushes += 1
+
+    def ids(self) -> set[str]:
+        """The tasks that are there after the power has come back."""
+        with closing(sqlite3.connect(f"{self._copy}{self.flushes}")) as connection:
+            return {row[0] for row in connection.execute("SELECT id FROM tasks")}
+
+
+@pytest.fixture
+def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Disk:
+    return Disk(tmp_path / "q.db", tmp_path / "left-", monkeypatch)
+
+
+async def test_a_task_is_on_the_disk_when_enqueue_returns(tmp_path: Path, disk: Disk) -> None:
+    backend = SQLiteBackend(tmp_path / "q.db")
+    await backend.open()
+
+    async def caller() -> None:
+        for count in (1, 3, 1):
+            ids = await backend.enqueue([some_task() for _ in range(count)])
+            assert disk.ids().issuperset(ids)
+
+    async with anyio.create_task_group() as group:
+        for _ in range(5):
+            group.start_soon(caller)
+    await backend.close()
+
+
+async def test_the_holder_of_a_key_is_on_the_disk_before_its_id_is_told(
+    tmp_path: Path, disk: Disk
+) -> None:
+    backend = SQLiteBackend(tmp_path / "q.db")
+    await backend.open()
+    (holder,) = await backend.enqueue([some_task(unique_key="key")])
+    flushes = disk.flushes
+    assert await backend.enqueue([some_task(unique_key="key")]) == [holder]
+    assert disk.flushes > flushes
+    await backend.close()
+
+
+async def test_a_reservation_waits_for_no_disk_and_is_on_it_after_the_next_sweep(
+    tmp_path: Path, disk: Disk
+) -> None:
+    backend = SQLiteBackend(tmp_path / "q.db")
+    await backend.open()
+    await backend.enqueue([some_task(), some_task()])
+    before = disk.flushes
+    await backend.reserve("w", ["default"], 1, 30.0)
+    assert disk.flushes == before
+    await backend.sweep(3)
+    assert disk.flushes == before + 1
+    await backend.sweep(3)
+    assert disk.flushes == before + 1  # there is nothing new
+    await backend.reserve("w", ["default"], 1, 30.0)
+    await backend.close()
+    assert disk.flushes == before + 2
+
+
+async def test_an_outcome_takes_the_reservation_before_it_to_the_disk(
+    tmp_path: Path, disk: Disk
+) -> None:
+    backend = SQLiteBackend(tmp_path / "q.db")
+    await backend.open()
+    await backend.enqueue([some_task()])
+    (task,) = (await backend.reserve("w", ["default"], 1, 30.0)).tasks
+    before = disk.flushes
+    assert await backend.finish([Outcome.success(task.lease, b"\xc0")]) == [True]
+    await backend.sweep(3)
+    await backend.close()
+    assert disk.flushes == before  # SQLite's own flush was enough
+
+
+async def test_normal_leaves_all_to_sqlite(tmp_path: Path, disk: Disk) -> None:
+    backend = SQLiteBackend(tmp_path / "q.db", synchronous="NORMAL")
+    await backend.open()
+    await backend.enqueue([some_task()])
+    await backend.reserve("w", ["default"], 1, 30.0)
+    await backend.sweep(3)
+    await backend.close()
+    assert disk.flushes == 0
+
+
+async def test_what_the_disk_refuses_is_not_acknowledged(tmp_path: Path, disk: Disk) -> None:
+    backend = SQLiteBackend(tmp_path / "q.db")
+    await backend.open()
+    disk.fails = True
+    with pytest.raises(BackendConnectionError, match="enqueue on .*: .*the disk is gone"):
+        await backend.enqueue([some_task()])
+    reservation = await backend.reserve("w", ["default"], 1, 30.0)
+    with pytest.raises(BackendConnectionError, match="flush on .*: .*the disk is gone"):
+        await backend.sweep(3)
+    disk.fails = False
+    await backend.sweep(3)
+    # It may be there all the same, as after any answer that was lost.
+    assert len(reservation.tasks) == 1
+    await backend.close()
