@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from sitq.registry import Call, call, task
     from sitq.retry import Retry
     from sitq.serialization import MsgpackSerializer
+    from sitq.standby import StandbyBackend
     from sitq.states import TaskStatus
     from sitq.sync import SyncBoundQueue, SyncTaskQueue
     from sitq.transactions import TransactionalBackend
@@ -60,6 +61,7 @@ __all__ = [
     "Serializer",
     "SigningSerializer",
     "SitqError",
+    "StandbyBackend",
     "SyncBoundQueue",
     "SyncTaskQueue",
     "Task",
@@ -97,6 +99,7 @@ if not TYPE_CHECKING:
         "registry": "Call call task",
         "retry": "Retry",
         "serialization": "MsgpackSerializer",
+        "standby": "StandbyBackend",
         "states": "TaskStatus",
         "sync": "SyncBoundQueue SyncTaskQueue",
         "transactions": "TransactionalBackend",

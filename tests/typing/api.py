@@ -54,6 +54,7 @@ from sitq import (
 )
 from sitq.backends.memory import MemoryBackend
 from sitq.clock import SystemClock
+from sitq.standby import StandbyBackend
 from sitq.testing import FakeClock, FaultyBackend
 from sitq.transactions import TransactionalBackend
 
@@ -100,6 +101,7 @@ _b1: Backend = SQLiteBackend("sitq.db", synchronous="NORMAL")
 _b2: Backend = MemoryBackend()
 _b3: Backend = FaultyBackend(MemoryBackend())
 _b5: TransactionalBackend = SQLiteBackend("sitq.db")
+_b7: StandbyBackend = SQLiteBackend("sitq.db")
 _s1: Serializer = MsgpackSerializer()
 _c1: Clock = SystemClock()
 _c2: Clock = FakeClock()

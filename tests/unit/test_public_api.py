@@ -35,6 +35,7 @@ NAMES = [
     "Serializer",
     "SigningSerializer",
     "SitqError",
+    "StandbyBackend",
     "SyncBoundQueue",
     "SyncTaskQueue",
     "Task",
