@@ -172,9 +172,10 @@ def _is_flat(value: Any) -> bool:
         return type(value) in LEAVES
     for item in value:
         kind = type(item)
-        if kind in LEAVES or (kind is dict and not item):
-            continue
-        if kind is not list or not LEAVES.issuperset(map(type, item)):
+        if kind is list:
+            if item and not LEAVES.issuperset(map(type, item)):
+                return False
+        elif kind not in LEAVES and (kind is not dict or item):
             return False
     return True
 
