@@ -72,21 +72,12 @@ class _Slot:
 class _Shape:
     """What a function's signature says."""
 
-    __slots__ = (
-        "_names",
-        "_signature",
-        "named",
-        "positional",
-        "rest",
-        "rest_named",
-        "result",
-        "simple",
-    )
+    __slots__ = ("_bind", "_names", "named", "positional", "rest", "rest_named", "result", "simple")
 
     def __init__(self, func: Callable[..., Any], *, is_async: bool) -> None:
         signature = inspect.signature(func)
         scope = _Scope(func)
-        self._signature: Final = signature
+        self._bind: Final = signature.bind
         # Of the positional parameters; ``None`` for one that takes no keyword.
         self._names: Final[list[str | None]] = []
         self.positional: Final[list[_Slot]] = []
@@ -125,7 +116,7 @@ class _Shape:
             found = [kwargs[name] for name in following if name and name in kwargs]
             if len(found) == len(kwargs):
                 return [*args, *found], {}
-        bound = self._signature.bind(*args, **kwargs)
+        bound = self._bind(*args, **kwargs)
         return bound.args, bound.kwargs
 
     def slots(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[tuple[_Slot, Any]]:

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
 
     from sitq.models import ReservedTask, Task
+    from sitq.protocols import Serializer
 
-__all__ = ["MsgpackSerializer"]
+__all__ = ["MsgpackSerializer", "may_seal"]
 
 _MAX_DEPTH: Final = 256
 # Below this a payload cannot declare enough to be worth a scan before it is built.
@@ -164,6 +165,13 @@ class MsgpackSerializer:
         raise SerializationError(
             f"a value is nested more than {self._max_depth} levels deep, or holds itself"
         )
+
+
+def may_seal(serializer: Serializer) -> bool:
+    """Tell if a serializer may change the payload of a task; of other classes nothing is known."""
+    if type(serializer) is MsgpackSerializer:
+        return serializer._signer is not None  # noqa: SLF001 - its own module
+    return getattr(serializer, "seal", None) is not None
 
 
 def _is_flat(value: Any) -> bool:
