@@ -7,16 +7,19 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, overload
 
 from anyio.lowlevel import checkpoint
 
+from sitq._alike import join
 from sitq.errors import SerializationError, ValidationError
 from sitq.ids import new_task_id
-from sitq.options import NO_OPTIONS, Options, TaskMaker, make_options
+from sitq.options import NO_OPTIONS, Options, TaskMaker, make_options, make_tasks
 from sitq.registry import Call, known
+from sitq.serialization import may_seal
 from sitq.signing import seal, unseal
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
     from datetime import datetime, timedelta
 
+    from sitq.functions import TaskFunction
     from sitq.ids import TaskId
     from sitq.models import RetryPolicy, Task
     from sitq.protocols import Clock, Serializer
@@ -54,7 +57,10 @@ class Producer:
         self._serializer: Final = serializer
         self._store: Final = store
         self._pause: Final = pause
-        self._last: TaskMaker | None = None
+        self._seals: Final = may_seal(serializer)
+        # For the options used last.
+        self._makers: dict[TaskFunction[Any], TaskMaker] = {}
+        self._options = NO_OPTIONS
 
     async def enqueue(
         self,
@@ -64,47 +70,57 @@ class Producer:
         options: Options,
     ) -> TaskId[Any]:
         """Store one call."""
-        task = self._encode(self._maker(func, options), args, kwargs)
-        return (await self._store((task,)))[0]
+        maker = self._maker(func, options)
+        payload = maker.encode(self._serializer, args, kwargs)
+        return (await self._store(self._sealed(maker.make(payload))))[0]
 
     async def enqueue_many(self, calls: Iterable[Call[Any]], options: Options) -> list[TaskId[Any]]:
         """Store calls, all or none."""
         if not hasattr(calls, "__iter__"):
             hint = "give an iterable of call(func, ...)"
             raise ValidationError(f"calls: {hint} (got {type(calls).__name__})")
-        tasks: list[Task] = []
+        batches: list[Sequence[Task]] = []
+        encoded: list[tuple[TaskMaker, bytes]] = []
         for index, item in enumerate(calls):
             try:
-                maker = self._maker_of(item, options)
-                tasks.append(self._encode(maker, item.args, item.kwargs))
+                encoded.append(self._encode(item, options))
             except ValidationError as error:
                 raise ValidationError(f"calls[{index}]: {error}") from error
             except SerializationError as error:
                 raise SerializationError(f"calls[{index}]: {error}") from error
-            if index % _TURN == _TURN - 1:
+            if len(encoded) == _TURN:
+                batches.append(self._sealed(make_tasks(encoded)))
+                encoded = []
                 await self._pause()
-        return await self._store(tasks)
+        if encoded:
+            batches.append(self._sealed(make_tasks(encoded)))
+        return await self._store(join(batches))
 
-    def _maker_of(self, item: object, options: Options) -> TaskMaker:
+    def _encode(self, item: object, options: Options) -> tuple[TaskMaker, bytes]:
         if not isinstance(item, Call):
             raise ValidationError(f"give call(func, ...) (got {type(item).__name__})")
-        return self._maker(item.func, options)
+        maker = self._maker(item.func, options)
+        return maker, maker.encode(self._serializer, item.args, item.kwargs)
 
     def _maker(self, func: Callable[..., Any], options: Options) -> TaskMaker:
-        """The maker for a call: the one before if that called the same function."""
+        """The maker for a call: one from before if there is one."""
         given: object = func
         if inspect.iscoroutine(given):
             given.close()  # or Python warns that nobody awaited it
             hint = "give the function and its arguments apart, as in enqueue(add, 1, 2)"
             raise ValidationError(f"func: {hint} (got a coroutine)")
         function = known.add(func)
-        if self._last is None or not self._last.makes(function, options):
-            self._last = TaskMaker(function, options, self._clock.now)
-        return self._last
+        if self._options is not options:
+            self._options, self._makers = options, {}
+        maker = self._makers.get(function)
+        if maker is None:
+            maker = TaskMaker(function, options, self._clock.now)
+            if options.delay is None:  # which counts from each enqueue on
+                self._makers[function] = maker
+        return maker
 
-    def _encode(self, maker: TaskMaker, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Task:
-        payload = maker.function.dump_arguments(self._serializer, args, kwargs)
-        return seal(self._serializer, maker.make(payload))
+    def _sealed(self, tasks: Sequence[Task]) -> Sequence[Task]:
+        return [seal(self._serializer, task) for task in tasks] if self._seals else tasks
 
 
 class BoundQueue:

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
 
     from sitq.models import ReservedTask, Task
+    from sitq.protocols import Serializer
 
-__all__ = ["MsgpackSerializer"]
+__all__ = ["MsgpackSerializer", "may_seal"]
 
 _MAX_DEPTH: Final = 256
 # Below this a payload cannot declare enough to be worth a scan before it is built.
@@ -166,15 +167,23 @@ class MsgpackSerializer:
         )
 
 
+def may_seal(serializer: Serializer) -> bool:
+    """Tell if a serializer may change the payload of a task; of other classes nothing is known."""
+    if type(serializer) is MsgpackSerializer:
+        return serializer._signer is not None  # noqa: SLF001 - its own module
+    return getattr(serializer, "seal", None) is not None
+
+
 def _is_flat(value: Any) -> bool:
     """Tell if a value is a list of leaves and lists of leaves, as most arguments are."""
     if type(value) is not list:
         return type(value) in LEAVES
     for item in value:
         kind = type(item)
-        if kind in LEAVES or (kind is dict and not item):
-            continue
-        if kind is not list or not LEAVES.issuperset(map(type, item)):
+        if kind is list:
+            if item and not LEAVES.issuperset(map(type, item)):
+                return False
+        elif kind not in LEAVES and (kind is not dict or item):
             return False
     return True
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sitq.backends.sqlite import _schema, _sql
+from sitq.backends.sqlite import _inserts, _schema, _sql
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 BY_KEY = "INTEGER PRIMARY KEY"
 BY_ID = "sqlite_autoindex_tasks_1"
 
+STATEMENTS: dict[str, str] = vars(_sql) | vars(_inserts)
 # Every statement, and what leads it to the rows.
 PLANS = {
+    "INSERT_ONE": None,
     "INSERT_ALIKE": None,
     "INSERT_BATCH": None,
     "INSERT_UNIQUE": None,
@@ -74,7 +76,7 @@ def connection() -> Iterator[sqlite3.Connection]:
 
 def steps_of(connection: sqlite3.Connection, name: str) -> list[str]:
     """What SQLite does to carry a statement out; a batch that was handed over is not looked for."""
-    statement = getattr(_sql, name)
+    statement = STATEMENTS[name]
     positional = statement.count("?")
     named = dict.fromkeys(re.findall(r"(?<!:):([a-z]\w*)", statement), 0)
     plan = connection.execute(
@@ -85,7 +87,7 @@ def steps_of(connection: sqlite3.Connection, name: str) -> list[str]:
 
 
 def test_each_statement_has_its_plan_here() -> None:
-    named = {name for name, value in vars(_sql).items() if re.fullmatch(r"[A-Z][A-Z_]+", name)}
+    named = {name for name in STATEMENTS if re.fullmatch(r"[A-Z][A-Z_]+", name)}
     assert named - {"TYPE_CHECKING"} == PLANS.keys() | SCANS | PRAGMAS
 
 

@@ -117,6 +117,22 @@ async def test_a_row_that_cannot_be_told_of_is_a_typed_error_without_values(
         assert "secret" not in str(caught.value)
 
 
+async def test_a_file_whose_texts_are_utf16_is_a_store_like_any_other(tmp_path: Path) -> None:
+    path = tmp_path / "q.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript("PRAGMA encoding = 'UTF-16'; CREATE TABLE x (y); DROP TABLE x;")
+    path.chmod(0o600)
+    async with TaskQueue(SQLiteBackend(path)) as queue:
+        ids = [
+            *await queue.enqueue_many([call(note, 1), call(note, 2)]),
+            await queue.enqueue(note, 3),
+        ]
+        assert await Worker(SQLiteBackend(path)).drain() == 3
+        results = [await queue.get_result(task_id, timeout=0) for task_id in ids]
+        values = [queue.deserialize_result(result) for result in results if result]
+    assert values == [1, 2, 3]
+
+
 async def test_the_database_itself_refuses_impossible_states(tmp_path: Path) -> None:
     path = tmp_path / "q.db"
     async with TaskQueue(SQLiteBackend(path)) as queue:
@@ -126,7 +142,13 @@ async def test_the_database_itself_refuses_impossible_states(tmp_path: Path) -> 
         "status = 'nonsense'",
         "status = 'success'",
         "status = 'success', finished_at = 1, delete_at = 1",
+        "status = 'failed', finished_at = 1, delete_at = 1, value = x'c0'",
+        "status = 'expired'",
+        "status = 'cancelled', finished_at = 1",
+        "status = 'in_progress', value = x'c0'",
         "finished_at = 1",
+        "delete_at = 1",
+        "epoch = -1",
         "attempts = 5",
         "attempts = -1",
         "priority = 101",

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import functools
+import inspect
+import itertools
 import math
+import re
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, ParamSpec, TypedDict, TypeVar, Unpack
 
@@ -47,6 +51,14 @@ def nested(a: list[OnlyForCheckers]) -> None: ...
 
 
 def nothing() -> None: ...
+
+
+def by_place(a, /, b, c=3, **more):  # type: ignore[no-untyped-def]
+    return a
+
+
+def by_name(a, b, c=3, *, d=4):  # type: ignore[no-untyped-def]
+    return a
 
 
 class Named(TypedDict):
@@ -119,6 +131,28 @@ def test_arguments_given_by_name_are_bound_to_their_places() -> None:
     assert through(add, b=1, a=2) == ((2, 1), {})
     assert through(add, a=2) == ((2,), {})
     assert through(needs_keyword, key=1) == ((), {"key": 1})
+
+
+@pytest.mark.parametrize("func", [add, by_place, by_name, bare])
+def test_whatever_is_given_by_name_is_bound_as_python_binds_it(func: Callable[..., Any]) -> None:
+    names = ("a", "b", "c", "d", "more", "")
+    for count, size in itertools.product(range(4), range(4)):
+        args = tuple(range(count))
+        for chosen in itertools.permutations(names, size):
+            kwargs = {name: place for place, name in enumerate(chosen)}
+            try:
+                bound = inspect.signature(func).bind(*args, **kwargs)
+            except TypeError as error:
+                with pytest.raises(ValidationError, match=re.escape(str(error))):
+                    stored(func, *args, **kwargs)
+            else:
+                assert stored(func, *args, **kwargs) == [list(bound.args), bound.kwargs]
+
+
+def test_a_mapping_that_makes_up_what_is_missing_is_not_asked_to() -> None:
+    made_up = collections.defaultdict(int, c=1)
+    with pytest.raises(ValidationError, match="missing a required argument: 'b'"):
+        task(by_name).dump_arguments(serializer, (1,), made_up)
 
 
 def test_each_extra_argument_is_read_by_the_annotation_of_its_parameter() -> None:

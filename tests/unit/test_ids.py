@@ -6,11 +6,13 @@ import os
 import threading
 import time
 import uuid
+from itertools import pairwise
 
 import pydantic
 import pytest
 
-from sitq.ids import TaskId, new_task_id
+from sitq import ids as ids_module
+from sitq.ids import TaskId, new_task_id, new_task_ids
 
 
 def test_an_id_is_a_uuid_of_version_7_with_the_present_time() -> None:
@@ -25,11 +27,34 @@ def test_ids_sort_in_the_order_of_their_making() -> None:
     assert ids == sorted(set(ids))
 
 
+def test_ids_of_a_batch_sort_among_those_made_one_by_one() -> None:
+    ids: list[str] = []
+    for size in (1, 2, 1000, 0, 3):
+        ids += [new_task_id(), *new_task_ids(size)]
+    assert ids == sorted(set(ids))
+    assert all(type(each) is TaskId for each in ids)
+    assert {uuid.UUID(each).version for each in ids} == {7}
+
+
+def test_a_batch_goes_on_where_the_last_group_has_no_more_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The clock stands still, so that all ids come from one counter."""
+    made = ids_module._Uuid7()
+    monkeypatch.setattr(time, "time_ns", lambda: 1_000_000_000)
+    ids = [made.next(), *made.many(70_000), made.next(), *made.many(70_000)]
+    assert ids == sorted(set(ids))
+    numbers = [int(each.replace("-", "")[16:24], 16) for each in ids]
+    assert {(after - before) % 2**30 for before, after in pairwise(numbers)} == {1}
+
+
 def test_threads_never_get_the_same_id() -> None:
     ids: list[str] = []
 
     def make() -> None:
-        ids.extend([new_task_id() for _ in range(5_000)])
+        for _ in range(50):
+            ids.extend([new_task_id() for _ in range(50)])
+            ids.extend(new_task_ids(50))
 
     threads = [threading.Thread(target=make) for _ in range(4)]
     for thread in threads:

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from sitq._alike import has_keys
 from sitq.backends._batching import Request
 from sitq.backends._users import Users
 from sitq.backends.postgres import _units
@@ -118,9 +119,8 @@ class PostgresBackend:
 
     async def enqueue(self, tasks: Sequence[Task]) -> list[TaskId[Any]]:
         """See `sitq.protocols.Backend.enqueue`."""
-        has_keys = any(task.unique_key is not None for task in tasks)
-        unit = _units.enqueue_unique if has_keys else _units.enqueue
-        return await self._users.use().database.write(unit, tasks)
+        unit = _units.enqueue_unique if has_keys(tasks) else _units.enqueue
+        return (await self._users.use().database.write(unit, (tasks,)))[0]
 
     async def reserve(
         self, worker: str, queues: Sequence[str], limit: int, lease: float

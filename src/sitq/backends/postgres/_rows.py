@@ -55,15 +55,13 @@ def _finite(moment: datetime | None) -> datetime | None:
     return None if moment is None else max(_FIRST, min(moment, _LAST))
 
 
-def common_columns(tasks: Sequence[Task]) -> tuple[Any, ...] | None:
-    """What tasks have in common that differ in id and payload only and are due at once.
+def common_columns(pattern: Task) -> tuple[Any, ...] | None:
+    """What tasks like this one have in common, if they are due at once and have no more options.
 
-    Queue, priority, function and retention; ``None`` if they differ, or have other options.
+    Queue, priority, function and retention; ``None`` if they have other options.
     """
-    first = _all_but_payload(tasks[0])
-    if any(first[_OTHERS]) or not all(map(first.__eq__, map(_all_but_payload, tasks))):
-        return None
-    return first[: _OTHERS.start]
+    fields = _all_but_payload(pattern)
+    return None if any(fields[_OTHERS]) else fields[: _OTHERS.start]
 
 
 def columns(tasks: Sequence[Task]) -> list[list[Any]]:

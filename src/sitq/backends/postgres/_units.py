@@ -7,8 +7,10 @@ A unit takes a batch and gives one answer an item. What may be asked for by many
 from __future__ import annotations
 
 import asyncio
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from sitq._alike import AlikeTasks, ids_of, join, split
 from sitq.backends._texts import LOST_ERROR
 from sitq.backends.postgres import _sql
 from sitq.backends.postgres._rows import columns, common_columns, to_info, to_result, to_task
@@ -60,33 +62,39 @@ class Prune(NamedTuple):
     limit: int
 
 
-async def enqueue(work: Work, tasks: Sequence[Task]) -> list[TaskId[Any]]:
-    """Store tasks that have no unique keys."""
-    if not tasks:
-        return []
+async def enqueue(work: Work, batches: Sequence[Sequence[Task]]) -> list[list[TaskId[Any]]]:
+    """Store batches of tasks that have no unique keys."""
+    if tasks := join(batches):
+        await _insert(work, tasks)
+    return [ids_of(batch) for batch in batches]
+
+
+async def _insert(work: Work, tasks: Sequence[Task]) -> None:
     work.changed.add("tasks")
     token, channels = work.news(["tasks"])
-    if (common := common_columns(tasks)) is not None:
-        if len(tasks) == 1:
-            values = (work.moment, tasks[0].id, *common, tasks[0].payload)
-            if channels:
-                await work.rows(_sql.INSERT_ONE_AND_TELL, *values, token, channels[0])
-            else:
-                await work.rows(_sql.INSERT_ONE, *values)
+    if not isinstance(tasks, AlikeTasks) or (common := common_columns(tasks.pattern)) is None:
+        await work.rows(_sql.INSERT_BATCH, work.moment, *columns(tasks), token, channels)
+    elif len(tasks) > 1:
+        ids = " ".join(tasks.ids)
+        values = (work.moment, ids, *common, tasks.payloads)
+        await work.rows(_sql.INSERT_ALIKE, *values, token, channels)
+    else:
+        values = (work.moment, tasks.ids[0], *common, tasks.payloads[0])
+        if channels:
+            await work.rows(_sql.INSERT_ONE_AND_TELL, *values, token, channels[0])
         else:
-            ids = " ".join([task.id for task in tasks])
-            payloads = [task.payload for task in tasks]
-            await work.rows(_sql.INSERT_ALIKE, work.moment, ids, *common, payloads, token, channels)
-        return [task.id for task in tasks]
-    await work.rows(_sql.INSERT_BATCH, work.moment, *columns(tasks), token, channels)
-    return [task.id for task in tasks]
+            await work.rows(_sql.INSERT_ONE, *values)
 
 
-async def enqueue_unique(work: Work, tasks: Sequence[Task]) -> list[TaskId[Any]]:
+async def enqueue_unique(work: Work, batches: Sequence[Sequence[Task]]) -> list[list[TaskId[Any]]]:
     """Store tasks of which some have unique keys; one that is held gives its holder's id.
 
     It waits for the end of an open transaction that has stored one of the keys.
     """
+    return split(await _insert_unique(work, join(batches)), batches)
+
+
+async def _insert_unique(work: Work, tasks: Sequence[Task]) -> list[TaskId[Any]]:
     work.changed.add("tasks")
     token, channels = work.news(["tasks"])
     fields = columns(tasks)
@@ -94,21 +102,23 @@ async def enqueue_unique(work: Work, tasks: Sequence[Task]) -> list[TaskId[Any]]
     return [TaskId(holder) for holder in rows[0][0]]
 
 
-async def enqueued_before(work: Work, tasks: Sequence[Task]) -> list[TaskId[Any]] | None:
+async def enqueued_before(
+    work: Work, batches: Sequence[Sequence[Task]]
+) -> list[list[TaskId[Any]]] | None:
     """What an `enqueue` whose answer was lost has done; ``None``: nothing.
 
-    Ids are new, and a batch is stored as a whole or not at all: one of its tasks tells of all.
+    Ids are new, and what was sent together is stored as a whole or not at all: one of its tasks
+    tells of all.
     """
-    rows = await work.rows(_sql.EXISTING, [task.id for task in tasks])
-    stored = {row[0] for row in rows}
+    tasks = list(chain.from_iterable(batches))
+    stored = {row[0] for row in await work.rows(_sql.EXISTING, ids_of(tasks))}
     if not stored:
         return None
-    if all(task.id in stored for task in tasks):
-        return [task.id for task in tasks]
     # Those that are missing gave way to holders of their keys: it is safe to ask for them again.
     missing = [task for task in tasks if task.id not in stored]
-    holders = iter(await enqueue_unique(work, missing))
-    return [task.id if task.id in stored else next(holders) for task in tasks]
+    holders = iter(await _insert_unique(work, missing) if missing else ())
+    ids = [task.id if task.id in stored else next(holders) for task in tasks]
+    return split(ids, batches)
 
 
 async def renew(work: Work, leases: Sequence[Lease], seconds: float) -> list[LeaseState]:

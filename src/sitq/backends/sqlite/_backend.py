@@ -96,7 +96,7 @@ class SQLiteBackend:
 
     async def enqueue(self, tasks: Sequence[Task]) -> list[TaskId[Any]]:
         """See `sitq.protocols.Backend.enqueue`."""
-        return await self._use().database.write(_units.enqueue, tasks)
+        return (await self._use().database.write(_units.enqueue, (tasks,)))[0]
 
     async def reserve(
         self, worker: str, queues: Sequence[str], limit: int, lease: float

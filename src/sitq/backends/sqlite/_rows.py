@@ -8,24 +8,19 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final
 
 from sitq.backends._rows import Reader
-from sitq.backends._texts import dump_headers, dump_policy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from sitq.models import Task
+    from collections.abc import Iterable
 
 __all__ = [
     "Row",
     "cut",
     "dump_rows",
     "from_micros",
-    "to_columns",
     "to_info",
     "to_micros",
     "to_reserved",
     "to_result",
-    "to_row",
     "to_task",
 ]
 
@@ -60,28 +55,3 @@ def cut(parts: Iterable[bytes]) -> tuple[bytes, list[tuple[int, int]]]:
     lengths = [len(piece) for piece in pieces]
     starts = accumulate(lengths, initial=1)
     return b"".join(pieces), list(zip(starts, lengths, strict=False))
-
-
-def to_columns(task: Task) -> dict[str, Any]:
-    """A task as the columns of an insert, without its payload."""
-    retry = task.retry
-    return {
-        "id": task.id,
-        "queue": task.queue,
-        "priority": task.priority,
-        "eta": None if task.eta is None else to_micros(task.eta),
-        "function": task.function,
-        "max_attempts": None if retry is None else retry.max_attempts,
-        "timeout": task.timeout,
-        "unique_key": task.unique_key,
-        "expires_at": None if task.expires_at is None else to_micros(task.expires_at),
-        "result_ttl": round(task.result_ttl * 1_000_000),
-        "retry_of": task.retry_of,
-        "retry": None if retry is None else dump_policy(retry),
-        "headers": dump_headers(task.headers),
-    }
-
-
-def to_row(task: Task, place: tuple[int, int]) -> Sequence[Any]:
-    """A task as a row of a batch; ``place`` is where its payload lies in the blob."""
-    return (*to_columns(task).values(), *place)

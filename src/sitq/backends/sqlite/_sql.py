@@ -1,8 +1,8 @@
-"""The named statements of the SQLite store, a sentence each. Values are always bound.
+"""The named statements of the SQLite store, a sentence each. Those that store tasks: `_inserts`.
 
-Batches travel as one JSON text (``:rows``) plus, where they carry bytes, one blob that is cut
-with ``substr``: the statement stays the same for any size, and the interpreter's lock is given
-up once a batch instead of once a row.
+Values are always bound. Batches travel as one JSON text (``:rows``) plus, where they carry bytes,
+one blob that is cut with ``substr``: the statement stays the same for any size, and the
+interpreter's lock is given up once a batch instead of once a row.
 """
 
 from __future__ import annotations
@@ -14,51 +14,6 @@ __all__: list[str] = []
 # When a final task is forgotten. A bound on both sides, since what stands in the file may have
 # been written by hand: a sum past 64 bits would be refused, for this row and all of its batch.
 _DELETE_AT: Final = f":now + max(0, min(result_ttl, {10 * 365 * 86_400 * 1_000_000}))"
-
-# -- enqueue ---------------------------------------------------------------------------------
-
-_INSERT_COLUMNS: Final = """
-INSERT INTO tasks (id, queue, priority, eta, function, max_attempts, timeout, unique_key,
-                   expires_at, result_ttl, enqueued_at, retry_of, retry, headers, payload)
-"""
-
-# Store all tasks of a batch, in its order.
-INSERT_BATCH: Final = (
-    _INSERT_COLUMNS
-    + """
-SELECT value ->> 0, value ->> 1, value ->> 2, coalesce(value ->> 3, :now), value ->> 4,
-       value ->> 5, value ->> 6, value ->> 7, value ->> 8, value ->> 9, :now,
-       value ->> 10, value ->> 11, value ->> 12,
-       coalesce(substr(:blob, value ->> 13, value ->> 14), x'')
-FROM json_each(:rows)
-"""
-)
-
-# Store a batch of tasks that differ in their ids and payloads only: most of the work of the
-# statement above is reading the same values again for each row.
-INSERT_ALIKE: Final = (
-    _INSERT_COLUMNS
-    + """
-SELECT value ->> 0, :queue, :priority, coalesce(:eta, :now), :function, :max_attempts, :timeout,
-       NULL, :expires_at, :result_ttl, :now, :retry_of, :retry, :headers,
-       coalesce(substr(:blob, value ->> 1, value ->> 2), x'')
-FROM json_each(:rows)
-"""
-)
-
-# Store one task unless its unique key is held by a task that is not final.
-INSERT_UNIQUE: Final = (
-    INSERT_BATCH
-    + """
-WHERE true
-ON CONFLICT (unique_key) WHERE unique_key IS NOT NULL AND finished_at IS NULL DO NOTHING
-"""
-)
-
-# The id of the task that holds a unique key.
-KEY_HOLDER: Final = """
-SELECT id FROM tasks WHERE unique_key = :key AND finished_at IS NULL
-"""
 
 # -- reserve ---------------------------------------------------------------------------------
 
@@ -321,14 +276,6 @@ FROM tasks WHERE id = ?
 DATABASES: Final = """
 PRAGMA database_list
 """
-
-# As `INSERT_UNIQUE`; tells by a row if the task was stored.
-INSERT_UNIQUE_TOLD: Final = (
-    INSERT_UNIQUE
-    + """
-RETURNING id
-"""
-)
 
 # End one attempt well, if its epoch is the current one; tells by a row if it was.
 SUCCEED_TOLD: Final = f"""

@@ -6,12 +6,19 @@ import os
 import sqlite3
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from sitq._alike import has_keys, ids_of
+from sitq._alike import join as join_tasks
 from sitq.backends._transactions import Joined, link_to, savepoint
 from sitq.backends.sqlite import _sql
 from sitq.backends.sqlite._errors import is_busy, translated
 from sitq.backends.sqlite._file import MEMORY
+from sitq.backends.sqlite._inserts import (
+    INSERT_UNIQUE_TOLD,
+    KEY_HOLDER,
+    insertion,
+    values_of,
+)
 from sitq.backends.sqlite._rows import to_micros
-from sitq.backends.sqlite._units import insert_values
 from sitq.errors import UsageError
 from sitq.ids import TaskId
 
@@ -74,12 +81,12 @@ class _Joined(Joined["Session"]):
         self, tasks: Sequence[Task], executor: Executor, session: Session
     ) -> list[TaskId[Any]]:
         now = to_micros(session.clock.now())
-        if any(task.unique_key is not None for task in tasks):
+        if has_keys(tasks):
             ids = await _insert_unique(executor, tasks, now)
         else:
-            await executor.fetch(_sql.INSERT_BATCH, insert_values(tasks, now))
-            ids = [task.id for task in tasks]
-        new = {task.id for task in tasks}.intersection(ids)
+            await executor.fetch(*insertion(join_tasks((tasks,)), now))
+            ids = ids_of(tasks)
+        new = set(ids_of(tasks)).intersection(ids)
         if new:
             session.expect("tasks", new.pop())  # where one is to be seen, all are
         return ids
@@ -116,11 +123,11 @@ class _Joined(Joined["Session"]):
 async def _insert_unique(executor: Executor, tasks: Sequence[Task], now: int) -> list[TaskId[Any]]:
     ids = []
     for task in tasks:
-        stored = await executor.fetch(_sql.INSERT_UNIQUE_TOLD, insert_values((task,), now))
+        stored = await executor.fetch(INSERT_UNIQUE_TOLD, values_of(task, now))
         if stored:
             ids.append(task.id)
         else:
-            ((holder,),) = await executor.fetch(_sql.KEY_HOLDER, {"key": task.unique_key})
+            ((holder,),) = await executor.fetch(KEY_HOLDER, {"key": task.unique_key})
             ids.append(TaskId(_as_text(holder)))
     return ids
 

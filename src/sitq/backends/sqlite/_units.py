@@ -6,20 +6,13 @@ joined into one batch. `now` comes in with the `Work`; no unit reads a clock.
 
 from __future__ import annotations
 
-from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sitq._alike import has_keys, ids_of, join, split
 from sitq.backends._texts import LOST_ERROR
 from sitq.backends.sqlite import _sql
-from sitq.backends.sqlite._rows import (
-    cut,
-    dump_rows,
-    to_columns,
-    to_info,
-    to_result,
-    to_row,
-    to_task,
-)
+from sitq.backends.sqlite._inserts import INSERT_UNIQUE, KEY_HOLDER, insertion, values_of
+from sitq.backends.sqlite._rows import dump_rows, to_info, to_result, to_task
 from sitq.errors import TaskNotFoundError
 from sitq.ids import TaskId
 from sitq.models import (
@@ -44,7 +37,6 @@ __all__ = [
     "get_results",
     "get_stored",
     "get_tasks",
-    "insert_values",
     "prune",
     "renew",
     "set_progress",
@@ -67,47 +59,21 @@ class Prune(NamedTuple):
     limit: int
 
 
-def enqueue(work: Work, tasks: list[Task]) -> list[TaskId[Any]]:
-    """Store tasks; a unique key that is held gives its holder's id."""
-    if not tasks:
-        return []
-    work.stored.update(task.id for task in tasks)
-    if any(task.unique_key is not None for task in tasks):
-        return [_insert_unique(work, task) for task in tasks]
-    shared = [_shared(task) for task in tasks]
-    if shared.count(shared[0]) == len(tasks):
-        _insert_alike(work, tasks)
-    else:
-        _insert(work, _sql.INSERT_BATCH, tasks)
-    return [task.id for task in tasks]
-
-
-_shared: Final = attrgetter(*sorted(Task.model_fields.keys() - {"id", "payload"}))
-
-
-def _insert_alike(work: Work, tasks: list[Task]) -> None:
-    """Store tasks that differ in their ids and payloads only."""
-    blob, places = cut(task.payload for task in tasks)
-    rows = dump_rows([(task.id, *place) for task, place in zip(tasks, places, strict=True)])
-    shared = to_columns(tasks[0])
-    work.execute(_sql.INSERT_ALIKE, {**shared, "rows": rows, "blob": blob, "now": work.now})
-
-
-def _insert(work: Work, sql: str, tasks: list[Task]) -> int:
-    return work.execute(sql, insert_values(tasks, work.now)).rowcount
-
-
-def insert_values(tasks: Sequence[Task], now: int) -> dict[str, object]:
-    """The values of the statements that store tasks."""
-    blob, places = cut(task.payload for task in tasks)
-    rows = dump_rows([to_row(task, place) for task, place in zip(tasks, places, strict=True)])
-    return {"rows": rows, "blob": blob, "now": now}
+def enqueue(work: Work, batches: list[Sequence[Task]]) -> list[list[TaskId[Any]]]:
+    """Store batches of tasks; a unique key that is held gives its holder's id."""
+    tasks = join(batches)
+    work.stored.update(ids_of(tasks))
+    if has_keys(tasks):
+        return split([_insert_unique(work, task) for task in tasks], batches)
+    if tasks:
+        work.execute(*insertion(tasks, work.now))
+    return [ids_of(batch) for batch in batches]
 
 
 def _insert_unique(work: Work, task: Task) -> TaskId[Any]:
-    if _insert(work, _sql.INSERT_UNIQUE, [task]):
+    if work.execute(INSERT_UNIQUE, values_of(task, work.now)).rowcount:
         return task.id
-    (holder,) = work.execute(_sql.KEY_HOLDER, {"key": task.unique_key}).fetchone()
+    (holder,) = work.execute(KEY_HOLDER, {"key": task.unique_key}).fetchone()
     return TaskId(holder)
 
 

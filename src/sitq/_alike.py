@@ -1,0 +1,112 @@
+"""Tasks that differ in their ids and payloads only: what they have in common is kept once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Final, overload
+
+from sitq.models import Task
+
+if TYPE_CHECKING:
+    from sitq.ids import TaskId
+
+__all__ = ["AlikeTasks", "has_keys", "ids_of", "join", "like", "split"]
+
+# Models are frozen for everybody else.
+_set: Final = object.__setattr__
+_common: Final = attrgetter(*sorted(Task.model_fields.keys() - {"id", "payload"}))
+
+
+class AlikeTasks(Sequence[Task]):
+    """Tasks like a pattern, each with an id and a payload of its own.
+
+    A store that knows this type reads these three. For any other it is a sequence of tasks, made
+    once the first of them is asked for.
+
+    Args:
+        pattern: a checked task; its own id and payload do not count.
+        ids: the tasks' ids.
+        payloads: their payloads, bytes, in the same order.
+    """
+
+    __slots__ = ("_made", "ids", "pattern", "payloads")
+
+    def __init__(self, pattern: Task, ids: list[TaskId[Any]], payloads: list[bytes]) -> None:
+        self.pattern: Final = pattern
+        self.ids: Final = ids
+        self.payloads: Final = payloads
+        self._made: list[Task] | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @overload
+    def __getitem__(self, index: int) -> Task: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Task]: ...
+    def __getitem__(self, index: int | slice) -> Task | Sequence[Task]:
+        return self._tasks()[index]
+
+    def __iter__(self) -> Iterator[Task]:
+        return iter(self._tasks())
+
+    def _tasks(self) -> list[Task]:
+        if self._made is None:
+            rows = zip(self.ids, self.payloads, strict=True)
+            self._made = [like(self.pattern, *row) for row in rows]
+        return self._made
+
+
+def like(pattern: Task, task_id: TaskId[Any], payload: bytes) -> Task:
+    """A copy but for two fields, in a third of the time of pydantic's own."""
+    made = Task.__new__(Task)
+    fields = vars(pattern).copy()
+    fields["id"] = task_id
+    fields["payload"] = payload
+    _set(made, "__dict__", fields)
+    # It is never changed in place: pydantic's copies take a set of their own.
+    _set(made, "__pydantic_fields_set__", pattern.__pydantic_fields_set__)
+    _set(made, "__pydantic_extra__", None)
+    _set(made, "__pydantic_private__", None)
+    return made
+
+
+def join(batches: Sequence[Sequence[Task]]) -> Sequence[Task]:
+    """All tasks of some batches, in order, as `AlikeTasks` if that is what they are."""
+    if len(batches) == 1 and isinstance(batches[0], AlikeTasks):
+        return batches[0]
+    patterns = list(chain.from_iterable(map(_patterns_of, batches)))
+    if not patterns:
+        return []
+    first, *others = patterns
+    common = _common(first)
+    if all(other is first or _common(other) == common for other in others):
+        ids = list(chain.from_iterable(map(ids_of, batches)))
+        return AlikeTasks(first, ids, list(chain.from_iterable(map(_payloads_of, batches))))
+    return list(chain.from_iterable(batches))
+
+
+def _patterns_of(tasks: Sequence[Task]) -> Sequence[Task]:
+    return (tasks.pattern,) if isinstance(tasks, AlikeTasks) else tasks
+
+
+def _payloads_of(tasks: Sequence[Task]) -> list[bytes]:
+    return tasks.payloads if isinstance(tasks, AlikeTasks) else [task.payload for task in tasks]
+
+
+def ids_of(tasks: Sequence[Task]) -> list[TaskId[Any]]:
+    """The ids of tasks, in order."""
+    return tasks.ids if isinstance(tasks, AlikeTasks) else [task.id for task in tasks]
+
+
+def has_keys(tasks: Sequence[Task]) -> bool:
+    """Tell if any of the tasks has a unique key."""
+    return any(task.unique_key is not None for task in _patterns_of(tasks))
+
+
+def split(ids: Iterable[TaskId[Any]], batches: Sequence[Sequence[Task]]) -> list[list[TaskId[Any]]]:
+    """The answers for all tasks of some batches, in order, as those of each batch."""
+    left = iter(ids)
+    return [list(islice(left, len(batch))) for batch in batches]
