@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import anyio
@@ -133,7 +134,7 @@ class Runner:
         host = self._host
         is_marked = host is not None and (
             bool(host.cancelling() and await shake_off_cancellation(host))
-            or self._current.suspended
+            or self._current.has_waited
         )
         is_long = self._seconds > _LONG_TURN
         if is_long:
@@ -152,7 +153,8 @@ class Runner:
         start = self._clock.monotonic()
         cancelled = True
         try:
-            outcome = await execution.run(scope)
+            ended = execution.begin(scope)
+            outcome = await ended if isinstance(ended, CoroutineType) else ended
             cancelled = False
         except Exception as error:  # noqa: BLE001 - a worker never dies of a task
             outcome = _not_run(execution, error)

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
+from sitq.context import Ties
 from sitq.models import Outcome, OutcomeKind
 from sitq.worker._execution import End, Execution
 from sitq.worker._runner import Runner
+from sitq.worker._workshop import Workshop
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,7 +84,7 @@ class Runners:
         # How many attempts have begun.
         self.started = 0
         self._threads = anyio.CapacityLimiter(options.max_concurrency)
-        self._ahead: deque[tuple[Execution, float]] = deque()
+        self._ahead: deque[Execution] = deque()
         self._running: dict[Lease, Execution] = {}
         # Threads that nobody waits for any more still keep their place.
         self._left: set[Execution] = set()
@@ -118,31 +120,34 @@ class Runners:
     def has_completed(self, lease: Lease) -> bool:
         """Tell if the attempt under a lease has completed itself in a transaction of its own."""
         execution = self._running.get(lease)
-        return execution is not None and execution.context.completed
+        return execution is not None and execution.completed
 
-    def launch(self, task: ReservedTask, function: TaskFunction[Any]) -> None:
-        """Run a reserved task, now or as the next one."""
-        execution = Execution(
-            task,
+    def workshop(self, function: TaskFunction[Any]) -> Workshop:
+        """What attempts at a function have in common."""
+        return Workshop(
             function,
             self._serializer,
+            Ties(self._backend, self._note, partial(function.dump_result, self._serializer)),
             self._options.retry,
-            self._backend,
+            self._clock,
             self._threads,
-            self._note,
             self._thread_ended,
             self._one_waits,
         )
+
+    def launch(self, task: ReservedTask, lease: Lease, workshop: Workshop) -> None:
+        """Run a reserved task, now or as the next one."""
         now = self._clock.monotonic()
         if task.crashes:
             self._wary_until = now + _WARY
             if self.idle_places <= len(self._ahead):
                 # One of those that were lost together kills its worker. If it does so again, the
                 # innocent ones must not be held by that worker.
-                self._report(execution.lease, Outcome.release(execution.lease))
+                self._report(lease, Outcome.release(lease))
                 return
-        self._ahead.append((execution, now))
-        self.start_next()
+        self._ahead.append(Execution(task, lease, workshop, now))
+        if not self._awake:
+            self.start_next()
 
     def start_next(self) -> None:
         """Start one more runner, unless one is about to take what comes next.
@@ -168,7 +173,7 @@ class Runners:
         return True
 
     def _next(self) -> Execution:
-        execution, _ = self._ahead.popleft()
+        execution = self._ahead.popleft()
         self._running[execution.lease] = execution
         self.started += 1
         return execution
@@ -225,12 +230,12 @@ class Runners:
 
         It is no warning: the worker does what it is for, and the result tells who asked.
         """
-        context = execution.context
+        task = execution.task
         _log.info(
             "task %s: attempt %d of %s ended as %s%s",
-            context.id,
-            context.attempt,
-            context.function,
+            task.id,
+            task.attempt,
+            task.function,
             outcome.kind,
             f" ({outcome.error.partition(':')[0]})" if outcome.error else "",
         )
@@ -249,9 +254,9 @@ class Runners:
         if execution is not None:
             execution.end(why)
             return
-        for entry in self._ahead:
-            if entry[0].lease == lease:
-                self._ahead.remove(entry)
+        for waiting in self._ahead:
+            if waiting.lease == lease:
+                self._ahead.remove(waiting)
                 outcome = Outcome.cancelled(lease) if why is End.CANCEL else None
                 self._report(lease, outcome)
                 return
@@ -259,8 +264,8 @@ class Runners:
     def hand_back(self, *, at_once: bool = False) -> None:
         """Release what waits: all of it, or what has waited for too long."""
         too_long = self._clock.monotonic() - _PATIENCE
-        while self._ahead and (at_once or self._ahead[0][1] < too_long):
-            execution, _ = self._ahead.popleft()
+        while self._ahead and (at_once or self._ahead[0].since < too_long):
+            execution = self._ahead.popleft()
             # What runs takes longer than was thought: nothing is reserved behind it again.
             self._mean = max(self._mean or 0.0, _PATIENCE)
             self._report(execution.lease, Outcome.release(execution.lease))

@@ -11,8 +11,7 @@ from anyio import to_thread
 
 from sitq._loops import LoopRef, SharedEvent
 from sitq.clock import within
-from sitq.models import LeaseState, Outcome
-from sitq.worker._errors import error_text
+from sitq.models import LeaseState
 from sitq.worker._execution import End
 from sitq.worker._leases import Heartbeats
 from sitq.worker._misses import missed
@@ -25,10 +24,11 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup, TaskStatus
 
     from sitq.context import TaskContext
-    from sitq.models import Lease, Progress
+    from sitq.models import Lease, Outcome, Progress
     from sitq.protocols import Backend, Serializer, Topic
     from sitq.registry import Registry
     from sitq.worker._options import WorkerOptions
+    from sitq.worker._workshop import Workshop
 
 __all__ = ["Session"]
 
@@ -197,18 +197,19 @@ class Session:
         asked_at = self._clock.monotonic()
         options = self._options
         reservation = await self._backend.reserve(self._id, options.queues, room, options.lease)
-        self._beats.add((task.lease for task in reservation.tasks), asked_at)
-        names = {task.function for task in reservation.tasks}
-        functions = {name: self._registry.get(name) for name in names}
-        for task in reservation.tasks:
-            function = functions[task.function]
-            if function is None:
-                self._reporter.add(missed(task))
-                continue
-            try:
-                runners.launch(task, function)
-            except Exception as error:  # noqa: BLE001 - a worker never dies of a task
-                self._reporter.add(Outcome.failure(task.lease, error_text(error)))
+        leases = [task.lease for task in reservation.tasks]
+        self._beats.add(leases, asked_at)
+        workshops: dict[str, Workshop | None] = {}
+        for task, lease in zip(reservation.tasks, leases, strict=True):
+            name = task.function
+            if name not in workshops:
+                function = self._registry.get(name)
+                workshops[name] = None if function is None else runners.workshop(function)
+            workshop = workshops[name]
+            if workshop is None:
+                self._reporter.add(lease, missed(task))
+            else:
+                runners.launch(task, lease, workshop)
         return reservation.wait
 
     async def _more_to_drain(self, runners: Runners) -> bool:
@@ -238,11 +239,12 @@ class Session:
     # -- reporting ---------------------------------------------------------------------------
 
     def _report(self, lease: Lease, outcome: Outcome | None) -> None:
-        self._progress.pop(lease, None)
+        if self._progress:
+            self._progress.pop(lease, None)
         if outcome is None:
             self._beats.remove((lease,))
         else:
-            self._reporter.add(outcome)
+            self._reporter.add(lease, outcome)
 
     # -- the services beside -----------------------------------------------------------------
 
