@@ -57,8 +57,8 @@ class Outcome(Model):
     @classmethod
     def success(cls, lease: Lease, value: bytes) -> Self:
         """The function returned; ``value`` is its encoded result."""
-        # There is one of these for each task that runs: by far the quickest way to a checked one.
-        return cls.model_validate(
+        # There is one of these for each task that runs: checked by the shortest way.
+        outcome: Self = cls.__pydantic_validator__.validate_python(
             {
                 "task_id": lease.task_id,
                 "epoch": lease.epoch,
@@ -66,6 +66,7 @@ class Outcome(Model):
                 "value": value,
             }
         )
+        return outcome
 
     @classmethod
     def failure(cls, lease: Lease, error: str, traceback: str | None = None) -> Self:

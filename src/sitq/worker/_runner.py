@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import anyio
 import anyio.lowlevel
@@ -154,7 +154,9 @@ class Runner:
         cancelled = True
         try:
             ended = execution.begin(scope)
-            outcome = await ended if isinstance(ended, CoroutineType) else ended
+            if isinstance(ended, CoroutineType):
+                ended = await ended
+            outcome = cast("Outcome | None", ended)
             cancelled = False
         except Exception as error:  # noqa: BLE001 - a worker never dies of a task
             outcome = _not_run(execution, error)

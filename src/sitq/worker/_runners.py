@@ -105,12 +105,17 @@ class Runners:
 
     @property
     def room(self) -> int:
-        """How many more may be reserved."""
+        """How many more are to be reserved; 0 while enough of them wait.
+
+        A look at the store costs much, and little more for many tasks than for a few: they are
+        not topped up one by one.
+        """
         ahead = 0
         if self._mean is not None and self._clock.monotonic() >= self._wary_until:
             places = self._options.max_concurrency - len(self._left)
             ahead = min(_MOST_AHEAD, int(_SECONDS_AHEAD * places / max(self._mean, 1e-6)))
-        return max(0, self.idle_places + ahead - len(self._ahead))
+        idle, waiting = self.idle_places, len(self._ahead)
+        return 0 if waiting >= max(idle, ahead // 2) else idle + ahead - waiting
 
     def runs(self, context: TaskContext) -> bool:
         """Tell if an attempt is one of those that run; from any thread."""
