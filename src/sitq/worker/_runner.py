@@ -45,6 +45,10 @@ class Company(Protocol):
         """Release what has waited for too long."""
         ...
 
+    def give_way(self) -> None:
+        """Let other threads go on, at the end of a turn."""
+        ...
+
     def settle(self, execution: Execution, seconds: float, *, gone: bool) -> None:
         """Note that an attempt has taken so long; ``gone``: its runner ends with it."""
         ...
@@ -142,6 +146,7 @@ class Runner:
         if not is_marked and (self._started % _TURN == 0 or is_long):
             # Functions that never wait must not keep the loop from everybody else.
             await anyio.lowlevel.checkpoint()
+            self._company.give_way()
         execution = self._company.take(follows=not is_marked)
         if execution is not None and is_marked:
             self._company.hand_over(execution)

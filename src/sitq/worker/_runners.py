@@ -8,7 +8,9 @@ within a moment; if they do not, they are handed back for other workers.
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,7 +23,7 @@ from sitq.worker._runner import Runner
 from sitq.worker._workshop import Workshop
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from anyio.abc import TaskGroup
 
@@ -39,6 +41,11 @@ _log: Final = logging.getLogger(__name__)
 # Reserved ahead are at most so many tasks, and no more than start within so many seconds.
 _MOST_AHEAD: Final = 500
 _SECONDS_AHEAD: Final = 0.02
+# While the store is asked for more, the loop sleeps at the end of so many turns, for so many
+# seconds. The thread of the store's that wants to go on after a statement would have to wait for
+# the interpreter, up to 5 ms each time, until no task is left that could run meanwhile.
+_GIVES_WAY: Final = 8
+_MOMENT: Final = 0.00002
 # What still waits after so many seconds is handed back.
 _PATIENCE: Final = 0.25
 # For so many seconds after it met a task that was lost before, a worker reserves none ahead.
@@ -90,6 +97,8 @@ class Runners:
         self._left: set[Execution] = set()
         # Runners that will look for their next task without waiting for anything.
         self._awake = 0
+        # At the end of how many turns the loop is still to give way.
+        self._gives_way = 0
         self._mean: float | None = None
         self._wary_until = float("-inf")
 
@@ -126,6 +135,21 @@ class Runners:
         """Tell if the attempt under a lease has completed itself in a transaction of its own."""
         execution = self._running.get(lease)
         return execution is not None and execution.completed
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """Give way to the store while it is asked for more tasks."""
+        self._gives_way = _GIVES_WAY
+        try:
+            yield
+        finally:
+            self._gives_way = 0
+
+    def give_way(self) -> None:
+        """Let the store's thread have the interpreter for a moment, if it is asked for more."""
+        if self._gives_way:
+            self._gives_way -= 1
+            time.sleep(_MOMENT)
 
     def workshop(self, function: TaskFunction[Any]) -> Workshop:
         """What attempts at a function have in common."""

@@ -196,7 +196,8 @@ class Session:
     async def _reserve(self, runners: Runners, room: int) -> float | None:
         asked_at = self._clock.monotonic()
         options = self._options
-        reservation = await self._backend.reserve(self._id, options.queues, room, options.lease)
+        with runners.asking():
+            reservation = await self._backend.reserve(self._id, options.queues, room, options.lease)
         leases = [task.lease for task in reservation.tasks]
         self._beats.add(leases, asked_at)
         workshops: dict[str, Workshop | None] = {}
