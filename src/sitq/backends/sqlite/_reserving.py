@@ -16,11 +16,13 @@ from sitq.models import Reservation
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from sitq.backends.sqlite._rows import Row
     from sitq.backends.sqlite._work import Work
     from sitq.models import ReservedTask
 
 __all__ = ["Reserve", "reserve"]
 
+# One that came as JSON.
 _Row = list[Any]
 _BEFORE_ALL: Final = -(2**63)
 _SMALLEST_CHUNK: Final = 8
@@ -151,7 +153,7 @@ def _keys(work: Work, queue: str, priority: int, now: int, chunk: int) -> Iterat
         last = found[-1]
 
 
-def _parsed(work: Work, found: list[_Row]) -> list[_Row]:
+def _parsed(work: Work, found: list[Row]) -> list[_Row]:
     """The rows of a JSON text."""
     ((text,),) = found
     rows: list[_Row] = json.loads(text)
