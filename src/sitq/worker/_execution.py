@@ -149,8 +149,17 @@ class Execution:
         self._scope = scope
         if not function.is_async:
             return self._concluded(self._call_in_thread(variables, args, kwargs))
+        return self._begin_on_loop(variables, args, kwargs)
+
+    def _begin_on_loop(
+        self, variables: Context, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Outcome | Coroutine[Any, Any, Outcome | None] | None:
+        """Run the function to where it first waits."""
         try:
-            steps = steps_of(variables.run(function.func, *args, **kwargs))
+            steps = steps_of(variables.run(self._workshop.function.func, *args, **kwargs))
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it is the task's
+            return self._outcome(Raised(error))
+        try:
             wish = variables.run(steps.send, None)
         except StopIteration as stop:
             return self._returned(stop.value)

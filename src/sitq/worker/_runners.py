@@ -97,6 +97,7 @@ class Runners:
         self._left: set[Execution] = set()
         # Runners that will look for their next task without waiting for anything.
         self._awake = 0
+        self._shares_interpreter = bool(getattr(backend, "shares_interpreter", False))
         # At the end of how many turns the loop is still to give way.
         self._gives_way = 0
         self._mean: float | None = None
@@ -124,7 +125,7 @@ class Runners:
             places = self._options.max_concurrency - len(self._left)
             ahead = min(_MOST_AHEAD, int(_SECONDS_AHEAD * places / max(self._mean, 1e-6)))
         idle, waiting = self.idle_places, len(self._ahead)
-        return 0 if waiting >= max(idle, ahead // 2) else idle + ahead - waiting
+        return 0 if waiting >= max(idle, ahead // 2) else max(0, idle + ahead - waiting)
 
     def runs(self, context: TaskContext) -> bool:
         """Tell if an attempt is one of those that run; from any thread."""
@@ -138,8 +139,8 @@ class Runners:
 
     @contextmanager
     def asking(self) -> Iterator[None]:
-        """Give way to the store while it is asked for more tasks."""
-        self._gives_way = _GIVES_WAY
+        """Give way to the store while it is asked for more tasks, if it needs that."""
+        self._gives_way = _GIVES_WAY if self._shares_interpreter else 0
         try:
             yield
         finally:
