@@ -97,7 +97,7 @@ class Runners:
         self._left: set[Execution] = set()
         # Runners that will look for their next task without waiting for anything.
         self._awake = 0
-        self._shares_interpreter = bool(getattr(backend, "shares_interpreter", False))
+        self._shares_interpreter = bool(getattr(backend, "_shares_interpreter", False))
         # At the end of how many turns the loop is still to give way.
         self._gives_way = 0
         self._mean: float | None = None

@@ -48,7 +48,7 @@ class SQLiteBackend:
     """
 
     # A worker's loop has to let the database's thread have the interpreter now and then.
-    shares_interpreter: Final = True
+    _shares_interpreter: Final = True
 
     def __init__(
         self,
