@@ -57,7 +57,16 @@ class Outcome(Model):
     @classmethod
     def success(cls, lease: Lease, value: bytes) -> Self:
         """The function returned; ``value`` is its encoded result."""
-        return cls(task_id=lease.task_id, epoch=lease.epoch, kind=OutcomeKind.SUCCESS, value=value)
+        # There is one of these for each task that runs: checked by the shortest way.
+        outcome: Self = cls.__pydantic_validator__.validate_python(
+            {
+                "task_id": lease.task_id,
+                "epoch": lease.epoch,
+                "kind": OutcomeKind.SUCCESS,
+                "value": value,
+            }
+        )
+        return outcome
 
     @classmethod
     def failure(cls, lease: Lease, error: str, traceback: str | None = None) -> Self:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import pydantic
@@ -22,31 +23,36 @@ if TYPE_CHECKING:
     from sitq.protocols import Backend
     from sitq.transactions import AnyConnection, SyncConnection, Transaction
 
-__all__ = ["CURRENT", "TaskContext", "current_task"]
+__all__ = ["CURRENT", "TaskContext", "Ties", "current_task"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ties:
+    """What a worker's attempts at one function are tied to; all of them share it.
+
+    Args:
+        backend: where a task completes itself.
+        note: takes the progress that a task tells.
+        encode: encodes what the function returns.
+    """
+
+    backend: Backend
+    note: Callable[[Lease, Progress], object]
+    encode: Callable[[object], bytes]
 
 
 class TaskContext:
     """The attempt that the calling code runs in."""
 
-    __slots__ = (
-        "_backend", "_cancel_requested", "_completed", "_encode", "_note", "_task", "deadline"
-    )  # fmt: skip
+    __slots__ = ("_cancel_requested", "_completed", "_lease", "_task", "_ties", "deadline")
 
-    def __init__(
-        self,
-        task: ReservedTask,
-        deadline: datetime | None,
-        note: Callable[[Lease, Progress], object],
-        backend: Backend,
-        encode: Callable[[object], bytes],
-    ) -> None:
+    def __init__(self, task: ReservedTask, lease: Lease, ties: Ties) -> None:
         self._task: Final = task
-        self._note: Final = note
-        self._backend: Final = backend
-        self._encode: Final = encode
+        self._lease: Final = lease
+        self._ties: Final = ties
         self._cancel_requested = False
         self._completed = False
-        self.deadline: datetime | None = deadline
+        self.deadline: datetime | None = None
         """The moment that the attempt's timeout ends it (UTC); ``None``: there is no timeout."""
 
     def __repr__(self) -> str:
@@ -80,7 +86,7 @@ class TaskContext:
     @property
     def lease(self) -> Lease:
         """The lease that the attempt runs under: the task's id, and the fencing token."""
-        return self._task.lease
+        return self._lease
 
     @property
     def cancel_requested(self) -> bool:
@@ -136,13 +142,14 @@ class TaskContext:
         run_inline(self._complete(transaction, value))
 
     def _join(self, connection: AnyConnection) -> Transaction:
-        if not isinstance(self._backend, TransactionalBackend):
-            message = f"complete_in: {self._backend!r} cannot write within a transaction of yours"
+        backend = self._ties.backend
+        if not isinstance(backend, TransactionalBackend):
+            message = f"complete_in: {backend!r} cannot write within a transaction of yours"
             raise UsageError(message)
-        return self._backend.join(connection)
+        return backend.join(connection)
 
     async def _complete(self, transaction: Transaction, value: object) -> None:
-        if await transaction.succeed(self.lease, self._encode(value)):
+        if await transaction.succeed(self.lease, self._ties.encode(value)):
             self._completed = True
         else:
             again = ", or the task has completed itself already" if self._completed else ""
@@ -166,7 +173,7 @@ class TaskContext:
             progress = Progress(done=done, total=total, note=note)
         except pydantic.ValidationError as error:
             raise ValidationError(f"progress: {describe(error)}") from None
-        self._note(self.lease, progress)
+        self._ties.note(self.lease, progress)
 
 
 CURRENT: Final[ContextVar[TaskContext]] = ContextVar("sitq_current_task")

@@ -234,24 +234,26 @@ class TaskFunction(Generic[R_co]):
         if type(envelope) is not list or len(envelope) != _ENVELOPE:
             raise SerializationError(f"{self.label}: the payload holds no arguments")
         args, kwargs = envelope
-        if (
-            type(args) is not list
-            or type(kwargs) is not dict
-            or not {str}.issuperset(map(type, kwargs))
-        ):
+        if type(args) is not list or type(kwargs) is not dict:
             raise SerializationError(f"{self.label}: the payload holds no arguments")
         if not kwargs and len(args) in shape.simple:
             slots = zip(shape.positional, args, strict=False)
-            return tuple([self._restore(slot, plain) for slot, plain in slots]), {}
+            values = [
+                plain if type(plain) in slot.leaves else self._restore(slot, plain)
+                for slot, plain in slots
+            ]
+            return tuple(values), {}
+        if not {str}.issuperset(map(type, kwargs)):
+            raise SerializationError(f"{self.label}: the payload holds no arguments")
         try:
             bound, named = shape.bind(args, kwargs)
         except TypeError as error:
             raise ValidationError(
                 f"{self.label}: the stored arguments do not fit its signature: {error}"
             ) from None
-        values = tuple([self._restore(slot, plain) for slot, plain in shape.slots(bound, named)])
+        restored = [self._restore(slot, plain) for slot, plain in shape.slots(bound, named)]
         count = len(bound)
-        return values[:count], dict(zip(named, values[count:], strict=True)) if named else {}
+        return tuple(restored[:count]), dict(zip(named, restored[count:], strict=True))
 
     def dump_result(self, serializer: Serializer, value: Any) -> bytes:
         """Encode what the function returned.

@@ -23,6 +23,7 @@ __all__ = ["MIN_KEY_BYTES", "Signer", "is_signed", "seal", "unseal"]
 MIN_KEY_BYTES: Final = 32
 # No msgpack document begins with this byte, so signed and plain payloads cannot be mixed up.
 _MARK: Final = 0xC1
+_MARK_BYTE: Final = bytes((_MARK,))
 _VERSION: Final = 1
 _DIGEST: Final = "sha256"
 _MAC_BYTES: Final = 32
@@ -101,7 +102,7 @@ class Signer:
 
 def is_signed(payload: bytes) -> bool:
     """Tell if a payload is an envelope, good or bad."""
-    return type(payload) is bytes and payload[:1] == bytes((_MARK,))
+    return type(payload) is bytes and payload.startswith(_MARK_BYTE)
 
 
 def seal(serializer: Serializer, task: Task) -> Task:

@@ -64,11 +64,11 @@ CRASHES = [
     ),
     Crash(
         "success, before the commit",
-        [crew.quick], "worker", "commit", _sql.SUCCEED_BATCH, [RUNNING], [AGAIN],
+        [crew.quick], "worker", "commit", _sql.SUCCEED_ALIKE, [RUNNING], [AGAIN],
     ),
     Crash(
         "success, after the commit",
-        [crew.quick], "worker", "committed", _sql.SUCCEED_BATCH, [ONCE], [ONCE],
+        [crew.quick], "worker", "committed", _sql.SUCCEED_ALIKE, [ONCE], [ONCE],
     ),
     Crash(
         "failure, before the commit",

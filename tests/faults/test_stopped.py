@@ -42,7 +42,7 @@ def wait_until_final(database: Path) -> None:
 
 @pytest.mark.parametrize("end", [signal.SIGCONT, signal.SIGKILL])
 @pytest.mark.parametrize(
-    "text", [_sql.INSERT_LEASES, _sql.SUCCEED_BATCH], ids=["reserve", "succeed"]
+    "text", [_sql.INSERT_LEASES, _sql.SUCCEED_ALIKE], ids=["reserve", "succeed"]
 )
 def test_a_process_stopped_in_a_transaction_holds_up_writers_until_it_goes_on_or_dies(
     company: Crew, monkeypatch: pytest.MonkeyPatch, end: signal.Signals, text: str

@@ -7,11 +7,22 @@ from pathlib import Path
 from traceback import TracebackException
 from typing import Final
 
-__all__ = ["MAX_ERROR", "MAX_TRACEBACK", "error_text", "traceback_text"]
+__all__ = ["MAX_ERROR", "MAX_TRACEBACK", "Raised", "error_text", "traceback_text"]
 
 MAX_ERROR: Final = 4_000
 MAX_TRACEBACK: Final = 64_000
 _OURS: Final = str(Path(__file__).resolve().parents[1]) + os.sep
+
+
+class Raised:
+    """An exception of the task's, carried past code that is not the task's."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: BaseException) -> None:
+        trace = error.__traceback__
+        # The first frame is the one that caught it.
+        self.error: Final = error.with_traceback(trace.tb_next if trace else None)
 
 
 def error_text(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from contextvars import copy_context
 from datetime import timedelta
 from enum import Enum, auto
 from functools import partial
@@ -17,16 +18,17 @@ from sitq.errors import SitqError, UsageError
 from sitq.models import Outcome, RetryPolicy
 from sitq.retry import Retry, backoff, wants_retry
 from sitq.signing import unseal
-from sitq.worker._errors import error_text, traceback_text
+from sitq.worker._errors import Raised, error_text, traceback_text
 from sitq.worker._fallbacks import Fallback
-from sitq.worker._isolation import Isolation, is_cancelled_by
+from sitq.worker._isolation import go_on, is_cancelled_by, steps_of, wait_for
+from sitq.worker._threaded import ThreadedCall
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Coroutine
+    from contextvars import Context
 
-    from sitq.functions import TaskFunction
-    from sitq.models import Lease, Progress, ReservedTask
-    from sitq.protocols import Backend, Serializer
+    from sitq.models import Lease, ReservedTask
+    from sitq.worker._workshop import Workshop
 
 __all__ = ["End", "Execution"]
 
@@ -41,141 +43,130 @@ class End(Enum):
     LEASE_LOST = auto()
 
 
-class _Raised:
-    """An exception of the task's, carried past code that is not the task's."""
-
-    __slots__ = ("error",)
-
-    def __init__(self, error: BaseException) -> None:
-        trace = error.__traceback__
-        # The first frame is the one that caught it.
-        self.error: Final = error.with_traceback(trace.tb_next if trace else None)
-
-
 class Execution:
     """One attempt at a reserved task.
 
     Args:
         task: what was reserved.
-        function: the function to call.
-        serializer: rebuilds the arguments.
-        retry: the policy of tasks that have none of their own.
-        backend: for its clock, and for a task that completes itself.
-        limiter: the worker's threads.
-        note: takes the progress that the task tells.
-        freed: called, in a thread, when a plain function that was left to itself has ended.
-        waits: called in the loop when the attempt first lets others have their turn.
+        lease: its lease.
+        workshop: what it shares with others.
+        since: since when it waits, by the monotonic clock.
     """
 
+    # There is one for each task that was reserved, so it is kept small: the garbage collector
+    # looks at all of them again and again.
     __slots__ = (
-        "_clock",
+        "_context",
         "_end",
-        "_freed",
-        "_function",
-        "_in_thread",
-        "_isolation",
-        "_left",
-        "_limiter",
-        "_retry",
         "_scope",
-        "_serializer",
-        "_task",
-        "_thread_begun",
-        "_thread_done",
-        "_waits",
-        "context",
+        "_thread",
+        "_workshop",
         "follows",
         "has_waited",
         "lease",
+        "since",
+        "task",
     )
 
-    def __init__(
-        self,
-        task: ReservedTask,
-        function: TaskFunction[Any],
-        serializer: Serializer,
-        retry: RetryPolicy | None,
-        backend: Backend,
-        limiter: anyio.CapacityLimiter,
-        note: Callable[[Lease, Progress], object],
-        freed: Callable[[Execution], object],
-        waits: Callable[[], object],
-    ) -> None:
-        self.lease: Final = task.lease
-        self._task = task
-        self._function = function
-        self._serializer = serializer
-        self._retry = task.retry or retry
-        self._limiter = limiter
-        self._freed = freed
+    def __init__(self, task: ReservedTask, lease: Lease, workshop: Workshop, since: float) -> None:
+        self.task: Final = task
+        self.lease: Final = lease
+        self.since: Final = since
+        self._workshop: Final = workshop
+        self._context: TaskContext | None = None
         self._scope: anyio.CancelScope | None = None
         self._end: End | None = None
-        self._clock = backend.clock
-        encode = partial(function.dump_result, serializer)
-        self.context: Final = TaskContext(task, None, note, backend, encode)
-        self._isolation = Isolation(self._wait)
-        self._waits = waits
-        # True once it has let others have their turn.
+        # The call of a plain function, until it has ended.
+        self._thread: ThreadedCall | None = None
+        # True once it has let others have their turn, who may have met its asyncio task.
         self.has_waited = False
         # True if the asyncio task that runs it has run another one before.
         self.follows = False
-        self._in_thread = False
-        self._thread_begun = False
-        self._thread_done = False
-        self._left = False
 
     @property
-    def suspended(self) -> bool:
-        """True if the function has given the loop to others at least once."""
-        return self._isolation.suspended
+    def context(self) -> TaskContext | None:
+        """What the function may know of its attempt; ``None`` before it has begun."""
+        return self._context
+
+    @property
+    def completed(self) -> bool:
+        """True once the task has completed itself in a transaction, committed or not."""
+        return self._context is not None and self._context.completed
 
     @property
     def found_no_thread(self) -> bool:
         """True if a plain function was to be run in a thread, and was not."""
-        return self._in_thread and not self._thread_begun
+        return self._thread is not None and not self._thread.begun
 
     def _wait(self) -> None:
         if not self.has_waited:
             self.has_waited = True
-            self._waits()
+            self._workshop.waits()
 
     def leave(self) -> bool:
         """Tell that nobody waits for the attempt any more; True if a thread still runs it."""
-        self._left = True
-        return self._in_thread and self._thread_begun and not self._thread_done
+        return self._thread is not None and self._thread.leave()
 
     def end(self, why: End) -> None:
         """End the attempt soon; in the loop. A plain function is only asked to."""
-        self.context.request_cancel()
+        if self._context is not None:
+            self._context.request_cancel()
         if self._end is None or why is End.LEASE_LOST:
             self._end = why
         # A plain function cannot be stopped: cancelled on request, it is waited for; at a
         # shutdown and after the loss of its lease it is left to itself.
-        if self._scope is not None and (why is not End.CANCEL or not self._in_thread):
+        if self._scope is not None and (why is not End.CANCEL or self._thread is None):
             self._scope.cancel()
 
-    async def run(self, scope: anyio.CancelScope) -> Outcome | None:
-        """Call the function; return the outcome, ``None`` if the lease is lost.
+    def begin(
+        self, scope: anyio.CancelScope
+    ) -> Outcome | Coroutine[Any, Any, Outcome | None] | None:
+        """Call the function, and return the outcome; ``None`` if the lease is lost.
+
+        Where the function waits for something, the outcome comes from a coroutine, to be awaited
+        at once: many tasks never wait, and a coroutine for each would be too much.
 
         ``scope`` is the innermost one around the call. It is cancelled to end the attempt, and
-        may be used for others as long as it is not. Raises only cancellations; if it was that of
-        the scope, `interrupted` has the outcome.
+        may be used for others as long as it is not. Only cancellations are raised; if it was that
+        of the scope, `interrupted` has the outcome.
         """
         if self._end is not None:
             return self.interrupted()
+        task, workshop = self.task, self._workshop
+        function = workshop.function
         try:
-            payload = unseal(self._serializer, self._task)
-            arguments = self._function.load_arguments(self._serializer, payload)
+            payload = unseal(workshop.serializer, task)
+            args, kwargs = function.load_arguments(workshop.serializer, payload)
         except SitqError as error:
             return Outcome.failure(self.lease, error_text(error))
         except BaseException as error:  # noqa: BLE001 - a validator of the user's model, say
             return self._failed(error)
-        self._isolation.call(CURRENT.set, self.context)
-        timeout = self._task.timeout
-        if timeout is None:
-            self._scope = scope
-            return self._outcome(await self._invoke(*arguments))
-        return self._outcome(await self._invoke_within(timeout, *arguments))
+        context = self._context = TaskContext(task, self.lease, workshop.ties)
+        variables = copy_context()
+        variables.run(CURRENT.set, context)
+        if task.timeout is not None:
+            return self._within(task.timeout, context, variables, args, kwargs)
+        self._scope = scope
+        if not function.is_async:
+            return self._concluded(self._call_in_thread(variables, args, kwargs))
+        return self._begin_on_loop(variables, args, kwargs)
+
+    def _begin_on_loop(
+        self, variables: Context, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Outcome | Coroutine[Any, Any, Outcome | None] | None:
+        """Run the function to where it first waits."""
+        try:
+            steps = steps_of(variables.run(self._workshop.function.func, *args, **kwargs))
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it is the task's
+            return self._outcome(Raised(error))
+        try:
+            wish = variables.run(steps.send, None)
+        except StopIteration as stop:
+            return self._returned(stop.value)
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it is the task's
+            return self._outcome(_judged(error))
+        self._wait()
+        return self._concluded(self._on_loop(go_on(variables, steps, wish)))
 
     def interrupted(self) -> Outcome | None:
         """The outcome of an attempt that was ended before it came to its own end."""
@@ -186,87 +177,96 @@ class Execution:
 
     def _unless_completed(self, outcome: Outcome | None) -> Outcome | None:
         """Mark what counts only if the attempt has not completed itself in a transaction."""
-        if outcome is None or not self.context.completed:
+        if outcome is None or not self.completed:
             return outcome
         return Fallback.of(outcome)
 
-    def _outcome(self, ended: tuple[Any] | _Raised | None) -> Outcome | None:
+    async def _concluded(self, call: Coroutine[Any, Any, tuple[Any] | Raised]) -> Outcome | None:
+        return self._outcome(await call)
+
+    def _outcome(self, ended: tuple[Any] | Raised | None) -> Outcome | None:
+        """The outcome of a value in a tuple, of what was raised, or of neither."""
+        if isinstance(ended, tuple):
+            return self._returned(ended[0])
         if ended is None or self._end is End.LEASE_LOST:
             return self.interrupted()
-        if self.context.completed and isinstance(ended, tuple):
-            ended = _Raised(UsageError(_NOT_COMMITTED))
-        if isinstance(ended, _Raised):
-            return self._unless_completed(self._raised(ended.error))
-        return self._returned(ended[0])
+        return self._unless_completed(self._raised(ended.error))
 
-    async def _invoke_within(
-        self, seconds: float, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Any] | _Raised | None:
-        """The value in a tuple, what was raised, or ``None`` if the attempt was ended."""
-        ended: tuple[Any] | _Raised | None = None
-        self.context.deadline = self._clock.now() + timedelta(seconds=seconds)
+    async def _within(
+        self,
+        seconds: float,
+        context: TaskContext,
+        variables: Context,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Outcome | None:
+        """Call the function with a timeout."""
+        ended: tuple[Any] | Raised | None = None
+        context.deadline = self._workshop.clock.now() + timedelta(seconds=seconds)
         with anyio.move_on_after(seconds) as scope:
             self._scope = scope
-            ended = await self._invoke(args, kwargs)
-        if self._end is not None or not scope.cancel_called:
+            ended = await self._call(variables, args, kwargs)
+        if self._end is None and scope.cancel_called:
+            context.request_cancel()
+            # What it raises on its way out is no reason of its own; what it returns all the same
+            # is a result.
+            if not isinstance(ended, tuple):
+                late = TimeoutError(f"the attempt ran out of its timeout of {seconds:g} s")
+                late.__cause__ = ended.error if ended else None
+                ended = Raised(late)
+        return self._outcome(ended)
+
+    async def _call(
+        self, variables: Context, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any] | Raised:
+        """The value in a tuple, or what was raised."""
+        function = self._workshop.function
+        if not function.is_async:
+            return await self._call_in_thread(variables, args, kwargs)
+        try:
+            awaitable = variables.run(function.func, *args, **kwargs)
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it is the task's
+            return Raised(error)
+        return await self._on_loop(wait_for(variables, awaitable, self._wait))
+
+    async def _call_in_thread(
+        self, variables: Context, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any] | Raised:
+        workshop = self._workshop
+        call = self._thread = ThreadedCall(partial(workshop.freed, self))
+        # The thread's context is a copy, made by anyio, in which no event loop runs.
+        ended = await wait_for(
+            variables,
+            to_thread.run_sync(
+                call.run,
+                workshop.function.func,
+                args,
+                kwargs,
+                abandon_on_cancel=True,
+                limiter=workshop.limiter,
+            ),
+            self._wait,
+        )
+        self._thread = None
+        if isinstance(ended, Raised) or not isawaitable(ended[0]):
             return ended
-        self.context.request_cancel()
-        # What it raises on its way out is no reason of its own; what it returns all the same is
-        # a result.
-        if ended is None or isinstance(ended, _Raised):
-            late = TimeoutError(f"the attempt ran out of its timeout of {seconds:g} s")
-            late.__cause__ = ended.error if ended else None
-            return _Raised(late)
-        return ended
+        return await self._on_loop(wait_for(variables, ended[0], self._wait))
 
-    async def _invoke(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any] | _Raised:
-        if not self._function.is_async:
-            self._in_thread = True
-            # The thread's context is a copy, made by anyio, in which no event loop runs.
-            ended = await self._isolation.wait_for(
-                to_thread.run_sync(
-                    self._run_in_thread,
-                    args,
-                    kwargs,
-                    abandon_on_cancel=True,
-                    limiter=self._limiter,
-                )
-            )
-            self._in_thread = False
-            if isinstance(ended, _Raised) or not isawaitable(ended[0]):
-                return ended
-            return await self._on_loop(ended[0])
+    async def _on_loop(self, awaitable: Awaitable[Any]) -> tuple[Any] | Raised:
         try:
-            awaitable = self._isolation.call(self._function.func, *args, **kwargs)
+            return (await awaitable,)
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is the task's
-            return _Raised(error)
-        return await self._on_loop(awaitable)
+            return _judged(error)
 
-    async def _on_loop(self, awaitable: Awaitable[Any]) -> tuple[Any] | _Raised:
+    def _returned(self, value: object) -> Outcome | None:
+        if self._end is End.LEASE_LOST:
+            return None
+        if self.completed:
+            return self._unless_completed(self._raised(UsageError(_NOT_COMMITTED)))
+        workshop = self._workshop
         try:
-            return (await self._isolation.wait_for(awaitable),)
-        except BaseException as error:  # noqa: BLE001 - whatever it is, it is the task's
-            # A cancellation counts only if a scope around us asked for it.
-            if anyio.current_effective_deadline() == float("-inf"):
-                cancellation = _cancellation_in(error)
-                if cancellation is not None:
-                    raise cancellation from None
-            return _Raised(error)
-
-    def _run_in_thread(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any] | _Raised:
-        self._thread_begun = True
-        try:
-            return (self._function.func(*args, **kwargs),)
-        except BaseException as error:  # noqa: BLE001 - whatever it is, it is the task's
-            return _Raised(error)
-        finally:
-            self._thread_done = True
-            if self._left:
-                self._freed(self)
-
-    def _returned(self, value: object) -> Outcome:
-        try:
-            return Outcome.success(self.lease, self._function.dump_result(self._serializer, value))
+            data = workshop.function.dump_result(workshop.serializer, value)
+            return Outcome.success(self.lease, data)
         except BaseException as error:  # noqa: BLE001 - also what the value's own code raises
             return Outcome.failure(self.lease, error_text(error))
 
@@ -274,14 +274,14 @@ class Execution:
         if self._end is not None:
             # Asked to end, it ended by raising: that is what a plain function can do.
             return self.interrupted()
-        if self.follows and self._task.epoch == self._task.attempt and is_cancelled_by(error):
+        if self.follows and self.task.epoch == self.task.attempt and is_cancelled_by(error):
             # Perhaps by a timer that a task before it has left behind: it is run once more.
             return Outcome.release(self.lease)
         return self._failed(error)
 
     def _failed(self, error: BaseException) -> Outcome:
         text, trace = error_text(error), traceback_text(error)
-        policy, attempt = self._retry, self._task.attempt
+        policy, attempt = self.task.retry or self._workshop.retry, self.task.attempt
         if isinstance(error, Retry):
             policy = policy or RetryPolicy()
         elif policy is None or not wants_retry(policy, attempt, error):
@@ -292,6 +292,15 @@ class Execution:
         if delay is None:
             delay = backoff(policy, attempt, random.random())
         return Outcome.retry(self.lease, delay, text, trace)
+
+
+def _judged(error: BaseException) -> Raised:
+    """What a task has raised; but a cancellation counts if a scope around us asked for it."""
+    if anyio.current_effective_deadline() == float("-inf"):
+        cancellation = _cancellation_in(error)
+        if cancellation is not None:
+            raise cancellation from None
+    return Raised(error)
 
 
 def _cancellation_in(error: BaseException) -> BaseException | None:

@@ -8,9 +8,7 @@ import anyio
 import anyio.lowlevel
 
 from sitq.clock import within
-from sitq.models import Outcome
 from sitq.standby import StandbyBackend
-from sitq.worker._errors import error_text
 from sitq.worker._misses import missed
 from sitq.worker._reporter import Reporter, Streak
 
@@ -21,6 +19,7 @@ if TYPE_CHECKING:
     from sitq.worker._leases import Heartbeats
     from sitq.worker._options import WorkerOptions
     from sitq.worker._runners import Runners
+    from sitq.worker._workshop import Workshop
 
 __all__ = ["FULL_SWEEP", "Fetcher"]
 
@@ -126,24 +125,26 @@ class Fetcher:
     async def _reserve(self, runners: Runners, room: int) -> float | None:
         asked_at = self._clock.monotonic()
         options = self._options
-        reservation = await self._backend.reserve(self._id, options.queues, room, options.lease)
+        with runners.asking():
+            reservation = await self._backend.reserve(self._id, options.queues, room, options.lease)
         self._launch(runners, reservation, asked_at)
         return reservation.wait
 
     def _launch(self, runners: Runners, reservation: Reservation, asked_at: float) -> None:
         """Run what was reserved, under leases that were asked for at that time."""
-        self._beats.add((task.lease for task in reservation.tasks), asked_at)
-        names = {task.function for task in reservation.tasks}
-        functions = {name: self._registry.get(name) for name in names}
-        for task in reservation.tasks:
-            function = functions[task.function]
-            if function is None:
-                self._reporter.add(missed(task))
-                continue
-            try:
-                runners.launch(task, function)
-            except Exception as error:  # noqa: BLE001 - a worker never dies of a task
-                self._reporter.add(Outcome.failure(task.lease, error_text(error)))
+        leases = [task.lease for task in reservation.tasks]
+        self._beats.add(leases, asked_at)
+        workshops: dict[str, Workshop | None] = {}
+        for task, lease in zip(reservation.tasks, leases, strict=True):
+            name = task.function
+            if name not in workshops:
+                function = self._registry.get(name)
+                workshops[name] = None if function is None else runners.workshop(function)
+            workshop = workshops[name]
+            if workshop is None:
+                self._reporter.add(lease, missed(task))
+            else:
+                runners.launch(task, lease, workshop)
 
     async def _more_to_drain(self, runners: Runners) -> bool:
         """Tell if a drain has to go on; an empty queue counts once all outcomes are written."""

@@ -8,63 +8,72 @@ from __future__ import annotations
 import asyncio
 import sys
 from contextlib import suppress
-from contextvars import copy_context
 from types import CoroutineType, coroutine
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator
+    from collections.abc import Awaitable, Callable, Coroutine, Generator
+    from contextvars import Context
 
-__all__ = ["Isolation", "OpenScopes", "is_cancelled_by", "shake_off_cancellation"]
+__all__ = [
+    "OpenScopes",
+    "go_on",
+    "is_cancelled_by",
+    "shake_off_cancellation",
+    "steps_of",
+    "wait_for",
+]
 
 T = TypeVar("T")
 
 
-class Isolation:
-    """A context of its own for one attempt: what it sets in a ContextVar ends with it.
+def steps_of(awaitable: Awaitable[T]) -> Coroutine[Any, Any, T]:
+    """Something to await as what can be run step by step."""
+    return awaitable if isinstance(awaitable, CoroutineType) else _awaited(awaitable)
+
+
+@coroutine
+def wait_for(
+    variables: Context, awaitable: Awaitable[T], waits: Callable[[], object]
+) -> Generator[Any, Any, T]:
+    """Await something in a context of its own; what it sets in a ContextVar ends there.
 
     Args:
-        waits: called when the attempt first gives the loop to others, just before it does.
+        variables: the context.
+        awaitable: what to await.
+        waits: called when the loop is first given to others, just before it is.
     """
+    steps = steps_of(awaitable)
+    try:
+        wish = variables.run(steps.send, None)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+    waits()
+    return (yield from go_on(variables, steps, wish))
 
-    __slots__ = ("_context", "_waits", "suspended")
 
-    def __init__(self, waits: Callable[[], object]) -> None:
-        self._context: Final = copy_context()
-        self._waits: Final = waits
-        self.suspended = False
-        """True once the attempt has given the loop to others, who may have met its asyncio task."""
-
-    def call(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
-        """Call a function in the context."""
-        return self._context.run(function, *args, **kwargs)
-
-    @coroutine
-    def wait_for(self, awaitable: Awaitable[T]) -> Generator[Any, Any, T]:
-        """Await something in the context, step by step."""
-        steps = awaitable if isinstance(awaitable, CoroutineType) else _awaited(awaitable)
-        step: Callable[[Any], Any] = steps.send
-        value: Any = None
-        while True:
-            try:
-                wish = self._context.run(step, value)
-            except StopIteration as stop:
-                result: T = stop.value
-                return result
-            if not self.suspended:
-                self.suspended = True
-                self._waits()
-            try:
-                value = yield wish
-            except GeneratorExit:
-                steps.close()
-                raise
-            except BaseException as error:  # noqa: BLE001 - it is for the awaited one to judge
-                step, value = steps.throw, error
-            else:
-                step = steps.send
+@coroutine
+def go_on(variables: Context, steps: Coroutine[Any, Any, T], wish: Any) -> Generator[Any, Any, T]:
+    """Await the rest of something whose last step was to wish to wait."""
+    step: Callable[[Any], Any]
+    while True:
+        try:
+            value = yield wish
+        except GeneratorExit:
+            steps.close()
+            raise
+        except BaseException as error:  # noqa: BLE001 - it is for the awaited one to judge
+            step, value = steps.throw, error
+        else:
+            step = steps.send
+        try:
+            wish = variables.run(step, value)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
 
 
 class OpenScopes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -66,8 +67,8 @@ class Reporter:
     def __init__(self, backend: Backend, done: Callable[[list[Lease]], None]) -> None:
         self._backend = backend
         self._done = done
-        self._waiting: list[Outcome] = []
-        self._group: list[Outcome] = []
+        self._waiting: dict[Lease, Outcome] = {}
+        self._group: dict[Lease, Outcome] = {}
         self._writing = False
         self._added = anyio.Event()
         self._empty = anyio.Event()
@@ -77,24 +78,25 @@ class Reporter:
         self._streak = Streak("store outcomes", longest=2.0)
         self._fallbacks = Fallbacks(backend, done, self._streak)
 
-    def add(self, outcome: Outcome) -> None:
-        """Have an outcome written soon."""
-        if isinstance(outcome, Fallback):
+    def add(self, lease: Lease, outcome: Outcome) -> None:
+        """Have the outcome of a lease written soon."""
+        # The instance check of a model would cost as much as all the rest.
+        if type(outcome) is Fallback:
             self._fallbacks.add(outcome)
             return
-        self._waiting.append(outcome)
+        self._waiting[lease] = outcome
         if len(self._waiting) == 1 and not self._writing:
             self._update()
 
     def drop(self, lease: Lease) -> None:
         """Forget the outcome of a lease that is lost."""
-        self._waiting = [outcome for outcome in self._waiting if outcome.lease != lease]
+        self._waiting.pop(lease, None)
         if not self._writing:
             self._update()
 
     def is_writing(self, lease: Lease) -> bool:
         """Tell if the outcome of a lease is with the store at this moment."""
-        return any(outcome.lease == lease for outcome in self._group)
+        return lease in self._group
 
     def expects_refusal(self, lease: Lease) -> bool:
         """Tell if what waits for a lease is there only in case that its success was rolled back."""
@@ -153,18 +155,17 @@ class Reporter:
 
     async def _write(self) -> float:
         """Write one group; return the seconds to pause if that failed."""
-        group, self._waiting = self._waiting[:_GROUP], self._waiting[_GROUP:]
-        self._group = group
+        group = self._group = self._next_group()
         try:
-            accepted = await self._send(group)
+            accepted = await self._send(list(group.values()))
         except Exception as error:  # noqa: BLE001 - a store in trouble never ends a worker
             if isinstance(error, _PASSING) or len(group) == 1:
-                self._waiting = group + self._waiting
+                self._waiting = group | self._waiting
                 return self._streak.fail(error)
             # One of the group may be to blame: each goes alone, that one last.
             return await self._write_each(group)
         finally:
-            self._group = []
+            self._group = {}
         self._streak.succeed()
         self._settle(group, accepted)
         return 0.0
@@ -175,20 +176,26 @@ class Reporter:
             return await self._backend.finish(outcomes)
         raise BackendBusyError("finish: the store has not answered in time")
 
-    async def _write_each(self, group: list[Outcome]) -> float:
+    def _next_group(self) -> dict[Lease, Outcome]:
+        if len(self._waiting) <= _GROUP:
+            group, self._waiting = self._waiting, {}
+            return group
+        return {lease: self._waiting.pop(lease) for lease in list(islice(self._waiting, _GROUP))}
+
+    async def _write_each(self, group: dict[Lease, Outcome]) -> float:
         pause = 0.0
-        for outcome in group:
+        for lease, outcome in group.items():
             try:
                 accepted = await self._send([outcome])
             except Exception as error:  # noqa: BLE001 - see above
-                self._waiting.append(outcome)
+                self._waiting[lease] = outcome
                 pause = self._streak.fail(error)
             else:
-                self._settle([outcome], accepted)
+                self._settle({lease: outcome}, accepted)
         return pause
 
-    def _settle(self, group: list[Outcome], accepted: list[bool]) -> None:
-        for outcome, was_accepted in zip(group, accepted, strict=True):
+    def _settle(self, group: dict[Lease, Outcome], accepted: list[bool]) -> None:
+        for outcome, was_accepted in zip(group.values(), accepted, strict=True):
             if not was_accepted:
                 _log.warning(
                     "task %s: the %s of epoch %d came after its lease was lost; it changed nothing",
@@ -196,4 +203,4 @@ class Reporter:
                     outcome.kind,
                     outcome.epoch,
                 )
-        self._done([outcome.lease for outcome in group])
+        self._done(list(group))

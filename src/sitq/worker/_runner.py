@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from types import CoroutineType
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import anyio
 import anyio.lowlevel
@@ -42,6 +43,10 @@ class Company(Protocol):
 
     def hand_back(self) -> None:
         """Release what has waited for too long."""
+        ...
+
+    def give_way(self) -> None:
+        """Let other threads go on, at the end of a turn."""
         ...
 
     def settle(self, execution: Execution, seconds: float, *, gone: bool) -> None:
@@ -133,7 +138,7 @@ class Runner:
         host = self._host
         is_marked = host is not None and (
             bool(host.cancelling() and await shake_off_cancellation(host))
-            or self._current.suspended
+            or self._current.has_waited
         )
         is_long = self._seconds > _LONG_TURN
         if is_long:
@@ -141,6 +146,7 @@ class Runner:
         if not is_marked and (self._started % _TURN == 0 or is_long):
             # Functions that never wait must not keep the loop from everybody else.
             await anyio.lowlevel.checkpoint()
+            self._company.give_way()
         execution = self._company.take(follows=not is_marked)
         if execution is not None and is_marked:
             self._company.hand_over(execution)
@@ -152,7 +158,10 @@ class Runner:
         start = self._clock.monotonic()
         cancelled = True
         try:
-            outcome = await execution.run(scope)
+            ended = execution.begin(scope)
+            if isinstance(ended, CoroutineType):
+                ended = await ended
+            outcome = cast("Outcome | None", ended)
             cancelled = False
         except Exception as error:  # noqa: BLE001 - a worker never dies of a task
             outcome = _not_run(execution, error)

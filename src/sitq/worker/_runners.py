@@ -8,18 +8,22 @@ within a moment; if they do not, they are handed back for other workers.
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
+from sitq.context import Ties
 from sitq.models import Outcome, OutcomeKind
 from sitq.worker._execution import End, Execution
 from sitq.worker._runner import Runner
+from sitq.worker._workshop import Workshop
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from anyio.abc import TaskGroup
 
@@ -37,6 +41,11 @@ _log: Final = logging.getLogger(__name__)
 # Reserved ahead are at most so many tasks, and no more than start within so many seconds.
 _MOST_AHEAD: Final = 500
 _SECONDS_AHEAD: Final = 0.02
+# While the store is asked for more, the loop sleeps at the end of so many turns, for so many
+# seconds. The thread of the store's that wants to go on after a statement would have to wait for
+# the interpreter, up to 5 ms each time, until no task is left that could run meanwhile.
+_GIVES_WAY: Final = 8
+_MOMENT: Final = 0.00002
 # What still waits after so many seconds is handed back.
 _PATIENCE: Final = 0.25
 # For so many seconds after it met a task that was lost before, a worker reserves none ahead.
@@ -82,12 +91,15 @@ class Runners:
         # How many attempts have begun.
         self.started = 0
         self._threads = anyio.CapacityLimiter(options.max_concurrency)
-        self._ahead: deque[tuple[Execution, float]] = deque()
+        self._ahead: deque[Execution] = deque()
         self._running: dict[Lease, Execution] = {}
         # Threads that nobody waits for any more still keep their place.
         self._left: set[Execution] = set()
         # Runners that will look for their next task without waiting for anything.
         self._awake = 0
+        self._shares_interpreter = bool(getattr(backend, "_shares_interpreter", False))
+        # At the end of how many turns the loop is still to give way.
+        self._gives_way = 0
         self._mean: float | None = None
         self._wary_until = float("-inf")
 
@@ -103,12 +115,17 @@ class Runners:
 
     @property
     def room(self) -> int:
-        """How many more may be reserved."""
+        """How many more are to be reserved; 0 while enough of them wait.
+
+        A look at the store costs much, and little more for many tasks than for a few: they are
+        not topped up one by one.
+        """
         ahead = 0
         if self._mean is not None and self._clock.monotonic() >= self._wary_until:
             places = self._options.max_concurrency - len(self._left)
             ahead = min(_MOST_AHEAD, int(_SECONDS_AHEAD * places / max(self._mean, 1e-6)))
-        return max(0, self.idle_places + ahead - len(self._ahead))
+        idle, waiting = self.idle_places, len(self._ahead)
+        return 0 if waiting >= max(idle, ahead // 2) else max(0, idle + ahead - waiting)
 
     def runs(self, context: TaskContext) -> bool:
         """Tell if an attempt is one of those that run; from any thread."""
@@ -118,31 +135,49 @@ class Runners:
     def has_completed(self, lease: Lease) -> bool:
         """Tell if the attempt under a lease has completed itself in a transaction of its own."""
         execution = self._running.get(lease)
-        return execution is not None and execution.context.completed
+        return execution is not None and execution.completed
 
-    def launch(self, task: ReservedTask, function: TaskFunction[Any]) -> None:
-        """Run a reserved task, now or as the next one."""
-        execution = Execution(
-            task,
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """Give way to the store while it is asked for more tasks, if it needs that."""
+        self._gives_way = _GIVES_WAY if self._shares_interpreter else 0
+        try:
+            yield
+        finally:
+            self._gives_way = 0
+
+    def give_way(self) -> None:
+        """Let the store's thread have the interpreter for a moment, if it is asked for more."""
+        if self._gives_way:
+            self._gives_way -= 1
+            time.sleep(_MOMENT)
+
+    def workshop(self, function: TaskFunction[Any]) -> Workshop:
+        """What attempts at a function have in common."""
+        return Workshop(
             function,
             self._serializer,
+            Ties(self._backend, self._note, partial(function.dump_result, self._serializer)),
             self._options.retry,
-            self._backend,
+            self._clock,
             self._threads,
-            self._note,
             self._thread_ended,
             self._one_waits,
         )
+
+    def launch(self, task: ReservedTask, lease: Lease, workshop: Workshop) -> None:
+        """Run a reserved task, now or as the next one."""
         now = self._clock.monotonic()
         if task.crashes:
             self._wary_until = now + _WARY
             if self.idle_places <= len(self._ahead):
                 # One of those that were lost together kills its worker. If it does so again, the
                 # innocent ones must not be held by that worker.
-                self._report(execution.lease, Outcome.release(execution.lease))
+                self._report(lease, Outcome.release(lease))
                 return
-        self._ahead.append((execution, now))
-        self.start_next()
+        self._ahead.append(Execution(task, lease, workshop, now))
+        if not self._awake:
+            self.start_next()
 
     def start_next(self) -> None:
         """Start one more runner, unless one is about to take what comes next.
@@ -168,7 +203,7 @@ class Runners:
         return True
 
     def _next(self) -> Execution:
-        execution, _ = self._ahead.popleft()
+        execution = self._ahead.popleft()
         self._running[execution.lease] = execution
         self.started += 1
         return execution
@@ -225,12 +260,12 @@ class Runners:
 
         It is no warning: the worker does what it is for, and the result tells who asked.
         """
-        context = execution.context
+        task = execution.task
         _log.info(
             "task %s: attempt %d of %s ended as %s%s",
-            context.id,
-            context.attempt,
-            context.function,
+            task.id,
+            task.attempt,
+            task.function,
             outcome.kind,
             f" ({outcome.error.partition(':')[0]})" if outcome.error else "",
         )
@@ -249,9 +284,9 @@ class Runners:
         if execution is not None:
             execution.end(why)
             return
-        for entry in self._ahead:
-            if entry[0].lease == lease:
-                self._ahead.remove(entry)
+        for waiting in self._ahead:
+            if waiting.lease == lease:
+                self._ahead.remove(waiting)
                 outcome = Outcome.cancelled(lease) if why is End.CANCEL else None
                 self._report(lease, outcome)
                 return
@@ -259,8 +294,8 @@ class Runners:
     def hand_back(self, *, at_once: bool = False) -> None:
         """Release what waits: all of it, or what has waited for too long."""
         too_long = self._clock.monotonic() - _PATIENCE
-        while self._ahead and (at_once or self._ahead[0][1] < too_long):
-            execution, _ = self._ahead.popleft()
+        while self._ahead and (at_once or self._ahead[0].since < too_long):
+            execution = self._ahead.popleft()
             # What runs takes longer than was thought: nothing is reserved behind it again.
             self._mean = max(self._mean or 0.0, _PATIENCE)
             self._report(execution.lease, Outcome.release(execution.lease))

@@ -147,11 +147,12 @@ class Session:
     # -- reporting ---------------------------------------------------------------------------
 
     def _report(self, lease: Lease, outcome: Outcome | None) -> None:
-        self._progress.pop(lease, None)
+        if self._progress:
+            self._progress.pop(lease, None)
         if outcome is None:
             self._beats.remove((lease,))
         else:
-            self._reporter.add(outcome)
+            self._reporter.add(lease, outcome)
 
     # -- the services beside -----------------------------------------------------------------
 

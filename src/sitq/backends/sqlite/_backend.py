@@ -50,6 +50,9 @@ class SQLiteBackend:
         ValidationError: a parameter is not of its type.
     """
 
+    # A worker's loop has to let the database's thread have the interpreter now and then.
+    _shares_interpreter: Final = True
+
     def __init__(
         self,
         path: str | os.PathLike[str] = "sitq.db",

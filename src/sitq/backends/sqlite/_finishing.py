@@ -19,9 +19,8 @@ __all__ = ["cancel", "finish"]
 def finish(work: Work, outcomes: list[Outcome]) -> list[bool]:
     """End attempts, in one statement where all of them went well."""
     work.ended += [outcome.task_id for outcome in outcomes]
-    if all(outcome.kind is OutcomeKind.SUCCESS for outcome in outcomes) and _succeed(
-        work, outcomes
-    ):
+    is_well = all(outcome.kind is OutcomeKind.SUCCESS for outcome in outcomes)
+    if outcomes and is_well and _succeed(work, outcomes):
         work.changed.add("results")
         return [True] * len(outcomes)
     return [_finish_one(work, outcome) for outcome in outcomes]
@@ -29,17 +28,24 @@ def finish(work: Work, outcomes: list[Outcome]) -> list[bool]:
 
 def _succeed(work: Work, outcomes: list[Outcome]) -> bool:
     """Store a batch of successes, or nothing if one of them is not acceptable."""
-    blob, places = cut(outcome.value or b"" for outcome in outcomes)
-    rows = dump_rows(
-        [
-            (outcome.task_id, outcome.epoch, *place)
-            for outcome, place in zip(outcomes, places, strict=True)
-        ]
-    )
+    values = [outcome.value or b"" for outcome in outcomes]
+    if values.count(values[0]) == len(values):
+        statement = _sql.SUCCEED_ALIKE
+        rows = dump_rows({outcome.task_id: outcome.epoch for outcome in outcomes})
+        parameters = {"rows": rows, "value": values[0], "now": work.now}
+    else:
+        statement = _sql.SUCCEED_BATCH
+        blob, places = cut(values)
+        rows = dump_rows(
+            {
+                outcome.task_id: (outcome.epoch, *place)
+                for outcome, place in zip(outcomes, places, strict=True)
+            }
+        )
+        parameters = {"rows": rows, "blob": blob, "now": work.now}
     work.execute("SAVEPOINT batch")
-    accepted = work.execute(
-        _sql.SUCCEED_BATCH, {"rows": rows, "blob": blob, "now": work.now}
-    ).rowcount
+    # Of two outcomes for one task, one got lost in the rows: then each is judged by itself.
+    accepted = work.execute(statement, parameters).rowcount
     if accepted != len(outcomes):
         work.execute("ROLLBACK TO batch")
         work.execute("RELEASE batch")

@@ -6,23 +6,29 @@ import json
 import sqlite3
 from heapq import merge
 from itertools import islice
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sitq.backends._texts import UNREADABLE
 from sitq.backends.sqlite import _sql
-from sitq.backends.sqlite._rows import Row, dump_rows, to_reserved
+from sitq.backends.sqlite._rows import dump_rows, to_reserved
 from sitq.models import Reservation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from sitq.backends.sqlite._rows import Row
     from sitq.backends.sqlite._work import Work
     from sitq.models import ReservedTask
 
 __all__ = ["Reserve", "reserve"]
 
+# One that came as JSON.
+_Row = list[Any]
 _BEFORE_ALL: Final = -(2**63)
 _SMALLEST_CHUNK: Final = 8
+# Where these stand in a row.
+_TIMEOUT: Final = 10
+_PAYLOAD: Final = 13
 
 
 class Reserve(NamedTuple):
@@ -52,7 +58,7 @@ def _reserve(work: Work, wish: Reserve) -> Reservation:
     return Reservation((), wait)
 
 
-def _readable(work: Work, rows: list[Row]) -> dict[int, ReservedTask]:
+def _readable(work: Work, rows: list[_Row]) -> dict[int, ReservedTask]:
     """The tasks of the rows that can be read; the others are failed.
 
     Somebody may have written into the file by hand: such a row must not stand in the way of
@@ -84,7 +90,7 @@ def _fail(work: Work, seq: int) -> None:
     work.changed.add("results")
 
 
-def _due(work: Work, wish: Reserve, now: int) -> tuple[list[Row], float | None]:
+def _due(work: Work, wish: Reserve, now: int) -> tuple[list[_Row], float | None]:
     """The due rows in order, and the seconds until the next one.
 
     Goes from priority to priority, each a seek in the index, so that tasks that are not due
@@ -92,7 +98,7 @@ def _due(work: Work, wish: Reserve, now: int) -> tuple[list[Row], float | None]:
     """
     levels = {queue: _level(work, queue, None) for queue in dict.fromkeys(wish.queues)}
     visited: list[tuple[str, int]] = []
-    rows: list[Row] = []
+    rows: list[_Row] = []
     while any(level is not None for level in levels.values()):
         priority = max(level for level in levels.values() if level is not None)
         here = [queue for queue, level in levels.items() if level == priority]
@@ -118,13 +124,13 @@ def _level(work: Work, queue: str, below: int | None) -> int | None:
     return None if row is None else row[0]
 
 
-def _due_at(work: Work, queue: str, priority: int, now: int, limit: int) -> list[Row]:
+def _due_at(work: Work, queue: str, priority: int, now: int, limit: int) -> list[_Row]:
     """The due rows of one queue and one priority."""
     where = {"queue": queue, "priority": priority, "now": now, "limit": limit}
     return _parsed(work, work.rows(_sql.DUE, where))
 
 
-def _due_among(work: Work, queues: list[str], priority: int, now: int, limit: int) -> list[Row]:
+def _due_among(work: Work, queues: list[str], priority: int, now: int, limit: int) -> list[_Row]:
     """The due rows of one priority out of several queues, by eta and insertion.
 
     Only the keys that are needed to find them are read, from each queue's own part of the index.
@@ -148,19 +154,20 @@ def _keys(work: Work, queue: str, priority: int, now: int, chunk: int) -> Iterat
         last = found[-1]
 
 
-def _parsed(work: Work, found: list[Row]) -> list[Row]:
+def _parsed(work: Work, found: list[Row]) -> list[_Row]:
     """The rows of a JSON text."""
     ((text,),) = found
-    return [
-        (*fields, timeout and float(timeout), retry, headers, _payload(work, fields[0], payload))
-        for *fields, timeout, retry, headers, payload in json.loads(text)
-    ]
+    rows: list[_Row] = json.loads(text)
+    for row in rows:
+        if row[_TIMEOUT] is not None:
+            row[_TIMEOUT] = float(row[_TIMEOUT])
+        shown = row[_PAYLOAD]
+        # As hexadecimal digits, or too large to be shown.
+        row[_PAYLOAD] = _payload(work, row[0]) if shown is None else bytes.fromhex(shown)
+    return rows
 
 
-def _payload(work: Work, seq: int, shown: str | None) -> bytes:
-    """A payload that was shown as hexadecimal digits, or was too large to be shown."""
-    if shown is not None:
-        return bytes.fromhex(shown)
+def _payload(work: Work, seq: int) -> bytes:
     payload: bytes = work.execute(_sql.PAYLOAD, (seq,)).fetchone()[0]
     return payload
 

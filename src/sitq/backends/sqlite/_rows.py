@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final
 
@@ -37,6 +38,7 @@ def to_micros(moment: datetime) -> int:
     return (moment - _EPOCH) // _MICROSECOND
 
 
+@lru_cache(maxsize=16)  # what was stored by one transaction has one moment
 def from_micros(micros: int) -> datetime:
     """The moment, aware, in UTC."""
     return _EPOCH + timedelta(0, 0, micros)

@@ -61,9 +61,7 @@ FROM tasks WHERE seq IN (SELECT value FROM json_each(:rows))
 """
 
 # The payload of one task.
-PAYLOAD: Final = """
-SELECT payload FROM tasks WHERE seq = ?
-"""
+PAYLOAD: Final = "SELECT payload FROM tasks WHERE seq = ?"
 
 # The earliest eta to come of one queue and one priority.
 NEXT_ETA: Final = """
@@ -96,20 +94,29 @@ WHERE seq = :seq
 
 # -- finish ----------------------------------------------------------------------------------
 
-# End a batch of attempts well; a row whose epoch is not the current one is passed over.
+# End a batch of attempts well; a row whose epoch is not the current one is passed over. The rows
+# are one object with the ids as its keys.
 SUCCEED_BATCH: Final = f"""
 UPDATE tasks SET status = 'success', value = batch.value, error = NULL, traceback = NULL,
                  finished_at = :now, delete_at = {_DELETE_AT}
-FROM (SELECT value ->> 0 AS id, value ->> 1 AS epoch,
-             coalesce(substr(:blob, value ->> 2, value ->> 3), x'') AS value
+FROM (SELECT key AS id, value ->> 0 AS epoch,
+             coalesce(substr(:blob, value ->> 1, value ->> 2), x'') AS value
       FROM json_each(:rows)) AS batch
 WHERE tasks.id = batch.id AND tasks.status = 'in_progress' AND tasks.epoch = batch.epoch
 """
 
-# End the leases of a batch of tasks.
+# The same for attempts that have all given one value, nothing say: the rows are only epochs.
+SUCCEED_ALIKE: Final = f"""
+UPDATE tasks SET status = 'success', value = :value, error = NULL, traceback = NULL,
+                 finished_at = :now, delete_at = {_DELETE_AT}
+FROM json_each(:rows) AS batch
+WHERE tasks.id = batch.key AND tasks.status = 'in_progress' AND tasks.epoch = batch.value
+"""
+
+# End the leases of a batch of tasks, given as either of these.
 DELETE_LEASES: Final = """
 DELETE FROM leases WHERE seq IN (
-    SELECT tasks.seq FROM json_each(:rows) AS batch JOIN tasks ON tasks.id = batch.value ->> 0)
+    SELECT tasks.seq FROM json_each(:rows) AS batch JOIN tasks ON tasks.id = batch.key)
 """
 
 # What must be known of an attempt to end it: nothing comes back if its epoch is not current.
@@ -146,9 +153,7 @@ WHERE seq = :seq
 """
 
 # End one lease.
-DELETE_LEASE: Final = """
-DELETE FROM leases WHERE seq = :seq
-"""
+DELETE_LEASE: Final = "DELETE FROM leases WHERE seq = :seq"
 
 # -- leases ----------------------------------------------------------------------------------
 
@@ -174,9 +179,7 @@ WHERE epoch = :epoch AND seq = (SELECT seq FROM tasks WHERE id = :id)
 """
 
 # Ask a running task to end.
-REQUEST_CANCEL: Final = """
-UPDATE leases SET cancelled = 1 WHERE seq = ?
-"""
+REQUEST_CANCEL: Final = "UPDATE leases SET cancelled = 1 WHERE seq = ?"
 
 # -- sweep -----------------------------------------------------------------------------------
 
@@ -213,9 +216,7 @@ WHERE tasks.seq = lease.seq AND tasks.epoch = lease.epoch AND tasks.status = 'in
 """
 
 # End the leases of the tasks taken back.
-DELETE_ENDED: Final = """
-DELETE FROM leases WHERE seq IN (SELECT value FROM json_each(:rows))
-"""
+DELETE_ENDED: Final = "DELETE FROM leases WHERE seq IN (SELECT value FROM json_each(:rows))"
 
 # Tasks that were not started before they expired.
 EXPIRE: Final = f"""
@@ -273,9 +274,7 @@ FROM tasks WHERE id = ?
 # -- transactions of the user's own ----------------------------------------------------------
 
 # Which file a connection has open; a connection may have others attached.
-DATABASES: Final = """
-PRAGMA database_list
-"""
+DATABASES: Final = "PRAGMA database_list"
 
 # End one attempt well, if its epoch is the current one; tells by a row if it was.
 SUCCEED_TOLD: Final = f"""
@@ -286,9 +285,7 @@ RETURNING seq
 """
 
 # A number that changes when another connection has committed.
-DATA_VERSION: Final = """
-PRAGMA data_version
-"""
+DATA_VERSION: Final = "PRAGMA data_version"
 
 # Which tasks of a batch can be seen, and if they are final.
 SEEN: Final = """

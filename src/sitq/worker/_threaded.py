@@ -1,0 +1,48 @@
+"""A plain function's call in a thread, and what is to be done once nobody waits for it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from sitq.worker._errors import Raised
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["ThreadedCall"]
+
+
+class ThreadedCall:
+    """One call that a thread is to make.
+
+    Args:
+        freed: called, in the thread, when a call that was left to itself has ended.
+    """
+
+    __slots__ = ("_done", "_freed", "_left", "begun")
+
+    def __init__(self, freed: Callable[[], object]) -> None:
+        self._freed: Final = freed
+        self.begun = False
+        """True once a thread makes the call."""
+        self._done = False
+        self._left = False
+
+    def run(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any] | Raised:
+        """Make the call, in the thread: the value in a tuple, or what was raised."""
+        self.begun = True
+        try:
+            return (function(*args, **kwargs),)
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it is the task's
+            return Raised(error)
+        finally:
+            self._done = True
+            if self._left:
+                self._freed()
+
+    def leave(self) -> bool:
+        """Tell that nobody waits for it any more; True if a thread still makes the call."""
+        self._left = True
+        return self.begun and not self._done
