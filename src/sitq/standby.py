@@ -44,12 +44,14 @@ class StandbyBackend(Backend, Protocol):
         limit: int,
         lease: float,
         fulfilled: Callable[[], object],
-    ) -> Standby:
+    ) -> Standby | None:
         """Reserve tasks as `reserve` does, as soon as this instance stores some; in the loop.
 
         It is fulfilled once. What other instances store, and what becomes due with time, is not
         waited for. Tasks that are reserved in the transaction that stores them need not be told
         to those who listen for tasks.
+
+        ``None``: it is not worth the effort, since nobody else has this instance open.
 
         Args:
             worker: as for `reserve`, and so are ``queues``, ``limit`` and ``lease``.

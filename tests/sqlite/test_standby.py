@@ -24,9 +24,11 @@ LATER = datetime.now(UTC) + timedelta(hours=1)
 async def opened(path: Path) -> AsyncIterator[SQLiteBackend]:
     backend = SQLiteBackend(path)
     await backend.open()
+    await backend.open()  # the worker, and the queue
     try:
         yield backend
     finally:
+        await backend.close()
         await backend.close()
 
 
@@ -35,7 +37,9 @@ class Waiting:
 
     def __init__(self, backend: SQLiteBackend, limit: int = 10, queue: str = "default") -> None:
         self.fulfilled = anyio.Event()
-        self.standby: Standby = backend.stand_by("worker", [queue], limit, 30.0, self.fulfilled.set)
+        standby = backend.stand_by("worker", [queue], limit, 30.0, self.fulfilled.set)
+        assert standby is not None
+        self.standby: Standby = standby
 
     async def ids(self) -> list[str]:
         return [task.id for task in (await self.standby.end()).tasks]
@@ -59,6 +63,13 @@ async def test_what_is_stored_is_reserved_at_once(tmp_path: Path) -> None:
         assert {(task.epoch, task.attempt) for task in reservation.tasks} == {(1, 1)}
         assert reservation.wait is None
         assert before <= waiting.standby.asked_at <= backend.clock.monotonic()
+
+
+async def test_a_worker_that_is_alone_need_not_stand_by(tmp_path: Path) -> None:
+    async with opened(tmp_path / "q.db") as backend:
+        await backend.close()
+        assert backend.stand_by("worker", ["default"], 10, 30.0, lambda: None) is None
+        await backend.open()
 
 
 async def test_a_wish_that_has_ended_takes_nothing(tmp_path: Path) -> None:

@@ -77,6 +77,11 @@ class Users(Generic[S]):
         if state is not None and state.pid == os.getpid():
             state.abandon()
 
+    @property
+    def count(self) -> int:
+        """How many users there are."""
+        return self._count
+
     async def enter(self) -> None:
         """Count a user in; the first one connects.
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sitq.models import Reservation
     from sitq.protocols import Backend
     from sitq.registry import Registry
+    from sitq.standby import Standby
     from sitq.worker._leases import Heartbeats
     from sitq.worker._options import WorkerOptions
     from sitq.worker._runners import Runners
@@ -53,6 +54,7 @@ class Fetcher:
     ) -> None:
         self._id = worker_id
         self._backend = backend
+        self._hands_over = backend if isinstance(backend, StandbyBackend) else None
         self._clock = backend.clock
         self._registry = registry
         self._options = options
@@ -66,11 +68,12 @@ class Fetcher:
         # True if tasks may be due that the last look at the store did not see.
         self._due = True
         self._look_at = float("-inf")
+        self._wants_room = False
 
     def stop(self) -> None:
         """Reserve no more."""
         self._stopping = True
-        self.wake()
+        self._woken.set()
 
     async def run(self, runners: Runners) -> None:
         """Reserve whenever there is room and something may be due, until stopped or drained."""
@@ -160,12 +163,13 @@ class Fetcher:
 
     async def _sleep(self, runners: Runners) -> None:
         """Wait to be woken, for the next eta, or for the next poll."""
+        await anyio.lowlevel.checkpoint()  # what was launched begins first
         if not self._woken.is_set():
-            room = 0 if self._due or self._drain else runners.room
-            if room and isinstance(self._backend, StandbyBackend):
-                await self._stand_by(self._backend, runners, room)
-            else:
+            standby = None if self._due or self._drain else self._wish(runners.room)
+            if standby is None:
                 await self._rest()
+            else:
+                await self._stand_by(standby, runners)
         if self._clock.monotonic() >= self._look_at:
             self._due = True
             self._look_in(None)  # if there is no room now
@@ -174,10 +178,17 @@ class Fetcher:
         pause = max(self._look_at - self._clock.monotonic(), 0.0)
         await within(self._clock, pause, self._woken.wait)
 
-    async def _stand_by(self, backend: StandbyBackend, runners: Runners, room: int) -> None:
-        """Rest, and take at once what this process stores meanwhile."""
+    def _wish(self, room: int) -> Standby | None:
+        if self._hands_over is None or not room:
+            self._wants_room = self._hands_over is not None
+            return None
+        self._wants_room = False
         options = self._options
-        standby = backend.stand_by(self._id, options.queues, room, options.lease, self.wake)
+        wake = self._woken.set
+        return self._hands_over.stand_by(self._id, options.queues, room, options.lease, wake)
+
+    async def _stand_by(self, standby: Standby, runners: Runners) -> None:
+        """Rest, and take at once what this process stores meanwhile."""
         try:
             await self._rest()
         finally:
@@ -187,9 +198,10 @@ class Fetcher:
                 self._note(reservation.wait)
                 self._launch(runners, reservation, standby.asked_at)
 
-    def wake(self) -> None:
-        """Go on: there may be room, or it is time to stop."""
-        self._woken.set()
+    def freed(self, runners: Runners) -> None:
+        """Go on, if there is something to do: there may be room for more."""
+        if self._due or self._drain or self._wants_room or runners.stalled:
+            self._woken.set()
 
     def look_again(self) -> None:
         """Go on: something may be due."""

@@ -65,7 +65,7 @@ class Runners:
         loop: the worker's loop.
         report: takes each outcome, and ``None`` for an attempt whose lease is lost.
         note: takes the progress that tasks tell, from any thread.
-        freed: called when there is room for more; `start_next` is to follow.
+        freed: called when there is room for more; `start_next` is to follow if they are stalled.
     """
 
     def __init__(
@@ -194,6 +194,11 @@ class Runners:
         """
         while self._start():
             pass
+
+    @property
+    def stalled(self) -> bool:
+        """True if some wait that could start, and nobody is about to start them."""
+        return bool(self._ahead) and not self._awake and self.idle_places > 0
 
     def _start(self) -> bool:
         if not self._ahead or self.idle_places <= 0:

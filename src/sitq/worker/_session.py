@@ -137,8 +137,12 @@ class Session:
             self._loop,
             self._report,
             self._take_progress,
-            self._fetcher.wake,
+            self._freed,
         )
+
+    def _freed(self) -> None:
+        if self._runners is not None:
+            self._fetcher.freed(self._runners)
 
     def runs(self, context: TaskContext) -> bool:
         """Tell if a task is one that this worker runs; from any thread."""

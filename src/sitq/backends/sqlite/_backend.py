@@ -117,9 +117,11 @@ class SQLiteBackend:
         limit: int,
         lease: float,
         fulfilled: Callable[[], object],
-    ) -> Standby:
+    ) -> Standby | None:
         """See `sitq.standby.StandbyBackend.stand_by`."""
         state = self._use()
+        if self._users.count == 1:
+            return None
         wish = Reserve(worker, tuple(queues), limit, lease)
         undo = partial(_hand_back, state.loop)
         request = StandingRequest(state.loop, reserve, (wish,), undo, _gives, fulfilled)
