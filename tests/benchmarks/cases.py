@@ -127,18 +127,21 @@ def _latencies(settings: Settings) -> Iterator[Case]:
 
         return once
 
-    def here(place: Path, loop: str) -> float:
+    def here(place: Path, loop: str, pause: float = 0.005) -> float:
         store = store_in(place, kind=settings.store)
-        return p50(run_on(loop, latencies.round_trips_here, store, trips))
+        return p50(run_on(loop, latencies.round_trips_here, store, trips, pause))
 
     def idle(place: Path, loop: str) -> float:
         return latencies.idle_share(store_in(place, kind=settings.store), loop, 5 * settings.scale)
 
     trip, late = latencies.round_trips, latencies.lateness
-    rows: tuple[tuple[str, Callable[[Path, str], float], float], ...] = (
+    at_once = partial(latencies.round_trips, pause=0)
+    rows: tuple[tuple[str, Callable[[Path, str], float], float | None], ...] = (
         ("enqueue to result, two processes, p50", through(trip, trips, p50), 1.5),
         ("enqueue to result, two processes, p99", through(trip, trips, p99), 6),
         ("enqueue to result, one process, p50", here, 1),
+        ("the same without a pause, two processes, p50", through(at_once, trips, p50), None),
+        ("the same without a pause, one process, p50", partial(here, pause=0), None),
         ("start after eta, idle worker, p99", through(late, starts, p99), 10),
     )
     for name, work, most in rows:

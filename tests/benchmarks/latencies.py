@@ -44,16 +44,16 @@ def p99(times: Times) -> float:
     return sorted(times)[min(len(times) - 1, len(times) * 99 // 100)]
 
 
-async def round_trips(store: str, count: int) -> Times:
-    """Milliseconds from enqueue to result, the worker idle before each."""
+async def round_trips(store: str, count: int, pause: float = 0.005) -> Times:
+    """Milliseconds from enqueue to result, the worker idle for so many seconds before each."""
     async with TaskQueue(open_store(store)) as queue:
-        return await _round_trips(queue, count)
+        return await _round_trips(queue, count, pause)
 
 
-async def _round_trips(queue: TaskQueue, count: int) -> Times:
+async def _round_trips(queue: TaskQueue, count: int, pause: float) -> Times:
     times = []
     for _ in range(count):
-        await anyio.sleep(0.005)
+        await anyio.sleep(pause)
         start = time.perf_counter()
         result = await queue.get_result(await queue.enqueue(nothing), timeout=10)
         times.append((time.perf_counter() - start) * 1000)
@@ -62,13 +62,13 @@ async def _round_trips(queue: TaskQueue, count: int) -> Times:
     return times
 
 
-async def round_trips_here(store: str, count: int) -> Times:
+async def round_trips_here(store: str, count: int, pause: float = 0.005) -> Times:
     """The same with the worker in this process, sharing the backend."""
     backend = open_store(store)
     running = Worker(backend, poll_interval=60)
     async with TaskQueue(backend) as queue, anyio.create_task_group() as group:
         await group.start(running.start)
-        times = await _round_trips(queue, count)
+        times = await _round_trips(queue, count, pause)
         await running.stop()
     return times
 
