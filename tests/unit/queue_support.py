@@ -81,6 +81,24 @@ class SpyBackend(MemoryBackend):
                 self.listeners -= 1
 
 
+class Waiter:
+    """A call of `get_result` in a task of its own."""
+
+    def __init__(self) -> None:
+        self.scope = anyio.CancelScope()
+        self.ended = anyio.Event()
+        self.result: Result[Any] | None = None
+        self.error: Exception | None = None
+
+    async def run(self, queue: TaskQueue, task_id: str, timeout: float | None = None) -> None:
+        try:
+            with self.scope:
+                self.result = await queue.get_result(task_id, timeout)
+        except Exception as error:
+            self.error = error
+        self.ended.set()
+
+
 @asynccontextmanager
 async def spied_queue() -> AsyncIterator[tuple[TaskQueue, SpyBackend, FakeClock]]:
     """A queue on a store that can be watched, on a clock that stands still."""

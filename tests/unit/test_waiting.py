@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import Any
 
 import anyio
 import pytest
@@ -13,7 +12,6 @@ from anyio.lowlevel import checkpoint
 from sitq import (
     BackendBusyError,
     BackendConnectionError,
-    Result,
     SQLiteBackend,
     TaskNotFoundError,
     TaskQueue,
@@ -21,7 +19,7 @@ from sitq import (
     waiting,
 )
 from sitq.ids import new_task_id
-from tests.unit.queue_support import add, finish, spied_queue
+from tests.unit.queue_support import Waiter, add, finish, spied_queue
 
 pytestmark = pytest.mark.anyio
 
@@ -30,24 +28,6 @@ pytestmark = pytest.mark.anyio
 def grown_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have each task looked for at once, as if it had not been stored just now."""
     monkeypatch.setattr(waiting, "_YOUTH", 0.0)
-
-
-class Waiter:
-    """A call of `get_result` in a task of its own."""
-
-    def __init__(self) -> None:
-        self.scope = anyio.CancelScope()
-        self.ended = anyio.Event()
-        self.result: Result[Any] | None = None
-        self.error: Exception | None = None
-
-    async def run(self, queue: TaskQueue, task_id: str, timeout: float | None = None) -> None:
-        try:
-            with self.scope:
-                self.result = await queue.get_result(task_id, timeout)
-        except Exception as error:
-            self.error = error
-        self.ended.set()
 
 
 async def test_waiting_ends_with_the_task() -> None:
