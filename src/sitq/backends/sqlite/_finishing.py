@@ -43,16 +43,17 @@ def _succeed(work: Work, outcomes: list[Outcome]) -> bool:
             }
         )
         parameters = {"rows": rows, "blob": blob, "now": work.now}
-    work.execute("SAVEPOINT batch")
+    if len(outcomes) > 1:  # of one alone, there is nothing to take back
+        work.execute("SAVEPOINT batch")
     # Of two outcomes for one task, one got lost in the rows: then each is judged by itself.
-    accepted = work.execute(statement, parameters).rowcount
-    if accepted != len(outcomes):
+    is_accepted = work.execute(statement, parameters).rowcount == len(outcomes)
+    if is_accepted:
+        work.execute(_sql.DELETE_LEASES, {"rows": rows})
+    elif len(outcomes) > 1:
         work.execute("ROLLBACK TO batch")
+    if len(outcomes) > 1:
         work.execute("RELEASE batch")
-        return False
-    work.execute(_sql.DELETE_LEASES, {"rows": rows})
-    work.execute("RELEASE batch")
-    return True
+    return is_accepted
 
 
 def _finish_one(work: Work, outcome: Outcome) -> bool:
