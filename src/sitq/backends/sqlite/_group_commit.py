@@ -151,12 +151,15 @@ class GroupCommit(Gathering):
         if batch:
             self._write(batch)
             batch = self._put_back(batch)
-        if late := [request for request in batch if self._needs_disk(request)]:
-            if early := [request for request in batch if request not in late]:
-                self._answer(early)
+        early: list[Request[Any]] = []
+        late: list[Request[Any]] = []
+        for request in batch:
+            (late if self._needs_disk(request) else early).append(request)
+        if early or not late:
+            self._answer(early)
+        if late:
             self._keep(late)
-            batch = late
-        self._answer(batch)
+            self._answer(late)
         return self._more()
 
     def _answer(self, batch: list[Request[Any]]) -> None:
