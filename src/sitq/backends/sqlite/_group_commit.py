@@ -155,7 +155,7 @@ class GroupCommit(Gathering):
         late: list[Request[Any]] = []
         for request in batch:
             (late if self._needs_disk(request) else early).append(request)
-        if early or not late:
+        if early:
             self._answer(early)
         if late:
             self._keep(late)
