@@ -123,7 +123,8 @@ def wait_and_kill(queue: SyncTaskQueue, url: str, ids: Sequence[str]) -> int:
     kills = 0
     try:
         for task_id in ids:
-            while queue.get_result(task_id, timeout=random.uniform(0.2, 0.6)) is None:
+            # The first one dies while it starts; the later ones live long enough to do something.
+            while queue.get_result(task_id, random.uniform(0.2, 0.2 + 0.1 * kills)) is None:
                 victim = random.randrange(len(workers))
                 assert workers[victim].poll() is None, "a worker has ended by itself"
                 workers[victim].send_signal(signal.SIGKILL)

@@ -31,7 +31,7 @@ _CHUNK: Final = 500
 # The longest time between two looks, should the store's listener miss a change; seconds.
 _LOOK_EVERY: Final = 1.0
 # What was stored so recently is not looked for unless there is news; seconds.
-_YOUTH: Final = 0.005
+_YOUTH: Final = 0.003
 # Waits before a busy store is asked again: the first, and the longest; seconds.
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 2.0
@@ -216,20 +216,18 @@ class ResultWaiters:
             await listener.wait()
             changed = True  # whatever becomes of the scope meanwhile
 
-        young = list(self._unseen)
-        unseen: list[TaskId[Any]] = []
+        youth = [_YOUTH - age_of(task_id) for task_id in self._unseen]
         try:
             with anyio.CancelScope() as self._pause:
-                if young:
-                    with anyio.move_on_after(_YOUTH):
+                if youth:
+                    with anyio.move_on_after(min(youth)):
                         await hear()
-                    unseen = young
                 else:
                     await within(self._backend.clock, _LOOK_EVERY, hear)
                     changed = True
         finally:
             self._pause = None
-        return list(self._waiting) if changed else unseen
+        return list(self._waiting) if changed else []
 
     async def _look_for(self, task_ids: Iterable[TaskId[Any]]) -> None:
         remaining = iter(task_ids)

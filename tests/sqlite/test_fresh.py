@@ -62,6 +62,12 @@ async def test_who_listens_gets_them_without_a_look(tmp_path: Path, reads: list[
         assert reads == ["get_results"]
 
 
+async def test_an_id_may_be_asked_for_twice(tmp_path: Path) -> None:
+    async with opened(tmp_path / "q.db") as backend, backend.listen("results"):
+        ids = await ended(backend)
+        assert list(await backend.get_results(ids * 2)) == ids
+
+
 async def test_what_is_asked_for_besides_them_is_looked_for(
     tmp_path: Path, reads: list[str]
 ) -> None:

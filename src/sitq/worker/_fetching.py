@@ -8,6 +8,7 @@ import anyio
 import anyio.lowlevel
 
 from sitq.clock import within
+from sitq.models import Outcome
 from sitq.standby import StandbyBackend
 from sitq.worker._misses import missed
 from sitq.worker._reporter import Reporter, Streak
@@ -165,7 +166,7 @@ class Fetcher:
         """Wait to be woken, for the next eta, or for the next poll."""
         await anyio.lowlevel.checkpoint()  # what was launched begins first
         if not self._woken.is_set():
-            standby = None if self._due or self._drain else self._wish(runners.room)
+            standby = None if self._due or self._drain else self._wish(runners.vacant)
             if standby is None:
                 await self._rest()
             else:
@@ -179,6 +180,7 @@ class Fetcher:
         await within(self._clock, pause, self._woken.wait)
 
     def _wish(self, room: int) -> Standby | None:
+        # Only for what can start at once: others may have a place for it.
         if self._hands_over is None or not room:
             self._wants_room = self._hands_over is not None
             return None
@@ -192,9 +194,18 @@ class Fetcher:
         try:
             await self._rest()
         finally:
-            with anyio.CancelScope(shield=True):
-                reservation = await standby.end()
-            if reservation.tasks:
+            await self._end(standby, runners)
+
+    async def _end(self, standby: Standby, runners: Runners) -> None:
+        """Take what a wish has given; who is about to stop does not wait for it."""
+        with anyio.CancelScope() as scope:
+            if self._stopping:
+                scope.cancel()
+            reservation = await standby.end()
+            if self._stopping:
+                for task in reservation.tasks:
+                    self._reporter.add(task.lease, Outcome.release(task.lease))
+            elif reservation.tasks:
                 self._note(reservation.wait)
                 self._launch(runners, reservation, standby.asked_at)
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sitq.protocols import Clock
     from sitq.worker._execution import Execution
 
-__all__ = ["Company", "Runner"]
+__all__ = ["Company", "Runner", "contain"]
 
 _log: Final = logging.getLogger(__name__)
 
@@ -180,6 +180,20 @@ class Runner:
             gone = cancelled and not scope.cancel_called
             self._company.settle(execution, self._seconds, gone=gone)
         self._company.conclude(execution, outcome)
+
+
+async def contain(runner: Runner) -> None:
+    """Run a runner on trio, which has a word of its own for a nursery that a task left open.
+
+    It says it to the nursery around, once the runner has ended.
+    """
+    try:
+        async with anyio.create_task_group() as group:
+            group.start_soon(runner.run)
+    except ExceptionGroup:
+        if not runner.has_ended:
+            raise
+        _log.warning("a task left a nursery open; what runs in it is nobody's any more")
 
 
 class _LeftOpenError(Exception):

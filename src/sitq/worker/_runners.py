@@ -19,7 +19,7 @@ import anyio
 from sitq.context import Ties
 from sitq.models import Outcome, OutcomeKind
 from sitq.worker._execution import End, Execution
-from sitq.worker._runner import Runner
+from sitq.worker._runner import Runner, contain
 from sitq.worker._workshop import Workshop
 
 if TYPE_CHECKING:
@@ -112,6 +112,11 @@ class Runners:
     def idle_places(self) -> int:
         """How many more could start at once."""
         return self._options.max_concurrency - len(self._running) - len(self._left)
+
+    @property
+    def vacant(self) -> int:
+        """How many more could start at once, besides those that wait."""
+        return max(0, self.idle_places - len(self._ahead))
 
     @property
     def room(self) -> int:
@@ -217,7 +222,7 @@ class Runners:
         """Have a new runner run what was taken for it."""
         on_asyncio = self._loop.asyncio is not None
         runner = Runner(self, self._clock, execution, on_asyncio=on_asyncio)
-        self._group.start_soon(runner.run if on_asyncio else partial(_contain, runner))
+        self._group.start_soon(runner.run if on_asyncio else partial(contain, runner))
 
     def _one_waits(self) -> None:
         """Let the next one begin while an attempt waits; in the loop."""
@@ -333,17 +338,3 @@ class Runners:
                 await ended.wait()
             finally:
                 self._freed = before
-
-
-async def _contain(runner: Runner) -> None:
-    """Run a runner on trio, which has a word of its own for a nursery that a task left open.
-
-    It says it to the nursery around, once the runner has ended.
-    """
-    try:
-        async with anyio.create_task_group() as group:
-            group.start_soon(runner.run)
-    except ExceptionGroup:
-        if not runner.has_ended:
-            raise
-        _log.warning("a task left a nursery open; what runs in it is nobody's any more")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -16,7 +16,7 @@ from sitq.backends.sqlite._reserving import Reserve, reserve
 from sitq.backends.sqlite._session import Session
 from sitq.backends.sqlite._transaction import join
 from sitq.clock import checked_clock
-from sitq.errors import ValidationError
+from sitq.errors import BackendError, ValidationError
 from sitq.models import Outcome, Reservation
 from sitq.protocols import Sweep
 
@@ -134,7 +134,8 @@ class SQLiteBackend:
     async def sweep(self, max_crashes: int, limit: int = 1000) -> Sweep:
         """See `sitq.protocols.Backend.sweep`."""
         database = self._use().database
-        await database.flush()
+        with suppress(BackendError):  # it stays to be done, and what is due is due all the same
+            await database.flush()
         if not await database.read(_units.sweep_is_due):
             return Sweep(0, 0, 0)
         limits = _units.SweepLimits(max_crashes, limit)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from sitq.backends._batching import Request, Undo, join
 from sitq.backends.sqlite._connection import Connection, nothing
 from sitq.backends.sqlite._errors import is_busy, translated
-from sitq.backends.sqlite._group_commit import GroupCommit
+from sitq.backends.sqlite._group_commit import GroupCommit, StandingRequest
 from sitq.backends.sqlite._work import Work
 
 if TYPE_CHECKING:
@@ -101,7 +101,6 @@ class Database:
             self._write,
             self._needs_disk,
             self._keep,
-            clock.monotonic,
             prompts,
         )
 
@@ -140,9 +139,9 @@ class Database:
     def _end(self) -> None:
         # What gathered behind the batch that is being written has no place in the queue yet.
         self.commits.drain()
-        with suppress(OSError):  # what it was to keep, a power cut may undo
+        with suppress(OSError, sqlite3.Error):  # what it was to keep, a power cut may undo
             if self._durability.is_behind:
-                self._durability.flush()
+                self._flush()
         self._durability.close()
         self._connection.close_raw()
 
@@ -172,7 +171,10 @@ class Database:
             BackendError: the disk could not.
         """
         if self._durability.is_behind:
-            await self._ask("flush", self._durability.flush, self._connection)
+            await self._ask("flush", self._flush, self._connection)
+
+    def _flush(self) -> None:
+        self._durability.flush(self._connection.opened)
 
     def call(self, unit: Callable[..., T], *parameters: Any) -> T:
         """Run a unit of work in a transaction, from any thread, and block until it is done."""
@@ -231,8 +233,8 @@ class Database:
     def _keep(self, batch: list[Request[Any]]) -> None:
         """Have on the disk what is about to be acknowledged."""
         try:
-            self._durability.flush()
-        except OSError as error:
+            self._flush()
+        except (OSError, sqlite3.Error) as error:
             for request in batch:
                 request.error = translated(request.operation.__name__, self._path, error)
 
@@ -243,6 +245,11 @@ class Database:
         changes = connection.total_changes
         connection.execute("BEGIN IMMEDIATE")
         try:
+            # Not before the lock was had: leases count from here.
+            asked_at = self._clock.monotonic()
+            for request in batch:
+                if isinstance(request, StandingRequest):
+                    request.asked_at = asked_at
             work = Work(connection, self._clock.now())
             answers = [_carry_out(work, operation, group) for operation, group in join(batch)]
             connection.execute("COMMIT")

@@ -7,6 +7,7 @@ log is flushed afterwards. A later flush includes all that was committed before.
 
 from __future__ import annotations
 
+import errno
 import os
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final
@@ -45,6 +46,7 @@ class Durability:
         self._is_full = True
         self._is_safe = True
         self._file: int | None = None
+        self._is_doubtful = False
         # True if a power cut could undo what has been committed.
         self.is_behind = False
 
@@ -75,19 +77,34 @@ class Durability:
             return False
         return self._promises.get(operation) is Promise.ACKNOWLEDGED
 
-    def flush(self) -> None:
+    def flush(self, connection: sqlite3.Connection) -> None:
         """Have the disk keep all that has been committed so far.
 
         Raises:
             OSError: it could not.
+            sqlite3.Error: nor could it put right what a flush that failed has left.
         """
         if self._log is None:
             return
+        if self._is_doubtful:
+            self._start_anew(connection)
         if self._file is None:
             # SQLite locks nothing in its log, so a descriptor of ours ends no lock of its own.
             self._file = os.open(self._log, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        self._is_doubtful = True
         os.fdatasync(self._file)
+        self._is_doubtful = False
         self.is_behind = False
+
+    def _start_anew(self, connection: sqlite3.Connection) -> None:
+        """Empty the log into the file.
+
+        After a flush that failed, Linux takes what it could not write for written: a later flush
+        of the log that goes well says nothing of it.
+        """
+        busy, *_ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if busy:
+            raise OSError(errno.EBUSY, "the log is in use, and a flush of it has failed before")
 
     def close(self) -> None:
         """Give the log up. Calling it twice is fine."""

@@ -43,6 +43,7 @@ class StandingRequest(Request[O]):
         super().__init__(loop, operation, items, undo)
         self.gives: Final = gives
         self._fulfilled: Final = fulfilled
+        # When it was carried out last, by the monotonic clock; the writer notes it.
         self.asked_at = 0.0
         self.ended = False
 
@@ -67,7 +68,6 @@ class GroupCommit(Gathering):
         write: carries out a batch in that thread; answers or an error go into each request.
         needs_disk: tells if a request that was carried out has to wait for the disk.
         keep: waits for the disk for some requests.
-        monotonic: the clock of those who stand by.
         prompts: the operations that may fulfil a standing request.
     """
 
@@ -78,7 +78,6 @@ class GroupCommit(Gathering):
         write: Callable[[list[Request[Any]]], None],
         needs_disk: Callable[[Request[Any]], bool],
         keep: Callable[[list[Request[Any]]], None],
-        monotonic: Callable[[], float],
         prompts: frozenset[Callable[..., Any]],
     ) -> None:
         super().__init__(loop)
@@ -86,7 +85,6 @@ class GroupCommit(Gathering):
         self._write = write
         self._needs_disk = needs_disk
         self._keep = keep
-        self._monotonic = monotonic
         self._prompts = prompts
         self._standing: list[StandingRequest[Any]] = []
 
@@ -115,9 +113,6 @@ class GroupCommit(Gathering):
             return batch
         with self._lock:
             standing, self._standing = self._standing, []
-        now = self._monotonic()
-        for request in standing:
-            request.asked_at = now
         return batch + standing
 
     def _put_back(self, batch: list[Request[Any]]) -> list[Request[Any]]:

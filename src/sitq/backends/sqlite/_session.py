@@ -136,7 +136,7 @@ class Session:
         fresh = self._fresh
         if any(fresh.get(task_id) is None for task_id in task_ids):
             return None
-        return {task_id: fresh.pop(task_id) for task_id in task_ids}
+        return {task_id: fresh.pop(task_id) for task_id in dict.fromkeys(task_ids)}
 
     def forget_fresh(self) -> None:
         """Keep no results in memory for those who listened."""

@@ -1,0 +1,117 @@
+"""A worker that shares a queue's backend stands by for what that process stores."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+
+import anyio
+import pytest
+
+from sitq import SQLiteBackend, TaskQueue, TaskStatus, Worker
+from sitq.standby import Standby
+from tests.worker.gate import GATE, ended, until
+
+pytestmark = pytest.mark.anyio
+
+
+async def held() -> None:
+    GATE.enter()
+    while not GATE.opened.is_set():  # noqa: ASYNC110 - threads set it too
+        await anyio.sleep(0.002)
+    GATE.leave()
+
+
+async def nothing() -> None:
+    pass
+
+
+class Watched(SQLiteBackend):
+    """A store that notes who stands by, and for how many tasks."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.wishes: list[tuple[int, Standby]] = []
+
+    def stand_by(
+        self,
+        worker: str,
+        queues: Sequence[str],
+        limit: int,
+        lease: float,
+        fulfilled: Callable[[], object],
+    ) -> Standby | None:
+        standby = super().stand_by(worker, queues, limit, lease, fulfilled)
+        if standby is not None:
+            self.wishes.append((limit, standby))
+        return standby
+
+
+@asynccontextmanager
+async def working(
+    path: Path, places: int = 2
+) -> AsyncIterator[tuple[TaskQueue, Watched, Worker, anyio.abc.TaskGroup]]:
+    """A queue, and a worker on the same backend that stands by."""
+    backend = Watched(path)
+    async with TaskQueue(backend) as queue, anyio.create_task_group() as group:
+        worker = Worker(backend, max_concurrency=places, poll_interval=60)
+        await group.start(worker.start)
+        await until(lambda: backend.wishes)
+        yield queue, backend, worker, group
+        GATE.opened.set()
+        await worker.stop()
+
+
+@asynccontextmanager
+async def locked(path: Path) -> AsyncIterator[None]:
+    """Hold the lock of all writers."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        yield
+        connection.execute("ROLLBACK")
+
+
+async def test_it_takes_what_it_can_start_and_leaves_the_rest_to_others(tmp_path: Path) -> None:
+    async with working(tmp_path / "q.db", places=1) as (queue, backend, _, _):
+        assert [limit for limit, _ in backend.wishes] == [1]
+        await queue.enqueue(held)
+        await until(GATE.entered.is_set)
+        await anyio.wait_all_tasks_blocked()
+        wishes = len(backend.wishes)
+        task_id = await queue.enqueue(nothing)
+        assert (await queue.get_task(task_id)).status is TaskStatus.PENDING
+        assert len(backend.wishes) == wishes
+        GATE.opened.set()
+        assert (await ended(queue, task_id)).status is TaskStatus.SUCCESS
+        await until(lambda: len(backend.wishes) > wishes)
+
+
+async def test_the_lease_counts_from_when_the_lock_was_had(tmp_path: Path) -> None:
+    path = tmp_path / "q.db"
+    async with working(path) as (queue, backend, _, group):
+        (_, standby) = backend.wishes[-1]
+        async with locked(path):
+            group.start_soon(queue.enqueue, nothing)
+            await anyio.sleep(0.2)
+            had_at = backend.clock.monotonic()
+        await until(lambda: standby.asked_at)
+        assert standby.asked_at >= had_at
+
+
+async def test_who_stops_does_not_wait_for_a_wish(tmp_path: Path) -> None:
+    path = tmp_path / "q.db"
+    async with working(path) as (queue, backend, worker, group):
+        async with locked(path):
+            group.start_soon(queue.enqueue, held)
+            await anyio.sleep(0.1)  # the transaction has begun to ask for the lock
+            with anyio.fail_after(5):
+                await worker.stop()
+        # What was reserved for it all the same is handed back.
+        async with backend.listen("tasks") as listener:
+            with anyio.move_on_after(0.1):
+                await listener.wait()
+        reservation = await backend.reserve("another", ["default"], 1, 30.0)
+        assert [task.attempt for task in reservation.tasks] == [1]
+        assert not GATE.entered.is_set()
