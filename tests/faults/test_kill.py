@@ -165,7 +165,8 @@ def test_a_poison_task_takes_few_innocent_ones_along(company: Crew) -> None:
     failed = query(company.place, "SELECT function FROM tasks WHERE status = 'failed'")
     assert query(company.place, OPEN) == [(0,)]
     assert ("tests.faults.crew:poison",) in failed
-    assert len(failed) <= 8, len(failed)  # what ran beside it at the same time
+    # What ran beside it at the same time, and what had ended and was not stored yet.
+    assert len(failed) <= 2 * 8, len(failed)
 
 
 OPEN = "SELECT count(*) FROM tasks WHERE finished_at IS NULL"
