@@ -32,7 +32,7 @@ __all__ = ["Database", "retrying"]
 T = TypeVar("T")
 
 BUSY_SECONDS: Final = 10.0
-_FIRST_PAUSE: Final = 0.0005
+_FIRST_PAUSE: Final = 0.0001
 _LONGEST_PAUSE: Final = 0.02
 
 
