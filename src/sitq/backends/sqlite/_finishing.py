@@ -43,15 +43,16 @@ def _succeed(work: Work, outcomes: list[Outcome]) -> bool:
             }
         )
         parameters = {"rows": rows, "blob": blob, "now": work.now}
-    if len(outcomes) > 1:  # of one alone, there is nothing to take back
+    is_batch = len(outcomes) > 1  # of one alone, there is nothing to take back
+    if is_batch:
         work.execute("SAVEPOINT batch")
     # Of two outcomes for one task, one got lost in the rows: then each is judged by itself.
     is_accepted = work.execute(statement, parameters).rowcount == len(outcomes)
     if is_accepted:
         work.execute(_sql.DELETE_LEASES, {"rows": rows})
-    elif len(outcomes) > 1:
+    elif is_batch:
         work.execute("ROLLBACK TO batch")
-    if len(outcomes) > 1:
+    if is_batch:
         work.execute("RELEASE batch")
     return is_accepted
 
