@@ -114,9 +114,10 @@ class Session:
     def _tell(self, work: Work) -> None:
         """Wake those who wait for a change; in the database thread, after the commit."""
         topics = work.topics
+        # Before the bell, which wakes those who ask for them.
+        self._fresh = self._results_of(work) if "results" in topics else {}
         if topics and self._bell is not None:
             self._bell.ring(topics)
-        self._fresh = self._results_of(work) if "results" in topics else {}
         if topics:
             self.listeners.notify(topics)
 

@@ -29,11 +29,12 @@ class Work:
     """The new tasks that nobody has reserved yet."""
     ended: list[TaskId[Any]] = field(default_factory=list)
     """The tasks whose attempts have come to an end."""
+    now: int = field(init=False)
+    """The moment in microseconds."""
 
-    @property
-    def now(self) -> int:
-        """The moment in microseconds."""
-        return to_micros(self.moment)
+    def __post_init__(self) -> None:
+        """Count the microseconds once; nearly every statement is given them."""
+        self.now = to_micros(self.moment)
 
     @property
     def topics(self) -> set[Topic]:
