@@ -23,7 +23,7 @@ from sitq.backends.sqlite._work import Work
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from sitq._loops import LoopRef
+    from sitq._loops import LoopRef, Mailbox
     from sitq.backends.sqlite._durability import Durability
     from sitq.protocols import Clock
 
@@ -67,6 +67,7 @@ class Database:
         check: raises if the store is not there any more; before each transaction.
         path: for error texts.
         loop: the loop that all callers run in.
+        mail: reaches it from the database threads.
         clock: read once a transaction.
         durability: when what a transaction did is on the disk.
         prompts: the operations that may give something to those who stand by.
@@ -81,6 +82,7 @@ class Database:
         check: Callable[[], None],
         path: str,
         loop: LoopRef,
+        mail: Mailbox,
         clock: Clock,
         durability: Durability,
         prompts: frozenset[Callable[..., Any]],
@@ -89,6 +91,7 @@ class Database:
         self._check = check
         self._path = path
         self._loop = loop
+        self._mail = mail
         self._clock = clock
         self._durability = durability
         self._committed = committed
@@ -97,6 +100,7 @@ class Database:
         self._reader: Connection | None = None
         self.commits: Final = GroupCommit(
             loop,
+            mail,
             self._connection.post,
             self._write,
             self._needs_disk,
@@ -198,7 +202,7 @@ class Database:
                 request.answers = [retrying(function, BUSY_SECONDS)]
             except BaseException as error:  # noqa: BLE001 - it belongs to the caller
                 request.error = translated(name, self._path, error)
-            self._loop.call_soon(request.wake)
+            self._mail.post(request.wake)
 
         connection.post(run)
         await request.wait()

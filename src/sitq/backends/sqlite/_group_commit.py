@@ -10,7 +10,7 @@ from sitq.backends._batching import Gathering, Request, Undo, operation_of, wake
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from sitq._loops import LoopRef
+    from sitq._loops import LoopRef, Mailbox
 
 __all__ = ["GroupCommit", "StandingRequest"]
 
@@ -64,6 +64,7 @@ class GroupCommit(Gathering):
 
     Args:
         loop: the loop that all requests come from.
+        mail: reaches it from the thread that writes.
         schedule: has a function called soon by the one thread that writes.
         write: carries out a batch in that thread; answers or an error go into each request.
         needs_disk: tells if a request that was carried out has to wait for the disk.
@@ -74,6 +75,7 @@ class GroupCommit(Gathering):
     def __init__(
         self,
         loop: LoopRef,
+        mail: Mailbox,
         schedule: Callable[[Callable[[], None]], None],
         write: Callable[[list[Request[Any]]], None],
         needs_disk: Callable[[Request[Any]], bool],
@@ -81,6 +83,7 @@ class GroupCommit(Gathering):
         prompts: frozenset[Callable[..., Any]],
     ) -> None:
         super().__init__(loop)
+        self._mail = mail
         self._schedule = schedule
         self._write = write
         self._needs_disk = needs_disk
@@ -161,4 +164,4 @@ class GroupCommit(Gathering):
         # At once, so that whatever is asked next finds it undone.
         if reverses := self._settle(batch):
             self._write(reverses)
-        self._loop.call_soon(partial(wake_all, batch))
+        self._mail.post(partial(wake_all, batch))

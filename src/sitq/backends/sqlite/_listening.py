@@ -15,7 +15,7 @@ from sitq.errors import SitqError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator
 
-    from sitq._loops import LoopRef
+    from sitq._loops import LoopRef, Mailbox
     from sitq.protocols import Listener, Topic
 
 __all__ = ["Listeners"]
@@ -62,6 +62,7 @@ class Listeners:
 
     Args:
         loop: the loop that they run in.
+        mail: reaches it from the database threads.
         bell: the bell's path; ``None``: nobody else can change the store.
         look: the version of the store, which changes with the commits of others.
     """
@@ -69,10 +70,12 @@ class Listeners:
     def __init__(
         self,
         loop: LoopRef,
+        mail: Mailbox,
         bell: str | None,
         look: Callable[[], Awaitable[int]],
     ) -> None:
         self._loop = loop
+        self._mail = mail
         self._bell = bell
         self._look = look
         self._mark: bytes | None = None
@@ -97,7 +100,7 @@ class Listeners:
     def notify(self, topics: set[Topic]) -> None:
         """Tell of a commit of this instance, after its bell has rung; from any thread."""
         if any(self._ears[topic] for topic in topics):
-            self._loop.call_soon(lambda: self._ring(topics))
+            self._mail.post(lambda: self._ring(topics))
 
     def _ring(self, topics: Iterable[Topic]) -> None:
         for topic in topics:

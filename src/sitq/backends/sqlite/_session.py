@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, Final
 
+from sitq._loops import Mailbox
 from sitq.backends.sqlite import _schema, _sql
 from sitq.backends.sqlite._bell import Bell
 from sitq.backends.sqlite._commits import CommitWatch
@@ -57,6 +58,7 @@ class Session:
         self._bell: Bell | None = None
         self._commits: CommitWatch | None = None
         self._fresh: dict[TaskId[Any], Result[Any] | None] = {}
+        self._mail: Final = Mailbox(loop)
         self.database: Final = Database(
             self._connect,
             None if path == MEMORY else self._connect_again,
@@ -64,13 +66,14 @@ class Session:
             self._check_file,
             path,
             loop,
+            self._mail,
             clock,
             Durability(f"{path}-wal" if _is_flushed(path, synchronous) else None, _PROMISES),
             frozenset({enqueue}),
             self._tell,
         )
         bell = None if path == MEMORY else f"{path}-bell"
-        self.listeners: Final = Listeners(loop, bell, self._look)
+        self.listeners: Final = Listeners(loop, self._mail, bell, self._look)
 
     def _connect(self) -> sqlite3.Connection:
         """Check, open and migrate the file; in the database thread."""
@@ -171,15 +174,23 @@ class Session:
 
     async def connect(self) -> None:
         """Open the file, or make it."""
-        await self.database.connect()
+        try:
+            await self.database.connect()
+        except BaseException:
+            self._mail.close()
+            raise
 
     def abandon(self) -> None:
         """Close the connections soon; what was asked of them before is done."""
         self.database.abandon()
+        self._mail.abandon()
 
     async def close(self) -> None:
         """Close the connections, after all that was asked of them before."""
-        await self.database.close()
+        try:
+            await self.database.close()
+        finally:
+            self._mail.close()
 
     def _disconnected(self) -> None:
         """Give the bell up; in the database thread, so that a cancelled opening does it too."""
