@@ -1,6 +1,7 @@
-"""The port of stores that hand a task to a worker in the very transaction that stores it.
+"""The port of stores that know who waits for tasks.
 
-It is optional: without it a worker hears of a new task, and asks for it then.
+Such a store hands a task to a worker in the very transaction that stores it, or as soon as it
+hears of it. It is optional: without it a worker hears of a new task, and asks for it then.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from sitq.models import Reservation
+    from sitq.protocols import Listener
 
 __all__ = ["Standby", "StandbyBackend"]
 
@@ -25,17 +27,23 @@ class Standby(Protocol):
         """When it was fulfilled, or a moment before, on the clock's ``monotonic()``."""
         ...
 
-    async def end(self) -> Reservation:
-        """Wish no more, and return what was reserved, if anything; to be called once.
+    async def end(self) -> Reservation | None:
+        """Wish no more, and return what was reserved; to be called once.
 
         If the caller is cancelled, what was reserved is handed back.
+
+        Returns:
+            ``None`` if nothing was asked for yet.
+
+        Raises:
+            BackendError: the store was asked, and could not do it.
         """
         ...
 
 
 @runtime_checkable
 class StandbyBackend(Backend, Protocol):
-    """A store that can reserve what it stores at once."""
+    """A store that can reserve new tasks by itself."""
 
     def stand_by(
         self,
@@ -43,21 +51,22 @@ class StandbyBackend(Backend, Protocol):
         queues: Sequence[str],
         limit: int,
         lease: float,
+        listener: Listener,
         fulfilled: Callable[[], object],
-    ) -> Standby | None:
-        """Reserve tasks as `reserve` does, as soon as this instance stores some; in the loop.
+    ) -> Standby:
+        """Reserve tasks as `reserve` does, as soon as there are new ones; in the loop.
 
-        It is fulfilled once. What other instances store, and what becomes due with time, is not
-        waited for. Tasks that are reserved in the transaction that stores them need not be told
-        to those who listen for tasks.
-
-        ``None``: it is not worth the effort, since nobody else has this instance open.
+        It is fulfilled once: by what this instance stores, as soon as it gives a task; or by the
+        news that others have stored some, whatever it gives then. What becomes due with time is
+        not waited for. Tasks that are reserved in the transaction that stores them need not be
+        told to those who listen for tasks.
 
         Args:
             worker: as for `reserve`, and so are ``queues``, ``limit`` and ``lease``.
             queues: see above.
             limit: see above.
             lease: see above.
-            fulfilled: called in the loop once something has been reserved; `Standby.end` has it.
+            listener: the worker's own for tasks; it need not hear of news that fulfil the wish.
+            fulfilled: called in the loop once the wish is fulfilled; `Standby.end` has the rest.
         """
         ...

@@ -12,6 +12,7 @@ import anyio
 import pytest
 
 from sitq import SQLiteBackend, TaskQueue, TaskStatus, Worker
+from sitq.protocols import Listener
 from sitq.standby import Standby
 from tests.worker.gate import GATE, ended, until
 
@@ -42,11 +43,11 @@ class Watched(SQLiteBackend):
         queues: Sequence[str],
         limit: int,
         lease: float,
+        listener: Listener,
         fulfilled: Callable[[], object],
-    ) -> Standby | None:
-        standby = super().stand_by(worker, queues, limit, lease, fulfilled)
-        if standby is not None:
-            self.wishes.append((limit, standby))
+    ) -> Standby:
+        standby = super().stand_by(worker, queues, limit, lease, listener, fulfilled)
+        self.wishes.append((limit, standby))
         return standby
 
 

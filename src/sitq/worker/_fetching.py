@@ -15,7 +15,7 @@ from sitq.worker._reporter import Reporter, Streak
 
 if TYPE_CHECKING:
     from sitq.models import Reservation
-    from sitq.protocols import Backend
+    from sitq.protocols import Backend, Listener
     from sitq.registry import Registry
     from sitq.standby import Standby
     from sitq.worker._leases import Heartbeats
@@ -65,6 +65,8 @@ class Fetcher:
         # What has ended a drain before its time.
         self.error: Exception | None = None
         self._stopping = False
+        self._streak = Streak("reserve tasks", longest=5.0)
+        self._listener: Listener | None = None
         self._woken = anyio.Event()
         # True if tasks may be due that the last look at the store did not see.
         self._due = True
@@ -78,7 +80,6 @@ class Fetcher:
 
     async def run(self, runners: Runners) -> None:
         """Reserve whenever there is room and something may be due, until stopped or drained."""
-        streak = Streak("reserve tasks", longest=5.0)
         if self._drain:
             await self._sweep_all()
         while not (self._stopping or self.error):
@@ -92,9 +93,9 @@ class Fetcher:
                     if self._drain:
                         self.error = error
                         return
-                    self._look_in(streak.fail(error))
+                    self._look_in(self._streak.fail(error))
                 else:
-                    streak.succeed()
+                    self._streak.succeed()
                     self._note(wait)
                     if self._due:
                         # More of it is fetched when there is room again.
@@ -180,17 +181,18 @@ class Fetcher:
         await within(self._clock, pause, self._woken.wait)
 
     def _wish(self, room: int) -> Standby | None:
-        # Only for what can start at once: others may have a place for it.
-        if self._hands_over is None or not room:
-            self._wants_room = self._hands_over is not None
+        if self._hands_over is None or self._listener is None:
             return None
-        self._wants_room = False
-        options = self._options
+        # Only for what can start at once: others may have a place for it.
+        self._wants_room = not room
+        if not room:
+            return None
+        queues, lease = self._options.queues, self._options.lease
         wake = self._woken.set
-        return self._hands_over.stand_by(self._id, options.queues, room, options.lease, wake)
+        return self._hands_over.stand_by(self._id, queues, room, lease, self._listener, wake)
 
     async def _stand_by(self, standby: Standby, runners: Runners) -> None:
-        """Rest, and take at once what this process stores meanwhile."""
+        """Rest, and take at once what is stored meanwhile."""
         try:
             await self._rest()
         finally:
@@ -201,11 +203,19 @@ class Fetcher:
         with anyio.CancelScope() as scope:
             if self._stopping:
                 scope.cancel()
-            reservation = await standby.end()
+            try:
+                reservation = await standby.end()
+            except Exception as error:  # noqa: BLE001 - a store in trouble never ends a worker
+                again_at = self._clock.monotonic() + self._streak.fail(error)
+                self._look_at = min(self._look_at, again_at)
+                return
+            if reservation is None:
+                return
+            self._streak.succeed()
             if self._stopping:
                 for task in reservation.tasks:
                     self._reporter.add(task.lease, Outcome.release(task.lease))
-            elif reservation.tasks:
+            else:
                 self._note(reservation.wait)
                 self._launch(runners, reservation, standby.asked_at)
 
@@ -213,6 +223,11 @@ class Fetcher:
         """Go on, if there is something to do: there may be room for more."""
         if self._due or self._drain or self._wants_room or runners.stalled:
             self._woken.set()
+
+    def hear(self, listener: Listener) -> None:
+        """Go on: this listener says that there may be new tasks."""
+        self._listener = listener
+        self.look_again()
 
     def look_again(self) -> None:
         """Go on: something may be due."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from sitq.context import TaskContext
     from sitq.models import Lease, Outcome, Progress
-    from sitq.protocols import Backend, Serializer, Topic
+    from sitq.protocols import Backend, Listener, Serializer, Topic
     from sitq.registry import Registry
     from sitq.worker._options import WorkerOptions
 
@@ -92,8 +92,8 @@ class Session:
         try:
             async with anyio.create_task_group() as services:
                 services.start_soon(self._reporter.run)
-                services.start_soon(self._listen, "tasks", self._fetcher.look_again)
-                services.start_soon(self._listen, "cancels", self._beats.beat_now)
+                services.start_soon(self._listen, "tasks", self._fetcher.hear)
+                services.start_soon(self._listen, "cancels", lambda _: self._beats.beat_now())
                 services.start_soon(self._note_progress)
                 services.start_soon(self._watch)
                 services.start_soon(self._sweep)
@@ -160,16 +160,16 @@ class Session:
 
     # -- the services beside -----------------------------------------------------------------
 
-    async def _listen(self, topic: Topic, heard: Callable[[], object]) -> None:
+    async def _listen(self, topic: Topic, heard: Callable[[Listener], object]) -> None:
         streak = Streak(f"listen for {topic}", longest=5.0)
         while True:
             try:
                 async with self._backend.listen(topic) as listener:
-                    heard()
+                    heard(listener)
                     while True:
                         await listener.wait()
                         streak.succeed()
-                        heard()
+                        heard(listener)
             except Exception as error:  # noqa: BLE001 - polling goes on meanwhile
                 await anyio.sleep(streak.fail(error))
 

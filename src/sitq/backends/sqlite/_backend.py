@@ -116,15 +116,14 @@ class SQLiteBackend:
         queues: Sequence[str],
         limit: int,
         lease: float,
+        listener: Listener,
         fulfilled: Callable[[], object],
-    ) -> Standby | None:
+    ) -> Standby:
         """See `sitq.standby.StandbyBackend.stand_by`."""
         state = self._use()
-        if self._users.count == 1:
-            return None
         wish = Reserve(worker, tuple(queues), limit, lease)
         undo = partial(_hand_back, state.loop)
-        request = StandingRequest(state.loop, reserve, (wish,), undo, _gives, fulfilled)
+        request = StandingRequest(state.loop, reserve, (wish,), undo, _gives, fulfilled, listener)
         return _Standby(state.database.commits, request)
 
     async def finish(self, outcomes: Sequence[Outcome]) -> list[bool]:
@@ -201,9 +200,9 @@ class _Standby:
     def asked_at(self) -> float:
         return self._request.asked_at
 
-    async def end(self) -> Reservation:
+    async def end(self) -> Reservation | None:
         reservations = await self._commits.end(self._request)
-        return reservations[0] if reservations else Reservation((), None)
+        return None if reservations is None else reservations[0]
 
 
 def _gives(reservations: list[Reservation]) -> bool:

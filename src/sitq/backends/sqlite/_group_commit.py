@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from sitq._loops import LoopRef, Mailbox
+    from sitq.protocols import Listener
 
 __all__ = ["GroupCommit", "StandingRequest"]
 
@@ -18,7 +19,7 @@ O = TypeVar("O")  # noqa: E741 - what comes out
 
 
 class StandingRequest(Request[O]):
-    """A request that waits until carrying it out gives something.
+    """A request that waits until carrying it out gives something, or there is news from outside.
 
     Args:
         loop: the loop that it comes from.
@@ -26,10 +27,11 @@ class StandingRequest(Request[O]):
         items: what for.
         undo: see `Request`.
         gives: tells if answers are something.
-        fulfilled: called in the loop once they are.
+        fulfilled: called in the loop once they are, or are an answer to the news.
+        listener: who need not be told of the news.
     """
 
-    __slots__ = ("_fulfilled", "asked_at", "ended", "gives")
+    __slots__ = ("_fulfilled", "asked_at", "gives", "is_last", "listener")
 
     def __init__(
         self,
@@ -39,17 +41,20 @@ class StandingRequest(Request[O]):
         undo: Undo[O],
         gives: Callable[[list[O]], bool],
         fulfilled: Callable[[], object],
+        listener: Listener,
     ) -> None:
         super().__init__(loop, operation, items, undo)
         self.gives: Final = gives
+        self.listener: Final = listener
         self._fulfilled: Final = fulfilled
         # When it was carried out last, by the monotonic clock; the writer notes it.
         self.asked_at = 0.0
-        self.ended = False
+        # True if it is not to wait any longer, whatever carrying it out gives.
+        self.is_last = False
 
     def is_unfulfilled(self) -> bool:
         """True if it is to go on waiting."""
-        if self.ended:
+        if self.is_last:
             return False
         return self.error is not None or not self.gives(self.answers or [])
 
@@ -96,19 +101,33 @@ class GroupCommit(Gathering):
         with self._lock:
             self._standing.append(request)
 
-    async def end(self, request: StandingRequest[O]) -> list[O]:
-        """Let a request wait no longer; return its answers, none if it was not fulfilled."""
+    def prompt(self) -> list[StandingRequest[Any]]:
+        """Carry out, for the last time, all requests that stand; return them."""
         with self._lock:
-            request.ended = True
+            standing, self._standing = self._standing, []
+            for request in standing:
+                request.is_last = True
+        for request in standing:
+            self.post(request)
+        return standing
+
+    async def end(self, request: StandingRequest[O]) -> list[O] | None:
+        """Let a request wait no longer; return its answers, ``None`` if it was not carried out.
+
+        Raises:
+            BaseException: what went wrong.
+        """
+        with self._lock:
+            request.is_last = True
             if request in self._standing:
                 self._standing.remove(request)
-                return []
+                return None
         try:
             await request.wait()
         except BaseException:
             self._abandon(request)
             raise
-        return request.answers or []
+        return request.result()
 
     def _take(self) -> list[Request[Any]]:
         batch = super()._take()

@@ -13,7 +13,7 @@ from sitq.backends.sqlite._bell import Watch
 from sitq.errors import SitqError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 
     from sitq._loops import LoopRef, Mailbox
     from sitq.protocols import Listener, Topic
@@ -65,6 +65,7 @@ class Listeners:
         mail: reaches it from the database threads.
         bell: the bell's path; ``None``: nobody else can change the store.
         look: the version of the store, which changes with the commits of others.
+        prompt: called when others have stored tasks; returns those who need not hear of it.
     """
 
     def __init__(
@@ -73,11 +74,13 @@ class Listeners:
         mail: Mailbox,
         bell: str | None,
         look: Callable[[], Awaitable[int]],
+        prompt: Callable[[], Collection[Listener]],
     ) -> None:
         self._loop = loop
         self._mail = mail
         self._bell = bell
         self._look = look
+        self._prompt = prompt
         self._mark: bytes | None = None
         self._lock = threading.Lock()
         self._kept: dict[Topic, Watch] = {}
@@ -102,10 +105,11 @@ class Listeners:
         if any(self._ears[topic] for topic in topics):
             self._mail.post(lambda: self._ring(topics))
 
-    def _ring(self, topics: Iterable[Topic]) -> None:
+    def _ring(self, topics: Iterable[Topic], told: Collection[Listener] = ()) -> None:
         for topic in topics:
             for ear in self._ears[topic]:
-                ear.ring()
+                if ear not in told:
+                    ear.ring()
 
     @contextmanager
     def listen(self, topic: Topic) -> Iterator[Listener]:
@@ -142,8 +146,10 @@ class Listeners:
     def _hear(self, topic: Topic, watch: Watch) -> None:
         watch.forget()
         # Whoever rang before this instance did is heard with it: `notify` comes after the bell.
-        if topic != "tasks" or watch.mark() != self._mark:
+        if topic != "tasks":
             self._ring((topic,))
+        elif watch.mark() != self._mark:
+            self._ring((topic,), told=self._prompt())
 
     def _stop(self, topic: Topic, watch: Watch, stop: Callable[[], object]) -> None:
         """Keep a watcher for the next who listens: one that is closed takes long to end."""

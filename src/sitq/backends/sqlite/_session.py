@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sitq.backends.sqlite._work import Work
     from sitq.ids import TaskId
     from sitq.models import Result
-    from sitq.protocols import Clock, LeaseKeeper, Topic
+    from sitq.protocols import Clock, LeaseKeeper, Listener, Topic
 
 __all__ = ["Session"]
 
@@ -73,7 +73,7 @@ class Session:
             self._tell,
         )
         bell = None if path == MEMORY else f"{path}-bell"
-        self.listeners: Final = Listeners(loop, self._mail, bell, self._look)
+        self.listeners: Final = Listeners(loop, self._mail, bell, self._look, self._prompt)
 
     def _connect(self) -> sqlite3.Connection:
         """Check, open and migrate the file; in the database thread."""
@@ -146,6 +146,10 @@ class Session:
         """Keep no results in memory for those who listened."""
         if not self.listeners.are_for("results"):
             self._fresh = {}
+
+    def _prompt(self) -> list[Listener]:
+        """Have those who stand by for tasks look for what others have stored."""
+        return [request.listener for request in self.database.commits.prompt()]
 
     async def _look(self) -> int:
         return await self.database.read(_data_version)
