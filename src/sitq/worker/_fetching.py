@@ -165,7 +165,9 @@ class Fetcher:
 
     async def _sleep(self, runners: Runners) -> None:
         """Wait to be woken, for the next eta, or for the next poll."""
-        await anyio.lowlevel.checkpoint()  # what was launched begins first
+        # What was launched begins first, and what ends at once is on its way to the store.
+        await anyio.lowlevel.checkpoint()
+        await anyio.lowlevel.checkpoint()
         if not self._woken.is_set():
             standby = None if self._due or self._drain else self._wish(runners.vacant)
             if standby is None:
