@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from contextlib import ExitStack, closing
@@ -76,6 +77,9 @@ def grow(store: str, *, finished: int, scheduled: int, due: int, queues: int = 1
                 connection.execute(ROWS, values)
             first += count
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    # Or the disk would still be busy with these rows while others are measured.
+    with place_of(store).open("rb") as file:
+        os.fsync(file.fileno())
 
 
 async def _create(store: str) -> None:

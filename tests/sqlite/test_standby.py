@@ -12,6 +12,9 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from sitq import SQLiteBackend, TaskStatus
+from sitq.backends.sqlite._bell import Bell
+from sitq.errors import BackendError
+from sitq.protocols import Listener
 from sitq.standby import Standby, StandbyBackend
 from tests.sqlite.samples import some_task
 
@@ -32,17 +35,31 @@ async def opened(path: Path) -> AsyncIterator[SQLiteBackend]:
         await backend.close()
 
 
+class Deaf:
+    """A listener of somebody who does not listen."""
+
+    async def wait(self) -> None:
+        raise AssertionError("nobody listens here")
+
+
 class Waiting:
     """A wish of one worker's, and whether it has been fulfilled."""
 
-    def __init__(self, backend: SQLiteBackend, limit: int = 10, queue: str = "default") -> None:
+    def __init__(
+        self,
+        backend: SQLiteBackend,
+        limit: int = 10,
+        queue: str = "default",
+        listener: Listener | None = None,
+    ) -> None:
         self.fulfilled = anyio.Event()
-        standby = backend.stand_by("worker", [queue], limit, 30.0, self.fulfilled.set)
-        assert standby is not None
-        self.standby: Standby = standby
+        self.standby: Standby = backend.stand_by(
+            "worker", [queue], limit, 30.0, listener or Deaf(), self.fulfilled.set
+        )
 
     async def ids(self) -> list[str]:
-        return [task.id for task in (await self.standby.end()).tasks]
+        reservation = await self.standby.end()
+        return [] if reservation is None else [task.id for task in reservation.tasks]
 
 
 async def status_of(backend: SQLiteBackend, task_id: str) -> TaskStatus:
@@ -59,17 +76,56 @@ async def test_what_is_stored_is_reserved_at_once(tmp_path: Path) -> None:
         ids = await backend.enqueue([some_task(), some_task()])
         await waiting.fulfilled.wait()
         reservation = await waiting.standby.end()
+        assert reservation is not None
         assert [task.id for task in reservation.tasks] == ids
         assert {(task.epoch, task.attempt) for task in reservation.tasks} == {(1, 1)}
         assert reservation.wait is None
         assert before <= waiting.standby.asked_at <= backend.clock.monotonic()
 
 
-async def test_a_worker_that_is_alone_need_not_stand_by(tmp_path: Path) -> None:
-    async with opened(tmp_path / "q.db") as backend:
-        await backend.close()
-        assert backend.stand_by("worker", ["default"], 10, 30.0, lambda: None) is None
-        await backend.open()
+async def test_what_others_store_is_reserved_once_they_ring(tmp_path: Path) -> None:
+    path = tmp_path / "q.db"
+    async with opened(path) as backend, opened(path) as other:
+        async with backend.listen("tasks") as mine, backend.listen("tasks") as another:
+            waiting = Waiting(backend, listener=mine)
+            ids = await other.enqueue([some_task(), some_task()])
+            with anyio.fail_after(5):
+                await another.wait()  # it is told, since it has no wish
+                await waiting.fulfilled.wait()
+            assert await waiting.ids() == ids
+            with anyio.move_on_after(0.05) as scope:
+                await mine.wait()
+            assert scope.cancelled_caught
+
+
+async def test_news_that_give_nothing_tell_when_something_is_due(tmp_path: Path) -> None:
+    path = tmp_path / "q.db"
+    async with opened(path) as backend, opened(path) as other:
+        async with backend.listen("tasks") as mine:
+            waiting = Waiting(backend, listener=mine)
+            await other.enqueue([some_task(eta=LATER)])
+            with anyio.fail_after(5):
+                await waiting.fulfilled.wait()
+            reservation = await waiting.standby.end()
+            assert reservation is not None
+            assert reservation.tasks == ()
+            assert reservation.wait is not None
+            assert 3500 < reservation.wait <= 3600
+
+
+async def test_news_that_cannot_be_looked_at_are_told_as_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "q.db"
+    async with opened(path) as backend, opened(path) as other:
+        async with backend.listen("tasks") as mine:
+            waiting = Waiting(backend, listener=mine)
+            path.rename(tmp_path / "elsewhere.db")
+            Bell(f"{path}-bell").ring({"tasks"})
+            with anyio.fail_after(5):
+                await waiting.fulfilled.wait()
+            with pytest.raises(BackendError, match="disappeared"):
+                await waiting.standby.end()
+            (tmp_path / "elsewhere.db").rename(path)
+        assert await other.enqueue([some_task()])
 
 
 async def test_a_wish_that_has_ended_takes_nothing(tmp_path: Path) -> None:
