@@ -33,6 +33,7 @@ pytestmark = pytest.mark.anyio
 NOTE: ContextVar[str] = ContextVar("note", default="nothing")
 WORKERS: list[Worker] = []
 CANCELLED = threading.Event()
+STARTED: list[str] = []
 
 
 async def leave_a_note(text: str) -> str:
@@ -77,12 +78,17 @@ async def cancel_my_asyncio_task_after_waiting() -> str:
     return "returned"
 
 
+def return_what_cancels_its_asyncio_task() -> object:
+    return cancel_my_asyncio_task_after_waiting()
+
+
 def cancel(task: asyncio.Task[object]) -> None:
     task.cancel()
     CANCELLED.set()
 
 
 async def be_there_when_it_happens() -> str:
+    STARTED.append(current_task().id)
     while not CANCELLED.is_set():
         await checkpoint()
     await checkpoint()
@@ -123,6 +129,7 @@ async def test_a_context_variable_ends_with_its_task(tmp_path: Path, function: o
         cancel_my_asyncio_task,
         cancel_my_asyncio_task_later,
         cancel_my_asyncio_task_after_waiting,
+        return_what_cancels_its_asyncio_task,
     ],
 )
 async def test_a_task_that_cancels_its_asyncio_task_harms_no_other(
@@ -132,6 +139,7 @@ async def test_a_task_that_cancels_its_asyncio_task_harms_no_other(
         pytest.skip("trio has no such call")
     assert callable(function)
     CANCELLED.clear()
+    STARTED.clear()
     async with TaskQueue(SQLiteBackend(tmp_path / "q.db")) as queue:
         quick = [call(leave_a_note, "x") for _ in range(50)]  # so that others are reserved ahead
         await queue.enqueue_many(quick)
@@ -144,6 +152,23 @@ async def test_a_task_that_cancels_its_asyncio_task_harms_no_other(
             assert result is not None
             assert (result.status, result.attempts) == (TaskStatus.SUCCESS, 1), result.error
         assert (await queue.get_task(odd)).status is TaskStatus.SUCCESS
+    if function is not cancel_my_asyncio_task_later:  # who cannot be told from those that wait
+        assert STARTED == ids
+
+
+def raise_a_cancellation() -> None:
+    STARTED.append(current_task().id)
+    raise asyncio.CancelledError
+
+
+async def test_a_plain_function_that_raises_a_cancellation_is_not_run_again(
+    tmp_path: Path,
+) -> None:
+    STARTED.clear()
+    async with TaskQueue(SQLiteBackend(tmp_path / "q.db")) as queue:
+        ids = await queue.enqueue_many([call(raise_a_cancellation) for _ in range(3)])
+        await Worker(SQLiteBackend(tmp_path / "q.db"), max_concurrency=1).drain()
+    assert STARTED == ids
 
 
 OPEN: list[object] = []

@@ -62,6 +62,7 @@ class Execution:
         "_thread",
         "_workshop",
         "follows",
+        "has_been_met",
         "has_waited",
         "lease",
         "since",
@@ -78,8 +79,10 @@ class Execution:
         self._end: End | None = None
         # The call of a plain function, until it has ended.
         self._thread: ThreadedCall | None = None
-        # True once it has let others have their turn, who may have met its asyncio task.
+        # True once it has let others have their turn.
         self.has_waited = False
+        # True once code of its own has run in an asyncio task that others have met since.
+        self.has_been_met = False
         # True if the asyncio task that runs it has run another one before.
         self.follows = False
 
@@ -102,6 +105,10 @@ class Execution:
         if not self.has_waited:
             self.has_waited = True
             self._workshop.waits()
+
+    def _wait_on_loop(self) -> None:
+        self.has_been_met = True
+        self._wait()
 
     def leave(self) -> bool:
         """Tell that nobody waits for the attempt any more; True if a thread still runs it."""
@@ -165,7 +172,7 @@ class Execution:
             return self._returned(stop.value)
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is the task's
             return self._outcome(_judged(error))
-        self._wait()
+        self._wait_on_loop()
         return self._concluded(self._on_loop(go_on(variables, steps, wish)))
 
     def interrupted(self) -> Outcome | None:
@@ -227,7 +234,7 @@ class Execution:
             awaitable = variables.run(function.func, *args, **kwargs)
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is the task's
             return Raised(error)
-        return await self._on_loop(wait_for(variables, awaitable, self._wait))
+        return await self._on_loop(wait_for(variables, awaitable, self._wait_on_loop))
 
     async def _call_in_thread(
         self, variables: Context, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -250,7 +257,7 @@ class Execution:
         self._thread = None
         if isinstance(ended, Raised) or not isawaitable(ended[0]):
             return ended
-        return await self._on_loop(wait_for(variables, ended[0], self._wait))
+        return await self._on_loop(wait_for(variables, ended[0], self._wait_on_loop))
 
     async def _on_loop(self, awaitable: Awaitable[Any]) -> tuple[Any] | Raised:
         try:
@@ -274,7 +281,8 @@ class Execution:
         if self._end is not None:
             # Asked to end, it ended by raising: that is what a plain function can do.
             return self.interrupted()
-        if self.follows and self.task.epoch == self.task.attempt and is_cancelled_by(error):
+        is_first = self.task.epoch == self.task.attempt
+        if is_first and self.follows and self.has_been_met and is_cancelled_by(error):
             # Perhaps by a timer that a task before it has left behind: it is run once more.
             return Outcome.release(self.lease)
         return self._failed(error)

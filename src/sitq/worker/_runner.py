@@ -138,7 +138,7 @@ class Runner:
         host = self._host
         is_marked = host is not None and (
             bool(host.cancelling() and await shake_off_cancellation(host))
-            or self._current.has_waited
+            or self._current.has_been_met
         )
         is_long = self._seconds > _LONG_TURN
         if is_long:
