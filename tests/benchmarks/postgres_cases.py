@@ -103,9 +103,9 @@ def _latencies(settings: Settings) -> Iterator[Case]:
 
     trip, late = latencies.round_trips, latencies.lateness
     rows: tuple[tuple[str, Callable[[Path, str], float], float | None], ...] = (
-        ("enqueue to result, two processes, p50", through(trip, trips, p50), 3),
-        ("enqueue to result, two processes, p99", through(trip, trips, p99), None),
-        ("enqueue to result, one process, p50", here, None),
+        ("enqueue to result after 5 ms of rest, two processes, p50", through(trip, trips, p50), 3),
+        ("the same, p99", through(trip, trips, p99), None),
+        ("the same, one process, p50", here, None),
         ("start after eta, idle worker, p99", through(late, starts, p99), None),
     )
     for name, work, most in rows:

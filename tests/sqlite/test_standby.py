@@ -103,7 +103,7 @@ async def test_news_that_give_nothing_tell_when_something_is_due(tmp_path: Path)
     async with opened(path) as backend, opened(path) as other:
         async with backend.listen("tasks") as mine:
             waiting = Waiting(backend, listener=mine)
-            await other.enqueue([some_task(eta=LATER)])
+            await other.enqueue([some_task(eta=datetime.now(UTC) + timedelta(hours=1))])
             with anyio.fail_after(5):
                 await waiting.fulfilled.wait()
             reservation = await waiting.standby.end()
