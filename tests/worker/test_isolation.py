@@ -153,7 +153,7 @@ async def test_a_task_that_cancels_its_asyncio_task_harms_no_other(
             assert (result.status, result.attempts) == (TaskStatus.SUCCESS, 1), result.error
         assert (await queue.get_task(odd)).status is TaskStatus.SUCCESS
     if function is not cancel_my_asyncio_task_later:  # who cannot be told from those that wait
-        assert STARTED == ids
+        assert ids == STARTED
 
 
 def raise_a_cancellation() -> None:
@@ -168,7 +168,7 @@ async def test_a_plain_function_that_raises_a_cancellation_is_not_run_again(
     async with TaskQueue(SQLiteBackend(tmp_path / "q.db")) as queue:
         ids = await queue.enqueue_many([call(raise_a_cancellation) for _ in range(3)])
         await Worker(SQLiteBackend(tmp_path / "q.db"), max_concurrency=1).drain()
-    assert STARTED == ids
+    assert ids == STARTED
 
 
 OPEN: list[object] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import anyio
 import pytest
 
 from sitq import SQLiteBackend, TaskQueue, TaskStatus, Worker
+from sitq.backends.sqlite._bell import Bell
+from sitq.models import Reservation
 from sitq.protocols import Listener
 from sitq.standby import Standby
 from tests.worker.gate import GATE, ended, until
@@ -36,6 +39,13 @@ class Watched(SQLiteBackend):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.wishes: list[tuple[int, Standby]] = []
+        self.reservations = 0
+
+    async def reserve(
+        self, worker: str, queues: Sequence[str], limit: int, lease: float
+    ) -> Reservation:
+        self.reservations += 1
+        return await super().reserve(worker, queues, limit, lease)
 
     def stand_by(
         self,
@@ -93,6 +103,42 @@ async def test_it_takes_what_it_can_start_and_leaves_the_rest_to_others(tmp_path
         GATE.opened.set()
         assert (await ended(queue, task_id)).status is TaskStatus.SUCCESS
         await until(lambda: len(backend.wishes) > wishes)
+
+
+async def test_it_takes_what_another_process_rings_for_without_asking_again(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "q.db"
+    async with working(path) as (_, backend, _, _), TaskQueue(SQLiteBackend(path)) as other:
+        await anyio.wait_all_tasks_blocked()
+        before = backend.reservations
+        for _ in range(3):
+            wishes = len(backend.wishes)
+            task_id = await other.enqueue(nothing)
+            assert (await ended(other, task_id)).status is TaskStatus.SUCCESS
+            await until(lambda wishes=wishes: len(backend.wishes) > wishes)  # type: ignore[misc]
+        assert backend.reservations == before
+
+
+async def test_what_another_process_stores_for_later_starts_at_its_eta(tmp_path: Path) -> None:
+    path = tmp_path / "q.db"
+    async with working(path) as (_, _, _, _), TaskQueue(SQLiteBackend(path)) as other:
+        eta = datetime.now(UTC) + timedelta(seconds=0.2)
+        result = await ended(other, await other.options(eta=eta).enqueue(nothing))
+        assert result.started_at is not None
+        assert eta <= result.started_at < eta + timedelta(seconds=1)
+
+
+async def test_a_wish_that_could_not_be_carried_out_is_not_the_last(tmp_path: Path) -> None:
+    path, elsewhere = tmp_path / "q.db", tmp_path / "elsewhere.db"
+    async with working(path) as (_, backend, _, _), TaskQueue(SQLiteBackend(path)) as other:
+        await anyio.wait_all_tasks_blocked()
+        wishes = len(backend.wishes)
+        path.rename(elsewhere)
+        Bell(f"{path}-bell").ring({"tasks"})
+        await until(lambda: len(backend.wishes) > wishes)
+        elsewhere.rename(path)
+        assert (await ended(other, await other.enqueue(nothing))).status is TaskStatus.SUCCESS
 
 
 async def test_the_lease_counts_from_when_the_lock_was_had(tmp_path: Path) -> None:
