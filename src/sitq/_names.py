@@ -139,7 +139,7 @@ def _unusable_object(func: Any) -> str | None:
         kind = type(func).__name__
         return f"{shown} is a {kind} object: put @{kind} above the other decorator"
     if not callable(func):
-        return f"a {shown} is not a function"
+        return f"a {shown} is not a function: give the function itself"
     if isinstance(func, functools.partial):
         return "a functools.partial has no name: define a function that makes the call"
     if isinstance(func, type):

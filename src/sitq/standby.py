@@ -20,30 +20,34 @@ __all__ = ["Standby", "StandbyBackend"]
 
 
 class Standby(Protocol):
-    """The wish of one worker that has nothing to do."""
+    """A reservation that a worker with nothing to do has left with the store."""
 
     @property
     def asked_at(self) -> float:
-        """When it was fulfilled, or a moment before, on the clock's ``monotonic()``."""
+        """When the store began to carry it out, by the clock's ``monotonic()``.
+
+        The leases count from here for the worker. Read only if `end` has returned a reservation.
+        """
         ...
 
     async def end(self) -> Reservation | None:
-        """Wish no more, and return what was reserved; to be called once.
+        """Take the reservation back, and return what it gave; called once, by the worker.
 
-        If the caller is cancelled, what was reserved is handed back.
+        Waits if it is being carried out. If the caller is cancelled, what was reserved is released
+        as by `Outcome.release`.
 
         Returns:
-            ``None`` if nothing was asked for yet.
+            ``None`` if it was not carried out.
 
         Raises:
-            BackendError: the store was asked, and could not do it.
+            BackendError: it was, and failed.
         """
         ...
 
 
 @runtime_checkable
 class StandbyBackend(Backend, Protocol):
-    """A store that can reserve new tasks by itself."""
+    """A store that can reserve new tasks by itself. A worker looks for this method."""
 
     def stand_by(
         self,
@@ -54,19 +58,26 @@ class StandbyBackend(Backend, Protocol):
         listener: Listener,
         fulfilled: Callable[[], object],
     ) -> Standby:
-        """Reserve tasks as `reserve` does, as soon as there are new ones; in the loop.
+        """Have a reservation carried out, as `reserve` does it, when there are new tasks.
 
-        It is fulfilled once: by what this instance stores, as soon as it gives a task; or by the
-        news that others have stored some, whatever it gives then. What becomes due with time is
-        not waited for. Tasks that are reserved in the transaction that stores them need not be
-        told to those who listen for tasks.
+        It is carried out with each `enqueue` of this instance, in its transaction, until it gives a
+        task; and once when others are heard to have stored some, whatever it gives then. What else
+        makes a task due, such as time, a retry or a worker's end, is not waited for: the worker
+        looks for that itself, and for what was stored before this call.
+
+        Those who listen for tasks are told of all that stays: tasks for later, for other queues,
+        or beyond the limit. Not of what was reserved as it was stored, and ``listener`` not of what
+        the reservation is carried out for. Where several stand by, the first one comes first.
+
+        Called in the loop; it does not wait for anything.
 
         Args:
-            worker: as for `reserve`, and so are ``queues``, ``limit`` and ``lease``.
-            queues: see above.
-            limit: see above.
-            lease: see above.
-            listener: the worker's own for tasks; it need not hear of news that fulfil the wish.
-            fulfilled: called in the loop once the wish is fulfilled; `Standby.end` has the rest.
+            worker: as for `reserve`, and so are the next three.
+            queues: where the tasks may be.
+            limit: how many at most.
+            lease: seconds.
+            listener: the worker's own, of this instance's ``listen("tasks")``.
+            fulfilled: called in the loop, later and once, when the worker is to call `Standby.end`:
+                it gave something, others were heard, or it failed.
         """
         ...

@@ -43,7 +43,10 @@ def _measure(options: argparse.Namespace) -> tuple[dict[str, str], list[Figures]
     given = report.conditions(settings.rounds, settings.store)
     if options.store == "postgres":
         given |= postgres.conditions()
-    print(*(f"{name}: {text}" for name, text in given.items()), "", report.HEAD, sep="\n")
+    print(*(f"{name}: {text}" for name, text in given.items()), "", sep="\n")
+    if options.quick:
+        print("One short round is a first look: repeat a part without --quick before you trust it.")
+    print(report.LEGEND, "", report.HEAD, sep="\n")
     found = []
     for case in all_cases(settings):
         if options.groups and case.group not in options.groups:
@@ -58,14 +61,15 @@ def _read(files: list[Path]) -> tuple[dict[str, str], list[Figures]]:
     """Put the parts of one run together, in their order."""
     parts = [json.loads(file.read_text()) for file in files]
     found = [Figures.from_json(case) for part in parts for case in part["cases"]]
-    print(report.HEAD, *map(report.line, found), sep="\n")
+    print(report.LEGEND, "", report.HEAD, *map(report.line, found), sep="\n")
     return parts[0]["conditions"], found
 
 
 def _options() -> argparse.Namespace:
     groups = sorted({case.group for case in all_cases(QUICK)})
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("groups", nargs="*", choices=[*groups, []], help="all unless given")
+    parser = argparse.ArgumentParser(prog="tests.benchmarks", description=__doc__)
+    names = ", ".join(groups)
+    parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"{names}; all unless given")
     parser.add_argument("--quick", action="store_true", help="one short round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--loop", choices=[*LOOPS, "all"], default="asyncio")
@@ -75,7 +79,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="write all figures there")
     parser.add_argument("--markdown", type=Path, help="write the table there")
     parser.add_argument("--svg", type=Path, help="draw the figures there (needs matplotlib)")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if unknown := set(options.groups).difference(groups):
+        parser.error(f"no such group: {', '.join(sorted(unknown))}; there are {names}")
+    return options
 
 
 if __name__ == "__main__":

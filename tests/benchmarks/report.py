@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HEAD",
+    "LEGEND",
     "MISSING",
     "as_json",
     "as_markdown",
@@ -87,6 +88,10 @@ def _text(name: str, loop: str, columns: list[str] | tuple[str, ...]) -> str:
 
 
 HEAD = _text("what", "loop", _COLUMNS)
+LEGEND = (
+    "ratio: the median of what was measured in each round, divided by that round's floor; "
+    "a goal with an x is one for the ratio, the others are for the median"
+)
 
 
 def line(figures: Figures) -> str:
@@ -97,7 +102,7 @@ def line(figures: Figures) -> str:
 def as_markdown(found: list[Figures], given: dict[str, str]) -> str:
     """The table as Markdown."""
     columns = ("what", "loop", *_COLUMNS)
-    lines = [f"{', '.join(f'{name} {text}' for name, text in given.items())}", ""]
+    lines = [f"{', '.join(f'{name} {text}' for name, text in given.items())}", "", LEGEND, ""]
     lines += ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
     for figures in found:
         lines.append("| " + " | ".join([figures.name, figures.loop, *cells(figures)]) + " |")

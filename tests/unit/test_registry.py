@@ -63,9 +63,9 @@ def test_a_function_is_named_by_where_it_is(func: Any, name: str) -> None:
         (str.upper, "method"),
         (Service.__dict__["static"], "put @staticmethod above"),
         (Service.__dict__["of_class"], "put @classmethod above"),
-        (5, "a int is not a function"),
-        (None, "a NoneType is not a function"),
-        ([], "a list is not a function"),
+        (5, "a int is not a function: give the function itself"),
+        (None, "a NoneType is not a function: give the function itself"),
+        ([], "a list is not a function: give the function itself"),
         (dict.fromkeys, "."),
     ],
 )

@@ -14,6 +14,7 @@ import pytest
 
 from sitq import SQLiteBackend, TaskQueue, TaskStatus, Worker
 from sitq.backends.sqlite._bell import Bell
+from sitq.errors import BackendError
 from sitq.models import Reservation
 from sitq.protocols import Listener
 from sitq.standby import Standby
@@ -139,6 +140,25 @@ async def test_a_wish_that_could_not_be_carried_out_is_not_the_last(tmp_path: Pa
         await until(lambda: len(backend.wishes) > wishes)
         elsewhere.rename(path)
         assert (await ended(other, await other.enqueue(nothing))).status is TaskStatus.SUCCESS
+
+
+class Refusing(SQLiteBackend):
+    """A store with which nobody can stand by."""
+
+    def stand_by(self, *_: object) -> Standby:
+        raise BackendError("stand_by: not today")
+
+
+async def test_a_worker_lives_on_where_it_cannot_stand_by(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend = Refusing(tmp_path / "q.db")
+    async with TaskQueue(backend) as queue, anyio.create_task_group() as group:
+        worker = Worker(backend, poll_interval=60)
+        await group.start(worker.start)
+        await until(lambda: "not today" in caplog.text)
+        assert (await ended(queue, await queue.enqueue(nothing))).status is TaskStatus.SUCCESS
+        await worker.stop()
 
 
 async def test_the_lease_counts_from_when_the_lock_was_had(tmp_path: Path) -> None:

@@ -191,7 +191,16 @@ class Fetcher:
             return None
         queues, lease = self._options.queues, self._options.lease
         wake = self._woken.set
-        return self._hands_over.stand_by(self._id, queues, room, lease, self._listener, wake)
+        try:
+            return self._hands_over.stand_by(self._id, queues, room, lease, self._listener, wake)
+        except Exception as error:  # noqa: BLE001 - a store in trouble never ends a worker
+            self._not_granted(error)
+            return None
+
+    def _not_granted(self, error: Exception) -> None:
+        """Have the store looked at soon; it does not tell what the wish was to tell."""
+        again_at = self._clock.monotonic() + self._streak.fail(error)
+        self._look_at = min(self._look_at, again_at)
 
     async def _stand_by(self, standby: Standby, runners: Runners) -> None:
         """Rest, and take at once what is stored meanwhile."""
@@ -208,8 +217,7 @@ class Fetcher:
             try:
                 reservation = await standby.end()
             except Exception as error:  # noqa: BLE001 - a store in trouble never ends a worker
-                again_at = self._clock.monotonic() + self._streak.fail(error)
-                self._look_at = min(self._look_at, again_at)
+                self._not_granted(error)
                 return
             if reservation is None:
                 return
