@@ -65,7 +65,8 @@ class Fetcher:
         # What has ended a drain before its time.
         self.error: Exception | None = None
         self._stopping = False
-        self._streak = Streak("reserve tasks", longest=5.0)
+        self._asking = Streak("reserve tasks", longest=5.0)
+        self._standing = Streak("stand by for tasks", longest=5.0)
         self._listener: Listener | None = None
         self._woken = anyio.Event()
         # True if tasks may be due that the last look at the store did not see.
@@ -93,9 +94,9 @@ class Fetcher:
                     if self._drain:
                         self.error = error
                         return
-                    self._look_in(self._streak.fail(error))
+                    self._look_in(self._asking.fail(error))
                 else:
-                    self._streak.succeed()
+                    self._asking.succeed()
                     self._note(wait)
                     if self._due:
                         # More of it is fetched when there is room again.
@@ -199,7 +200,7 @@ class Fetcher:
 
     def _not_granted(self, error: Exception) -> None:
         """Have the store looked at soon; it does not tell what the wish was to tell."""
-        again_at = self._clock.monotonic() + self._streak.fail(error)
+        again_at = self._clock.monotonic() + self._standing.fail(error)
         self._look_at = min(self._look_at, again_at)
 
     async def _stand_by(self, standby: Standby, runners: Runners) -> None:
@@ -221,7 +222,7 @@ class Fetcher:
                 return
             if reservation is None:
                 return
-            self._streak.succeed()
+            self._standing.succeed()
             if self._stopping:
                 for task in reservation.tasks:
                     self._reporter.add(task.lease, Outcome.release(task.lease))
