@@ -6,7 +6,6 @@ import asyncio
 import os
 import sys
 import threading
-from collections import deque
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -19,11 +18,9 @@ if TYPE_CHECKING:
 
     import trio
 
-__all__ = ["LoopRef", "LoopThread", "Mailbox", "SharedEvent", "in_event_loop", "run_inline"]
+__all__ = ["LoopRef", "LoopThread", "SharedEvent", "in_event_loop", "run_inline"]
 
 T = TypeVar("T")
-
-_HAS_EVENTFD: Final = sys.platform == "linux" and hasattr(os, "eventfd")
 
 
 def _trio_token() -> trio.lowlevel.TrioToken | None:
@@ -159,75 +156,6 @@ class LoopRef:
 
 def _nothing() -> None:
     pass
-
-
-class Mailbox:
-    """Has a loop call functions soon, as `LoopRef.call_soon` does, but in less time.
-
-    asyncio's own way leads through a pair of sockets, which costs the thread that writes, and the
-    loop that is woken, several times as much as an eventfd(2).
-
-    Args:
-        loop: the loop that the caller runs in.
-    """
-
-    def __init__(self, loop: LoopRef) -> None:
-        self._loop: Final = loop
-        self._letters: Final[deque[Callable[[], object]]] = deque()
-        self._lock: Final = threading.Lock()
-        self._file: int | None = None
-        self._forget: Callable[[], object] = _nothing
-        if _HAS_EVENTFD and isinstance(loop.asyncio, asyncio.SelectorEventLoop):
-            with suppress(OSError):  # the system allows no more files
-                self._file = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        if self._file is not None:
-            # This keeps no hold of the mailbox, so that a forgotten one can be collected.
-            read = partial(_read, self._file, self._letters)
-            self._forget = loop.when_readable(self._file, read)
-
-    def __del__(self) -> None:
-        """Close the file of a mailbox that nobody has closed."""
-        self.abandon()
-
-    def post(self, function: Callable[[], object]) -> None:
-        """Have the loop call ``function``, which raises nothing, soon; from any thread."""
-        with self._lock:  # what is closed may be another file already
-            if self._file is not None:
-                self._letters.append(function)
-                os.eventfd_write(self._file, 1)
-                return
-        self._loop.call_soon(function)
-
-    def close(self) -> None:
-        """Give the file up, and call what was posted before; from within."""
-        file = self._take_file()
-        if file is not None:
-            self._end(file)
-
-    def abandon(self) -> None:
-        """Give the file up soon; from any thread."""
-        file = self._take_file()
-        if file is not None and (
-            self._loop.inherited or not self._loop.call_soon(partial(self._end, file))
-        ):
-            os.close(file)
-
-    def _take_file(self) -> int | None:
-        with self._lock:
-            file, self._file = self._file, None
-        return file
-
-    def _end(self, file: int) -> None:
-        self._forget()
-        _read(file, self._letters)
-        os.close(file)
-
-
-def _read(file: int, letters: deque[Callable[[], object]]) -> None:
-    with suppress(BlockingIOError):
-        os.eventfd_read(file)
-    for _ in range(len(letters)):
-        letters.popleft()()
 
 
 class SharedEvent:

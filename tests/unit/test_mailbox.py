@@ -13,7 +13,8 @@ import anyio
 import pytest
 from anyio import to_thread
 
-from sitq._loops import LoopRef, Mailbox
+from sitq._loops import LoopRef
+from sitq._mailbox import Mailbox
 
 pytestmark = pytest.mark.anyio
 
@@ -92,6 +93,20 @@ async def test_it_can_be_opened_where_another_one_was_closed() -> None:
         with anyio.fail_after(5):
             await done.wait()
         mailbox.close()
+
+
+def test_what_is_left_when_its_loop_has_stopped_leaves_no_file() -> None:
+    before = open_files()
+
+    async def make() -> Mailbox:
+        return Mailbox(LoopRef())
+
+    loop = asyncio.new_event_loop()
+    mailboxes = [loop.run_until_complete(make())]
+    mailboxes.clear()
+    gc.collect()
+    loop.close()
+    assert open_files() == before
 
 
 def test_what_is_left_when_its_loop_has_ended_leaves_no_file() -> None:

@@ -52,8 +52,9 @@ class Bell:
     def __init__(self, path: str) -> None:
         self.path: Final = path
         self.mark: Final = os.urandom(_MARK_BYTES)
+        self._file: int | None = None
         flags = os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
-        self._file: int | None = os.open(path, flags, 0o600)
+        self._file = os.open(path, flags, 0o600)
 
     def __del__(self) -> None:
         """Close the file of a bell that nobody has closed."""

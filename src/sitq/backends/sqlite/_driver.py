@@ -23,7 +23,8 @@ from sitq.backends.sqlite._work import Work
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from sitq._loops import LoopRef, Mailbox
+    from sitq._loops import LoopRef
+    from sitq._mailbox import Mailbox
     from sitq.backends.sqlite._durability import Durability
     from sitq.protocols import Clock
 

@@ -10,7 +10,8 @@ from sitq.backends._batching import Gathering, Request, Undo, operation_of, wake
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from sitq._loops import LoopRef, Mailbox
+    from sitq._loops import LoopRef
+    from sitq._mailbox import Mailbox
     from sitq.protocols import Listener
 
 __all__ = ["GroupCommit", "StandingRequest"]

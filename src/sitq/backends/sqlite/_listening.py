@@ -15,7 +15,8 @@ from sitq.errors import SitqError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 
-    from sitq._loops import LoopRef, Mailbox
+    from sitq._loops import LoopRef
+    from sitq._mailbox import Mailbox
     from sitq.protocols import Listener, Topic
 
 __all__ = ["Listeners"]

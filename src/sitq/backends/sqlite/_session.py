@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, Final
 
-from sitq._loops import Mailbox
+from sitq._mailbox import Mailbox
 from sitq.backends.sqlite import _schema, _sql
 from sitq.backends.sqlite._bell import Bell
 from sitq.backends.sqlite._commits import CommitWatch

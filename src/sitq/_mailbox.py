@@ -1,0 +1,111 @@
+"""The way from other threads into a loop, where many take it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import threading
+from collections import deque
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sitq._loops import LoopRef
+
+__all__ = ["Mailbox"]
+
+_HAS_EVENTFD: Final = sys.platform == "linux" and hasattr(os, "eventfd")
+
+
+class Mailbox:
+    """Has a loop call functions soon, as `LoopRef.call_soon` does, but in less time.
+
+    asyncio's own way leads through a pair of sockets, which costs the thread that writes, and the
+    loop that is woken, several times as much as an eventfd(2).
+
+    Args:
+        loop: the loop that the caller runs in.
+    """
+
+    def __init__(self, loop: LoopRef) -> None:
+        self._loop: Final = loop
+        self._lock: Final = threading.Lock()
+        self._slot: _Slot | None = None
+        self._forget: Callable[[], object] = _nothing
+        if _HAS_EVENTFD and isinstance(loop.asyncio, asyncio.SelectorEventLoop):
+            with suppress(OSError):  # the system allows no more files
+                self._slot = _Slot()
+        if self._slot is not None:
+            # The loop knows the slot only, so that a forgotten mailbox can be collected.
+            self._forget = loop.when_readable(self._slot.file, self._slot.read)
+
+    def __del__(self) -> None:
+        """Let the loop forget a mailbox that nobody has closed."""
+        self.abandon()
+
+    def post(self, function: Callable[[], object]) -> None:
+        """Have the loop call ``function``, which raises nothing, soon; from any thread."""
+        with self._lock:
+            slot = self._slot
+            if slot is not None:
+                slot.put(function)
+        if slot is None:
+            self._loop.call_soon(function)
+
+    def close(self) -> None:
+        """Call what was posted before, and use the loop's own way from now on; from within."""
+        slot = self._take_slot()
+        if slot is not None:
+            self._forget()
+            slot.read()
+
+    def abandon(self) -> None:
+        """Have the same done soon; from any thread."""
+        if self._loop.inherited:
+            return  # the file is the parent's, and so may be who holds the lock
+        slot = self._take_slot()
+        if slot is not None:
+            self._loop.call_soon(self._forget)
+            self._loop.call_soon(slot.read)
+
+    def _take_slot(self) -> _Slot | None:
+        with self._lock:
+            slot, self._slot = self._slot, None
+        return slot
+
+
+class _Slot:
+    """What was posted, and the file that tells of it.
+
+    A loop that has stopped may never be told to forget it: the file is closed when the loop has
+    ended too.
+
+    Raises:
+        OSError: there is no such file to be had.
+    """
+
+    def __init__(self) -> None:
+        self._letters: Final[deque[Callable[[], object]]] = deque()
+        self.file: Final = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def __del__(self) -> None:
+        """Close the file, unless there was none."""
+        with suppress(AttributeError):
+            os.close(self.file)
+
+    def put(self, function: Callable[[], object]) -> None:
+        self._letters.append(function)
+        os.eventfd_write(self.file, 1)
+
+    def read(self) -> None:
+        with suppress(BlockingIOError):
+            os.eventfd_read(self.file)
+        for _ in range(len(self._letters)):
+            self._letters.popleft()()
+
+
+def _nothing() -> None:
+    pass
