@@ -212,23 +212,28 @@ class Fetcher:
 
     async def _end(self, standby: Standby, runners: Runners) -> None:
         """Take what a wish has given; who is about to stop does not wait for it."""
+        if not self._stopping:
+            await self._take(standby, runners)
+            return
         with anyio.CancelScope() as scope:
-            if self._stopping:
-                scope.cancel()
-            try:
-                reservation = await standby.end()
-            except Exception as error:  # noqa: BLE001 - a store in trouble never ends a worker
-                self._not_granted(error)
-                return
-            if reservation is None:
-                return
-            self._standing.succeed()
-            if self._stopping:
-                for task in reservation.tasks:
-                    self._reporter.add(task.lease, Outcome.release(task.lease))
-            else:
-                self._note(reservation.wait)
-                self._launch(runners, reservation, standby.asked_at)
+            scope.cancel()
+            await self._take(standby, runners)
+
+    async def _take(self, standby: Standby, runners: Runners) -> None:
+        try:
+            reservation = await standby.end()
+        except Exception as error:  # noqa: BLE001 - a store in trouble never ends a worker
+            self._not_granted(error)
+            return
+        if reservation is None:
+            return
+        self._standing.succeed()
+        if self._stopping:
+            for task in reservation.tasks:
+                self._reporter.add(task.lease, Outcome.release(task.lease))
+        else:
+            self._note(reservation.wait)
+            self._launch(runners, reservation, standby.asked_at)
 
     def freed(self, runners: Runners) -> None:
         """Go on, if there is something to do: there may be room for more."""

@@ -31,7 +31,7 @@ _EVENTS: Final[dict[Topic, int]] = {
     "results": _IN_ATTRIB,
     "cancels": _IN_CLOSE_WRITE,
 }
-_READ: Final = 65536
+_READ: Final = 4096
 _MARK_BYTES: Final = 8
 _CAN_WATCH: Final = sys.platform == "linux"
 
@@ -126,11 +126,13 @@ class Watch:
                 os.close(file)
 
     def forget(self) -> None:
-        """Take no notice of what has rung so far."""
+        """Take no notice of what has rung so far.
+
+        Of more rings than one read takes, what is left is heard as another one.
+        """
         if self._file is not None:
             with suppress(BlockingIOError):
-                while os.read(self._file, _READ):
-                    pass
+                os.read(self._file, _READ)
 
     def mark(self) -> bytes:
         """Whose bell it was that rang last for new work; empty if that cannot be told."""
