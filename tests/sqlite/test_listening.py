@@ -9,7 +9,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from sitq.backends.sqlite import SQLiteBackend, _bell, _schema
+from sitq.backends.sqlite import SQLiteBackend, _bell, _listening, _schema
 from sitq.errors import BackendError
 from sitq.ids import new_task_id
 from sitq.models import Outcome, Task
@@ -79,6 +79,41 @@ async def test_ones_own_changes_are_heard_too(tmp_path: Path, way: str) -> None:
         await backend.enqueue([some_task()])
         assert await returns(tasks)
     await backend.close()
+
+
+async def test_a_bell_that_rings_in_vain_is_not_watched_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_listening, "_LINGER", 0.0)
+    ours, theirs = SQLiteBackend(tmp_path / "q.db"), SQLiteBackend(tmp_path / "q.db")
+    await ours.open()
+    await theirs.open()
+    watched = ours._users.use().listeners._watching
+    for _ in range(2):
+        async with ours.listen("tasks") as tasks:
+            await theirs.enqueue([some_task()])
+            assert await returns(tasks)
+        assert "tasks" in watched
+        await theirs.enqueue([some_task()])
+        with anyio.fail_after(5):
+            while "tasks" in watched:  # noqa: ASYNC110 - no event tells of it
+                await anyio.sleep(0.002)
+    await ours.close()
+    await theirs.close()
+
+
+async def test_who_listens_on_when_the_store_is_closed_leaves_no_file(tmp_path: Path) -> None:
+    backend = SQLiteBackend(tmp_path / "q.db")
+    await backend.open()
+    async with backend.listen("results"):
+        pass
+    await backend.close()
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(5):
+        await backend.open()
+        async with backend.listen("tasks"), backend.listen("results"):
+            await backend.close()
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 async def test_a_wait_that_is_cancelled_loses_no_change(tmp_path: Path, way: str) -> None:

@@ -50,6 +50,10 @@ class Durability:
         # True if a power cut could undo what has been committed.
         self.is_behind = False
 
+    def __del__(self) -> None:
+        """Close the log's file if the connection was collected before it could be closed."""
+        self.close()
+
     def prepare(
         self, connection: sqlite3.Connection, operations: Iterable[Callable[..., Any]]
     ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -23,6 +24,9 @@ __all__ = ["Listeners"]
 
 # How often to look at a file that cannot be watched, in seconds.
 _LOOK_EVERY = 0.05
+# For so many seconds after the last listener a bell may ring in vain: to have the loop watch it
+# anew for each result takes longer.
+_LINGER = 1.0
 
 
 class _Ear:
@@ -86,6 +90,8 @@ class Listeners:
         self._lock = threading.Lock()
         self._kept: dict[Topic, Watch] = {}
         self._watching: dict[Topic, Callable[[], object]] = {}
+        self._left_at: dict[Topic, float] = {}
+        self._ending = False
         self._closed = False
         self._ears: dict[Topic, set[_Ear]] = {
             "tasks": set(),
@@ -116,7 +122,7 @@ class Listeners:
     def listen(self, topic: Topic) -> Iterator[Listener]:
         """Listen from now on."""
         ears = self._ears[topic]
-        if not ears:
+        if not ears and topic not in self._watching:
             self._watch(topic)
         is_deaf = self._bell is not None and topic not in self._watching
         ear = _Ear(self._look if is_deaf else None)
@@ -125,8 +131,10 @@ class Listeners:
             yield ear
         finally:
             ears.discard(ear)
-            if not ears and (stop := self._watching.pop(topic, None)):
-                stop()
+            if not ears:
+                self._left_at[topic] = time.monotonic()
+                if self._ending:
+                    self._unwatch(topic)
 
     def _watch(self, topic: Topic) -> None:
         """Have the bell heard, where it can be."""
@@ -146,11 +154,27 @@ class Listeners:
 
     def _hear(self, topic: Topic, watch: Watch) -> None:
         watch.forget()
+        if not self._ears[topic]:
+            if time.monotonic() - self._left_at[topic] > _LINGER:
+                self._unwatch(topic)
+            return
         # Whoever rang before this instance did is heard with it: `notify` comes after the bell.
         if topic != "tasks":
             self._ring((topic,))
         elif watch.mark() != self._mark:
             self._ring((topic,), told=self._prompt())
+
+    def _unwatch(self, topic: Topic) -> None:
+        stop = self._watching.pop(topic, None)
+        if stop is not None:
+            stop()
+
+    def end(self) -> None:
+        """Have the loop watch no longer what nobody listens for; from within, before the close."""
+        self._ending = True
+        for topic in list(self._watching):
+            if not self._ears[topic]:
+                self._unwatch(topic)
 
     def _stop(self, topic: Topic, watch: Watch, stop: Callable[[], object]) -> None:
         """Keep a watcher for the next who listens: one that is closed takes long to end."""

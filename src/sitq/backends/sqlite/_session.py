@@ -187,10 +187,12 @@ class Session:
     def abandon(self) -> None:
         """Close the connections soon; what was asked of them before is done."""
         self.database.abandon()
+        self.loop.call_soon(self.listeners.end)
         self._mail.abandon()
 
     async def close(self) -> None:
         """Close the connections, after all that was asked of them before."""
+        self.listeners.end()
         try:
             await self.database.close()
         finally:
