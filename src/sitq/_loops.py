@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     import trio
 
-__all__ = ["LoopRef", "LoopThread", "SharedEvent", "in_event_loop", "run_inline"]
+__all__ = ["LoopRef", "LoopThread", "SharedEvent", "in_event_loop", "nothing", "run_inline"]
 
 T = TypeVar("T")
 
@@ -93,7 +93,7 @@ class LoopRef:
         """True once the loop cannot run anything any more."""
         if self._asyncio is not None:
             return self._asyncio.is_closed()
-        return not self.call_soon(_nothing)
+        return not self.call_soon(nothing)
 
     def at_end(self, function: Callable[[], object]) -> Callable[[], object]:
         """Have ``function`` called when this loop, trio's, ends; from within.
@@ -154,8 +154,8 @@ class LoopRef:
         return True
 
 
-def _nothing() -> None:
-    pass
+def nothing() -> None:
+    """Do nothing, where something has to be called."""
 
 
 class SharedEvent:

@@ -10,6 +10,8 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+from sitq._loops import nothing
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -34,7 +36,7 @@ class Mailbox:
         self._loop: Final = loop
         self._lock: Final = threading.Lock()
         self._slot: _Slot | None = None
-        self._forget: Callable[[], object] = _nothing
+        self._forget: Callable[[], object] = nothing
         if _HAS_EVENTFD and isinstance(loop.asyncio, asyncio.SelectorEventLoop):
             with suppress(OSError):  # the system allows no more files
                 self._slot = _Slot()
@@ -105,7 +107,3 @@ class _Slot:
             os.eventfd_read(self.file)
         for _ in range(len(self._letters)):
             self._letters.popleft()()
-
-
-def _nothing() -> None:
-    pass

@@ -46,7 +46,7 @@ def _measure(options: argparse.Namespace) -> tuple[dict[str, str], list[Figures]
     print(*(f"{name}: {text}" for name, text in given.items()), "", sep="\n")
     if options.quick:
         print("One short round is a first look: repeat a part without --quick before you trust it.")
-    print(report.LEGEND, "", report.HEAD, sep="\n")
+    print(report.HEAD)
     found = []
     for case in all_cases(settings):
         if options.groups and case.group not in options.groups:
@@ -61,7 +61,7 @@ def _read(files: list[Path]) -> tuple[dict[str, str], list[Figures]]:
     """Put the parts of one run together, in their order."""
     parts = [json.loads(file.read_text()) for file in files]
     found = [Figures.from_json(case) for part in parts for case in part["cases"]]
-    print(report.LEGEND, "", report.HEAD, *map(report.line, found), sep="\n")
+    print(report.HEAD, *map(report.line, found), sep="\n")
     return parts[0]["conditions"], found
 
 

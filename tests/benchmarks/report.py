@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HEAD",
-    "LEGEND",
     "MISSING",
     "as_json",
     "as_markdown",
@@ -87,11 +86,11 @@ def _text(name: str, loop: str, columns: list[str] | tuple[str, ...]) -> str:
     return f"{name:<62} {loop:<8}{ratio:>7} {goal:>10} {met:<4}{shown}  {unit}"
 
 
-HEAD = _text("what", "loop", _COLUMNS)
-LEGEND = (
+_LEGEND = (
     "ratio: the median of what was measured in each round, divided by that round's floor; "
     "a goal with an x is one for the ratio, the others are for the median"
 )
+HEAD = f"{_LEGEND}\n\n{_text('what', 'loop', _COLUMNS)}"
 
 
 def line(figures: Figures) -> str:
@@ -102,7 +101,7 @@ def line(figures: Figures) -> str:
 def as_markdown(found: list[Figures], given: dict[str, str]) -> str:
     """The table as Markdown."""
     columns = ("what", "loop", *_COLUMNS)
-    lines = [f"{', '.join(f'{name} {text}' for name, text in given.items())}", "", LEGEND, ""]
+    lines = [f"{', '.join(f'{name} {text}' for name, text in given.items())}", "", _LEGEND, ""]
     lines += ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
     for figures in found:
         lines.append("| " + " | ".join([figures.name, figures.loop, *cells(figures)]) + " |")

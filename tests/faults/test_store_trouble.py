@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import anyio
@@ -29,21 +29,13 @@ from sitq import (
 )
 from sitq.backends.sqlite import _driver
 from sitq.models import LeaseState
+from tests.sqlite.samples import locked
 
 pytestmark = pytest.mark.anyio
 
 
 async def note(number: int) -> int:
     return number
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the write lock, as another program might."""
-    with closing(sqlite3.connect(path, isolation_level=None, timeout=10)) as connection:
-        connection.execute("BEGIN IMMEDIATE")
-        yield
-        connection.execute("ROLLBACK")
 
 
 async def test_a_caller_is_told_that_the_store_stays_locked(

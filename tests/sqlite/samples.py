@@ -1,7 +1,10 @@
-"""A task, and a store with some in it."""
+"""A task, a store with some in it, and its lock."""
 
 from __future__ import annotations
 
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,3 +22,12 @@ async def make_store(path: Path, tasks: int = 1) -> None:
     await backend.open()
     await backend.enqueue([some_task() for _ in range(tasks)])
     await backend.close()
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the write lock, as another program might."""
+    with closing(sqlite3.connect(path, isolation_level=None, timeout=10)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        yield
+        connection.execute("ROLLBACK")

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from sitq import SQLiteBackend, TaskId
+from sitq.backends.sqlite._bell import Bell
 from sitq.backends.sqlite._driver import Database
 from sitq.models import Outcome
+from sitq.protocols import Topic
 from tests.sqlite.samples import some_task
 
 pytestmark = pytest.mark.anyio
@@ -60,6 +62,23 @@ async def test_who_listens_gets_them_without_a_look(tmp_path: Path, reads: list[
         ]
         assert await backend.get_results(ids) == results  # they are handed out once
         assert reads == ["get_results"]
+
+
+async def test_they_are_at_hand_before_the_bell_tells_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ring, at_hand = Bell.ring, list[list[str]]()
+
+    async with opened(tmp_path / "q.db") as backend, backend.listen("results"):
+
+        def watched_ring(bell: Bell, topics: set[Topic]) -> None:
+            if "results" in topics:
+                at_hand.append(list(backend._users.use_from_thread()._fresh))
+            ring(bell, topics)
+
+        monkeypatch.setattr(Bell, "ring", watched_ring)
+        ids = await ended(backend)
+    assert at_hand == [ids]
 
 
 async def test_an_id_may_be_asked_for_twice(tmp_path: Path) -> None:

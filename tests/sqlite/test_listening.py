@@ -11,15 +11,12 @@ import pytest
 
 from sitq.backends.sqlite import SQLiteBackend, _bell, _listening, _schema
 from sitq.errors import BackendError
-from sitq.ids import new_task_id
-from sitq.models import Outcome, Task
-from sitq.protocols import Listener, Topic
+from sitq.models import Outcome
+from sitq.protocols import Listener
+from tests.sqlite.samples import some_task
+from tests.worker.gate import until
 
 pytestmark = pytest.mark.anyio
-
-
-def some_task() -> Task:
-    return Task(id=new_task_id(), function="tests:nothing", payload=b"\x92\x90\x80")
 
 
 async def returns(listener: Listener, seconds: float = 5) -> bool:
@@ -95,9 +92,7 @@ async def test_a_bell_that_rings_in_vain_is_not_watched_for_long(
             assert await returns(tasks)
         assert "tasks" in watched
         await theirs.enqueue([some_task()])
-        with anyio.fail_after(5):
-            while "tasks" in watched:  # noqa: ASYNC110 - no event tells of it
-                await anyio.sleep(0.002)
+        await until(lambda: "tasks" not in watched)
     await ours.close()
     await theirs.close()
 
@@ -127,27 +122,6 @@ async def test_a_wait_that_is_cancelled_loses_no_change(tmp_path: Path, way: str
         await returns(tasks, 0)
         await backend.enqueue([some_task()])
         assert await returns(tasks)
-    await backend.close()
-
-
-async def test_a_result_is_at_hand_before_the_bell_tells_of_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    backend = SQLiteBackend(tmp_path / "q.db")
-    await backend.open()
-    ring, at_hand = _bell.Bell.ring, list[bool]()
-
-    def watched_ring(bell: _bell.Bell, topics: set[Topic]) -> None:
-        if "results" in topics:
-            at_hand.append(backend._users.use_from_thread().take_fresh(ids) is not None)
-        ring(bell, topics)
-
-    monkeypatch.setattr(_bell.Bell, "ring", watched_ring)
-    async with backend.listen("results"):
-        ids = await backend.enqueue([some_task()])
-        (task,) = (await backend.reserve("w", ["default"], 1, 30.0)).tasks
-        assert await backend.finish([Outcome.success(task.lease, b"\xc0")]) == [True]
-    assert at_hand == [True]
     await backend.close()
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 import time
-from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import pytest
 from anyio import to_thread
 
 from sitq import SQLiteBackend, TaskQueue, TaskStatus, Worker, call, current_task
+from tests.sqlite.samples import locked
 
 pytestmark = pytest.mark.anyio
 
@@ -141,12 +140,10 @@ async def test_a_lease_is_given_up_in_time_also_while_a_sweep_waits_for_the_stor
             worker = Worker(SQLiteBackend(path), lease=1.5)
             group.start_soon(getattr(worker, way))
             await started(queue, task_id)
-            with closing(sqlite3.connect(path, isolation_level=None, timeout=10)) as connection:
-                connection.execute("BEGIN IMMEDIATE")
-                locked = time.monotonic()
+            with locked(path):
+                begun = time.monotonic()
                 await at_rest(worker)
-                ended.append(time.monotonic() - locked)
-                connection.execute("ROLLBACK")
+                ended.append(time.monotonic() - begun)
             group.cancel_scope.cancel()
     assert ended[0] < 1.5, ended
 

@@ -1,10 +1,9 @@
-"""A worker that shares a queue's backend stands by for what that process stores."""
+"""A worker that has nothing to do stands by for new tasks."""
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,18 +15,11 @@ from sitq import SQLiteBackend, TaskQueue, TaskStatus, Worker
 from sitq.backends.sqlite._bell import Bell
 from sitq.errors import BackendError
 from sitq.models import Reservation
-from sitq.protocols import Listener
 from sitq.standby import Standby
-from tests.worker.gate import GATE, ended, until
+from tests.sqlite.samples import locked
+from tests.worker.gate import GATE, bounded, ended, until
 
 pytestmark = pytest.mark.anyio
-
-
-async def held() -> None:
-    GATE.enter()
-    while not GATE.opened.is_set():  # noqa: ASYNC110 - threads set it too
-        await anyio.sleep(0.002)
-    GATE.leave()
 
 
 async def nothing() -> None:
@@ -42,24 +34,19 @@ class Watched(SQLiteBackend):
         self.wishes: list[tuple[int, Standby]] = []
         self.reservations = 0
 
-    async def reserve(
-        self, worker: str, queues: Sequence[str], limit: int, lease: float
-    ) -> Reservation:
+    async def reserve(self, *wish: Any) -> Reservation:
         self.reservations += 1
-        return await super().reserve(worker, queues, limit, lease)
+        return await super().reserve(*wish)
 
-    def stand_by(
-        self,
-        worker: str,
-        queues: Sequence[str],
-        limit: int,
-        lease: float,
-        listener: Listener,
-        fulfilled: Callable[[], object],
-    ) -> Standby:
-        standby = super().stand_by(worker, queues, limit, lease, listener, fulfilled)
+    def stand_by(self, *wish: Any) -> Standby:
+        _, _, limit, *_ = wish
+        standby = super().stand_by(*wish)
         self.wishes.append((limit, standby))
         return standby
+
+    async def until_another_wish(self, than: int) -> None:
+        """Wait until there are more wishes than so many."""
+        await until(lambda: len(self.wishes) > than)
 
 
 @asynccontextmanager
@@ -77,15 +64,6 @@ async def working(
         await worker.stop()
 
 
-@asynccontextmanager
-async def locked(path: Path) -> AsyncIterator[None]:
-    """Hold the lock of all writers."""
-    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        connection.execute("BEGIN IMMEDIATE")
-        yield
-        connection.execute("ROLLBACK")
-
-
 def is_carried_out(standby: Any) -> bool:
     """Tell if a transaction has taken a wish on, with or without the lock that it needs."""
     return standby._request not in standby._commits._standing
@@ -94,7 +72,7 @@ def is_carried_out(standby: Any) -> bool:
 async def test_it_takes_what_it_can_start_and_leaves_the_rest_to_others(tmp_path: Path) -> None:
     async with working(tmp_path / "q.db", places=1) as (queue, backend, _, _):
         assert [limit for limit, _ in backend.wishes] == [1]
-        await queue.enqueue(held)
+        await queue.enqueue(bounded)
         await until(GATE.entered.is_set)
         await anyio.wait_all_tasks_blocked()
         wishes = len(backend.wishes)
@@ -103,7 +81,7 @@ async def test_it_takes_what_it_can_start_and_leaves_the_rest_to_others(tmp_path
         assert len(backend.wishes) == wishes
         GATE.opened.set()
         assert (await ended(queue, task_id)).status is TaskStatus.SUCCESS
-        await until(lambda: len(backend.wishes) > wishes)
+        await backend.until_another_wish(wishes)
 
 
 async def test_it_takes_what_another_process_rings_for_without_asking_again(
@@ -117,7 +95,7 @@ async def test_it_takes_what_another_process_rings_for_without_asking_again(
             wishes = len(backend.wishes)
             task_id = await other.enqueue(nothing)
             assert (await ended(other, task_id)).status is TaskStatus.SUCCESS
-            await until(lambda wishes=wishes: len(backend.wishes) > wishes)  # type: ignore[misc]
+            await backend.until_another_wish(wishes)
         assert backend.reservations == before
 
 
@@ -137,7 +115,7 @@ async def test_a_wish_that_could_not_be_carried_out_is_not_the_last(tmp_path: Pa
         wishes = len(backend.wishes)
         path.rename(elsewhere)
         Bell(f"{path}-bell").ring({"tasks"})
-        await until(lambda: len(backend.wishes) > wishes)
+        await backend.until_another_wish(wishes)
         elsewhere.rename(path)
         assert (await ended(other, await other.enqueue(nothing))).status is TaskStatus.SUCCESS
 
@@ -167,7 +145,7 @@ async def test_the_lease_counts_from_when_the_lock_was_had(tmp_path: Path) -> No
     path = tmp_path / "q.db"
     async with working(path) as (queue, backend, _, group):
         (_, standby) = backend.wishes[-1]
-        async with locked(path):
+        with locked(path):
             group.start_soon(queue.enqueue, nothing)
             await until(lambda: is_carried_out(standby))
             had_at = backend.clock.monotonic()
@@ -179,8 +157,8 @@ async def test_who_stops_does_not_wait_for_a_wish(tmp_path: Path) -> None:
     path = tmp_path / "q.db"
     async with working(path) as (queue, backend, worker, group):
         (_, standby) = backend.wishes[-1]
-        async with locked(path):
-            group.start_soon(queue.enqueue, held)
+        with locked(path):
+            group.start_soon(queue.enqueue, bounded)
             await until(lambda: is_carried_out(standby))
             with anyio.fail_after(5):
                 await worker.stop()

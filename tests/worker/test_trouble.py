@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -23,17 +23,12 @@ from sitq import (
 from sitq.backends.memory import MemoryBackend
 from sitq.models import LeaseState, Outcome
 from sitq.testing import FakeClock, FaultyBackend
+from tests.worker.gate import until
 
 pytestmark = pytest.mark.anyio
 
 BUSY = BackendBusyError("finish: somebody else holds it")
 BROKEN = BackendError("finish: it makes no sense")
-
-
-async def until(fact: Callable[[], object]) -> None:
-    with anyio.fail_after(20):
-        while not fact():  # noqa: ASYNC110 - logs and threads set no event of the loop's
-            await anyio.sleep(0.002)
 
 
 class Gate:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import anyio
 
-from sitq._loops import LoopThread
+from sitq._loops import LoopThread, nothing
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -90,7 +90,7 @@ class Home:
         self._callers: Final = loop
         native = loop.asyncio
         self._thread: Final = begin_thread(name) if native is None else None
-        self._forget: Callable[[], object] = _nothing
+        self._forget: Callable[[], object] = nothing
         if self._thread is not None:
             self._forget = loop.at_end(partial(end_thread_soon, self._thread))
         self._loop: Final = self._thread.loop if self._thread is not None else _present(native)
@@ -191,10 +191,6 @@ async def _carry_out(
     finally:
         if tell is not None:
             tell()
-
-
-def _nothing() -> None:
-    pass
 
 
 def _present(loop: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEventLoop:

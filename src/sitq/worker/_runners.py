@@ -175,7 +175,7 @@ class Runners:
         now = self._clock.monotonic()
         if task.crashes:
             self._wary_until = now + _WARY
-            if self.idle_places <= len(self._ahead):
+            if not self.vacant:
                 # One of those that were lost together kills its worker. If it does so again, the
                 # innocent ones must not be held by that worker.
                 self._report(lease, Outcome.release(lease))

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Final
 import aiosqlite
 from aiosqlite.core import _STOP_RUNNING_SENTINEL
 
+from sitq._loops import nothing
 from sitq.errors import UsageError
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Callable
 
-__all__ = ["Connection", "nothing"]
+__all__ = ["Connection"]
 
 
 class Connection(aiosqlite.Connection):
@@ -112,7 +113,3 @@ def _shut(connection: sqlite3.Connection | None) -> object:
     if connection is not None:
         _close(connection)
     return _STOP_RUNNING_SENTINEL
-
-
-def nothing() -> None:
-    """Do nothing, where something has to be called."""

@@ -14,8 +14,9 @@ from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from sitq._loops import nothing
 from sitq.backends._batching import Request, Undo, join
-from sitq.backends.sqlite._connection import Connection, nothing
+from sitq.backends.sqlite._connection import Connection
 from sitq.backends.sqlite._errors import is_busy, translated
 from sitq.backends.sqlite._group_commit import GroupCommit, StandingRequest
 from sitq.backends.sqlite._work import Work
