@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from contextvars import copy_context
 from datetime import timedelta
 from enum import Enum, auto
@@ -15,12 +14,12 @@ from anyio import to_thread
 
 from sitq.context import CURRENT, TaskContext
 from sitq.errors import SitqError, UsageError
-from sitq.models import Outcome, RetryPolicy
-from sitq.retry import Retry, backoff, wants_retry
+from sitq.models import Outcome
 from sitq.signing import unseal
-from sitq.worker._errors import Raised, error_text, traceback_text
+from sitq.worker._errors import Raised
 from sitq.worker._fallbacks import Fallback
 from sitq.worker._isolation import go_on, is_cancelled_by, steps_of, wait_for
+from sitq.worker._outcomes import outcome_of_error, outcome_of_refusal
 from sitq.worker._threaded import ThreadedCall
 
 if TYPE_CHECKING:
@@ -145,7 +144,7 @@ class Execution:
             payload = unseal(workshop.serializer, task)
             args, kwargs = function.load_arguments(workshop.serializer, payload)
         except SitqError as error:
-            return Outcome.failure(self.lease, error_text(error))
+            return outcome_of_refusal(self.lease, error)
         except BaseException as error:  # noqa: BLE001 - a validator of the user's model, say
             return self._failed(error)
         context = self._context = TaskContext(task, self.lease, workshop.ties)
@@ -275,7 +274,7 @@ class Execution:
             data = workshop.function.dump_result(workshop.serializer, value)
             return Outcome.success(self.lease, data)
         except BaseException as error:  # noqa: BLE001 - also what the value's own code raises
-            return Outcome.failure(self.lease, error_text(error))
+            return outcome_of_refusal(self.lease, error)
 
     def _raised(self, error: BaseException) -> Outcome | None:
         if self._end is not None:
@@ -288,18 +287,7 @@ class Execution:
         return self._failed(error)
 
     def _failed(self, error: BaseException) -> Outcome:
-        text, trace = error_text(error), traceback_text(error)
-        policy, attempt = self.task.retry or self._workshop.retry, self.task.attempt
-        if isinstance(error, Retry):
-            policy = policy or RetryPolicy()
-        elif policy is None or not wants_retry(policy, attempt, error):
-            return Outcome.failure(self.lease, text, trace)
-        if attempt >= policy.max_attempts:
-            return Outcome.failure(self.lease, text, trace)
-        delay = error.delay if isinstance(error, Retry) else None
-        if delay is None:
-            delay = backoff(policy, attempt, random.random())
-        return Outcome.retry(self.lease, delay, text, trace)
+        return outcome_of_error(self.task, self.lease, error, self._workshop.retry)
 
 
 def _judged(error: BaseException) -> Raised:

@@ -19,6 +19,7 @@ import anyio
 from sitq.context import Ties
 from sitq.models import Outcome, OutcomeKind
 from sitq.worker._execution import End, Execution
+from sitq.worker._outcomes import log_end
 from sitq.worker._runner import Runner, contain
 from sitq.worker._workshop import Workshop
 
@@ -262,23 +263,8 @@ class Runners:
         """Report how an attempt has ended, unless that has been done."""
         if self._running.pop(execution.lease, None) is not None:
             if outcome is not None and outcome.kind is not OutcomeKind.SUCCESS:
-                self._tell(execution, outcome)
+                log_end(execution.task, outcome)
             self._report(execution.lease, outcome)
-
-    def _tell(self, execution: Execution, outcome: Outcome) -> None:
-        """Log an end that is no success, without the error's text: that may hold arguments.
-
-        It is no warning: the worker does what it is for, and the result tells who asked.
-        """
-        task = execution.task
-        _log.info(
-            "task %s: attempt %d of %s ended as %s%s",
-            task.id,
-            task.attempt,
-            task.function,
-            outcome.kind,
-            f" ({outcome.error.partition(':')[0]})" if outcome.error else "",
-        )
 
     def _thread_ended(self, execution: Execution) -> None:
         """Give up the place of a thread that was left to itself; called in that thread."""
