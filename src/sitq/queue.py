@@ -150,6 +150,35 @@ class TaskQueue(EnqueueMethods):
             return await waiters.look(known_id)
         return await waiters.wait(known_id, seconds)
 
+    @overload
+    async def result(self, task_id: TaskId[R], timeout: float | None = None) -> R: ...
+    @overload
+    async def result(self, task_id: str, timeout: float | None = None) -> object: ...
+    async def result(self, task_id: str, timeout: float | None = None) -> Any:
+        """Wait until a task is final and return the value that its function returned.
+
+        This is `get_result` and `deserialize_result` in one.
+
+        Args:
+            task_id: the id that `enqueue` returned.
+            timeout: seconds to wait; ``None``: for ever; 0: look once. It has the bounds of
+                `get_result`.
+
+        Raises:
+            TaskFailedError: the task did not succeed; error and remote traceback are in the text.
+            TimeoutError: the builtin one: the task is not final yet. It goes on.
+            TaskNotFoundError: the store does not know the task (any more).
+            SerializationError: the stored value cannot be decoded.
+            ValidationError: ``timeout`` is not a number of seconds.
+            BackendError: the store could not be asked.
+            UsageError: the queue is closed, or was closed meanwhile.
+        """
+        result = await self.get_result(task_id, timeout)
+        if result is None:
+            waited = "was asked for" if timeout == 0 else f"was waited for {timeout:g} seconds"
+            raise TimeoutError(f"task {task_id} is not final yet; it {waited}")
+        return self.deserialize_result(result)
+
     def deserialize_result(self, result: Result[R]) -> R:
         """Return the value that the task returned, as what it was.
 

@@ -238,6 +238,14 @@ class SyncTaskQueue(SyncEnqueueMethods):
         """See `TaskQueue.get_result`, whose timeout has the same bounds."""
         return self._portal.run(partial(self._queue.get_result, task_id, timeout))
 
+    @overload
+    def result(self, task_id: TaskId[R], timeout: float | None = None) -> R: ...
+    @overload
+    def result(self, task_id: str, timeout: float | None = None) -> object: ...
+    def result(self, task_id: str, timeout: float | None = None) -> Any:
+        """See `TaskQueue.result`, whose timeout has the same bounds."""
+        return self._portal.run(partial(self._queue.result, task_id, timeout))
+
     def deserialize_result(self, result: Result[R]) -> R:
         """See `TaskQueue.deserialize_result`."""
         self._portal.check()

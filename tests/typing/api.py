@@ -213,6 +213,8 @@ async def reading(queue: TaskQueue, number: TaskId[int], text: str) -> None:
     if untyped is not None:
         assert_type(queue.deserialize_result(untyped), object)
     assert_type(await queue.get_result(TaskId[str](text)), Result[str] | None)
+    assert_type(await queue.result(number, timeout=1), int)
+    assert_type(await queue.result(text), object)
     assert_type(await queue.retry(number), TaskId[int])
     assert_type(await queue.retry(text), TaskId[object])
     assert_type(await queue.cancel(text), bool)
@@ -223,6 +225,7 @@ async def reading(queue: TaskQueue, number: TaskId[int], text: str) -> None:
     assert_type(info.eta, datetime)
 
     queue.deserialize_result(await queue.get_result(number))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await queue.result(7)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
     await queue.get_result(7)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
     other: TaskId[str] = number  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
     plain: str = number
@@ -244,6 +247,8 @@ def from_plain_code(number: TaskId[int], text: str, eta: datetime) -> None:
         if result is not None:
             assert_type(queue.deserialize_result(result), int)
         assert_type(queue.get_result(text), Result[object] | None)
+        assert_type(queue.result(number), int)
+        assert_type(queue.result(text, timeout=0), object)
         assert_type(queue.retry(number), TaskId[int])
         assert_type(queue.get_task(text), TaskInfo)
         assert_type(queue.cancel(text), bool)

@@ -17,12 +17,13 @@ from sitq import (
     TaskFailedError,
     TaskId,
     TaskNotFoundError,
+    TaskQueue,
     TaskStatus,
     UsageError,
     ValidationError,
 )
 from sitq.ids import new_task_id
-from tests.unit.queue_support import add, finish, greet, mail, spied_queue
+from tests.unit.queue_support import SpyBackend, add, finish, greet, mail, spied_queue
 
 pytestmark = pytest.mark.anyio
 
@@ -49,7 +50,7 @@ async def test_a_task_that_is_not_final_has_no_result_yet() -> None:
         assert await queue.get_result(task_id, timeout=0) is None
 
 
-@pytest.mark.parametrize("method", ["get_result", "get_task", "cancel", "retry"])
+@pytest.mark.parametrize("method", ["get_result", "result", "get_task", "cancel", "retry"])
 @pytest.mark.parametrize(
     "task_id",
     [UNKNOWN, "no id at all", "", UNKNOWN.upper(), f"{UNKNOWN}\n"],
@@ -61,7 +62,7 @@ async def test_an_unknown_id_is_a_task_not_found_error(method: str, task_id: str
             await getattr(queue, method)(task_id)
 
 
-@pytest.mark.parametrize("method", ["get_result", "get_task", "cancel", "retry"])
+@pytest.mark.parametrize("method", ["get_result", "result", "get_task", "cancel", "retry"])
 @pytest.mark.parametrize("task_id", [None, 7, b"x", object()])
 async def test_what_is_no_text_is_refused_as_an_id(method: str, task_id: Any) -> None:
     async with spied_queue() as (queue, _, _):
@@ -75,6 +76,8 @@ async def test_what_is_no_number_of_seconds_is_refused_as_a_timeout(timeout: Any
         task_id = await queue.enqueue(add, 1, 2)
         with pytest.raises(ValidationError, match="timeout: .*got"):
             await queue.get_result(task_id, timeout=timeout)
+        with pytest.raises(ValidationError, match="timeout: .*got"):
+            await queue.result(task_id, timeout=timeout)
 
 
 async def test_a_failed_task_tells_status_error_and_remote_traceback() -> None:
@@ -99,6 +102,39 @@ async def test_a_cancelled_task_has_no_value() -> None:
         assert await queue.cancel(task_id) is False
         with pytest.raises(TaskFailedError, match="cancelled"):
             queue.deserialize_result(result)
+
+
+async def test_result_gives_the_value_itself() -> None:
+    async with spied_queue() as (queue, backend, _):
+        task_id = await queue.enqueue(add, 1, 2)
+        async with anyio.create_task_group() as group:
+            group.start_soon(finish, backend, 3)
+            assert await queue.result(task_id) == 3
+        assert await queue.result(task_id, timeout=0) == 3
+
+
+async def test_result_of_a_task_without_success_is_a_task_failed_error() -> None:
+    async with spied_queue() as (queue, backend, _):
+        failed = await queue.enqueue(add, 1, 2)
+        await finish(backend, error="ValueError: no")
+        cancelled = await queue.enqueue(add, 1, 2)
+        await queue.cancel(cancelled)
+        with pytest.raises(TaskFailedError, match="ValueError: no"):
+            await queue.result(failed)
+        with pytest.raises(TaskFailedError, match="cancelled"):
+            await queue.result(cancelled)
+
+
+@pytest.mark.parametrize("timeout", [0, 0.01])
+async def test_result_of_a_task_that_is_not_final_is_a_builtin_timeout_error(
+    timeout: float,
+) -> None:
+    async with TaskQueue(SpyBackend()) as queue:
+        task_id = await queue.enqueue(add, 1, 2)
+        with pytest.raises(TimeoutError, match="not final") as caught:
+            await queue.result(task_id, timeout)
+        assert type(caught.value) is TimeoutError
+        assert (await queue.get_task(task_id)).status is TaskStatus.PENDING
 
 
 async def test_the_value_of_an_unknown_function_comes_back_plain() -> None:

@@ -71,11 +71,14 @@ def test_a_task_goes_in_and_its_value_comes_out(path: Path) -> None:
         task_id = queue.enqueue(add, 1, b=2)
         assert queue.get_result(task_id, timeout=0) is None
         assert queue.get_result(task_id, timeout=0.01) is None
+        with pytest.raises(TimeoutError, match="not final"):
+            queue.result(task_id, timeout=0)
         assert queue.get_task(task_id).status == "pending"
         Hand(path).finish(3)
         result = queue.get_result(task_id, timeout=10)
         assert result is not None
         assert queue.deserialize_result(result) == 3
+        assert queue.result(task_id) == 3
         again = queue.retry(task_id)
         assert queue.get_task(again).retry_of == task_id
         assert queue.cancel(again) is True
@@ -113,6 +116,8 @@ def test_errors_are_those_of_the_queue(path: Path) -> None:
         assert result is not None
         with pytest.raises(TaskFailedError, match="ValueError: no"):
             queue.deserialize_result(result)
+        with pytest.raises(TaskFailedError, match="ValueError: no"):
+            queue.result(task_id)
 
 
 def test_it_has_every_method_of_the_queue_with_the_same_parameters() -> None:
@@ -135,6 +140,7 @@ USES: list[Callable[[SyncTaskQueue], object]] = [
     lambda queue: queue.enqueue_many([call(add, 1, 2)]),
     lambda queue: queue.options(priority=1),
     lambda queue: queue.get_result(SOME_ID),
+    lambda queue: queue.result(SOME_ID),
     lambda queue: queue.get_task(SOME_ID),
     lambda queue: queue.cancel(SOME_ID),
     lambda queue: queue.retry(SOME_ID),
