@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         SitqError,
         TaskFailedError,
         TaskNotFoundError,
+        UnknownOutcomeError,
         UsageError,
         ValidationError,
     )
@@ -73,6 +74,7 @@ __all__ = [
     "TaskQueue",
     "TaskStatus",
     "TransactionalBackend",
+    "UnknownOutcomeError",
     "UsageError",
     "ValidationError",
     "Worker",
@@ -90,7 +92,7 @@ if not TYPE_CHECKING:
         "errors": (
             "BackendBusyError BackendConnectionError BackendError BackendFormatError "
             "BackendFullError LeaseLostError SerializationError SitqError "
-            "TaskFailedError TaskNotFoundError UsageError ValidationError"
+            "TaskFailedError TaskNotFoundError UnknownOutcomeError UsageError ValidationError"
         ),
         "ids": "TaskId",
         "models": "Progress ReservedTask Result RetryPolicy Task TaskInfo",

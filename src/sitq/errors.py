@@ -9,6 +9,7 @@ SitqError
 ├── LeaseLostError             an outcome came too late: another attempt is the current one
 └── BackendError               the store could not do its work
     ├── BackendConnectionError     it cannot be opened, or has gone away
+    │   └── UnknownOutcomeError        the work may be done: its confirmation did not come
     ├── BackendBusyError           somebody else held it for too long
     ├── BackendFullError           no room is left, or it is read-only
     └── BackendFormatError         the file is newer, foreign, truncated or not a database
@@ -27,6 +28,7 @@ __all__ = [
     "SitqError",
     "TaskFailedError",
     "TaskNotFoundError",
+    "UnknownOutcomeError",
     "UsageError",
     "ValidationError",
 ]
@@ -72,6 +74,14 @@ class BackendError(SitqError):
 
 class BackendConnectionError(BackendError):
     """The store could not be opened, or is gone."""
+
+
+class UnknownOutcomeError(BackendConnectionError):
+    """The store may have carried out the operation or not: its confirmation did not come.
+
+    After an `enqueue` the task may be stored, and a second call may store a second task. With a
+    ``unique_key`` a second call is safe while the first task is not final.
+    """
 
 
 class BackendBusyError(BackendError):

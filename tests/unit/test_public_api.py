@@ -47,6 +47,7 @@ NAMES = [
     "TaskQueue",
     "TaskStatus",
     "TransactionalBackend",
+    "UnknownOutcomeError",
     "UsageError",
     "ValidationError",
     "Worker",

@@ -32,7 +32,7 @@ from sitq.backends.postgres._units import (
     enqueued_before,
 )
 from sitq.backends.postgres._work import Work
-from sitq.errors import BackendConnectionError
+from sitq.errors import BackendConnectionError, UnknownOutcomeError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -224,7 +224,7 @@ class Database:
         """Find out what a statement has done whose answer was lost; do it if it has done nothing.
 
         Raises:
-            BackendConnectionError: the server could not be asked in time.
+            UnknownOutcomeError: the server could not be asked in time.
         """
         give_up = asyncio.get_running_loop().time() + _SEARCH_SECONDS
         pause = _FIRST_PAUSE
@@ -248,7 +248,7 @@ class Database:
                         f"{operation.__name__} on {self.place}: the connection was lost, and the "
                         "outcome is unknown"
                     )
-                    raise BackendConnectionError(message) from error
+                    raise UnknownOutcomeError(message) from error
             await asyncio.sleep(random.uniform(pause / 2, pause))
             pause = min(pause * 1.5, _LONGEST_PAUSE)
 
