@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import anyio
 import pydantic
@@ -16,11 +16,13 @@ from sitq.context import CURRENT
 from sitq.errors import UsageError, ValidationError
 from sitq.models import DEFAULT_QUEUE, RetryPolicy
 from sitq.registry import Registry, known
+from sitq.worker._background import Background
 from sitq.worker._options import WorkerOptions
 from sitq.worker._session import Session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from types import TracebackType
 
     from anyio.abc import TaskStatus
 
@@ -36,6 +38,9 @@ class Worker:
     ``max_concurrency`` bounds both together. A worker runs only functions that it was told
     about: those of ``tasks``, those marked with `task` in modules that this process imported,
     and those that this process itself enqueued.
+
+    Use it as ``async with Worker(backend) as worker:`` to have it run beside the body, also in a
+    fixture; or call `start` in a task group of yours.
 
     Args:
         backend: the store; opened by `start` and closed at its end.
@@ -77,6 +82,7 @@ class Worker:
         self._serializer: Final = checked_serializer(serializer)
         self._registry: Final = _registry_of(tasks)
         self._session: Session | None = None
+        self._background: Background | None = None
         try:
             self._options: Final = WorkerOptions(
                 queues=tuple(queues),
@@ -92,6 +98,32 @@ class Worker:
 
     def __repr__(self) -> str:
         return f"Worker({self._backend!r}, queues={self._options.queues!r})"
+
+    async def __aenter__(self) -> Self:
+        """Start the worker beside the body; the body begins once the worker is ready.
+
+        Raises:
+            UsageError: this worker is running already.
+            BackendError: the store could not be opened.
+        """
+        background = Background(repr(self), self.start, self.stop)
+        await background.enter()
+        self._background = background
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        """Stop the worker as `stop` does; a body that was cancelled ends it at once.
+
+        What has made the worker fail is raised here, and cancels the body before. An error of the
+        body's own goes first.
+        """
+        background, self._background = self._background, None
+        return background is not None and await background.leave(error)
 
     async def start(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Run tasks until `stop` is called.

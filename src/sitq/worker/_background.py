@@ -1,0 +1,178 @@
+"""A coroutine that runs beside the body of an ``async with``."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextvars import copy_context
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import anyio
+
+from sitq._loops import LoopRef
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+
+    from anyio.abc import TaskStatus
+
+__all__ = ["Background"]
+
+_log: Final = logging.getLogger(__name__)
+
+
+class _Service(Protocol):
+    async def __call__(self, *, task_status: TaskStatus[None]) -> None: ...
+
+
+class _Ready:
+    """The task status that a service is given."""
+
+    def __init__(self, ready: anyio.Event) -> None:
+        self._ready: Final = ready
+
+    def started(self, value: None = None) -> None:  # noqa: ARG002 - the protocol's parameter
+        self._ready.set()
+
+
+class Background:
+    """Runs a service from `enter` to `leave`, which may be called by different asyncio tasks.
+
+    A fixture may be set up by one asyncio task and torn down by another, which no anyio task group
+    survives. So the service is a task of the loop's own on asyncio and a system task on trio. If it
+    fails, the body is cancelled, unless the asyncio task that called `enter` has ended.
+
+    Args:
+        name: what the service is called in logs.
+        service: runs until stopped or cancelled, and reports when it is ready.
+        stop: asks the service to end, and waits until it has.
+    """
+
+    def __init__(self, name: str, service: _Service, stop: Callable[[], Awaitable[object]]) -> None:
+        self._name: Final = name
+        self._service: Final = service
+        self._stop: Final = stop
+        self._on_asyncio: Final = LoopRef().asyncio is not None
+        self._scope: Final = anyio.CancelScope()
+        self._ready: Final = anyio.Event()
+        self._ended: Final = anyio.Event()
+        self._error: BaseException | None = None
+        self._body: _AsyncioBody | _TrioBody | None = None
+
+    async def enter(self) -> None:
+        """Start the service and return once it is ready; raise what ended it before."""
+        if self._on_asyncio:
+            _spawn_on_asyncio(self._run)
+        else:
+            _spawn_on_trio(self._run)
+        try:
+            await self._ready.wait()
+        except BaseException:
+            await self._cancel()
+            raise
+        if self._error is not None:
+            raise self._error
+        if not self._ended.is_set():
+            self._body = _AsyncioBody() if self._on_asyncio else _TrioBody()
+
+    async def leave(self, error: BaseException | None) -> bool:
+        """End the service: at once if ``error`` is a cancellation or the like, else in good order.
+
+        Returns:
+            True if ``error`` must not be raised further.
+
+        Raises:
+            BaseException: what ended the service, unless the body raised an error of its own.
+        """
+        body, self._body = self._body, None
+        caused = body is not None and body.leave(error)
+        if error is None or isinstance(error, Exception):
+            try:
+                await self._stop()
+                await self._ended.wait()
+            except BaseException:
+                await self._cancel()
+                raise
+        else:
+            await self._cancel()
+        if self._error is not None and (error is None or caused):
+            raise self._error
+        return caused
+
+    async def _cancel(self) -> None:
+        self._scope.cancel()
+        with anyio.CancelScope(shield=True):
+            await self._ended.wait()
+
+    async def _run(self) -> None:
+        try:
+            with self._scope:
+                await self._service(task_status=_Ready(self._ready))
+        except BaseException as error:
+            self._error = error
+            if self._body is not None:
+                _log.error("%s has failed", self._name, exc_info=error)
+                self._body.cancel()
+            if self._must_pass(error):
+                raise
+        finally:
+            self._ready.set()
+            self._ended.set()
+
+    def _must_pass(self, error: BaseException) -> bool:
+        """Return whether the loop has to see the error too."""
+        if isinstance(error, anyio.get_cancelled_exc_class()):
+            return True
+        # asyncio ends its loop for these; trio does not survive an error of a system task.
+        return self._on_asyncio and isinstance(error, KeyboardInterrupt | SystemExit)
+
+
+class _AsyncioBody:
+    """The asyncio task that called `enter`."""
+
+    def __init__(self) -> None:
+        self._task: Final = asyncio.current_task()
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        if self._task is not None and not self._task.done():
+            self._cancelled = self._task.cancel()
+
+    def leave(self, error: BaseException | None) -> bool:
+        """Return whether ``error`` is the cancellation that `cancel` has asked for, alone."""
+        if not self._cancelled or self._task is None:
+            return False
+        others = self._task.uncancel()
+        return not others and isinstance(error, asyncio.CancelledError)
+
+
+class _TrioBody:
+    """A cancel scope around the body: trio cancels nothing else."""
+
+    def __init__(self) -> None:
+        self._scope: Final = anyio.CancelScope()
+        self._scope.__enter__()
+
+    def cancel(self) -> None:
+        self._scope.cancel()
+
+    def leave(self, error: BaseException | None) -> bool:
+        """Return whether ``error`` is the cancellation that `cancel` has asked for, alone."""
+        kind = None if error is None else type(error)
+        trace = None if error is None else error.__traceback__
+        return bool(self._scope.__exit__(kind, error, trace))
+
+
+def _spawn_on_asyncio(run: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    task = asyncio.create_task(run())
+    _TASKS.add(task)  # the loop alone would let it be collected
+    task.add_done_callback(_TASKS.discard)
+
+
+_TASKS: Final[set[asyncio.Task[None]]] = set()
+
+
+def _spawn_on_trio(run: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    import trio
+
+    trio.lowlevel.spawn_system_task(run, context=copy_context())
