@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import logging
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import anyio
 
+from sitq._logging import Log
 from sitq._loops import LoopThread, nothing
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Home", "begin_thread", "end_thread", "when_cancelled"]
 
-_log: Final = logging.getLogger(__name__)
+_log: Final = Log(__name__)
 
 T = TypeVar("T")
 
@@ -114,7 +114,7 @@ class Home:
         self._tasks.discard(task)
         _RUNNING.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("a unit of work has failed: %s", type(error).__name__, exc_info=error)
+            _log.error("a unit of work has failed: %s", type(error).__name__, error=error)
 
     async def run(self, work: Callable[..., Awaitable[T]], *parameters: Any) -> T:
         """Do some work to its end, whatever becomes of the caller, and return what it returned."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import random
 import threading
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from sitq._logging import Log
 from sitq.models import LeaseState
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Heartbeats"]
 
-_log: Final = logging.getLogger(__name__)
+_log: Final = Log(__name__)
 
 _BEATS_PER_LEASE: Final = 3
 # A task is given up before its lease ends by this share of it, since a renewal may be under way.

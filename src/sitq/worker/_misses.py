@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Final
 
+from sitq._logging import Log
 from sitq._names import shown
 from sitq.models import Outcome
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["missed"]
 
-_log: Final = logging.getLogger(__name__)
+_log: Final = Log(__name__)
 
 _MAX_MISSES: Final = 10
 _LONGEST_DELAY: Final = 60.0

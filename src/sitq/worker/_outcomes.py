@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import random
 from typing import TYPE_CHECKING, Final
 
+from sitq._logging import Log
 from sitq.models import Outcome, RetryPolicy
 from sitq.retry import Retry, backoff, wants_retry
 from sitq.worker._errors import error_text, traceback_text
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["log_end", "outcome_of_error", "outcome_of_refusal"]
 
-_log: Final = logging.getLogger(__name__)
+_log: Final = Log(__name__)
 
 
 def outcome_of_error(

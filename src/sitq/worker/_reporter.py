@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import random
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 import anyio
 
+from sitq._logging import Log
 from sitq.errors import (
     BackendBusyError,
     BackendConnectionError,
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Reporter", "Streak"]
 
-_log: Final = logging.getLogger(__name__)
+_log: Final = Log(__name__)
 
 _PASSING: Final = (BackendBusyError, BackendConnectionError, BackendFullError)
 _GROUP: Final = 1000
@@ -44,7 +44,7 @@ class Streak:
         if self._failures == 0:
             # sitq's own errors say enough; anything else is a bug worth its traceback.
             trace = None if isinstance(error, BackendError) else error
-            _log.warning("cannot %s, will try again: %s", self._activity, error, exc_info=trace)
+            _log.warning("cannot %s, will try again: %s", self._activity, error, error=trace)
         self._failures += 1
         longest = min(self._longest, 0.05 * 2.0 ** min(self._failures, 10))
         return random.uniform(longest / 2, longest)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import anyio
 import anyio.lowlevel
 
+from sitq._logging import Log
 from sitq.models import Outcome
 from sitq.worker._isolation import OpenScopes, shake_off_cancellation
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Company", "Runner", "contain"]
 
-_log: Final = logging.getLogger(__name__)
+_log: Final = Log(__name__)
 
 # How many tasks a runner runs, or for how many seconds, before the rest of the loop gets its turn.
 _TURN: Final = 20
@@ -232,7 +232,7 @@ class _Exit:
 def _not_run(execution: Execution, error: Exception) -> Outcome:
     """The outcome of an attempt that sitq itself failed to run."""
     lease = execution.lease
-    _log.error("task %s: sitq failed to run it", lease.task_id, exc_info=error)
+    _log.error("task %s: sitq failed to run it", lease.task_id, error=error)
     if execution.found_no_thread:
         return Outcome.miss(lease, _NO_THREAD)  # by no fault of the task's
     return Outcome.failure(lease, f"{type(error).__name__}: sitq failed to run the task")

@@ -7,7 +7,6 @@ within a moment; if they do not, they are handed back for other workers.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import deque
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
+from sitq._logging import Log
 from sitq.context import Ties
 from sitq.models import Outcome, OutcomeKind
 from sitq.worker._execution import End, Execution
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Runners"]
 
-_log: Final = logging.getLogger(__name__)
+_log: Final = Log(__name__)
 
 # Reserved ahead are at most so many tasks, and no more than start within so many seconds.
 _MOST_AHEAD: Final = 500

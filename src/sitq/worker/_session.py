@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Final
 
 import anyio
 from anyio import to_thread
 
+from sitq._logging import Log
 from sitq._loops import LoopRef, SharedEvent
 from sitq.models import LeaseState
 from sitq.worker._execution import End
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Session"]
 
-_log: Final = logging.getLogger(__name__)
+_log: Final = Log(__name__)
 
 # How long the last outcomes may take to be written, and cancelled tasks to end, in seconds.
 _LAST_WRITES: Final = 15.0

@@ -8,13 +8,13 @@ was closed.
 
 from __future__ import annotations
 
-import logging
 import sqlite3
 import threading
 import time
 from contextlib import closing
 from typing import TYPE_CHECKING, Final
 
+from sitq._logging import Log
 from sitq.backends.sqlite import _sql
 from sitq.backends.sqlite._bell import Bell
 from sitq.backends.sqlite._errors import is_busy
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CommitWatch"]
 
-_log: Final = logging.getLogger(__name__)
+_log: Final = Log(__name__)
 
 _DEAF: Final = "cannot watch for commits; workers find what they brought by polling"
 # Pauses between two looks, in seconds; they grow from the last thing expected on.

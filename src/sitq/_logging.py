@@ -1,0 +1,95 @@
+"""Loggers whose calls never raise: filters and handlers are the user's code."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+
+__all__ = ["Log"]
+
+_ExcInfo = tuple[type[BaseException], BaseException, "TracebackType | None"]
+
+# A subclass may have an attribute of its own by this name.
+_TRACEBACK: Final = BaseException.__dict__["__traceback__"]
+
+
+class Log:
+    """A logger of the standard library whose calls never raise.
+
+    What a filter or a handler raises is shown on stderr, once for each kind of error, as
+    ``logging.raiseExceptions`` has it.
+
+    Args:
+        name: the logger's name.
+    """
+
+    __slots__ = ("_logger", "_shown")
+
+    def __init__(self, name: str) -> None:
+        self._logger: Final = logging.getLogger(name)
+        self._shown: set[str] = set()
+
+    def info(self, message: str, *args: object) -> None:
+        """Log at INFO."""
+        self._write(logging.INFO, message, args, None, None)
+
+    def warning(
+        self,
+        message: str,
+        *args: object,
+        error: BaseException | None = None,
+        extra: Mapping[str, object] | None = None,
+    ) -> None:
+        """Log at WARNING, with the traceback of ``error``."""
+        self._write(logging.WARNING, message, args, error, extra)
+
+    def error(
+        self,
+        message: str,
+        *args: object,
+        error: BaseException | None = None,
+        extra: Mapping[str, object] | None = None,
+    ) -> None:
+        """Log at ERROR, with the traceback of ``error``."""
+        self._write(logging.ERROR, message, args, error, extra)
+
+    def _write(
+        self,
+        level: int,
+        message: str,
+        args: tuple[object, ...],
+        error: BaseException | None,
+        extra: Mapping[str, object] | None,
+    ) -> None:
+        try:
+            if self._logger.isEnabledFor(level):
+                self._logger.log(
+                    level,
+                    message,
+                    *args,
+                    exc_info=None if error is None else _exc_info(error),
+                    extra=extra,
+                    stacklevel=3,
+                )
+        except Exception as failure:  # noqa: BLE001 - of a filter's or a handler's, say
+            with suppress(Exception):
+                self._show(failure)
+
+    def _show(self, failure: Exception) -> None:
+        kind = type(failure).__qualname__
+        if logging.raiseExceptions and sys.stderr is not None and kind not in self._shown:
+            self._shown.add(kind)
+            sys.stderr.write(f"--- Logging error in {self._logger.name} ---\n")
+            traceback.print_exception(failure, file=sys.stderr)
+
+
+def _exc_info(error: BaseException) -> _ExcInfo:
+    """Return what a log record holds of an error, without running any code of its class."""
+    return type(error), error, _TRACEBACK.__get__(error)
