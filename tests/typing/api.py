@@ -263,6 +263,10 @@ async def working(backend: Backend) -> None:
     worker = Worker(backend, tasks=[add, join], queues=("default", "q"), max_concurrency=3)
     assert_type(await worker.drain(), int)
     await worker.stop()
+    async with Worker(backend) as entered:
+        assert_type(entered, Worker)
+    assert_type(worker.run(drain=True, backend="trio"), int)
+    worker.run(backend="curio")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     Worker(backend, max_concurrency="3")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
     attempt = current_task()

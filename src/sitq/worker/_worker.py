@@ -18,6 +18,7 @@ from sitq.models import DEFAULT_QUEUE, RetryPolicy
 from sitq.registry import Registry, known
 from sitq.worker._background import Background
 from sitq.worker._options import WorkerOptions
+from sitq.worker._script import EventLoop, run_script
 from sitq.worker._session import Session
 
 if TYPE_CHECKING:
@@ -147,6 +148,37 @@ class Worker:
             BackendError: the store failed.
         """
         return await self._run(anyio.TASK_STATUS_IGNORED, drain=True)
+
+    def run(self, *, drain: bool = False, backend: EventLoop = "asyncio") -> int:
+        """Run the worker in an event loop of its own, until a signal ends it; for scripts.
+
+        In the main thread, SIGINT and SIGTERM (on Windows SIGBREAK too) end it: the first as `stop`
+        does; the second at once, with running tasks cancelled and handed back. A signal that the
+        process ignores stays ignored. Afterwards the handlers are those from before.
+
+        Args:
+            drain: end when nothing is due any more, as `drain` does.
+            backend: the event loop: ``"asyncio"`` or ``"trio"``.
+
+        Returns:
+            How many attempts were started, once the worker has ended by a stop or a drain.
+
+        Raises:
+            SystemExit: a second signal has ended it; the code is 128 and the signal's number.
+            UsageError: this thread runs an event loop, the worker is running already, or trio is
+                not installed.
+            ValidationError: ``backend`` is no event loop.
+            BackendError: the store could not be opened, or failed during a drain.
+        """
+
+        async def work() -> int:
+            return await self._run(anyio.TASK_STATUS_IGNORED, drain=drain)
+
+        return run_script(work, self._stop_soon, backend)
+
+    def _stop_soon(self) -> None:
+        if self._session is not None:
+            self._session.stop()
 
     async def stop(self) -> None:
         """End `start`: reserve no more, let running tasks finish, hand the rest back.

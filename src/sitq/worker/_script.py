@@ -1,0 +1,163 @@
+"""A worker as a script runs it: a loop of its own, ended by signals."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+
+import anyio
+
+from sitq._loops import LoopRef, in_event_loop
+from sitq.context import CURRENT
+from sitq.errors import UsageError, ValidationError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+    from types import FrameType
+
+__all__ = ["EventLoop", "run_script"]
+
+EventLoop = Literal["asyncio", "trio"]
+
+_log: Final = logging.getLogger(__name__)
+
+_BY_SIGNAL: Final = 128  # shells add it to a signal's number to make an exit code
+_SIGNALS: Final = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)
+)
+
+
+def run_script(
+    work: Callable[[], Awaitable[int]], stop: Callable[[], object], backend: EventLoop
+) -> int:
+    """Run ``work`` in a loop of its own; the first signal calls ``stop``, the second ends it.
+
+    Args:
+        work: what the worker does, until stopped.
+        stop: asks it to end in good order; called in the loop.
+        backend: which loop.
+
+    Returns:
+        What ``work`` returned.
+
+    Raises:
+        SystemExit: a second signal has come; the code is 128 and its number.
+        UsageError: this thread runs an event loop, or trio is not installed.
+        ValidationError: ``backend`` is no loop.
+    """
+    _check(backend)
+    ending = _Ending(stop)
+
+    async def main() -> int:
+        with anyio.CancelScope() as scope:
+            ending.begin(scope)
+            return await work()
+        return 0  # cancelled: the exit code tells
+
+    with _handled(ending):
+        try:
+            started = anyio.run(main, backend=backend)
+        except BaseException as error:
+            if not (ending.at_once and _is_interrupt(error)):
+                raise
+            started = 0
+    if ending.at_once:
+        raise SystemExit(_BY_SIGNAL + ending.last)
+    return started
+
+
+def _check(backend: object) -> None:
+    if backend not in get_args(EventLoop):
+        raise ValidationError(f"backend: give 'asyncio' or 'trio' (got {type(backend).__name__})")
+    if in_event_loop():
+        hint = "await its start(), or use it as 'async with worker:'"
+        raise UsageError(f"run() starts an event loop, and this thread runs one already: {hint}")
+    if backend == "trio" and find_spec("trio") is None:
+        raise UsageError("backend='trio' needs trio: pip install 'sitq[trio]'")
+
+
+def _is_interrupt(error: BaseException) -> bool:
+    """Return whether an error is a KeyboardInterrupt, or a group of nothing else."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(KeyboardInterrupt)[1] is None
+    return isinstance(error, KeyboardInterrupt)
+
+
+class _Ending:
+    """What the signals so far have asked for."""
+
+    def __init__(self, stop: Callable[[], object]) -> None:
+        self._stop: Final = stop
+        self._pid: Final = os.getpid()
+        self._loop: LoopRef | None = None
+        self._scope: anyio.CancelScope | None = None
+        self._count = 0
+        self.last = 0
+
+    @property
+    def at_once(self) -> bool:
+        """True once a second signal has come."""
+        return self._count > 1
+
+    @property
+    def inherited(self) -> bool:
+        """True in a process that was forked meanwhile."""
+        return self._pid != os.getpid()
+
+    def begin(self, scope: anyio.CancelScope) -> None:
+        """Act from now on in the loop of the caller, whose scope is to be cancelled."""
+        self._scope = scope
+        self._loop = LoopRef()
+        if self._count:
+            self._loop.call_soon(self._act)
+
+    def receive(self, number: int) -> None:
+        """Take a signal, in the main thread, between any two steps of it."""
+        self._count += 1
+        self.last = number
+        if self._loop is not None:
+            self._loop.call_soon(self._act)
+        if self.at_once and CURRENT.get(None) is not None:
+            raise KeyboardInterrupt  # a task computes, and the loop cannot end it
+
+    def _act(self) -> None:
+        name = signal.Signals(self.last).name
+        if self.at_once and self._scope is not None:
+            self._scope.cancel()
+            level, text = logging.WARNING, "ends at once; running tasks are handed back"
+        else:
+            self._stop()
+            level, text = logging.INFO, "lets running tasks finish; once more ends it at once"
+        with suppress(Exception):  # a handler of the user's must not end the loop
+            _log.log(level, "%s: the worker %s", name, text)
+
+
+@contextmanager
+def _handled(ending: _Ending) -> Iterator[None]:
+    """Send the signals that end a process to ``ending``, where this thread may have them sent."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    replaced: dict[signal.Signals, Any] = {}
+
+    def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - what handlers take
+        if ending.inherited:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        else:
+            ending.receive(number)
+
+    try:
+        for each in _SIGNALS:
+            # Whoever has a signal ignored, a shell for its background jobs, means it.
+            if signal.getsignal(each) is not signal.SIG_IGN:
+                replaced[each] = signal.signal(each, handle)
+        yield
+    finally:
+        for each, before in replaced.items():
+            signal.signal(each, signal.SIG_DFL if before is None else before)
