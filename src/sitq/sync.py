@@ -9,14 +9,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, Self, TypeVar, overload
 
 from sitq._loops import LoopThread, in_event_loop, run_inline
+from sitq.backends.sqlite import SQLiteBackend
 from sitq.errors import UsageError
+from sitq.models import DEFAULT_QUEUE
 from sitq.queue import TaskQueue
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
     from concurrent.futures import Future
     from datetime import datetime, timedelta
-    from types import TracebackType
+    from types import ModuleType, TracebackType
 
     from sitq.enqueueing import BoundQueue, EnqueueMethods
     from sitq.ids import TaskId
@@ -197,7 +199,9 @@ class SyncTaskQueue(SyncEnqueueMethods):
     def __init__(
         self, backend: Backend | None = None, serializer: Serializer | None = None
     ) -> None:
-        self._queue: Final = TaskQueue(backend, serializer)
+        self._backend: Final = SQLiteBackend() if backend is None else backend
+        self._serializer: Final = serializer
+        self._queue: Final = TaskQueue(self._backend, serializer)
         self._portal: Final = _Portal()
         super().__init__(self._portal, self._queue)
 
@@ -270,6 +274,55 @@ class SyncTaskQueue(SyncEnqueueMethods):
     def prune(self, older_than: float) -> int:
         """See `TaskQueue.prune`."""
         return self._portal.run(partial(self._queue.prune, older_than))
+
+    def drain(
+        self,
+        *,
+        tasks: Iterable[ModuleType | Callable[..., object]] | None = None,
+        queues: Sequence[str] = (DEFAULT_QUEUE,),
+        max_concurrency: int = 10,
+        retry: RetryPolicy | None = None,
+        lease: float = 30.0,
+    ) -> int:
+        """Run tasks until none is due any more, in the queue's own thread; for tests and scripts.
+
+        A `Worker` of this queue's store runs them, with these arguments, and is drained: see
+        `Worker.drain`. Async functions run on the asyncio loop of that thread, plain ones in other
+        threads, where they may use this queue.
+
+        Args:
+            tasks: modules and functions that may run, besides those that this process enqueued.
+            queues: the names of the queues to serve.
+            max_concurrency: how many tasks may run at the same time.
+            retry: the retry policy of tasks that have none of their own.
+            lease: seconds after which a task is taken back from a worker that died or hung.
+
+        Returns:
+            How many attempts were started.
+
+        Raises:
+            ValidationError: an argument is out of its range or of the wrong type.
+            BackendError: the store failed.
+            UsageError: the queue is closed, or was closed meanwhile.
+        """
+        from sitq.worker import Worker
+
+        self._portal.check()
+        worker = Worker(
+            self._backend,
+            self._serializer,
+            tasks=tasks,
+            queues=queues,
+            max_concurrency=max_concurrency,
+            retry=retry,
+            lease=lease,
+        )
+
+        async def work() -> int:
+            await self._queue.connect()
+            return await worker.drain()
+
+        return self._portal.run(work)
 
 
 class SyncTransactionQueue(SyncEnqueueMethods):
