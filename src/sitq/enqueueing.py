@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, overload
+import logging
+from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, TypeVar, overload
 
 from anyio.lowlevel import checkpoint
 
 from sitq._alike import join
+from sitq.context import CURRENT
 from sitq.errors import SerializationError, ValidationError
 from sitq.ids import new_task_id
 from sitq.options import NO_OPTIONS, Options, TaskMaker, make_options, make_tasks
@@ -29,6 +31,7 @@ __all__ = ["BoundQueue", "EnqueueMethods", "Producer", "make_repeat", "refuse_ow
 P = ParamSpec("P")
 R = TypeVar("R")
 
+_logger: Final = logging.getLogger(__name__)
 # How many calls of a batch are encoded before other tasks of the loop get their turn.
 _TURN: Final = 200
 
@@ -72,7 +75,10 @@ class Producer:
         """Store one call."""
         maker = self._maker(func, options)
         payload = maker.encode(self._serializer, args, kwargs)
-        return (await self._store(self._sealed(maker.make(payload))))[0]
+        ids = await self._store(self._sealed(maker.make(payload)))
+        if options.unique_key is not None:
+            _warn_of_own_id(ids)
+        return ids[0]
 
     async def enqueue_many(self, calls: Iterable[Call[Any]], options: Options) -> list[TaskId[Any]]:
         """Store calls, all or none."""
@@ -94,7 +100,10 @@ class Producer:
                 await self._pause()
         if encoded:
             batches.append(self._sealed(make_tasks(encoded)))
-        return await self._store(join(batches))
+        ids = await self._store(join(batches))
+        if options.unique_key is not None:
+            _warn_of_own_id(ids)
+        return ids
 
     def _encode(self, item: object, options: Options) -> tuple[TaskMaker, bytes]:
         if not isinstance(item, Call):
@@ -121,6 +130,19 @@ class Producer:
 
     def _sealed(self, tasks: Sequence[Task]) -> Sequence[Task]:
         return [seal(self._serializer, task) for task in tasks] if self._seals else tasks
+
+
+def _warn_of_own_id(ids: Sequence[TaskId[Any]]) -> None:
+    """Warn a task that has got its own id back: it holds the key, and nothing was stored."""
+    running = CURRENT.get(None)
+    if running is not None and running.id in ids:
+        _logger.warning(
+            "task %s of %s enqueued under the unique key that it holds itself: nothing was stored, "
+            'and its own id came back; enqueue it with unique_until="start", and the key is free '
+            "once it has started",
+            running.id,
+            running.function,
+        )
 
 
 class BoundQueue:
@@ -240,6 +262,7 @@ class EnqueueMethods:
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
         unique_key: str | None = None,
+        unique_until: Literal["end", "start"] = "end",
         expires_at: datetime | None = None,
         result_ttl: float | None = None,
         headers: Mapping[str, str] | None = None,
@@ -255,7 +278,10 @@ class EnqueueMethods:
             priority: -100 to 100; higher starts first; 0.
             timeout: seconds that one attempt may take; no limit.
             retry: when a failed attempt is followed by another; the worker's policy.
-            unique_key: while a task with this key is not final, its id is returned instead.
+            unique_key: while another task holds this key, its id is returned instead. A task
+                that was asked to end, or is past its ``expires_at``, holds none.
+            unique_until: ``"end"``: a task holds its key until it is final. ``"start"``: until
+                its first attempt starts; it does not get the key back for another attempt.
             expires_at: an aware datetime; from then on the task is not started any more.
             result_ttl: seconds that the result is kept; 7 days.
             headers: up to 64 short texts that travel with the task, 8 KiB in all.
@@ -271,6 +297,7 @@ class EnqueueMethods:
             timeout=timeout,
             retry=retry,
             unique_key=unique_key,
+            unique_until=unique_until,
             expires_at=expires_at,
             result_ttl=result_ttl,
             headers=headers,

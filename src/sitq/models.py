@@ -6,7 +6,7 @@ tracebacks never show in a ``repr``.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple
 
 import pydantic
 from pydantic import AwareDatetime, Field
@@ -101,7 +101,9 @@ class Task(Model):
         eta: the earliest moment that it may start; ``None``: at once.
         timeout: seconds that one attempt may take; ``None``: no limit.
         retry: the retry policy; ``None``: that of the worker.
-        unique_key: at most one task that is not final has this key.
+        unique_key: at most one task that is not final holds this key.
+        unique_until: ``"end"``: it holds the key until it is final; ``"start"``: until it is
+            reserved for the first time.
         expires_at: from this moment on it is not started any more.
         result_ttl: seconds that the result is kept after the end.
         headers: short texts that travel with the task.
@@ -117,6 +119,7 @@ class Task(Model):
     timeout: PositiveSeconds | None = None
     retry: RetryPolicy | None = None
     unique_key: Key | None = None
+    unique_until: Literal["end", "start"] = "end"
     expires_at: Moment | None = None
     result_ttl: Seconds = DEFAULT_RESULT_TTL
     headers: Headers = Field(default_factory=lambda: NO_HEADERS, repr=False)

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import pydantic
 
@@ -53,6 +53,7 @@ class Options:
     timeout: float | None = None
     retry: RetryPolicy | None = None
     unique_key: str | None = None
+    unique_until: Literal["start"] | None = None
     expires_at: datetime | None = None
     result_ttl: float | None = None
     headers: Mapping[str, str] | None = None
@@ -84,6 +85,8 @@ def make_options(**given: object) -> Options:
     if options.eta is not None and options.delay is not None:
         raise ValidationError("eta, delay: give one of them, not both")
     _check_order(options.eta, options.expires_at)
+    if options.unique_until is not None and options.unique_key is None:
+        raise ValidationError("unique_until: give a unique_key too; it says how long that is held")
     return options
 
 
@@ -103,7 +106,7 @@ def make_task(
     """
     fields: dict[str, Any] = {}
     if options is not NO_OPTIONS:
-        for name in ("eta", "unique_key", "expires_at", "headers"):
+        for name in ("eta", "unique_key", "unique_until", "expires_at", "headers"):
             value = getattr(options, name)
             if value is not None:
                 fields[name] = value
@@ -265,6 +268,12 @@ def _key(name: str, value: object) -> str:
     return value
 
 
+def _until(name: str, value: object) -> str | None:
+    if not isinstance(value, str) or value not in {"end", "start"}:
+        _refuse(name, value, 'give "end" or "start"')
+    return "start" if value == "start" else None  # what is not given is "end"
+
+
 def _headers(name: str, value: object) -> Mapping[str, str]:
     hint = (
         f"give a dict of str to str, at most {_MAX_HEADERS} entries "
@@ -301,6 +310,7 @@ _CHECKS: Final[Mapping[str, Callable[[str, object], object]]] = MappingProxyType
         "timeout": _timeout,
         "retry": _retry,
         "unique_key": _key,
+        "unique_until": _until,
         "expires_at": _moment,
         "result_ttl": duration,
         "headers": _headers,

@@ -192,11 +192,18 @@ class Backend(Protocol):
     async def enqueue(self, tasks: Sequence[Task]) -> list[TaskId[Any]]:
         """Store tasks as ``pending``, all of them or none, and return their ids in order.
 
-        1. A task whose ``unique_key`` is held by a task that is not final (also by an earlier one
-           of this call) is not stored; the id of the holder is returned in its place. This goes
-           before 3, so that a task with a key may be enqueued again after an error.
-        2. ``eta=None`` becomes the present moment. Epoch, attempts and crashes start at 0.
-        3. Ids are new; an id that exists already raises `BackendError` and stores nothing.
+        1. A task whose ``unique_key`` is held by another (also by an earlier one of this call) is
+           not stored; the id of the holder is returned in its place. This goes before 4, so that
+           a task with a key may be enqueued again after an error. A task holds its key until it
+           is final, or until it is asked to end while in progress (see `cancel`); with
+           ``unique_until="start"`` until it is reserved for the first time. It does not get the
+           key back when it is pending again.
+        2. A holder with ``expires_at <= now`` can never start, and gives way to another task in
+           the same transaction: if it is ``pending``, it becomes ``expired``; if it is
+           ``in_progress`` and its lease ended (``lease end <= now``), it holds the key no more,
+           and stays as it is otherwise.
+        3. ``eta=None`` becomes the present moment. Epoch, attempts and crashes start at 0.
+        4. Ids are new; an id that exists already raises `BackendError` and stores nothing.
         """
         ...
 
@@ -272,7 +279,7 @@ class Backend(Protocol):
         """Cancel a task that is not final; tell if this task will end, False if it had ended.
 
         ``pending`` becomes ``cancelled`` at once. ``in_progress`` is flagged: its lease keeper
-        hears of it, and it never starts again.
+        hears of it, it never starts again, and it gives up its unique key at once.
 
         Raises:
             TaskNotFoundError: the id is unknown.

@@ -6,7 +6,7 @@ import os
 import threading
 from concurrent.futures import CancelledError, wait
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, ParamSpec, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, Self, TypeVar, overload
 
 from sitq._loops import LoopThread, in_event_loop, run_inline
 from sitq.backends.sqlite import SQLiteBackend
@@ -161,6 +161,7 @@ class SyncEnqueueMethods:
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
         unique_key: str | None = None,
+        unique_until: Literal["end", "start"] = "end",
         expires_at: datetime | None = None,
         result_ttl: float | None = None,
         headers: Mapping[str, str] | None = None,
@@ -174,6 +175,7 @@ class SyncEnqueueMethods:
             timeout=timeout,
             retry=retry,
             unique_key=unique_key,
+            unique_until=unique_until,
             expires_at=expires_at,
             result_ttl=result_ttl,
             headers=headers,

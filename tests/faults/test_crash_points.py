@@ -155,6 +155,7 @@ def test_a_sweep_moves_all_that_it_moves_or_nothing(company: Crew, place: str) -
     assert finish_the_work(company)[-2:] == [AGAIN, expired]
 
 
+LATEST = _schema.migrations()[-1][0]
 BIRTHS = [
     ("connect", "", 0),
     ("at", "PRAGMA journal_mode", 0),
@@ -164,7 +165,7 @@ BIRTHS = [
     ("at", "PRAGMA user_version =", 0),
     ("at", "PRAGMA application_id =", 0),
     ("commit", "CREATE TABLE leases", 0),
-    ("committed", "CREATE TABLE leases", 1),
+    ("committed", "CREATE TABLE leases", LATEST),
 ]
 
 
@@ -195,7 +196,8 @@ from sitq.backends.sqlite import _schema, _sql
 from tests.faults import breaking
 
 script = "ALTER TABLE leases ADD COLUMN colour TEXT; CREATE INDEX colours ON leases (colour);"
-later = (*_schema.migrations(), (2, script))
+first = _schema.migrations()
+later = (*first, (len(first) + 1, script))
 _schema.migrations = lambda: later
 breaking.arm(print)
 anyio.run(SQLiteBackend(sys.argv[1]).open)
@@ -205,10 +207,10 @@ anyio.run(SQLiteBackend(sys.argv[1]).open)
 @pytest.mark.parametrize(
     ("place", "text", "version"),
     [
-        ("at", "CREATE INDEX colours", 1),
-        ("at", "PRAGMA user_version =", 1),
-        ("commit", "ALTER TABLE", 1),
-        ("committed", "ALTER TABLE", 2),
+        ("at", "CREATE INDEX colours", LATEST),
+        ("at", "PRAGMA user_version =", LATEST),
+        ("commit", "ALTER TABLE", LATEST),
+        ("committed", "ALTER TABLE", LATEST + 1),
     ],
 )
 def test_an_older_store_is_migrated_whole_or_not_at_all(
@@ -227,9 +229,9 @@ def test_an_older_store_is_migrated_whole_or_not_at_all(
     with closing(sqlite3.connect(company.database)) as connection:
         assert connection.execute("PRAGMA user_version").fetchone() == (version,)
         columns = [row[1] for row in connection.execute("PRAGMA table_info(leases)")]
-        assert columns.count("colour") == version - 1
+        assert columns.count("colour") == version - LATEST
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", MIGRATE, str(company.database)]
     assert subprocess.run(command, env=environment, timeout=30, check=False).returncode == 0
-    assert query(company.database, "PRAGMA user_version") == [(2,)]
+    assert query(company.database, "PRAGMA user_version") == [(LATEST + 1,)]
     assert states(company.database) == [NEW]

@@ -122,17 +122,42 @@ class CheckKeysBefore(MemoryBackend):
         holders = {
             row.task.unique_key: row.task.id
             for row in rows.values()
-            if row.task.unique_key and not row.status.is_final
+            if row.task.unique_key and row.holds(row.task.unique_key)
         }
         ids = []
         for task in tasks:
             holder = holders.get(task.unique_key or "")
             if holder is None:
-                holder = self._store(rows, task.model_copy(update={"unique_key": None}), now)
+                keyless = task.model_copy(update={"unique_key": None})
+                holder = self._store(rows, keyless, now, [])
                 rows[holder] = replace(rows[holder], task=task)
             ids.append(holder)
         self._rows = rows
         return ids
+
+
+class KeepKeysOfWhatCannotStart(MemoryBackend):
+    """A task past its expiry keeps its unique key until a sweep comes."""
+
+    def _store(
+        self, rows: dict[TaskId[Any], Row], task: Task, now: datetime, expired: list[Row]
+    ) -> TaskId[Any]:
+        key = task.unique_key
+        holder = key and next((row for row in rows.values() if row.holds(key)), None)
+        return holder.task.id if holder else super()._store(rows, task, now, expired)
+
+
+class TakeKeysBack(MemoryBackend):
+    """A task that is put back has its unique key once more."""
+
+    async def finish(self, outcomes: Sequence[Outcome]) -> list[bool]:
+        accepted = await super().finish(outcomes)
+        for outcome in outcomes:
+            row = self._rows.get(outcome.task_id)
+            if row is not None and row.status is TaskStatus.PENDING:
+                held = row.task.model_copy(update={"unique_until": "end"})
+                self._put(replace(row, task=held))
+        return accepted
 
 
 class ForgetCancelOfRunning(MemoryBackend):
@@ -218,6 +243,8 @@ WRONG_OPERATIONS: list[type[MemoryBackend]] = [
     ReserveInTwoSteps,
     CountAtFinish,
     CheckKeysBefore,
+    KeepKeysOfWhatCannotStart,
+    TakeKeysBack,
     ForgetCancelOfRunning,
     RenewWhatIsOver,
 ]

@@ -14,6 +14,7 @@ import pytest
 from sitq import BackendConnectionError, BackendError, BackendFormatError, ValidationError
 from sitq.backends.postgres import PostgresBackend, _schema
 from sitq.backends.postgres._driver import Target
+from sitq.ids import new_task_id
 from tests.postgres.samples import new_task
 from tests.postgres.servers import dsn, new_schema, query
 
@@ -81,12 +82,46 @@ async def test_a_migration_and_its_record_are_committed_together(
     assert await ask(f"SELECT to_regclass('{schema}.more')") == [(None,)]
     with monkeypatch.context() as patch:
         patch.setattr(_schema, "migrations", lambda: whole)
-        with pytest.raises(BackendFormatError, match=r"old format 1, and migrate=False"):
+        with pytest.raises(
+            BackendFormatError, match=rf"old format {len(first)}, and migrate=False"
+        ):
             await PostgresBackend(dsn(), schema=schema, migrate=False).open()
         await open_and_close(PostgresBackend(dsn(), schema=schema))
         await open_and_close(PostgresBackend(dsn(), schema=schema, migrate=False))
-    with pytest.raises(BackendFormatError, match=r"newer sitq \(format 2, this one knows 1\)"):
+    newer = rf"newer sitq \(format {len(whole)}, this one knows {len(first)}\)"
+    with pytest.raises(BackendFormatError, match=newer):
         await PostgresBackend(dsn(), schema=schema).open()
+
+
+async def test_a_store_of_the_first_format_keeps_its_tasks_and_their_keys(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    schema = new_schema()
+    with monkeypatch.context() as patch:
+        first = _schema.migrations()[:1]
+        patch.setattr(_schema, "migrations", lambda: first)
+        await open_and_close(PostgresBackend(dsn(), schema=schema))
+    waits, runs, asked, ended = old = [new_task_id() for _ in range(4)]
+    await run(
+        f"INSERT INTO {schema}.tasks (id, status, queue, priority, eta, function, epoch, attempts,"
+        " finished_at, delete_at, lease_end, cancel_requested, unique_key, result_ttl, enqueued_at,"
+        " payload) SELECT id, status, 'default', 0, now(), 'm:f', epoch, epoch, done, done,"
+        " lease, cancelled, id, 3600, now(), '' FROM (VALUES"
+        f" ('{waits}', 'pending', 0, NULL::timestamptz, NULL::timestamptz, false),"
+        f" ('{runs}', 'in_progress', 1, NULL, 'infinity', false),"
+        f" ('{asked}', 'in_progress', 1, NULL, 'infinity', true),"
+        f" ('{ended}', 'failed', 1, now(), NULL, false))"
+        " AS row (id, status, epoch, done, lease, cancelled)"
+    )
+    backend = PostgresBackend(dsn(), schema=schema)
+    await backend.open()
+    fresh = [new_task(unique_key=key) for key in old]
+    assert await backend.enqueue(fresh) == [waits, runs, fresh[2].id, fresh[3].id]
+    stored = await backend.get_stored(asked)
+    assert (stored.unique_key, stored.unique_until) == (asked, "end")
+    reserved = (await backend.reserve("w", ["default"], 9, 30.0)).tasks
+    assert [task.id for task in reserved] == [waits, fresh[2].id, fresh[3].id]
+    await backend.close()
 
 
 async def test_a_store_that_is_not_there_is_not_made_without_being_told_to() -> None:
@@ -141,8 +176,8 @@ async def everything_in(schema: str) -> list[tuple[object, ...]]:
         ("DROP FUNCTION S.reserve", "has lost its functions"),
         ("DROP TABLE S.migrations", "has lost its record of migrations"),
         ("DELETE FROM S.migrations", "has lost its record of migrations"),
-        ("UPDATE S.migrations SET number = -5", "somebody has changed it"),
-        ("UPDATE S.migrations SET number = 7", "somebody has changed it"),
+        ("UPDATE S.migrations SET number = -number", "somebody has changed it"),
+        ("UPDATE S.migrations SET number = number + 7", "somebody has changed it"),
         ("INSERT INTO S.migrations VALUES (0)", "somebody has changed it"),
         ("ALTER TABLE S.migrations ALTER number TYPE text", "somebody has changed it"),
     ],

@@ -4,7 +4,7 @@ It knows what was asked and what was answered, and judges each answer by that al
 numbers are those of the design: I1 nothing is lost, I2 nothing is made up, I3 epochs count up
 under one lease at a time, I4 only the current epoch is heard, I5 one end, I6 which never
 changes, I7 not before its eta, I8 attempts and crashes count what they say, I9 order, I12 what
-is cancelled does not start, I13 one task a key, I14 results stay, I15 one run after the other.
+is cancelled does not start, I13 one holder a key, I14 results stay, I15 one run after the other.
 """
 
 from __future__ import annotations
@@ -106,13 +106,17 @@ class History:
     # -- one operation each; the first argument is what the store answered --------------------
 
     def _enqueue(self, answer: Any, now: datetime, tasks: Sequence[Task]) -> None:
+        # Copies, since an id that is in use leaves all as it was.
         made: dict[TaskId[Any], Life] = {}
         expected: list[TaskId[Any]] = []
         number = self._stored
         for task in tasks:
             holder = self._holder(task.unique_key, made)
-            if holder is not None:
-                expected.append(holder)
+            if holder is not None and holder.task.id != task.id and _gives_way(holder, now):
+                made[holder.task.id] = replace(holder)
+                _give_way(made[holder.task.id], now)
+            elif holder is not None:
+                expected.append(holder.task.id)
                 continue
             if task.id in self.lives or task.id in made:
                 demand(answer == "BackendError", "I2", task.id, "was stored twice:", answer)
@@ -124,13 +128,12 @@ class History:
         self.lives |= made
         self._stored = number
 
-    def _holder(self, key: str | None, made: Mapping[TaskId[Any], Life]) -> TaskId[Any] | None:
+    def _holder(self, key: str | None, made: Mapping[TaskId[Any], Life]) -> Life | None:
         if key is None:
             return None
-        for life in (*self.lives.values(), *made.values()):
-            if life.task.unique_key == key and life.end is None:
-                return life.task.id
-        return None
+        holders = [life for life in {**self.lives, **made}.values() if life.holds(key)]
+        demand(len(holders) <= 1, "I13", "a key has", holders)
+        return holders[0] if holders else None
 
     def _reserve(
         self,
@@ -286,6 +289,17 @@ LOST = "LeaseLostError: {} workers that ran this task died or hung before they r
 
 def _seconds(seconds: float) -> timedelta:
     return timedelta(seconds=seconds)
+
+
+def _gives_way(life: Life, now: datetime) -> bool:
+    return life.expired(now) and (life.lease_end is None or life.lease_end <= now)
+
+
+def _give_way(life: Life, now: datetime) -> None:
+    if life.lease_end is None:
+        life.end_as(TaskStatus.EXPIRED, now)
+    else:
+        life.key_released = True
 
 
 def _reclaim(life: Life, max_crashes: int, now: datetime) -> None:

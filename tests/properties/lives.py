@@ -45,6 +45,7 @@ class Life:
     started_at: datetime | None = None
     lease_end: datetime | None = None
     cancel_asked: bool = False
+    key_released: bool = False
     progress: Progress | None = None
     error: str | None = None
     traceback: str | None = None
@@ -75,6 +76,11 @@ class Life:
 
     def expired(self, now: datetime) -> bool:
         return self.task.expires_at is not None and self.task.expires_at <= now
+
+    def holds(self, key: str) -> bool:
+        started = self.task.unique_until == "start" and self.starts > 0
+        free = started or self.key_released or self.cancel_asked or self.end is not None
+        return self.task.unique_key == key and not free
 
     def start(self, now: datetime, lease_end: datetime) -> None:
         self.starts += 1

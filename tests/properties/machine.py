@@ -49,6 +49,7 @@ _options = st.fixed_dictionaries(
         "eta": _offsets,
         "expires_at": st.sampled_from([None, 3600.0, 30.0, 1.0, -1.0]),
         "unique_key": st.sampled_from([None, "one", "two"]),
+        "unique_until": st.sampled_from(["end", "start"]),
         "result_ttl": st.sampled_from([0.0, 1.0, 30.0, LONG]),
         "timeout": st.sampled_from([None, 0.5]),
         "payload": st.sampled_from([b"", b"\x00\xff", b"data"]),
@@ -70,7 +71,7 @@ _limits = st.sampled_from([EVERYTHING, 0, 1, 2, 5])
 _lease_seconds = st.sampled_from([30.0, 1e-6, 1.0, 3600.0])
 _moves = st.sampled_from([0.0, 1e-6, 1.0, 29.999999, 30.0, 3600.0])
 # Cancel, enqueue, finish, renew ("n"), reserve, sweep.
-_RACES = ("rr", "rrs", "cr", "fs", "ns", "ss", "frs", "cf", "cfs", "ff", "fn", "ee")
+_RACES = ("rr", "rrs", "cr", "fs", "ns", "ss", "frs", "cf", "cfs", "ff", "fn", "ee", "ce", "re")
 _crashes = st.sampled_from([1, 2, 3])
 
 
@@ -339,7 +340,11 @@ class StoreMachine(RuleBasedStateMachine):
             case "c":
                 return Call("cancel", (data.draw(st.sampled_from([self.task_ids[-1], lease[0]])),))
             case "e":
-                return Call("enqueue", ([self.new_task({"unique_key": "one"})],))
+                key = {
+                    "unique_key": "one",
+                    "unique_until": data.draw(st.sampled_from(["end", "start"])),
+                }
+                return Call("enqueue", ([self.new_task(key)],))
             case "f":
                 return Call("finish", ([_outcome(lease, data.draw(_kinds), 1.0)],))
             case "n":

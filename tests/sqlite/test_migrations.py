@@ -11,9 +11,12 @@ import pytest
 
 from sitq.backends.sqlite import SQLiteBackend, _schema
 from sitq.errors import BackendError
-from tests.sqlite.samples import make_store
+from sitq.ids import new_task_id
+from tests.sqlite.samples import make_store, some_task
 
 pytestmark = pytest.mark.anyio
+
+LATEST = _schema.migrations()[-1][0]
 
 
 async def test_the_schema_is_that_of_the_migrations(tmp_path: Path) -> None:
@@ -33,7 +36,7 @@ async def test_an_older_store_is_migrated_once_while_others_wait(
 ) -> None:
     path = tmp_path / "q.db"
     await make_store(path)
-    later = (*_schema.migrations(), (2, "ALTER TABLE leases ADD COLUMN colour TEXT;"))
+    later = (*_schema.migrations(), (LATEST + 1, "ALTER TABLE leases ADD COLUMN colour TEXT;"))
     monkeypatch.setattr(_schema, "migrations", lambda: later)
     errors: list[BaseException] = []
     barrier = threading.Barrier(8)
@@ -57,7 +60,7 @@ async def test_an_older_store_is_migrated_once_while_others_wait(
     assert len((await backend.reserve("w", ["default"], 5, 30.0)).tasks) == 1
     await backend.close()
     with closing(sqlite3.connect(path)) as connection:
-        assert connection.execute("PRAGMA user_version").fetchone() == (2,)
+        assert connection.execute("PRAGMA user_version").fetchone() == (LATEST + 1,)
         columns = [row[1] for row in connection.execute("PRAGMA table_info(leases)")]
         assert columns.count("colour") == 1
 
@@ -67,13 +70,53 @@ async def test_a_failed_migration_leaves_the_file_as_it_was(
 ) -> None:
     path = tmp_path / "q.db"
     await make_store(path)
-    broken = (2, "ALTER TABLE leases ADD COLUMN colour TEXT; CREATE TABLE tasks (x);")
+    broken = (LATEST + 1, "ALTER TABLE leases ADD COLUMN colour TEXT; CREATE TABLE tasks (x);")
     later = (*_schema.migrations(), broken)
     with monkeypatch.context() as patch:
         patch.setattr(_schema, "migrations", lambda: later)
         with pytest.raises(BackendError, match="already exists"):
             await SQLiteBackend(path).open()
     with closing(sqlite3.connect(path)) as connection:
-        assert connection.execute("PRAGMA user_version").fetchone() == (1,)
+        assert connection.execute("PRAGMA user_version").fetchone() == (LATEST,)
         columns = [row[1] for row in connection.execute("PRAGMA table_info(leases)")]
         assert "colour" not in columns
+
+
+async def test_a_file_of_the_first_format_keeps_its_tasks_and_their_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "q.db"
+    waits, runs, asked, ended = old = [new_task_id() for _ in range(4)]
+    rows = [
+        {"id": waits, "status": "pending", "epoch": 0, "end": None},
+        {"id": runs, "status": "in_progress", "epoch": 1, "end": None},
+        {"id": asked, "status": "in_progress", "epoch": 1, "end": None},
+        {"id": ended, "status": "failed", "epoch": 1, "end": 1},
+    ]
+    with monkeypatch.context() as patch, closing(sqlite3.connect(path)) as connection:
+        first = _schema.migrations()[:1]
+        patch.setattr(_schema, "migrations", lambda: first)
+        _schema.migrate(connection, str(path))
+        connection.executemany(
+            "INSERT INTO tasks (id, status, queue, priority, eta, function, epoch, attempts,"
+            " finished_at, delete_at, unique_key, result_ttl, enqueued_at, payload)"
+            " VALUES (:id, :status, 'default', 0, 1, 'm:f', :epoch, :epoch, :end,"
+            " :end + 9000000000000000, :id, 3600000000, 1, x'90')",
+            rows,
+        )
+        connection.execute(
+            "INSERT INTO leases SELECT seq, 1, 'w', 9000000000000000, id = ?, NULL FROM tasks"
+            " WHERE status = 'in_progress'",
+            (asked,),
+        )
+        connection.commit()
+    path.chmod(0o600)
+    backend = SQLiteBackend(path)
+    await backend.open()
+    fresh = [some_task(unique_key=key) for key in old]
+    assert await backend.enqueue(fresh) == [waits, runs, fresh[2].id, fresh[3].id]
+    stored = await backend.get_stored(asked)
+    assert (stored.unique_key, stored.unique_until) == (asked, "end")
+    reserved = (await backend.reserve("w", ["default"], 9, 30.0)).tasks
+    assert [task.id for task in reserved] == [waits, fresh[2].id, fresh[3].id]
+    await backend.close()

@@ -70,7 +70,8 @@ def test_a_file_that_another_process_migrates_meanwhile_is_no_foreign_one(tmp_pa
     with closing(sqlite3.connect(path, isolation_level=None, factory=Slow)) as connection:
         _schema.migrate(connection, str(path))
         assert connection.others == 1
-        assert connection.execute("PRAGMA user_version").fetchone() == (1,)
+        latest = _schema.migrations()[-1][0]
+        assert connection.execute("PRAGMA user_version").fetchone() == (latest,)
 
 
 class _Row:

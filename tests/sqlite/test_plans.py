@@ -25,6 +25,7 @@ PLANS = {
     "INSERT_BATCH": None,
     "INSERT_UNIQUE": None,
     "KEY_HOLDER": "tasks_unique",
+    "RELEASE_KEY": BY_KEY,
     "TOP_PRIORITY": "tasks_due",
     "NEXT_PRIORITY": "tasks_due",
     "DUE": "tasks_due",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 
 import anyio
 import pytest
 
-from sitq import MsgpackSerializer, TaskQueue, TaskStatus, ValidationError, Worker, call
+from sitq import MsgpackSerializer, TaskId, TaskQueue, TaskStatus, ValidationError, Worker, call
 from sitq.models import Task
 from sitq.protocols import Backend
 from sitq.transactions import TransactionalBackend
@@ -23,6 +25,21 @@ LATER = datetime(2031, 1, 1, tzinfo=UTC)
 def count(place: Place) -> int:
     ((number,),) = place.look("SELECT count(*) FROM tasks")
     return int(number)
+
+
+@asynccontextmanager
+async def ended(queue: TaskQueue, task_id: TaskId[int]) -> AsyncIterator[list[TaskStatus]]:
+    """Wait for a result besides; its status is there after the context."""
+    statuses: list[TaskStatus] = []
+
+    async def wait() -> None:
+        if result := await queue.get_result(task_id):
+            statuses.append(result.status)
+
+    with anyio.fail_after(20):
+        async with anyio.create_task_group() as group:
+            group.start_soon(wait)
+            yield statuses
 
 
 async def test_a_commit_brings_the_task_and_the_note(
@@ -81,6 +98,32 @@ async def test_a_unique_key_gives_its_holders_id(queue: TaskQueue, place: Place,
     assert await bound.options(unique_key="b").enqueue_many([call(add, 5, 6)]) == [mine]
     await own.commit()
     assert count(place) == 2
+
+
+async def test_a_holder_past_its_expiry_gives_way_with_the_commit(
+    queue: TaskQueue, place: Place, own: Own
+) -> None:
+    over = datetime.now(UTC) - timedelta(hours=1)
+    old = await queue.options(unique_key="a", expires_at=over).enqueue(add, 1, 2)
+    async with ended(queue, old) as result:
+        bound = queue.bind(own.given).options(unique_key="a")
+        new = await bound.enqueue(add, 3, 4)
+        assert await bound.enqueue_many([call(add, 5, 6)]) == [new]
+        await own.commit()
+    assert result == [TaskStatus.EXPIRED]
+    assert await queue.options(unique_key="a").enqueue(add, 7, 8) == new
+    assert count(place) == 2
+
+
+async def test_a_holder_gives_way_only_if_the_transaction_commits(
+    queue: TaskQueue, place: Place, own: Own
+) -> None:
+    over = datetime.now(UTC) - timedelta(hours=1)
+    old = await queue.options(unique_key="a", expires_at=over).enqueue(add, 1, 2)
+    assert await queue.bind(own.given).options(unique_key="a").enqueue(add, 3, 4) != old
+    await own.rollback()
+    assert (await queue.get_task(old)).status is TaskStatus.PENDING
+    assert count(place) == 1
 
 
 async def test_what_was_refused_leaves_the_transaction_as_it_was(

@@ -143,6 +143,7 @@ async def with_options(queue: TaskQueue, eta: datetime) -> None:
         timeout=1,
         retry=RetryPolicy(max_attempts=2, delay=1, retry_on=(ValueError, "os.error")),
         unique_key="k",
+        unique_until="start",
         expires_at=eta,
         result_ttl=60.0,
         headers={"a": "b"},
@@ -156,6 +157,7 @@ async def with_options(queue: TaskQueue, eta: datetime) -> None:
     await bound.enqueue(add, 1, eta=eta)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     queue.options(delay="1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     queue.options(headers={"a": 1})  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]
+    queue.options(unique_until="never")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     queue.options(prio=1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 

@@ -55,6 +55,8 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("unique_key", "a\x00b", "control"),
     ("unique_key", "\udc80", "got str"),
     ("unique_key", 7, "got int"),
+    ("unique_until", "never", "start"),
+    ("unique_until", 7, "got int"),
     ("headers", [("a", "b")], "got list"),
     ("headers", {"a": 1}, "got int"),
     ("headers", {1: "a"}, "got int"),
@@ -120,6 +122,12 @@ def test_an_eta_and_a_delay_exclude_each_other() -> None:
         queue().options(eta=LATER, delay=1)
 
 
+def test_a_key_until_the_start_needs_a_key() -> None:
+    with pytest.raises(ValidationError, match="unique_until: give a unique_key too"):
+        queue().options(unique_until="start")
+    queue().options(unique_until="end")
+
+
 def test_an_expiry_must_be_later_than_the_eta() -> None:
     with pytest.raises(ValidationError, match="expires_at: must be later"):
         queue().options(eta=LATER, expires_at=LATER)
@@ -144,6 +152,7 @@ async def test_every_option_reaches_the_store() -> None:
             timeout=2,
             retry=policy,
             unique_key="one",
+            unique_until="start",
             expires_at=LATER + timedelta(days=1),
             result_ttl=5,
             headers={"trace": "1"},
@@ -156,6 +165,7 @@ async def test_every_option_reaches_the_store() -> None:
     assert stored.expires_at == LATER + timedelta(days=1)
     assert (stored.queue, stored.priority, stored.timeout) == ("slow", -3, 2.0)
     assert (stored.retry, stored.unique_key, stored.result_ttl) == (policy, "one", 5.0)
+    assert stored.unique_until == "start"
     assert dict(stored.headers) == {"trace": "1"}
 
 

@@ -142,7 +142,7 @@ class JsonFileBackend:
             if row.status is TaskStatus.PENDING:
                 rows[task_id] = row.ended(TaskStatus.CANCELLED, now)
             elif row.status is TaskStatus.IN_PROGRESS:
-                rows[task_id] = row.but(cancel_requested=True)
+                rows[task_id] = row.but(cancel_requested=True, key_released=True)
             return not row.status.is_final
 
         return await self._step(work)
@@ -212,9 +212,12 @@ class _Keeper:
 
 
 def _store(rows: dict[str, Row], task: Task, now: datetime) -> TaskId[Any]:
-    for row in rows.values() if task.unique_key is not None else ():
-        if row.task.unique_key == task.unique_key and not row.status.is_final:
-            return row.task.id
+    key = task.unique_key
+    holder = key and next((row for row in rows.values() if row.holds(key)), None)
+    if holder:
+        if holder.task.id == task.id or not holder.can_never_start(now):
+            return holder.task.id
+        rows[holder.task.id] = holder.without_key(now)
     if task.id in rows:
         raise BackendError(f"enqueue: the id {task.id} is in use")
     number = max((row.number for row in rows.values()), default=0) + 1

@@ -36,6 +36,7 @@ class Row(BaseModel):
     finished_at: AwareDatetime | None = None
     lease_end: AwareDatetime | None = None
     cancel_requested: bool = False
+    key_released: bool = False
     progress: Progress | None = None
     value: bytes | None = None
     error: str | None = None
@@ -66,6 +67,23 @@ class Row(BaseModel):
         """Tell if the task is not to be started any more."""
         expires_at = self.task.expires_at
         return self.status is TaskStatus.PENDING and expires_at is not None and expires_at <= now
+
+    def holds(self, key: str) -> bool:
+        """Return whether this task is the one that holds a unique key."""
+        is_free = self.key_released or (self.task.unique_until == "start" and self.epoch > 0)
+        return self.task.unique_key == key and not self.status.is_final and not is_free
+
+    def can_never_start(self, now: datetime) -> bool:
+        """Return whether it is past its expiry, and no worker has it whose lease is not over."""
+        expires_at = self.task.expires_at
+        is_free = self.lease_end is None or self.lease_end <= now
+        return is_free and expires_at is not None and expires_at <= now
+
+    def without_key(self, now: datetime) -> Row:
+        """The row once it has given way to another task with its key."""
+        if self.status is TaskStatus.PENDING:
+            return self.ended(TaskStatus.EXPIRED, now)
+        return self.but(key_released=True)
 
     def forget_at(self) -> datetime | None:
         """When the task may be removed; `None` while it is not final."""

@@ -104,8 +104,8 @@ class Reader:
 
     def to_task(self, row: Any) -> Task:
         """A row of a task as it was enqueued."""
-        (task_id, function, payload, queue, priority, eta, timeout, retry, unique_key, expires_at,
-         result_ttl, headers, retry_of) = row  # fmt: skip
+        (task_id, function, payload, queue, priority, eta, timeout, retry, unique_key, unique_until,
+         expires_at, result_ttl, headers, retry_of) = row  # fmt: skip
         return Task(
             id=task_id,
             function=function,
@@ -116,6 +116,7 @@ class Reader:
             timeout=timeout,
             retry=None if retry is None else load_policy(retry),
             unique_key=unique_key,
+            unique_until="end" if unique_until is None else unique_until,
             expires_at=self._at(expires_at),
             result_ttl=result_ttl,
             headers=load_headers(headers),

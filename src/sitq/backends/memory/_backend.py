@@ -120,16 +120,26 @@ class MemoryBackend:
         now = await self._checked()
         with self._lock:
             rows = dict(self._rows)
-            ids = [self._store(rows, task, now) for task in tasks]
+            expired: list[Row] = []
+            ids = [self._store(rows, task, now, expired) for task in tasks]
             self._rows = rows
         self._changed("tasks", tasks)
+        self._changed("results", expired)
         return ids
 
-    def _store(self, rows: dict[TaskId[Any], Row], task: Task, now: datetime) -> TaskId[Any]:
-        if task.unique_key is not None:
-            for row in rows.values():
-                if row.task.unique_key == task.unique_key and not row.status.is_final:
-                    return row.task.id
+    def _store(
+        self, rows: dict[TaskId[Any], Row], task: Task, now: datetime, expired: list[Row]
+    ) -> TaskId[Any]:
+        key = task.unique_key
+        holder = key and next((row for row in rows.values() if row.holds(key)), None)
+        if holder:
+            if holder.task.id == task.id or not holder.can_never_start(now):
+                return holder.task.id
+            if holder.status is TaskStatus.PENDING:
+                rows[holder.task.id] = holder.ended(TaskStatus.EXPIRED, now)
+                expired.append(holder)
+            else:
+                rows[holder.task.id] = replace(holder, key_released=True)
         if task.id in rows:
             raise BackendError(f"enqueue: the id {task.id} is in use")
         self._stored += 1
@@ -244,7 +254,7 @@ class MemoryBackend:
             if row.status is TaskStatus.PENDING:
                 self._put(row.ended(TaskStatus.CANCELLED, now))
             elif row.status is TaskStatus.IN_PROGRESS:
-                self._put(replace(row, cancel_requested=True))
+                self._put(replace(row, cancel_requested=True, key_released=True))
         if row.status.is_final:
             return False
         self._changed("results" if row.status is TaskStatus.PENDING else "cancels", [row])

@@ -47,6 +47,7 @@ class Row:
     finished_at: datetime | None = None
     lease_end: datetime | None = None
     cancel_requested: bool = False
+    key_released: bool = False
     progress: Progress | None = None
     value: bytes | None = None
     error: str | None = None
@@ -57,6 +58,15 @@ class Row:
 
     def is_expired(self, now: datetime) -> bool:
         return self.task.expires_at is not None and self.task.expires_at <= now
+
+    def holds(self, key: str) -> bool:
+        """Return whether this task is the one that holds a unique key."""
+        is_free = self.key_released or (self.task.unique_until == "start" and self.epoch > 0)
+        return self.task.unique_key == key and not self.status.is_final and not is_free
+
+    def can_never_start(self, now: datetime) -> bool:
+        """Return whether it is past its expiry, and no worker has it whose lease is not over."""
+        return self.is_expired(now) and (self.lease_end is None or self.lease_end <= now)
 
     @property
     def order(self) -> tuple[int, datetime, int]:

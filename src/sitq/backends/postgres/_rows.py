@@ -75,6 +75,7 @@ def columns(tasks: Sequence[Task]) -> list[list[Any]]:
         [None if task.retry is None else task.retry.max_attempts for task in tasks],
         [task.timeout for task in tasks],
         [task.unique_key for task in tasks],
+        [None if task.unique_until == "end" else task.unique_until for task in tasks],
         [_finite(task.expires_at) for task in tasks],
         [task.result_ttl for task in tasks],
         [task.retry_of for task in tasks],

@@ -46,7 +46,8 @@ _NO_LEASE: Final = """
 
 _BATCH: Final = """
 $2::text[], $3::text[], $4::int2[], $5::timestamptz[], $6::text[], $7::int4[], $8::float8[],
-$9::text[], $10::timestamptz[], $11::float8[], $12::text[], $13::text[], $14::text[], $15::bytea[]
+$9::text[], $10::text[], $11::timestamptz[], $12::float8[], $13::text[], $14::text[], $15::text[],
+$16::bytea[]
 """
 
 # Store all tasks of a batch, in its order, and tell the channels.
@@ -54,14 +55,16 @@ INSERT_BATCH: Final = f"""
 WITH moment AS (SELECT {_MOMENT} AS now),
 stored AS (
     INSERT INTO sitq.tasks (id, queue, priority, eta, function, max_attempts, timeout, unique_key,
-                            expires_at, result_ttl, enqueued_at, retry_of, retry, headers, payload)
+                            unique_until, expires_at, result_ttl, enqueued_at, retry_of, retry,
+                            headers, payload)
     SELECT id, queue, priority, coalesce(eta, moment.now), function, max_attempts, timeout,
-           unique_key, expires_at, result_ttl, moment.now, retry_of, retry, headers, payload
+           unique_key, unique_until, expires_at, result_ttl, moment.now, retry_of, retry, headers,
+           payload
     FROM moment, unnest({_BATCH}) WITH ORDINALITY AS batch
-         (id, queue, priority, eta, function, max_attempts, timeout, unique_key, expires_at,
-          result_ttl, retry_of, retry, headers, payload, nr)
+         (id, queue, priority, eta, function, max_attempts, timeout, unique_key, unique_until,
+          expires_at, result_ttl, retry_of, retry, headers, payload, nr)
     ORDER BY nr)
-SELECT pg_notify(channel, $16) FROM unnest($17::text[]) AS channel
+SELECT pg_notify(channel, $17) FROM unnest($18::text[]) AS channel
 """
 
 # Store tasks of one function that are due at once and differ in id and payload only. The ids are
@@ -86,11 +89,13 @@ VALUES ($2::text, $3::text, $4::int2, {_MOMENT}, $5::text, $6::float8, {_MOMENT}
 # The same, and tell a channel: what a caller does who is alone.
 INSERT_ONE_AND_TELL: Final = f"{INSERT_ONE}RETURNING pg_notify($9::text, $8::text)"
 
-# Store a batch of tasks of which some have unique keys, and tell who has their places.
+# Store a batch of tasks of which some have unique keys, and tell who has their places, and how
+# many that had them have expired.
 INSERT_UNIQUE: Final = f"""
-SELECT sitq.enqueue({_MOMENT}, {_BATCH}),
-       (SELECT count(*) FROM (SELECT pg_notify(channel, $16) FROM unnest($17::text[]) AS channel)
+SELECT holders, expired,
+       (SELECT count(*) FROM (SELECT pg_notify(channel, $17) FROM unnest($18::text[]) AS channel)
                              AS told)
+FROM sitq.enqueue({_MOMENT}, {_BATCH})
 """
 
 # Which tasks of a batch exist.
@@ -208,6 +213,7 @@ changed AS (
     UPDATE sitq.tasks SET
         status = CASE found.status WHEN 'pending' THEN 'cancelled' ELSE tasks.status END,
         cancel_requested = found.status = 'in_progress',
+        key_released = tasks.key_released OR found.status = 'in_progress',
         error = CASE found.status WHEN 'pending' THEN NULL ELSE tasks.error END,
         traceback = CASE found.status WHEN 'pending' THEN NULL ELSE tasks.traceback END,
         finished_at = CASE found.status WHEN 'pending' THEN moment.now END,
@@ -275,8 +281,8 @@ FROM sitq.tasks WHERE id = ANY ($1::text[])
 
 # A task as it was enqueued.
 STORED: Final = """
-SELECT id, function, payload, queue, priority, eta, timeout, retry, unique_key, expires_at,
-       result_ttl, headers, retry_of
+SELECT id, function, payload, queue, priority, eta, timeout, retry, unique_key, unique_until,
+       expires_at, result_ttl, headers, retry_of
 FROM sitq.tasks WHERE id = $1::text
 """
 

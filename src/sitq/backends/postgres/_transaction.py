@@ -86,14 +86,16 @@ class _Joined(Joined["Session"]):
     ) -> list[TaskId[Any]]:
         is_keyed = any(task.unique_key is not None for task in tasks)
         statement = _sql.INSERT_UNIQUE if is_keyed else _sql.INSERT_BATCH
-        rows = await _tell(executor, session, "tasks", statement, *columns(tasks))
+        # Storing a task may expire the one that holds its key.
+        topics: set[Topic] = {"tasks", "results"} if is_keyed else {"tasks"}
+        rows = await _tell(executor, session, topics, statement, *columns(tasks))
         return [TaskId(holder) for holder in rows[0][0]] if is_keyed else [t.id for t in tasks]
 
     async def _complete(
         self, lease: Lease, value: bytes, executor: Executor, session: Session
     ) -> bool:
         batch = ([lease.task_id], [lease.epoch], [value])
-        return bool(await _tell(executor, session, "results", _sql.SUCCEED, *batch))
+        return bool(await _tell(executor, session, {"results"}, _sql.SUCCEED, *batch))
 
     def _told(self, operation: str, error: Exception) -> BaseException | None:
         # No cause: the drivers' texts may quote rows and keys.
@@ -101,12 +103,12 @@ class _Joined(Joined["Session"]):
 
 
 async def _tell(
-    executor: Executor, session: Session, topic: Topic, statement: str, *values: object
+    executor: Executor, session: Session, topics: set[Topic], statement: str, *values: object
 ) -> list[Row]:
     """Run a statement that tells of a change; the server does so at the commit."""
     clock = session.settings.clock
     channels = [
-        channel for channel, each in channels_of(session.settings.schema).items() if each == topic
+        channel for channel, each in channels_of(session.settings.schema).items() if each in topics
     ]
     moment = None if clock is None else clock.now()
     wish = (moment, *values, _TOLD, channels)

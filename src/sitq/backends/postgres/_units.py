@@ -99,7 +99,10 @@ async def _insert_unique(work: Work, tasks: Sequence[Task]) -> list[TaskId[Any]]
     token, channels = work.news(["tasks"])
     fields = columns(tasks)
     rows = await work.rows(_sql.INSERT_UNIQUE, work.moment, *fields, token, channels)
-    return [TaskId(holder) for holder in rows[0][0]]
+    holders, expired, _ = rows[0]
+    if expired:
+        work.changed.add("results")
+    return [TaskId(holder) for holder in holders]
 
 
 async def enqueued_before(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from sitq.backends.sqlite import _sql
+from sitq.backends.sqlite._inserts import RELEASE_KEY
 from sitq.backends.sqlite._rows import cut, dump_rows
 from sitq.errors import TaskNotFoundError
 from sitq.models import Outcome, OutcomeKind
@@ -122,6 +123,7 @@ def _cancel(work: Work, task_id: TaskId[Any]) -> bool:
         return True
     if status == "in_progress":
         work.execute(_sql.REQUEST_CANCEL, (seq,))
+        work.execute(RELEASE_KEY, {"seq": seq})
         work.changed.add("cancels")
         return True
     return False

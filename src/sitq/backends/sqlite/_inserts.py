@@ -21,7 +21,14 @@ _LENGTH_BITS: Final = 32
 
 _INSERT_COLUMNS: Final = """
 INSERT INTO tasks (id, queue, priority, eta, function, max_attempts, timeout, unique_key,
-                   expires_at, result_ttl, enqueued_at, retry_of, retry, headers, payload)
+                   unique_until, expires_at, result_ttl, enqueued_at, retry_of, retry, headers,
+                   payload)
+"""
+
+# Which rows hold their unique keys; as the index on them says, or it is not used.
+_HOLDS_KEY: Final = """
+unique_key IS NOT NULL AND finished_at IS NULL AND key_released = 0
+  AND (unique_until IS NULL OR epoch = 0)
 """
 
 # Store one task. With cold caches, the statements for batches take twice as long for it.
@@ -29,15 +36,16 @@ INSERT_ONE: Final = (
     _INSERT_COLUMNS
     + """
 VALUES (:id, :queue, :priority, coalesce(:eta, :now), :function, :max_attempts, :timeout,
-        :unique_key, :expires_at, :result_ttl, :now, :retry_of, :retry, :headers, :payload)
+        :unique_key, :unique_until, :expires_at, :result_ttl, :now, :retry_of, :retry, :headers,
+        :payload)
 """
 )
 
-# Store one task unless its unique key is held by a task that is not final.
+# Store one task unless its unique key is held by another.
 INSERT_UNIQUE: Final = (
     INSERT_ONE
-    + """
-ON CONFLICT (unique_key) WHERE unique_key IS NOT NULL AND finished_at IS NULL DO NOTHING
+    + f"""
+ON CONFLICT (unique_key) WHERE {_HOLDS_KEY} DO NOTHING
 """
 )
 
@@ -49,9 +57,19 @@ RETURNING id
 """
 )
 
-# The id of the task that holds a unique key.
-KEY_HOLDER: Final = """
-SELECT id FROM tasks WHERE unique_key = :key AND finished_at IS NULL
+# The task that holds a unique key, and whether it can never start and is none of these:
+# the task that asks itself, or one whose worker may still report.
+KEY_HOLDER: Final = f"""
+SELECT id, seq, status, id <> :id AND expires_at <= :now AND (
+           status = 'pending'
+           OR EXISTS (SELECT 1 FROM leases WHERE leases.seq = tasks.seq AND ends_at <= :now))
+FROM tasks WHERE unique_key = :key AND {_HOLDS_KEY}
+"""
+
+# Take the unique key from a task that is not final.
+RELEASE_KEY: Final = """
+UPDATE tasks SET key_released = 1
+WHERE seq = :seq AND unique_key IS NOT NULL AND finished_at IS NULL
 """
 
 # Store all tasks of a batch, in its order.
@@ -59,9 +77,9 @@ INSERT_BATCH: Final = (
     _INSERT_COLUMNS
     + """
 SELECT value ->> 0, value ->> 1, value ->> 2, coalesce(value ->> 3, :now), value ->> 4,
-       value ->> 5, value ->> 6, value ->> 7, value ->> 8, value ->> 9, :now,
-       value ->> 10, value ->> 11, value ->> 12,
-       coalesce(substr(:blob, value ->> 13, value ->> 14), x'')
+       value ->> 5, value ->> 6, value ->> 7, value ->> 8, value ->> 9, value ->> 10, :now,
+       value ->> 11, value ->> 12, value ->> 13,
+       coalesce(substr(:blob, value ->> 14, value ->> 15), x'')
 FROM json_each(:rows)
 """
 )
@@ -73,7 +91,7 @@ INSERT_ALIKE: Final = (
     _INSERT_COLUMNS
     + f"""
 SELECT key, :queue, :priority, coalesce(:eta, :now), :function, :max_attempts, :timeout, NULL,
-       :expires_at, :result_ttl, :now, :retry_of, :retry, :headers,
+       NULL, :expires_at, :result_ttl, :now, :retry_of, :retry, :headers,
        coalesce(substr(:blob, value >> {_LENGTH_BITS}, value & {2**_LENGTH_BITS - 1}), x'')
 FROM json_each(:places)
 """
@@ -121,6 +139,7 @@ def _columns(task: Task) -> dict[str, Any]:
         "max_attempts": None if retry is None else retry.max_attempts,
         "timeout": task.timeout,
         "unique_key": task.unique_key,
+        "unique_until": None if task.unique_until == "end" else task.unique_until,
         "expires_at": None if task.expires_at is None else to_micros(task.expires_at),
         "result_ttl": round(task.result_ttl * 1_000_000),
         "retry_of": task.retry_of,

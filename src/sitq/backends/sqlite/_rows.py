@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 __all__ = [
+    "EXPIRED",
     "Row",
     "cut",
     "dump_rows",
@@ -26,6 +27,8 @@ __all__ = [
 ]
 
 Row = tuple[Any, ...]
+# The columns of a task that has expired.
+EXPIRED: Final = {"status": "expired", "value": None, "error": None, "traceback": None}
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)

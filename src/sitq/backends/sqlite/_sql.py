@@ -266,8 +266,8 @@ FROM json_each(:rows) AS batch JOIN tasks ON tasks.id = batch.value
 
 # A task as it was enqueued.
 STORED: Final = """
-SELECT id, function, payload, queue, priority, eta, timeout, retry, unique_key, expires_at,
-       result_ttl / 1e6, headers, retry_of
+SELECT id, function, payload, queue, priority, eta, timeout, retry, unique_key, unique_until,
+       expires_at, result_ttl / 1e6, headers, retry_of
 FROM tasks WHERE id = ?
 """
 

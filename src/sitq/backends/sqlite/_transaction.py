@@ -15,10 +15,11 @@ from sitq.backends.sqlite._file import MEMORY
 from sitq.backends.sqlite._inserts import (
     INSERT_UNIQUE_TOLD,
     KEY_HOLDER,
+    RELEASE_KEY,
     insertion,
     values_of,
 )
-from sitq.backends.sqlite._rows import to_micros
+from sitq.backends.sqlite._rows import EXPIRED, to_micros
 from sitq.errors import UsageError
 from sitq.ids import TaskId
 
@@ -82,7 +83,7 @@ class _Joined(Joined["Session"]):
     ) -> list[TaskId[Any]]:
         now = to_micros(session.clock.now())
         if has_keys(tasks):
-            ids = await _insert_unique(executor, tasks, now)
+            ids = [await _insert_unique(executor, session, task, now) for task in tasks]
         else:
             await executor.fetch(*insertion(join_tasks((tasks,)), now))
             ids = ids_of(tasks)
@@ -120,16 +121,22 @@ class _Joined(Joined["Session"]):
         return told
 
 
-async def _insert_unique(executor: Executor, tasks: Sequence[Task], now: int) -> list[TaskId[Any]]:
-    ids = []
-    for task in tasks:
-        stored = await executor.fetch(INSERT_UNIQUE_TOLD, values_of(task, now))
-        if stored:
-            ids.append(task.id)
-        else:
-            ((holder,),) = await executor.fetch(KEY_HOLDER, {"key": task.unique_key})
-            ids.append(TaskId(_as_text(holder)))
-    return ids
+async def _insert_unique(executor: Executor, session: Session, task: Task, now: int) -> TaskId[Any]:
+    values = values_of(task, now)
+    if await executor.fetch(INSERT_UNIQUE_TOLD, values):
+        return task.id
+    key = {"key": task.unique_key, "id": task.id, "now": now}
+    ((holder, seq, status, is_stale),) = await executor.fetch(KEY_HOLDER, key)
+    holder_id = TaskId[Any](_as_text(holder))
+    if not is_stale:
+        return holder_id
+    if _as_text(status) == "pending":
+        await executor.fetch(_sql.SET_FINAL, {**EXPIRED, "seq": seq, "now": now})
+        session.expect("results", holder_id)
+    else:
+        await executor.fetch(RELEASE_KEY, {"seq": seq})
+    await executor.fetch(INSERT_UNIQUE_TOLD, values)
+    return task.id
 
 
 def _as_text(value: str | bytes) -> str:

@@ -11,8 +11,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sitq._alike import has_keys, ids_of, join, split
 from sitq.backends._texts import LOST_ERROR
 from sitq.backends.sqlite import _sql
-from sitq.backends.sqlite._inserts import INSERT_UNIQUE, KEY_HOLDER, insertion, values_of
-from sitq.backends.sqlite._rows import dump_rows, to_info, to_result, to_task
+from sitq.backends.sqlite._inserts import (
+    INSERT_UNIQUE,
+    KEY_HOLDER,
+    RELEASE_KEY,
+    insertion,
+    values_of,
+)
+from sitq.backends.sqlite._rows import EXPIRED, dump_rows, to_info, to_result, to_task
 from sitq.errors import TaskNotFoundError
 from sitq.ids import TaskId
 from sitq.models import (
@@ -71,10 +77,20 @@ def enqueue(work: Work, batches: list[Sequence[Task]]) -> list[list[TaskId[Any]]
 
 
 def _insert_unique(work: Work, task: Task) -> TaskId[Any]:
-    if work.execute(INSERT_UNIQUE, values_of(task, work.now)).rowcount:
+    values = values_of(task, work.now)
+    if work.execute(INSERT_UNIQUE, values).rowcount:
         return task.id
-    (holder,) = work.execute(KEY_HOLDER, {"key": task.unique_key}).fetchone()
-    return TaskId(holder)
+    key = {"key": task.unique_key, "id": task.id, "now": work.now}
+    holder, seq, status, is_stale = work.execute(KEY_HOLDER, key).fetchone()
+    if not is_stale:
+        return TaskId(holder)
+    if status == "pending":
+        work.execute(_sql.SET_FINAL, {**EXPIRED, "seq": seq, "now": work.now})
+        work.changed.add("results")
+    else:
+        work.execute(RELEASE_KEY, {"seq": seq})
+    work.execute(INSERT_UNIQUE, values)
+    return task.id
 
 
 def renew(work: Work, leases: Sequence[Lease], seconds: float) -> list[LeaseState]:

@@ -10,12 +10,14 @@ from sitq.testing._conformance._listening import ListenChecks
 from sitq.testing._conformance._opening import OpenChecks
 from sitq.testing._conformance._reserving import ReserveChecks
 from sitq.testing._conformance._sweeping import SweepChecks
+from sitq.testing._conformance._unique_keys import UniqueKeyChecks
 
 __all__ = ["BackendConformance"]
 
 
 class BackendConformance(
     EnqueueChecks,
+    UniqueKeyChecks,
     ReserveChecks,
     FinishChecks,
     SweepChecks,
