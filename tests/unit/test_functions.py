@@ -10,9 +10,19 @@ import itertools
 import math
 import re
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import TYPE_CHECKING, Any, ParamSpec, TypedDict, TypeVar, Unpack
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    NotRequired,
+    ParamSpec,
+    Required,
+    TypedDict,
+    TypeVar,
+    Unpack,
+)
 
 import pytest
+import typing_extensions
 
 from sitq.errors import SerializationError, ValidationError
 from sitq.functions import TaskDefaults, TaskFunction
@@ -65,7 +75,26 @@ class Named(TypedDict):
     x: int
 
 
+class Profile(Named, total=False):
+    user: User
+    note: Required[str]
+    age: NotRequired[int]
+
+
+class Hidden(TypedDict):
+    x: OnlyForCheckers
+
+
 def unpacked(**named: Unpack[Named]) -> None: ...
+
+
+def unpacks_models(a: int, **named: Unpack[Profile]) -> None: ...
+
+
+def unpacks_more(**named: typing_extensions.Unpack[Profile]) -> None: ...
+
+
+def unpacks_hidden(**named: Unpack[Hidden]) -> None: ...
 
 
 def passed_on(*args: P.args, **kwargs: P.kwargs) -> None: ...  # type: ignore[valid-type]
@@ -127,26 +156,78 @@ def test_defaults_are_left_to_the_worker() -> None:
     assert stored(add, 1) == [[1], {}]
 
 
-def test_arguments_given_by_name_are_bound_to_their_places() -> None:
-    assert through(add, b=1, a=2) == ((2, 1), {})
-    assert through(add, a=2) == ((2,), {})
+def test_arguments_given_by_name_travel_by_name_and_those_by_position_by_position() -> None:
+    assert stored(add, b=1, a=2) == [[], {"b": 1, "a": 2}]
+    assert stored(add, 2, b=1) == [[2], {"b": 1}]
+    assert through(add, b=1, a=2) == ((), {"b": 1, "a": 2})
+    assert through(add, a=2) == ((), {"a": 2})
     assert through(needs_keyword, key=1) == ((), {"key": 1})
 
 
 @pytest.mark.parametrize("func", [add, by_place, by_name, bare])
-def test_whatever_is_given_by_name_is_bound_as_python_binds_it(func: Callable[..., Any]) -> None:
+def test_a_call_is_stored_if_and_only_if_python_would_bind_it(func: Callable[..., Any]) -> None:
     names = ("a", "b", "c", "d", "more", "")
     for count, size in itertools.product(range(4), range(4)):
         args = tuple(range(count))
         for chosen in itertools.permutations(names, size):
             kwargs = {name: place for place, name in enumerate(chosen)}
             try:
-                bound = inspect.signature(func).bind(*args, **kwargs)
+                inspect.signature(func).bind(*args, **kwargs)
             except TypeError as error:
                 with pytest.raises(ValidationError, match=re.escape(str(error))):
                     stored(func, *args, **kwargs)
             else:
-                assert stored(func, *args, **kwargs) == [list(bound.args), bound.kwargs]
+                assert stored(func, *args, **kwargs) == [list(args), kwargs]
+                assert through(func, *args, **kwargs) == (args, kwargs)
+
+
+def before_deploy(to: str, html: bool = False) -> None: ...
+def reordered(html: bool = False, to: str = "") -> None: ...
+def inserted(to: str, urgent: bool = False, html: bool = False) -> None: ...
+def keyword_only(*, to: str, html: bool = True) -> None: ...
+def gathered(**options: Any) -> None: ...
+def positional_rest(to: str, *names: str, html: bool = False) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "after_deploy",
+    [before_deploy, reordered, inserted, keyword_only, gathered, positional_rest],
+)
+def test_a_keyword_reaches_the_parameter_of_its_name_whatever_a_deploy_did_to_the_signature(
+    after_deploy: Callable[..., Any],
+) -> None:
+    payload = task(before_deploy).dump_arguments(serializer, (), {"html": True, "to": "ada"})
+    args, kwargs = task(after_deploy).load_arguments(serializer, payload)
+    bound = inspect.signature(after_deploy).bind(*args, **kwargs)
+    named = bound.arguments.get("options", bound.arguments)
+    assert named == {"html": True, "to": "ada"}
+
+
+def test_a_default_that_a_deploy_changes_counts_for_tasks_stored_before_it() -> None:
+    payload = task(before_deploy).dump_arguments(serializer, ("ada",), {})
+    assert task(keyword_only).load_arguments(serializer, serializer.dumps([[], {"to": "ada"}])) == (
+        (),
+        {"to": "ada"},
+    )
+    assert task(inserted).load_arguments(serializer, payload) == (("ada",), {})
+
+
+def test_a_payload_of_an_older_sitq_which_turned_names_into_positions_is_read() -> None:
+    old = serializer.dumps([["ada", True], {}])
+    assert task(before_deploy).load_arguments(serializer, old) == (("ada", True), {})
+
+
+class Base:
+    @classmethod
+    def make(cls, size: int, *, deep: bool = False) -> None: ...
+
+    @staticmethod
+    def plain(size: int) -> None: ...
+
+
+def test_a_class_method_is_stored_without_its_class() -> None:
+    assert stored(Base.make, size=1, deep=True) == [[], {"size": 1, "deep": True}]
+    assert stored(Base.plain, 1) == [[1], {}]
 
 
 def test_a_mapping_that_makes_up_what_is_missing_is_not_asked_to() -> None:
@@ -227,8 +308,33 @@ def test_what_a_wrapper_wraps_says_what_fits() -> None:
         through(wrapped, 1)
 
 
+@pytest.mark.parametrize("func", [unpacks_models, unpacks_more])
+def test_the_keywords_of_an_unpacked_typed_dict_are_checked_and_rebuilt_key_by_key(
+    func: Callable[..., Any],
+) -> None:
+    args = (1,) if func is unpacks_models else ()
+    ann = User(name="Ann")
+    given: dict[str, Any] = {"x": 1, "note": "n", "user": ann}
+    assert through(func, *args, **given) == (args, given)
+    assert through(func, *args, x=1, note="n", age=3) == (args, {"x": 1, "note": "n", "age": 3})
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"x": 1, "note": "n", "user": {"name": "Ann"}}, "parameter 'user': .*a dict would arrive"),
+        ({"x": "1", "note": "n"}, "parameter 'x': .*got str"),
+        ({"x": 1, "note": "n", "z": 1}, "got an unexpected keyword argument 'z'"),
+        ({"x": 1}, "missing a required .*argument: 'note'"),
+        ({"note": "n"}, "missing a required .*argument: 'x'"),
+    ]
+    for wrong, text in refused:
+        with pytest.raises(ValidationError, match=text):
+            stored(func, *args, **wrong)
+
+
+def test_an_unpacked_typed_dict_whose_types_are_unknown_at_run_time_is_refused() -> None:
+    with pytest.raises(ValidationError, match=r"unpacks_hidden\(\): parameter 'named': .*TYPE_CHE"):
+        stored(unpacks_hidden, x=1)
+
+
 def test_what_no_annotation_of_one_value_can_say_takes_plain_values() -> None:
-    assert through(unpacked, x=1) == ((), {"x": 1})
     assert through(passed_on, (1,), x={2}) == (((1,),), {"x": {2}})
     with pytest.raises(SerializationError, match="parameter 'kwargs': .*User"):
         through(passed_on, x=User(name="x"))
