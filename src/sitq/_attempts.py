@@ -98,7 +98,10 @@ class Outcome(Model):
 
     @classmethod
     def miss(cls, lease: Lease, delay: float) -> Self:
-        """Put back because this worker does not know the function; the attempt is not spent."""
+        """Put back because this worker cannot start it; the attempt is not spent.
+
+        It does not know the function, or its version of the function takes other arguments.
+        """
         return cls(task_id=lease.task_id, epoch=lease.epoch, kind=OutcomeKind.MISS, delay=delay)
 
     @classmethod

@@ -47,9 +47,9 @@ def name_of(func: Any) -> str:
     return name
 
 
-def shown(name: str) -> str:
-    """A name from the store as a text may show it: on one line, and of a length to read."""
-    return (name if name.isprintable() else ascii(name)[1:-1])[:_MOST_SHOWN]
+def shown(text: str, most: int = _MOST_SHOWN) -> str:
+    """Return a text from the store as a message may show it: on one line, ``most`` characters."""
+    return (text if text.isprintable() else ascii(text)[1:-1])[:most]
 
 
 def check_kind(func: Any) -> str:

@@ -8,7 +8,7 @@ import pathlib
 import re
 import types
 from enum import Enum
-from functools import cache, reduce
+from functools import cache, partial, reduce
 from operator import or_
 from typing import TYPE_CHECKING, Any, Final, TypeVar, Union, cast, get_args, get_origin
 
@@ -18,6 +18,7 @@ from pydantic_core import core_schema
 
 from sitq._comparison import difference, loss
 from sitq._extensions import LEAVES
+from sitq._unknown_fields import UNKNOWN_FIELD, refusing_validator
 from sitq.errors import SerializationError, ValidationError
 from sitq.ids import TaskId
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pydantic import TypeAdapter
+    from pydantic_core import ErrorDetails
+
+    from sitq._unknown_fields import Validate
 
     Fits = Callable[[Any], bool]
 
@@ -60,7 +64,9 @@ _TELLTALE: Final = frozenset(
     }
 )
 _KNOWN_ERRORS: Final = frozenset(get_args(core_schema.ErrorType)) - _TELLTALE
+_UNKNOWN: Final = frozenset({"extra_forbidden", "unexpected_keyword_argument", UNKNOWN_FIELD})
 _SHOWN: Final = 3
+_LONGEST_NAME: Final = 100
 
 
 def name_of_annotation(annotation: object) -> str:
@@ -77,11 +83,12 @@ class ValueCodec:
         ValidationError: values of this annotation cannot travel; the text says why.
     """
 
-    __slots__ = ("_adapter", "_annotation", "_fits", "leaves")
+    __slots__ = ("_adapter", "_annotation", "_fits", "_read", "leaves")
 
     def __init__(self, annotation: object) -> None:
         self._annotation = _eager(annotation)
         self._adapter: TypeAdapter[Any] | None = None
+        self._read: Validate | None = None
         self._fits = _fitter(self._annotation)
         self.leaves: frozenset[type] = (
             LEAVES if annotation in _ANYTHING else _leaves(annotation) or frozenset()
@@ -107,15 +114,21 @@ class ValueCodec:
         """Return the value that ``plain`` stands for.
 
         Raises:
-            ValidationError: what is stored does not fit the annotation.
+            ValidationError: what is stored does not fit the annotation, or has a field that a
+                model does not know.
         """
         if self._fits is not None and self._fits(plain):
             return plain
-        return _validate(self._build(), plain, strict=False)
+        adapter = self._build()
+        if self._read is None:
+            self._read = refusing_validator(adapter)
+        return _validate(self._read, plain, adapter)
 
     def _lower(self, value: Any) -> object:
         adapter = self._build()
-        valid = _validate(adapter, value, strict=True)
+        # By name: that is how fields are stored, whatever their aliases are.
+        check = partial(adapter.validate_python, strict=True, by_alias=False, by_name=True)
+        valid = _validate(check, value, adapter)
         try:
             plain = _simplify(
                 adapter.dump_python(
@@ -165,10 +178,9 @@ class ValueCodec:
         return self._adapter
 
 
-def _validate(adapter: TypeAdapter[Any], value: object, *, strict: bool) -> Any:
+def _validate(validate: Validate, value: object, adapter: TypeAdapter[Any]) -> Any:
     try:
-        # By name: that is how fields are stored, whatever their aliases are.
-        return adapter.validate_python(value, strict=strict, by_alias=False, by_name=True)
+        return validate(value)
     except pydantic.ValidationError as error:
         raise ValidationError(_describe(error, adapter)) from None
     except RecursionError:
@@ -183,15 +195,25 @@ def _describe(error: pydantic.ValidationError, adapter: TypeAdapter[Any]) -> str
     """Say what is wrong and where; neither values nor keys of dicts, which are values too."""
     fields = frozenset(_field_names(adapter.core_schema))
     parts = []
-    items = error.errors(include_url=False, include_context=False)
+    items = error.errors(include_url=False)
     for item in items[:_SHOWN]:
         steps = [str(step) for step in item["loc"] if isinstance(step, int) or step in fields]
-        text = item["msg"] if item["type"] in _KNOWN_ERRORS else "its validator refused it"
+        text = _reason(item)
         where = f"at {'.'.join(steps)}: " if steps else ""
         parts.append(f"{where}{text} (got {type(item['input']).__qualname__})")
     if len(items) > _SHOWN:
         parts.append(f"and {len(items) - _SHOWN} more")
     return "; ".join(parts)
+
+
+def _reason(item: ErrorDetails) -> str:
+    kind = item["type"]
+    if kind in _UNKNOWN:
+        name = item.get("ctx", {}).get("name") if kind == UNKNOWN_FIELD else item["loc"][-1]
+        # What a producer's model calls a field is an identifier; other keys may be values.
+        known = isinstance(name, str) and name.isidentifier() and len(name) <= _LONGEST_NAME
+        return f"unknown field {name!r}" if known else "a field that it does not know"
+    return item["msg"] if kind in _KNOWN_ERRORS else "its validator refused it"
 
 
 def _field_names(schema: object) -> Iterator[str]:

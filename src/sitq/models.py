@@ -136,7 +136,8 @@ class ReservedTask(Model):
         queue: the queue that it came from.
         epoch: this reservation's number, the fencing token; 1 for the first.
         attempt: which attempt this is; 1 for the first.
-        misses: how often a worker put it back because it did not know the function.
+        misses: how often a worker put it back that did not know the function, or whose version
+            of it takes other arguments.
         crashes: how often its lease ended without an outcome.
         eta: the moment that it became due.
         enqueued_at: when it was stored.

@@ -13,12 +13,13 @@ import anyio
 from anyio import to_thread
 
 from sitq.context import CURRENT, TaskContext
-from sitq.errors import SitqError, UsageError
+from sitq.errors import SitqError, UsageError, ValidationError
 from sitq.models import Outcome
 from sitq.signing import unseal
 from sitq.worker._errors import Raised
 from sitq.worker._fallbacks import Fallback
 from sitq.worker._isolation import go_on, is_cancelled_by, steps_of, wait_for
+from sitq.worker._misses import mismatched
 from sitq.worker._outcomes import outcome_of_error, outcome_of_refusal
 from sitq.worker._threaded import ThreadedCall
 
@@ -143,6 +144,8 @@ class Execution:
         try:
             payload = unseal(workshop.serializer, task)
             args, kwargs = function.load_arguments(workshop.serializer, payload)
+        except ValidationError as error:
+            return mismatched(task, error)
         except SitqError as error:
             return outcome_of_refusal(self.lease, error)
         except BaseException as error:  # noqa: BLE001 - a validator of the user's model, say

@@ -1,41 +1,63 @@
-"""Tasks whose function a worker does not know: left to others for a while, and failed at last."""
+"""Tasks that this worker cannot start, though another version of the program may.
+
+Their function is unknown here, or takes no such arguments here: a deploy is under way, or one was
+forgotten. They are put back with a growing delay, and failed at last.
+"""
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Final
 
-from sitq._logging import Log
 from sitq._names import shown
 from sitq.models import Outcome
+from sitq.worker._errors import error_text
 
 if TYPE_CHECKING:
+    from sitq.errors import ValidationError
     from sitq.models import ReservedTask
 
-__all__ = ["missed"]
+__all__ = ["mismatched", "missed"]
 
-_log: Final = Log(__name__)
+_log: Final = logging.getLogger(__name__)
 
 _MAX_MISSES: Final = 10
 _LONGEST_DELAY: Final = 60.0
 
 
 def missed(task: ReservedTask) -> Outcome:
-    """What becomes of a task whose function this worker does not know."""
+    """Return what becomes of a task whose function this worker does not know."""
     advice = (
         "give the worker its module or the function (Worker(tasks=[...])), "
         "or mark it with @task in a module that this process imports"
     )
     name = shown(task.function)
-    if task.misses + 1 >= _MAX_MISSES:
-        _log.warning("task %s failed: no worker knows %s; %s", task.id, name, advice)
-        text = f"UnknownFunctionError: no worker knows {name}: {advice}"
-        return Outcome.failure(task.lease, text)
-    delay = min(2.0**task.misses, _LONGEST_DELAY)
-    _log.warning(
-        "task %s: this worker does not know %s; put back for %g s; %s",
-        task.id,
-        name,
-        delay,
-        advice,
+    return _put_back(
+        task,
+        f"this worker does not know {name}; {advice}",
+        f"UnknownFunctionError: no worker knows {name}: {advice}",
     )
+
+
+def mismatched(task: ReservedTask, error: ValidationError) -> Outcome:
+    """Return what becomes of a task whose arguments do not fit this worker's function.
+
+    Args:
+        task: what was reserved.
+        error: what does not fit; its text names parameters, fields and types, never values.
+    """
+    advice = "run the version of the program that stored it, or one that takes these arguments"
+    reason = f"{shown(task.function)} takes no such arguments here: {shown(str(error), 1000)}"
+    return _put_back(
+        task, f"{reason}; {advice}", f"{error_text(error)}; no worker takes them: {advice}"
+    )
+
+
+def _put_back(task: ReservedTask, reason: str, error: str) -> Outcome:
+    """Put a task back for a while, or fail it with an error after the last try."""
+    if task.misses + 1 >= _MAX_MISSES:
+        _log.warning("task %s failed: %s", task.id, reason)
+        return Outcome.failure(task.lease, error)
+    delay = min(2.0**task.misses, _LONGEST_DELAY)
+    _log.warning("task %s is put back for %g s: %s", task.id, delay, reason)
     return Outcome.miss(task.lease, delay)
