@@ -105,5 +105,10 @@ class _Slot:
     def read(self) -> None:
         with suppress(BlockingIOError):
             os.eventfd_read(self.file)
-        for _ in range(len(self._letters)):
-            self._letters.popleft()()
+        try:
+            for _ in range(len(self._letters)):
+                self._letters.popleft()()
+        except BaseException:
+            if self._letters:  # one that raises must not hold up the others
+                os.eventfd_write(self.file, 1)
+            raise

@@ -46,7 +46,7 @@ def rings(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
 def is_watching(queue: TaskQueue) -> bool:
     """Tell if the queue's store has a thread that looks out for commits."""
     session: Any = queue._backend._users.use_from_thread()  # type: ignore[attr-defined]
-    return session._commits._thread is not None
+    return session._store._commits._thread is not None
 
 
 async def until_nobody_watches(queue: TaskQueue) -> None:

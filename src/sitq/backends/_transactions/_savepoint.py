@@ -28,11 +28,11 @@ async def savepoint(executor: Executor, work: Coroutine[Any, Any, T], fate: Fate
     try:
         with fate.work():
             answer = await work
+        await executor.fetch("RELEASE SAVEPOINT sitq")
     except BaseException:
         work.close()
         await _undo(executor)
         raise
-    await executor.fetch("RELEASE SAVEPOINT sitq")
     return answer
 
 
@@ -40,7 +40,7 @@ async def _undo(executor: Executor) -> None:
     for _ in range(_TRIES):
         try:
             await executor.fetch("ROLLBACK TO SAVEPOINT sitq")
-        except Exception:  # noqa: BLE001, S112
+        except (Exception, KeyboardInterrupt):  # noqa: BLE001, S112
             # An error that has ended the whole transaction has taken the savepoint along.
             continue
         await executor.fetch("RELEASE SAVEPOINT sitq")

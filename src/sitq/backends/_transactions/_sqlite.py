@@ -56,8 +56,15 @@ class SqliteExecutor:
     async def begin(self) -> None:
         """See `Executor.begin`."""
         begin = begin_of(self._connection)
-        if begin is not None:
+        if begin is None:
+            return
+        try:
             self._connection.execute(begin)
+        except BaseException:
+            # It may have begun all the same, as with a MemoryError afterwards.
+            if self._connection.in_transaction:
+                self._connection.rollback()
+            raise
 
     async def fetch(self, statement: str, values: Values = ()) -> list[Row]:
         """See `Executor.fetch`."""

@@ -7,7 +7,11 @@ trio's, and a loop that has ended meanwhile is no error in the thread.
 
 from __future__ import annotations
 
+import sqlite3
+import threading
+from contextlib import suppress
 from functools import partial
+from queue import Empty
 from typing import TYPE_CHECKING, Final
 
 import aiosqlite
@@ -17,7 +21,6 @@ from sitq._loops import nothing
 from sitq.errors import UsageError
 
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import Callable
 
 __all__ = ["Connection"]
@@ -38,6 +41,9 @@ class Connection(aiosqlite.Connection):
     ) -> None:
         super().__init__(connector, iter_chunk_size=64)
         self._closed = closed
+        self._posting = threading.Lock()
+        self._has_ended = False
+        self._is_closed = False
         self._thread.daemon = True
         self._thread.start()
 
@@ -47,7 +53,7 @@ class Connection(aiosqlite.Connection):
 
     @property
     def is_open(self) -> bool:
-        """True from the opening to the closing."""
+        """True from the opening to the closing, or to a `drop`."""
         return self._connection is not None
 
     @property
@@ -57,20 +63,43 @@ class Connection(aiosqlite.Connection):
             raise UsageError("the backend is closed; open it again (connect) before using it")
         return self._connection
 
-    def post(self, function: Callable[[], object]) -> None:
-        """Have the thread call a function that raises nothing."""
-        self._tx.put_nowait((None, _Once(function)))
+    @property
+    def is_closed(self) -> bool:
+        """True once it was closed for good."""
+        return self._is_closed
 
-    def attach(self) -> None:
-        """Connect; in the thread."""
-        self._connection = self._connector()
+    def post(self, function: Callable[[], object]) -> None:
+        """Have the thread call a function that raises nothing.
+
+        Once the thread has ended, the caller calls it: it finds the connection closed.
+        """
+        with self._posting:
+            if not self._has_ended:
+                self._tx.put_nowait((None, _Once(function)))
+                return
+        function()
+
+    def attach(self, connector: Callable[[], sqlite3.Connection] | None = None) -> None:
+        """Connect; in the thread.
+
+        Args:
+            connector: opens the database this time.
+        """
+        self._connection = (connector or self._connector)()
         _open.add(self._connection)
+
+    def drop(self) -> None:
+        """Close, to connect again later; in the thread. Its open transaction is rolled back."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(sqlite3.Error):
+                _close(connection)
 
     def close_raw(self) -> None:
         """Close; in the thread."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            _close(connection)
+        self.drop()
+        if not self._is_closed:
+            self._is_closed = True
             self._closed()
 
     def detach(self) -> None:
@@ -79,8 +108,22 @@ class Connection(aiosqlite.Connection):
         self.post(self._end)
 
     def _end(self) -> object:
-        self.close_raw()
+        with suppress(Exception):
+            self.close_raw()
+        with self._posting:
+            self._has_ended = True
+        self._call_the_rest()
         return _STOP_RUNNING_SENTINEL
+
+    def _call_the_rest(self) -> None:
+        """Call what was posted behind the end: somebody waits for its answer."""
+        while True:
+            try:
+                _, function = self._tx.get_nowait()
+            except Empty:
+                return
+            with suppress(Exception):
+                function()
 
 
 class _Once:

@@ -14,12 +14,15 @@ from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from sitq._logging import Log
 from sitq._loops import nothing
 from sitq.backends._batching import Request, Undo, join
 from sitq.backends.sqlite._connection import Connection
-from sitq.backends.sqlite._errors import is_busy, translated
+from sitq.backends.sqlite._errors import is_busy, translated, unknown
 from sitq.backends.sqlite._group_commit import GroupCommit, StandingRequest
+from sitq.backends.sqlite._rollback import is_undone, roll_back
 from sitq.backends.sqlite._work import Work
+from sitq.errors import BackendConnectionError, SitqError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,13 +30,18 @@ if TYPE_CHECKING:
     from sitq._loops import LoopRef
     from sitq._mailbox import Mailbox
     from sitq.backends.sqlite._durability import Durability
+    from sitq.backends.sqlite._store import Store
     from sitq.protocols import Clock
 
 __all__ = ["Database", "retrying"]
 
 T = TypeVar("T")
 
+_log: Final = Log(__name__)
+
 BUSY_SECONDS: Final = 10.0
+# For how long a flush that fails is tried again before the outcome is called unknown.
+FLUSH_SECONDS: Final = 1.0
 _FIRST_PAUSE: Final = 0.0001
 _LONGEST_PAUSE: Final = 0.02
 
@@ -63,11 +71,8 @@ class Database:
     for a write that waits for somebody else's lock.
 
     Args:
-        connect: opens, checks and migrates; runs in the database thread.
-        connect_again: opens once more, for reads; ``None`` if there can be one connection only.
+        store: opens the connections, and checks the files before each transaction.
         disconnected: called after the closing; in the database thread.
-        check: raises if the store is not there any more; before each transaction.
-        path: for error texts.
         loop: the loop that all callers run in.
         mail: reaches it from the database threads.
         clock: read once a transaction.
@@ -78,11 +83,8 @@ class Database:
 
     def __init__(
         self,
-        connect: Callable[[], sqlite3.Connection],
-        connect_again: Callable[[], sqlite3.Connection] | None,
+        store: Store,
         disconnected: Callable[[], None],
-        check: Callable[[], None],
-        path: str,
         loop: LoopRef,
         mail: Mailbox,
         clock: Clock,
@@ -90,15 +92,14 @@ class Database:
         prompts: frozenset[Callable[..., Any]],
         committed: Callable[[Work], None],
     ) -> None:
-        self._check = check
-        self._path = path
+        self._store = store
+        self._path = store.path
         self._loop = loop
         self._mail = mail
         self._clock = clock
         self._durability = durability
         self._committed = committed
-        self._connection = Connection(connect, disconnected)
-        self._connect_again = connect_again
+        self._connection = Connection(store.connect, disconnected)
         self._reader: Connection | None = None
         self.commits: Final = GroupCommit(
             loop,
@@ -163,9 +164,9 @@ class Database:
     async def read(self, unit: Callable[..., T], *parameters: Any) -> T:
         """Run a unit of work that changes nothing, outside any transaction."""
         connection = self._connection
-        if self._connect_again is not None and connection.is_open:
+        if self._store.is_file and not connection.is_closed:
             if self._reader is None:
-                self._reader = Connection(self._connect_again, nothing)
+                self._reader = Connection(self._store.connect_for_reads, nothing)
             connection = self._reader
         run = partial(self._read, connection, unit, parameters)
         return await self._ask(unit.__name__, run, connection)
@@ -188,8 +189,10 @@ class Database:
         done = threading.Event()
 
         def run() -> None:
-            self._write([request])
-            done.set()
+            try:
+                self._write([request])
+            finally:
+                done.set()
 
         self._connection.post(run)
         done.wait()
@@ -213,44 +216,63 @@ class Database:
     def _read(
         self, connection: Connection, unit: Callable[..., T], parameters: tuple[Any, ...]
     ) -> T:
-        self._check()
-        if connection is not self._connection and not connection.is_open:
+        self._store.check()
+        if connection is self._connection:
+            return unit(Work(self._usable(), self._clock.now()), *parameters)
+        if not connection.is_open and not connection.is_closed:
             connection.attach()
-        return unit(Work(connection.opened, self._clock.now()), *parameters)
+        try:
+            return unit(Work(connection.opened, self._clock.now()), *parameters)
+        except SitqError:
+            raise
+        except BaseException as error:
+            if not (isinstance(error, sqlite3.Error) and is_busy(error)):
+                connection.drop()  # it may hold what it was reading; the next read opens it anew
+            raise
 
     def _write(self, batch: list[Request[Any]]) -> None:
         """Carry out requests in one transaction; one that fails must not fail the others."""
         try:
             work = retrying(partial(self._transaction, batch), BUSY_SECONDS)
         except BaseException as error:  # noqa: BLE001 - it belongs to the callers
-            if len(batch) == 1 or (isinstance(error, sqlite3.Error) and is_busy(error)):
+            if len(batch) == 1 or _is_everyones(error):
                 for request in batch:
-                    name = getattr(request.operation, "__name__", "write")
-                    request.error = translated(name, self._path, error)
+                    request.error = translated(_name(request), self._path, error)
             else:
                 for request in batch:
                     self._write([request])
-        else:
+            return
+        try:
             self._committed(work)
+        except Exception as error:  # noqa: BLE001 - the transaction is committed all the same
+            _log.error("%s: cannot wake others after a commit", self._path, error=error)
 
     def _needs_disk(self, request: Request[Any]) -> bool:
         return self._durability.needs_flush(request.operation)
 
     def _keep(self, batch: list[Request[Any]]) -> None:
         """Have on the disk what is about to be acknowledged."""
-        try:
-            self._flush()
-        except (OSError, sqlite3.Error) as error:
-            for request in batch:
-                request.error = translated(request.operation.__name__, self._path, error)
+        give_up = time.monotonic() + FLUSH_SECONDS
+        while True:
+            try:
+                self._flush()
+            except BaseException as error:  # noqa: BLE001 - it belongs to the callers
+                if time.monotonic() >= give_up:
+                    for request in batch:
+                        request.error = unknown(_name(request), self._path, error)
+                    return
+            else:
+                return
+            time.sleep(_LONGEST_PAUSE)
 
     def _transaction(self, batch: list[Request[Any]]) -> Work:
-        self._check()
-        connection = self._connection.opened
+        connection = self._usable()
+        self._store.check()
         self._durability.prepare(connection, [request.operation for request in batch])
         changes = connection.total_changes
-        connection.execute("BEGIN IMMEDIATE")
+        is_ending = False
         try:
+            connection.execute("BEGIN IMMEDIATE")
             # Not before the lock was had: leases count from here.
             asked_at = self._clock.monotonic()
             for request in batch:
@@ -258,15 +280,73 @@ class Database:
                     request.asked_at = asked_at
             work = Work(connection, self._clock.now())
             answers = [_carry_out(work, operation, group) for operation, group in join(batch)]
+            # Before the commit: nothing that can fail is to come between it and the answer.
+            for request, answer in zip(batch, chain.from_iterable(answers), strict=True):
+                request.answers = answer
+            changed = connection.total_changes != changes
+            is_ending = True
             connection.execute("COMMIT")
-        except BaseException:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
+        except BaseException as error:
+            self._take_back(batch, connection, error, is_ending=is_ending)
             raise
-        for request, answer in zip(batch, chain.from_iterable(answers), strict=True):
-            request.answers = answer
-        self._durability.committed(changed=connection.total_changes != changes)
+        self._durability.committed(changed=changed)
         return work
+
+    def _take_back(
+        self,
+        batch: list[Request[Any]],
+        connection: sqlite3.Connection,
+        error: BaseException,
+        *,
+        is_ending: bool,
+    ) -> None:
+        """Undo a transaction that went wrong.
+
+        Raises:
+            UnknownOutcomeError: it may be committed all the same.
+        """
+        for request in batch:
+            request.answers = None
+        if connection.in_transaction:
+            if not roll_back(connection):
+                self._replace()
+        elif is_ending and not is_undone(error):
+            self._durability.doubt()
+            raise unknown(_name(batch[0]), self._path, error)
+
+    def _usable(self) -> sqlite3.Connection:
+        """Return the connection that writes, with no transaction open on it.
+
+        Raises:
+            UsageError: it was closed.
+            BackendError: it cannot be used, nor can another one be opened.
+        """
+        if self._connection.is_open:
+            if roll_back(self._connection.opened):
+                return self._connection.opened
+            self._replace()
+        if not self._connection.is_open and not self._connection.is_closed:
+            self._connection.attach(self._store.reconnect)
+        return self._connection.opened
+
+    def _replace(self) -> None:
+        """Give a connection up that cannot be rolled back: its locks end with it."""
+        if not self._store.is_file:
+            return  # all that is stored would end with it
+        self._connection.drop()
+        self._store.disconnected()
+        self._durability.renew()
+
+
+def _name(request: Request[Any]) -> str:
+    return getattr(request.operation, "__name__", "write")
+
+
+def _is_everyones(error: BaseException) -> bool:
+    """Return whether an error is no matter of one request: to try them one by one is no use."""
+    if isinstance(error, sqlite3.Error):
+        return is_busy(error)
+    return isinstance(error, BackendConnectionError | UsageError | OSError)
 
 
 def _carry_out(

@@ -43,7 +43,8 @@ class Durability:
     def __init__(self, log: str | None, promises: Mapping[Callable[..., Any], Promise]) -> None:
         self._log: Final = log if _CAN_FLUSH else None
         self._promises: Final = promises
-        self._is_full = True
+        # What ``synchronous`` of the connection is; ``None``: not known.
+        self._is_full: bool | None = None
         self._is_safe = True
         self._file: int | None = None
         self._is_doubtful = False
@@ -57,9 +58,18 @@ class Durability:
     def prepare(
         self, connection: sqlite3.Connection, operations: Iterable[Callable[..., Any]]
     ) -> None:
-        """Make ready for a transaction that carries out some operations."""
+        """Make ready for a transaction that carries out some operations.
+
+        Raises:
+            OSError: the log cannot be opened, with no file descriptor left, say.
+            sqlite3.Error: the connection cannot be set up.
+        """
         if self._log is None:
             return
+        if self._file is None:
+            # Before the commit: after it, an error would say that nothing has happened.
+            # SQLite locks nothing in its log, so a descriptor of ours ends no lock of its own.
+            self._file = os.open(self._log, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         strictest = max(self._promises.get(operation, Promise.SEEN) for operation in operations)
         is_full = strictest is Promise.SEEN
         if is_full is not self._is_full:
@@ -68,18 +78,30 @@ class Durability:
 
     def committed(self, *, changed: bool) -> None:
         """Note that the transaction is committed; SQLite flushes nothing if it changed nothing."""
-        self._is_safe = changed and self._is_full
+        self._is_safe = changed and bool(self._is_full)
         if changed and self._log is not None:
-            self.is_behind = not self._is_full
+            self.is_behind = self._is_doubtful or not self._is_full
+
+    def renew(self) -> None:
+        """Note that the next transaction comes over another connection."""
+        self._is_full = None
+        self.close()
+
+    def doubt(self) -> None:
+        """Note that a flush of SQLite's own may have failed: nothing is safe until `flush`."""
+        self._is_doubtful = self.is_behind = self._log is not None
 
     def needs_flush(self, operation: Callable[..., Any]) -> bool:
         """Tell if a flush must come before an operation that was carried out is acknowledged.
 
         Even one that has changed nothing: the task that holds a unique key may be another's.
         """
-        if self._log is None or self._is_safe:
+        if self._log is None:
             return False
-        return self._promises.get(operation) is Promise.ACKNOWLEDGED
+        promise = self._promises.get(operation, Promise.SEEN)
+        if self._is_doubtful:
+            return promise is not Promise.SOON
+        return promise is Promise.ACKNOWLEDGED and not self._is_safe
 
     def flush(self, connection: sqlite3.Connection) -> None:
         """Have the disk keep all that has been committed so far.
@@ -91,12 +113,10 @@ class Durability:
         if self._log is None:
             return
         if self._is_doubtful:
-            self._start_anew(connection)
-        if self._file is None:
-            # SQLite locks nothing in its log, so a descriptor of ours ends no lock of its own.
-            self._file = os.open(self._log, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        self._is_doubtful = True
-        os.fdatasync(self._file)
+            self._start_anew(connection)  # SQLite flushes the file for it
+        elif self._file is not None:
+            self._is_doubtful = True
+            os.fdatasync(self._file)
         self._is_doubtful = False
         self.is_behind = False
 

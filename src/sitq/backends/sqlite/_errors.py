@@ -12,12 +12,13 @@ from sitq.errors import (
     BackendFormatError,
     BackendFullError,
     SitqError,
+    UnknownOutcomeError,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["is_busy", "translated"]
+__all__ = ["is_busy", "translated", "unknown"]
 
 # Primary result codes of https://www.sqlite.org/rescode.html
 _KINDS: Final[Mapping[int, type[BackendError]]] = {
@@ -60,3 +61,17 @@ def translated(operation: str, path: str, error: BaseException) -> BaseException
     translation = kind(f"{operation} on {path}: {error}")
     translation.__cause__ = error
     return translation
+
+
+def unknown(operation: str, path: str, error: BaseException) -> UnknownOutcomeError:
+    """Return the error for work that may be stored, with what kept the store from confirming it."""
+    if isinstance(error, UnknownOutcomeError):
+        return error
+    cause = error if isinstance(error, sqlite3.Error | OSError) else type(error).__name__
+    message = (
+        f"{operation} on {path}: the outcome is unknown: it may be stored, but this failed "
+        f"to confirm it: {cause}"
+    )
+    told = UnknownOutcomeError(message)
+    told.__cause__ = error
+    return told

@@ -83,6 +83,10 @@ class File:
             status = _stat(f"{self.path}-wal")
             self._log = (status.st_dev, status.st_ino)
 
+    def forget_log(self) -> None:
+        """Expect another log from now on, until `note_files`."""
+        self._log = None
+
     def is_at(self, path: str) -> bool:
         """Tell if a path leads to this file."""
         with suppress(OSError):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from sitq.backends._batching import Gathering, Request, Undo, operation_of, wake_all
+from sitq.errors import UnknownOutcomeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -164,21 +166,39 @@ class GroupCommit(Gathering):
             self._schedule(self._flush)
 
     def _write_batch(self) -> bool:
-        """Write one batch; tell if another has gathered meanwhile."""
+        """Write one batch; return whether another has gathered meanwhile."""
         batch = self._take()
+        try:
+            self._carry_out(batch)
+        except BaseException as error:  # noqa: BLE001 - or its callers would wait for ever
+            self._fail(batch, error)
+        return self._more()
+
+    def _carry_out(self, batch: list[Request[Any]]) -> None:
         if batch:
             self._write(batch)
             batch = self._put_back(batch)
         early: list[Request[Any]] = []
         late: list[Request[Any]] = []
         for request in batch:
-            (late if self._needs_disk(request) else early).append(request)
+            is_late = request.error is None and self._needs_disk(request)
+            (late if is_late else early).append(request)
         if early:
             self._answer(early)
         if late:
             self._keep(late)
             self._answer(late)
-        return self._more()
+
+    def _fail(self, batch: list[Request[Any]], error: BaseException) -> None:
+        """Tell the callers that nobody has answered that it is unknown what became of theirs."""
+        standing = set(map(id, self._standing))
+        left = [request for request in batch if not request.settled and id(request) not in standing]
+        for request in left:
+            message = f"the outcome is unknown: it may be stored ({type(error).__name__})"
+            request.error = UnknownOutcomeError(message)
+            request.error.__cause__ = error
+        with suppress(Exception):
+            self._answer(left)
 
     def _answer(self, batch: list[Request[Any]]) -> None:
         # At once, so that whatever is asked next finds it undone.

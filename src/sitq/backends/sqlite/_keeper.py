@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from sitq.backends.sqlite import _units
 from sitq.backends.sqlite._driver import Database, retrying
 from sitq.backends.sqlite._errors import translated
+from sitq.backends.sqlite._rollback import roll_back
 from sitq.backends.sqlite._work import Work
 
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import Sequence
 
     from sitq.backends.sqlite._file import File
@@ -39,9 +41,12 @@ class FileLeaseKeeper:
             return retrying(
                 lambda: self._renew(leases, seconds), _BUSY_SECONDS, longest=_LONGEST_PAUSE
             )
-        except Exception as error:
-            self.close()
-            raise translated("renew", self._file.path, error) from error
+        except BaseException as error:
+            self.close()  # and with it whatever it was doing
+            told = translated("renew", self._file.path, error)
+            if told is error:
+                raise
+            raise told from error
 
     def _renew(self, leases: Sequence[Lease], seconds: float) -> list[LeaseState]:
         self._file.check_same()
@@ -50,13 +55,12 @@ class FileLeaseKeeper:
             # A heartbeat need not survive a power cut, so it waits for no disk.
             self._connection.execute("PRAGMA synchronous = NORMAL")
         connection = self._connection
-        connection.execute("BEGIN IMMEDIATE")
         try:
+            connection.execute("BEGIN IMMEDIATE")
             states = _units.renew(Work(connection, self._clock.now()), leases, seconds)
             connection.execute("COMMIT")
         except BaseException:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
+            roll_back(connection)
             raise
         return states
 
@@ -64,7 +68,8 @@ class FileLeaseKeeper:
         """See `sitq.protocols.LeaseKeeper.close`."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            connection.close()
+            with suppress(sqlite3.Error):
+                connection.close()
 
 
 class MemoryLeaseKeeper:

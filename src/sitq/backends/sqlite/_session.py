@@ -6,20 +6,17 @@ import os
 from typing import TYPE_CHECKING, Any, Final
 
 from sitq._mailbox import Mailbox
-from sitq.backends.sqlite import _schema, _sql
-from sitq.backends.sqlite._bell import Bell
-from sitq.backends.sqlite._commits import CommitWatch
-from sitq.backends.sqlite._driver import BUSY_SECONDS, Database, retrying
+from sitq.backends.sqlite import _sql
+from sitq.backends.sqlite._driver import Database
 from sitq.backends.sqlite._durability import Durability, Promise
-from sitq.backends.sqlite._file import MEMORY, File
+from sitq.backends.sqlite._file import MEMORY
 from sitq.backends.sqlite._keeper import FileLeaseKeeper, MemoryLeaseKeeper
 from sitq.backends.sqlite._listening import Listeners
 from sitq.backends.sqlite._reserving import reserve
+from sitq.backends.sqlite._store import Store
 from sitq.backends.sqlite._units import enqueue, get_results, set_progress
-from sitq.errors import BackendConnectionError, UsageError
 
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import Callable, Mapping, Sequence
 
     from sitq._loops import LoopRef
@@ -51,20 +48,13 @@ class Session:
         if path != MEMORY:
             # Wherever the program goes meanwhile, this is the file. Links are not followed.
             path = os.path.abspath(path)  # noqa: PTH100
-        self._path = path
-        self._synchronous = synchronous
         self._clock = clock
-        self._file: File | None = None
-        self._bell: Bell | None = None
-        self._commits: CommitWatch | None = None
+        self._store: Final = Store(path, synchronous, self._know)
         self._fresh: dict[TaskId[Any], Result[Any] | None] = {}
         self._mail: Final = Mailbox(loop)
         self.database: Final = Database(
-            self._connect,
-            None if path == MEMORY else self._connect_again,
+            self._store,
             self._disconnected,
-            self._check_file,
-            path,
             loop,
             self._mail,
             clock,
@@ -75,53 +65,16 @@ class Session:
         bell = None if path == MEMORY else f"{path}-bell"
         self.listeners: Final = Listeners(loop, self._mail, bell, self._look, self._prompt)
 
-    def _connect(self) -> sqlite3.Connection:
-        """Check, open and migrate the file; in the database thread."""
-        file = self._file = File(self._path)
-        if self._path != MEMORY:
-            retrying(lambda: _schema.check(file), BUSY_SECONDS)
-        connection = file.connect()
-        try:
-            retrying(lambda: self._prepare(connection), BUSY_SECONDS)
-            file.note_files()
-            if self._path != MEMORY:
-                self._bell = Bell(file.bell)
-                self.listeners.know(self._bell.mark)
-                self._commits = CommitWatch(file)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-    def _connect_again(self) -> sqlite3.Connection:
-        """Open the file once more, for reads."""
-        if self._file is None:
-            raise UsageError("the backend is not open")
-        connection = self._file.connect()
-        connection.execute("PRAGMA query_only = ON")
-        return connection
-
-    def _prepare(self, connection: sqlite3.Connection) -> None:
-        if self._path != MEMORY:
-            mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
-            if mode != "wal":
-                message = f"{self._path}: no write-ahead log on this file system ({mode})"
-                raise BackendConnectionError(message)
-        connection.execute(f"PRAGMA synchronous = {self._synchronous}")
-        _schema.migrate(connection, self._path)
-
-    def _check_file(self) -> None:
-        if self._file is not None:
-            self._file.check_same()
+    def _know(self, mark: bytes) -> None:
+        self.listeners.know(mark)
 
     def _tell(self, work: Work) -> None:
         """Wake those who wait for a change; in the database thread, after the commit."""
         topics = work.topics
         # Before the bell, which wakes those who ask for them.
         self._fresh = self._results_of(work) if "results" in topics else {}
-        if topics and self._bell is not None:
-            self._bell.ring(topics)
         if topics:
+            self._store.ring(topics)
             self.listeners.notify(topics)
 
     def _results_of(self, work: Work) -> dict[TaskId[Any], Result[Any] | None]:
@@ -161,20 +114,17 @@ class Session:
 
     def is_at(self, path: str) -> bool:
         """Tell if a path leads to the file that is open."""
-        return self._file is not None and self._file.is_at(path)
+        return self._store.file.is_at(path)
 
     def expect(self, topic: Topic, task_id: str) -> None:
         """Wake those who wait once a transaction that is not sitq's has been committed."""
-        if self._commits is not None:
-            self._commits.expect(topic, task_id)
+        self._store.expect(topic, task_id)
 
     def lease_keeper(self) -> LeaseKeeper:
         """A lease keeper for the calling thread."""
-        if self._file is None:
-            raise UsageError("the backend is not open")
-        if self._path == MEMORY:
+        if not self._store.is_file:
             return MemoryLeaseKeeper(self.database)
-        return FileLeaseKeeper(self._file, self._clock)
+        return FileLeaseKeeper(self._store.file, self._clock)
 
     async def connect(self) -> None:
         """Open the file, or make it."""
@@ -200,13 +150,8 @@ class Session:
 
     def _disconnected(self) -> None:
         """Give the bell up; in the database thread, so that a cancelled opening does it too."""
-        commits, self._commits = self._commits, None
-        if commits is not None:
-            commits.close()
+        self._store.close()
         self.listeners.close()
-        bell, self._bell = self._bell, None
-        if bell is not None:
-            bell.close()
 
 
 def _is_flushed(path: str, synchronous: str) -> bool:
