@@ -161,7 +161,7 @@ class BoundQueue:
     ) -> TaskId[R]: ...
     @overload
     async def enqueue(
-        self, func: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
+        self, func: Callable[P, Awaitable[R] | R], /, *args: P.args, **kwargs: P.kwargs
     ) -> TaskId[R]: ...
     async def enqueue(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskId[Any]:
         """Store a task under these options; see `TaskQueue.enqueue`.
@@ -207,7 +207,12 @@ class EnqueueMethods:
     ) -> TaskId[R]: ...
     @overload
     async def enqueue(
-        self, func: Callable[..., R], /, *args: object, eta: datetime | None, **kwargs: object
+        self,
+        func: Callable[..., Awaitable[R] | R],
+        /,
+        *args: object,
+        eta: datetime | None,
+        **kwargs: object,
     ) -> TaskId[R]: ...
     @overload
     async def enqueue(
@@ -215,7 +220,7 @@ class EnqueueMethods:
     ) -> TaskId[R]: ...
     @overload
     async def enqueue(
-        self, func: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
+        self, func: Callable[P, Awaitable[R] | R], /, *args: P.args, **kwargs: P.kwargs
     ) -> TaskId[R]: ...
     async def enqueue(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskId[Any]:
         """Store a task that calls ``func(*args, **kwargs)``, and return its id once it is durable.

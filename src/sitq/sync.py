@@ -135,14 +135,21 @@ class SyncEnqueueMethods:
     ) -> TaskId[R]: ...
     @overload
     def enqueue(
-        self, func: Callable[..., R], /, *args: object, eta: datetime | None, **kwargs: object
+        self,
+        func: Callable[..., Awaitable[R] | R],
+        /,
+        *args: object,
+        eta: datetime | None,
+        **kwargs: object,
     ) -> TaskId[R]: ...
     @overload
     def enqueue(
         self, func: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs
     ) -> TaskId[R]: ...
     @overload
-    def enqueue(self, func: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskId[R]: ...
+    def enqueue(
+        self, func: Callable[P, Awaitable[R] | R], /, *args: P.args, **kwargs: P.kwargs
+    ) -> TaskId[R]: ...
     def enqueue(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskId[Any]:
         """See `TaskQueue.enqueue`."""
         return self._runner.run(partial(self._source.enqueue, func, *args, **kwargs))
@@ -349,7 +356,9 @@ class SyncBoundQueue:
         self, func: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs
     ) -> TaskId[R]: ...
     @overload
-    def enqueue(self, func: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskId[R]: ...
+    def enqueue(
+        self, func: Callable[P, Awaitable[R] | R], /, *args: P.args, **kwargs: P.kwargs
+    ) -> TaskId[R]: ...
     def enqueue(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskId[Any]:
         """See `BoundQueue.enqueue`."""
         return self._runner.run(partial(self._bound.enqueue, func, *args, **kwargs))
