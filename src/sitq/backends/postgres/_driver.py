@@ -31,9 +31,13 @@ _GRACE: Final = 1.0
 # A peer that has vanished is noticed within about so many seconds.
 _VANISHED: Final = 10
 _PROBES: Final = 3
+# Statements use the functions, operators and types of the server without naming their schema.
+# Nothing else must be found by these names: others may create objects in `public`, say.
+_SEARCH_PATH: Final = "pg_catalog, pg_temp"
 # Every statement of the store goes by an index, and none profits from being planned twice or
 # compiled. A plan that was made while the table was empty must not stay a scan of the whole.
 _SETTINGS: Final = {
+    "search_path": _SEARCH_PATH,
     "enable_seqscan": "off",
     "enable_bitmapscan": "off",
     "enable_hashjoin": "off",
@@ -199,6 +203,8 @@ class Link:
         """Several statements, all or none of which count; each sees what others have committed."""
         try:
             async with self._connection.transaction(isolation="read_committed"):
+                if not self._prepared:
+                    await self._connection.execute(self._local)
                 yield Transaction(self._connection)
         except _GONE as error:
             self.terminate()
@@ -218,13 +224,17 @@ class Link:
         """Ask the server which process of its own serves this connection.
 
         Raises:
-            LostError: another one than was told when it connected: there is a pooler.
+            LostError: another one than was told when it connected, or one with another search
+                path: there is a pooler.
         """
         if self._prepared:
             rows = await self.fetch(_sql.WHOAMI)
-            self._process = tuple(rows[0]) if rows else None
-            if rows and rows[0][0] != self._connection.get_server_pid():
+            if any(
+                process != self._connection.get_server_pid() or path != _SEARCH_PATH
+                for process, _, path in rows
+            ):
                 raise LostError(POOLED)
+            self._process = rows[0][:2] if rows else None
 
     async def close(self) -> None:
         """Say good-bye, or hang up."""

@@ -2,7 +2,8 @@
 
 Every unit of work is one statement, and so one trip and one transaction. Batches travel as
 arrays. The first value is the moment to judge by, of a test's clock; without one the server's own
-clock counts. The schema is written as ``sitq`` and replaced by the one in use.
+clock counts. The schema is written as ``sitq`` and replaced by the one in use. Every other name is
+one of ``pg_catalog``: the connections, and the functions of the store, have no other search path.
 """
 
 from __future__ import annotations
@@ -301,9 +302,11 @@ SELECT pg_current_snapshot()::text
 
 # -- connections -----------------------------------------------------------------------------
 
-# Who this connection is to the server.
+# Who this connection is to the server, and where it looks for names. It is the first statement, so
+# it relies on no search path.
 WHOAMI: Final = """
-SELECT pg_backend_pid(), backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()
+SELECT pid, backend_start, pg_catalog.current_setting('search_path')
+FROM pg_catalog.pg_stat_activity WHERE pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()
 """
 
 # End a process of the server whose connection was lost, so that it commits nothing any more.
@@ -313,6 +316,18 @@ WHERE pid = $1::int4 AND backend_start = $2::timestamptz
 """
 
 # -- transactions of the user's own ----------------------------------------------------------
+
+# Look for names where the statements of this module expect them, and tell where the user did. As
+# the search path is the user's until then, every name is qualified.
+PIN_SEARCH_PATH: Final = """
+SELECT pg_catalog.current_setting('search_path'),
+       pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true)
+"""
+
+# Look for names where the user did before.
+RESTORE_SEARCH_PATH: Final = """
+SELECT pg_catalog.set_config('search_path', $1, true)
+"""
 
 # Whether there is a store of this name where a connection leads to.
 # The rest of the row tells whether the connection reads and writes values as drivers do.

@@ -61,8 +61,12 @@ class _Joined(Joined["Session"]):
         fate: Fate,
     ) -> T:
         async def unit() -> T:
+            # Where it raises, the savepoint has the user's path back too.
+            ((path, _),) = await executor.fetch(_sql.PIN_SEARCH_PATH)
             await self._check(executor, session)
-            return await work(executor, session)
+            answer = await work(executor, session)
+            await executor.fetch(_sql.RESTORE_SEARCH_PATH, (path,))
+            return answer
 
         await executor.begin()
         return await savepoint(executor, unit(), fate)

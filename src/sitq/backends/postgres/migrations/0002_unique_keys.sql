@@ -27,7 +27,7 @@ CREATE FUNCTION sitq.enqueue(
     functions text[], limits integer[], timeouts double precision[], keys text[], untils text[],
     expiries timestamptz[], ttls double precision[], origins text[], policies text[],
     header_texts text[], payloads bytea[], OUT holders text[], OUT expired integer
-) LANGUAGE plpgsql AS $$
+) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     numbers bigint[] := ARRAY(
         SELECT nextval('sitq.tasks_seq_seq') FROM generate_series(1, cardinality(ids)));
@@ -80,3 +80,11 @@ BEGIN
     END LOOP;
 END
 $$;
+
+-- The functions name what they use from "pg_catalog" without its schema. Whoever may create functions
+-- or operators in another schema of the caller's search path could offer one that fits the arguments
+-- more exactly, and run code as the caller. So every function finds "pg_catalog" only. Temporary
+-- objects come last: PostgreSQL would look for relations and types among them first.
+ALTER FUNCTION sitq.reserve(timestamptz, text, text[], integer, double precision, bigint)
+    SET search_path = pg_catalog, pg_temp;
+ALTER FUNCTION sitq.sweep(timestamptz, integer, integer, text) SET search_path = pg_catalog, pg_temp;
