@@ -9,11 +9,15 @@ be seen.
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import sys
 from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Final
+
+from sitq.backends.sqlite._file import is_foreign
 
 if TYPE_CHECKING:
     import ctypes
@@ -31,6 +35,7 @@ _EVENTS: Final[dict[Topic, int]] = {
     "results": _IN_ATTRIB,
     "cancels": _IN_CLOSE_WRITE,
 }
+_DONT_FOLLOW: Final = 0x02000000
 _READ: Final = 4096
 _MARK_BYTES: Final = 8
 _CAN_WATCH: Final = sys.platform == "linux"
@@ -43,18 +48,40 @@ def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)
 
 
+def _open(path: str, flags: int) -> int:
+    """Open a wake-up file, and nothing else that may have been put in its place.
+
+    Opening a named pipe would block, and a link leads to a file of somebody's.
+
+    Raises:
+        OSError: it cannot be opened, or is none of ours.
+    """
+    file = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+    try:
+        status = os.fstat(file)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1 or is_foreign(status):
+            message = f"{path} is not a plain file of this user's with one name"
+            raise OSError(errno.EPERM, message)  # noqa: TRY301
+    except BaseException:
+        os.close(file)
+        raise
+    return file
+
+
 class Bell:
     """The bell of one store; ringing it never raises.
 
     Its mark tells who rang last, so that nobody has to be woken by a bell of their own.
+
+    Raises:
+        OSError: the file cannot be opened, or is not one that is safe to write to.
     """
 
     def __init__(self, path: str) -> None:
         self.path: Final = path
         self.mark: Final = os.urandom(_MARK_BYTES)
         self._file: int | None = None
-        flags = os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
-        self._file = os.open(path, flags, 0o600)
+        self._file = _open(path, os.O_CREAT | os.O_RDWR)
 
     def __del__(self) -> None:
         """Close the file of a bell that nobody has closed."""
@@ -70,7 +97,7 @@ class Bell:
             if "results" in topics:
                 os.utime(self._file)
             if "cancels" in topics:
-                os.close(os.open(self.path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW))
+                os.close(_open(self.path, os.O_WRONLY))
 
     def close(self) -> None:
         """Give the file up. Calling it twice is fine."""
@@ -98,12 +125,13 @@ class Watch:
         if file < 0:
             raise OSError(ctypes.get_errno(), "inotify_init1")
         self._file = file
-        if libc.inotify_add_watch(file, os.fsencode(path), _EVENTS[topic]) < 0:
-            number = ctypes.get_errno()
+        try:
+            self._bell = _open(path, os.O_RDONLY)
+            if libc.inotify_add_watch(file, os.fsencode(path), _EVENTS[topic] | _DONT_FOLLOW) < 0:
+                raise OSError(ctypes.get_errno(), "inotify_add_watch", path)  # noqa: TRY301
+        except OSError:
             self.close()
-            raise OSError(number, "inotify_add_watch", path)
-        with suppress(OSError):  # no mark then, and each ring counts
-            self._bell = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            raise
 
     def __del__(self) -> None:
         """Close the files of a watcher that nobody has closed."""

@@ -13,9 +13,10 @@ import stat
 from contextlib import closing, suppress
 from typing import Final
 
+from sitq.backends.sqlite._wal import WriteAheadLog, stat_of
 from sitq.errors import BackendConnectionError, BackendFormatError
 
-__all__ = ["MEMORY", "WAS_EMPTIED", "File"]
+__all__ = ["MEMORY", "WAS_EMPTIED", "File", "is_foreign"]
 
 MEMORY: Final = ":memory:"
 WAS_EMPTIED: Final = "was a store of sitq's and is empty now"
@@ -25,14 +26,14 @@ class File:
     """The file of a store, as it was when it was opened.
 
     Raises:
-        BackendConnectionError: it is a symlink, not a plain file, writable by others, or cannot
-            be made.
+        BackendConnectionError: it is a symlink, not a plain file, another user's, writable by
+            others or has a second name, or it cannot be made.
         BackendFormatError: it is empty, and was not.
     """
 
     def __init__(self, path: str) -> None:
         self.path: Final = path
-        self._log: tuple[int, int] | None = None
+        self._log: WriteAheadLog | None = None
         self._size = 0
         if path == MEMORY:
             self._identity = None
@@ -72,19 +73,23 @@ class File:
             problem = "is not a plain file"
         elif status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             problem = "can be written by other users; take that right away (chmod go-w)"
+        elif is_foreign(status):
+            problem = f"belongs to another user (uid {status.st_uid}); run this as its owner"
+        elif status.st_nlink > 1:
+            # Each name would have a log of its own, and neither would see the other's tasks.
+            problem = "has another name (a hard link); remove all names but one"
         else:
             return
         raise BackendConnectionError(f"{self.path} {problem}")
 
     def note_files(self) -> None:
-        """Remember how long the file is, and its log: that stays the same one while it is open."""
+        """Remember the files beside it: they stay the same ones while it is open."""
         if self._identity is not None:
-            self._size = _stat(self.path).st_size
-            status = _stat(f"{self.path}-wal")
-            self._log = (status.st_dev, status.st_ino)
+            self._size = stat_of(self.path).st_size
+            self._log = WriteAheadLog(self.path)
 
-    def forget_log(self) -> None:
-        """Expect another log from now on, until `note_files`."""
+    def forget_files(self) -> None:
+        """Expect other files beside it from now on, until `note_files`."""
         self._log = None
 
     def is_at(self, path: str) -> bool:
@@ -101,21 +106,20 @@ class File:
         as it remembers the pages; what it then acknowledged would be lost.
 
         Raises:
-            BackendConnectionError: the file or its write-ahead log was removed or replaced.
+            BackendConnectionError: the file, its write-ahead log or its index was removed or
+                replaced, or one of the latter was cut short.
             BackendFormatError: the file was cut short.
         """
         if self._identity is None:
             return
-        status = _stat(self.path)
+        status = stat_of(self.path)
         if (status.st_dev, status.st_ino) != self._identity:
             raise BackendConnectionError(f"{self.path} was replaced by another file")
         if status.st_size < self._size:
             self._check_whole(status.st_size)
         self._size = status.st_size
         if self._log is not None:
-            log = _stat(f"{self.path}-wal")
-            if (log.st_dev, log.st_ino) != self._log:
-                raise BackendConnectionError(f"{self.path}-wal was replaced by another file")
+            self._log.check()
 
     def _check_whole(self, size: int) -> None:
         """Tell a file that was cut short from one that somebody has vacuumed."""
@@ -147,9 +151,6 @@ class File:
         )
 
 
-def _stat(path: str) -> os.stat_result:
-    try:
-        return os.stat(path)
-    except OSError as error:
-        message = f"{path} has disappeared: {error.strerror}"
-        raise BackendConnectionError(message) from error
+def is_foreign(status: os.stat_result) -> bool:
+    """Return whether a file belongs to another user than this process."""
+    return hasattr(os, "geteuid") and status.st_uid != os.geteuid()

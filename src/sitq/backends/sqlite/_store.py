@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from sitq._logging import Log
 from sitq.backends.sqlite import _schema
 from sitq.backends.sqlite._bell import Bell
 from sitq.backends.sqlite._commits import CommitWatch
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from sitq.protocols import Topic
 
 __all__ = ["Store"]
+
+_log: Final = Log(__name__)
+_DEAF: Final = "cannot use the wake-up file"
 
 
 class Store:
@@ -63,13 +67,20 @@ class Store:
         try:
             file.note_files()
             if self.is_file:
-                self._bell = Bell(file.bell)
-                self._know(self._bell.mark)
+                self._open_bell(file)
                 self._commits = CommitWatch(file)
         except BaseException:
             connection.close()
             raise
         return connection
+
+    def _open_bell(self, file: File) -> None:
+        try:
+            self._bell = Bell(file.bell)
+        except OSError as error:
+            _log.warning("%s; other processes find what is new by polling: %s", _DEAF, error)
+        else:
+            self._know(self._bell.mark)
 
     def reconnect(self) -> sqlite3.Connection:
         """Open the same file once more, for reads and writes."""
@@ -85,7 +96,7 @@ class Store:
 
     def disconnected(self) -> None:
         """Note that the connection that writes was closed: SQLite may have removed the log."""
-        self.file.forget_log()
+        self.file.forget_files()
 
     def connect_for_reads(self) -> sqlite3.Connection:
         """Open the same file once more, for reads."""
