@@ -4,25 +4,81 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections import deque
 from collections.abc import Mapping
 from datetime import datetime, time
 from decimal import Decimal
-from typing import Any, Final
+from itertools import chain, repeat
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pydantic import BaseModel
 
-__all__ = ["difference", "loss"]
+if TYPE_CHECKING:
+    from collections.abc import Callable, Container, Iterable
+
+__all__ = ["a", "difference", "loss"]
 
 _MISSING: Final = object()
+_ANY_FIELD: Final[frozenset[str]] = frozenset()
+# As it is spoken: "a User", "a OneWay", "an ndarray".
+_VOWEL: Final = re.compile(r"(?!one|eu)(?:[aeio]|nd)", re.IGNORECASE)
 
 
-def difference(sent: Any, back: Any) -> str | None:
+def a(kind: type) -> str:
+    """Return a type's name with its article."""
+    name = kind.__qualname__
+    return f"an {name}" if _VOWEL.match(name) else f"a {name}"
+
+
+class _Finding(NamedTuple):
+    """What is wrong, and the steps that lead there."""
+
+    text: str
+    steps: tuple[object, ...] = ()
+
+    def within(self, step: object) -> _Finding:
+        return _Finding(self.text, (step, *self.steps))
+
+
+def difference(sent: Any, back: Any, fields: Container[str] = _ANY_FIELD) -> str | None:
     """Say how ``back`` differs from ``sent``; ``None`` if it is the same in type and content.
 
     NaN is the same as NaN. Models and dataclasses are the same if their fields are. An int where
     a float is annotated is what type checkers allow (PEP 484), so it may arrive as its equal.
+
+    Args:
+        sent: the value.
+        back: what it has become.
+        fields: keys of dicts that are names of fields, and may be shown.
     """
+    return _described(_difference(sent, back), fields)
+
+
+def loss(given: Any, back: Any, fields: Container[str] = _ANY_FIELD) -> str | None:
+    """Say what validation took from ``given``, though it never asked for less.
+
+    A validator may turn a value into another. Where nothing but a class is dropped (a member of a
+    ``StrEnum`` becomes a ``str``), keys vanish, a number is rounded, or a
+    dict or list is read as a model or NamedTuple, nobody meant that.
+
+    Args:
+        given: the value.
+        back: what it has become.
+        fields: keys of dicts that are names of fields, and may be shown.
+    """
+    return _described(_loss(given, back), fields)
+
+
+def _described(finding: _Finding | None, fields: Container[str]) -> str | None:
+    """Say what was found and where; keys of dicts are values, unless they are names of fields."""
+    if finding is None:
+        return None
+    path = ".".join(str(step) for step in finding.steps if type(step) is int or step in fields)
+    return f"at {path}: {finding.text}" if path else finding.text
+
+
+def _difference(sent: Any, back: Any) -> _Finding | None:
     if sent is back:
         return None
     kind = type(sent)
@@ -33,91 +89,100 @@ def difference(sent: Any, back: Any) -> str | None:
     if dataclasses.is_dataclass(kind):
         names = [field.name for field in dataclasses.fields(kind)]
         return _first(
-            (getattr(sent, name, _MISSING), getattr(back, name, _MISSING)) for name in names
+            (name, getattr(sent, name, _MISSING), getattr(back, name, _MISSING)) for name in names
         )
     if isinstance(sent, Mapping):
         return _of_mappings(sent, back)
     if isinstance(sent, list | tuple | deque):
         same = len(sent) == len(back) and _extra(sent) == _extra(back)
-        return _verdict(same, kind) or _first(zip(sent, back, strict=False))
+        steps = kind._fields if _is_named(sent) else range(len(sent))
+        return _verdict(same, kind) or _first(zip(steps, sent, back, strict=False))
     if isinstance(sent, set | frozenset):
         return _of_sets(sent, back)
     return _verdict(_same_leaf(sent, back), kind)
 
 
-def loss(given: Any, back: Any) -> str | None:
-    """Say what validation took from ``given``, though it never asked for less.
-
-    A validator may turn a value into another. Where nothing but a class is dropped (a member of a
-    ``StrEnum`` becomes a ``str``), keys vanish, a number is rounded, or a
-    dict or list is read as a model or NamedTuple, nobody meant that.
-    """
+def _loss(given: Any, back: Any) -> _Finding | None:
     if given is back:
         return None
     kind = type(given)
     if kind is not type(back):
         return _loss_of_kind(given, back)
+    items: Iterable[tuple[object, Any, Any]]
     if kind is dict:
         if len(given) > len(back):
-            return "keys that the annotation does not know would be dropped"
-        pairs = [*zip(given, back, strict=False), *zip(given.values(), back.values(), strict=False)]
+            return _Finding("keys that the annotation does not know would be dropped")
+        keys = zip(repeat(None), given, back, strict=False)
+        items = chain(keys, zip(given, given.values(), back.values(), strict=False))
     elif kind in {list, tuple} and len(given) == len(back):
-        pairs = list(zip(given, back, strict=True))
+        items = zip(range(len(given)), given, back, strict=True)
     elif kind in {set, frozenset}:
         arrivals = {item: item for item in back}
-        pairs = [(item, arrivals.get(item, item)) for item in given]
+        items = ((None, item, arrivals.get(item, item)) for item in given)
     else:
         return None
-    return next(filter(None, (loss(*pair) for pair in pairs)), None)
+    return _first(items, _loss)
 
 
-def _loss_of_kind(given: Any, back: Any) -> str | None:
+def _loss_of_kind(given: Any, back: Any) -> _Finding | None:
     kind, arrived = type(given), type(back)
     rounded = arrived is float and (kind is Decimal or (kind is int and given != back))
     if rounded:
-        return f"{'an int' if kind is int else 'a Decimal'} would be rounded to a float"
+        return _Finding(f"{a(kind)} would be rounded to a float")
     if (
         issubclass(kind, arrived)
         or (kind is dict and not isinstance(back, Mapping))
         or (kind is list and _is_named(back))
     ):
-        return f"a {kind.__qualname__} would arrive as a {arrived.__qualname__}"
+        return _arrives(kind, arrived)
     return None
 
 
 def _is_named(value: object) -> bool:
-    """Tell if a value is one of a NamedTuple's."""
+    """Return whether a value is one of a NamedTuple's."""
     return isinstance(value, tuple) and hasattr(value, "_fields")
 
 
-def _of_kinds(sent: Any, back: Any) -> str | None:
+def _of_kinds(sent: Any, back: Any) -> _Finding | None:
     kind, arrived = type(sent), type(back)
     if kind is int and arrived is float:
-        return None if sent == back else "an int would be rounded to a float"
-    return f"a {kind.__qualname__} would arrive as a {arrived.__qualname__}"
+        return None if sent == back else _Finding("an int would be rounded to a float")
+    return _arrives(kind, arrived)
 
 
-def _verdict(same: bool, kind: type) -> str | None:  # noqa: FBT001
-    return None if same else f"a {kind.__qualname__} would arrive changed"
+def _arrives(kind: type, arrived: type) -> _Finding:
+    return _Finding(f"{a(kind)} would arrive as {a(arrived)}")
 
 
-def _first(pairs: Any) -> str | None:
-    return next(filter(None, (difference(*pair) for pair in pairs)), None)
+def _verdict(same: bool, kind: type) -> _Finding | None:  # noqa: FBT001
+    return None if same else _Finding(f"{a(kind)} would arrive changed")
 
 
-def _of_models(sent: BaseModel, back: BaseModel) -> str | None:
+def _first(
+    items: Iterable[tuple[object, Any, Any]],
+    compare: Callable[[Any, Any], _Finding | None] = _difference,
+) -> _Finding | None:
+    """Return the first finding, of items that are each a step and two values."""
+    for step, one, other in items:
+        found = compare(one, other)
+        if found is not None:
+            return found.within(step)
+    return None
+
+
+def _of_models(sent: BaseModel, back: BaseModel) -> _Finding | None:
     fields = type(sent).model_fields
     mine, its = vars(sent), vars(back)
-    return _first((mine.get(name, _MISSING), its.get(name, _MISSING)) for name in fields) or (
-        difference(sent.model_extra, back.model_extra)
+    return _first((name, mine.get(name, _MISSING), its.get(name, _MISSING)) for name in fields) or (
+        _difference(sent.model_extra, back.model_extra)
     )
 
 
-def _of_mappings(sent: Mapping[Any, Any], back: Mapping[Any, Any]) -> str | None:
+def _of_mappings(sent: Mapping[Any, Any], back: Mapping[Any, Any]) -> _Finding | None:
     return (
         _verdict(len(sent) == len(back) and _extra(sent) == _extra(back), type(sent))
-        or _first(zip(sent, back, strict=False))
-        or _first(zip(sent.values(), back.values(), strict=False))
+        or _first(zip(repeat(None), sent, back, strict=False))
+        or _first(zip(sent, sent.values(), back.values(), strict=False))
     )
 
 
@@ -126,7 +191,7 @@ def _extra(collection: object) -> object:
     return getattr(collection, "maxlen", None) or getattr(collection, "default_factory", None)
 
 
-def _of_sets(sent: Any, back: Any) -> str | None:
+def _of_sets(sent: Any, back: Any) -> _Finding | None:
     kind = type(sent)
     if len(sent) != len(back):
         return _verdict(same=False, kind=kind)
@@ -134,8 +199,8 @@ def _of_sets(sent: Any, back: Any) -> str | None:
     for item in sent:
         twin = arrivals.get(item, _MISSING)
         if twin is _MISSING:  # NaN equals nothing, also not itself
-            twin = next((other for other in back if difference(item, other) is None), _MISSING)
-        found = _verdict(same=False, kind=kind) if twin is _MISSING else difference(item, twin)
+            twin = next((other for other in back if _difference(item, other) is None), _MISSING)
+        found = _verdict(same=False, kind=kind) if twin is _MISSING else _difference(item, twin)
         if found:
             return found
     return None

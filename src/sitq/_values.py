@@ -16,7 +16,7 @@ import pydantic
 import pydantic_core
 from pydantic_core import core_schema
 
-from sitq._comparison import difference, loss
+from sitq._comparison import a, difference, loss
 from sitq._extensions import LEAVES
 from sitq._unknown_fields import UNKNOWN_FIELD, refusing_validator
 from sitq.errors import SerializationError, ValidationError
@@ -65,6 +65,7 @@ _TELLTALE: Final = frozenset(
 )
 _KNOWN_ERRORS: Final = frozenset(get_args(core_schema.ErrorType)) - _TELLTALE
 _UNKNOWN: Final = frozenset({"extra_forbidden", "unexpected_keyword_argument", UNKNOWN_FIELD})
+_FIELD_NAME: Final = re.compile(r"\bfield_name='(\w+)'")
 _SHOWN: Final = 3
 _LONGEST_NAME: Final = 100
 
@@ -83,12 +84,13 @@ class ValueCodec:
         ValidationError: values of this annotation cannot travel; the text says why.
     """
 
-    __slots__ = ("_adapter", "_annotation", "_fits", "_read", "leaves")
+    __slots__ = ("_adapter", "_annotation", "_fields", "_fits", "_read", "leaves")
 
     def __init__(self, annotation: object) -> None:
         self._annotation = _eager(annotation)
         self._adapter: TypeAdapter[Any] | None = None
         self._read: Validate | None = None
+        self._fields: frozenset[str] = frozenset()
         self._fits = _fitter(self._annotation)
         self.leaves: frozenset[type] = (
             LEAVES if annotation in _ANYTHING else _leaves(annotation) or frozenset()
@@ -122,13 +124,13 @@ class ValueCodec:
         adapter = self._build()
         if self._read is None:
             self._read = refusing_validator(adapter)
-        return _validate(self._read, plain, adapter)
+        return _validate(self._read, plain, self._fields)
 
     def _lower(self, value: Any) -> object:
         adapter = self._build()
         # By name: that is how fields are stored, whatever their aliases are.
         check = partial(adapter.validate_python, strict=True, by_alias=False, by_name=True)
-        valid = _validate(check, value, adapter)
+        valid = _validate(check, value, self._fields)
         try:
             plain = _simplify(
                 adapter.dump_python(
@@ -138,20 +140,20 @@ class ValueCodec:
         except RecursionError:
             raise
         except Exception as error:  # noqa: BLE001 - serializers of models are anybody's code
+            named = _FIELD_NAME.search(str(error))
+            where = f"at {named[1]}: " if named and named[1] in self._fields else ""
             raise SerializationError(
-                f"a {type(value).__qualname__} cannot be turned into plain values "
+                f"{where}{a(type(value))} cannot be turned into plain values "
                 f"({type(error).__name__}); pass plain values instead"
             ) from None
         try:
             back = self.restore(plain)
         except ValidationError as error:
-            raise SerializationError(
-                f"a {type(value).__qualname__} could not be read back: {error}"
-            ) from None
-        found = difference(valid, back)
+            raise SerializationError(f"{a(type(value))} could not be read back: {error}") from None
+        found = difference(valid, back, self._fields)
         if found:
             raise SerializationError(f"the value would not come back as what it is: {found}")
-        found = None if valid is value else loss(value, back)
+        found = None if valid is value else loss(value, back, self._fields)
         if found:
             raise ValidationError(
                 f"the value is not just what the annotation says: {found}; convert it first, "
@@ -169,6 +171,7 @@ class ValueCodec:
                 )
             try:
                 self._adapter = pydantic.TypeAdapter(self._annotation)
+                self._fields = frozenset(_field_names(self._adapter.core_schema))
             except Exception as error:  # noqa: BLE001 - hooks of types are anybody's code
                 reason = str(error).split("\n", 1)[0].split(". ", 1)[0]
                 raise ValidationError(
@@ -178,11 +181,11 @@ class ValueCodec:
         return self._adapter
 
 
-def _validate(validate: Validate, value: object, adapter: TypeAdapter[Any]) -> Any:
+def _validate(validate: Validate, value: object, fields: frozenset[str]) -> Any:
     try:
         return validate(value)
     except pydantic.ValidationError as error:
-        raise ValidationError(_describe(error, adapter)) from None
+        raise ValidationError(_describe(error, fields)) from None
     except RecursionError:
         raise
     except pydantic.PydanticUserError as error:  # a model that is not defined fully
@@ -191,9 +194,8 @@ def _validate(validate: Validate, value: object, adapter: TypeAdapter[Any]) -> A
         raise ValidationError(f"its validator raised {type(error).__name__}") from None
 
 
-def _describe(error: pydantic.ValidationError, adapter: TypeAdapter[Any]) -> str:
+def _describe(error: pydantic.ValidationError, fields: frozenset[str]) -> str:
     """Say what is wrong and where; neither values nor keys of dicts, which are values too."""
-    fields = frozenset(_field_names(adapter.core_schema))
     parts = []
     items = error.errors(include_url=False)
     for item in items[:_SHOWN]:

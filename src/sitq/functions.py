@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, Final, Generic, cast
 
 from sitq._fields import Model, PositiveSeconds, Priority, QueueName, Seconds
 from sitq._signatures import Signature, Slot
+from sitq._unsupported import advice_for
 from sitq.errors import SerializationError, ValidationError
 from sitq.ids import R_co
 from sitq.models import RetryPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
 
     from sitq.protocols import Serializer
 
@@ -100,7 +101,8 @@ class TaskFunction(Generic[R_co]):
         try:
             return serializer.dumps([plain, keywords])
         except SerializationError as error:
-            self._blame(serializer, signature.slots(plain, keywords))
+            given = (*args, *kwargs.values())
+            self._blame(serializer, zip(signature.slots(plain, keywords), given, strict=True))
             raise SerializationError(f"{self.label}: the arguments together: {error}") from None
 
     def load_arguments(
@@ -154,7 +156,7 @@ class TaskFunction(Generic[R_co]):
         try:
             return serializer.dumps(plain)
         except SerializationError as error:
-            raise SerializationError(f"{self.label}: {slot.label}: {error}") from None
+            raise self._refused(slot, value, error) from None
 
     def load_result(self, serializer: Serializer, data: bytes) -> R_co:
         """Decode what the function returned.
@@ -195,7 +197,7 @@ class TaskFunction(Generic[R_co]):
         try:
             return slot.lower(value)
         except (ValidationError, SerializationError) as error:
-            raise type(error)(f"{self.label}: {slot.label}: {error}") from None
+            raise self._refused(slot, value, error) from None
 
     def _restore(self, slot: Slot, plain: object) -> Any:
         if type(plain) in slot.leaves:
@@ -205,13 +207,21 @@ class TaskFunction(Generic[R_co]):
         except (ValidationError, SerializationError) as error:
             raise type(error)(f"{self.label}: {slot.label}: {error}") from None
 
-    def _blame(self, serializer: Serializer, slots: Iterator[tuple[Slot, Any]]) -> None:
+    def _blame(
+        self, serializer: Serializer, arguments: Iterable[tuple[tuple[Slot, Any], Any]]
+    ) -> None:
         """Raise for the one argument that cannot be encoded, if it is one."""
-        for slot, plain in slots:
+        for (slot, plain), value in arguments:
             try:
                 serializer.dumps(plain)
             except SerializationError as error:
-                raise SerializationError(f"{self.label}: {slot.label}: {error}") from None
+                raise self._refused(slot, value, error) from None
+
+    def _refused(
+        self, slot: Slot, value: object, error: ValidationError | SerializationError
+    ) -> ValidationError | SerializationError:
+        """Return the error to raise about a value: which one, what is wrong, and what to do."""
+        return type(error)(f"{self.label}: {slot.label}: {error}{advice_for(value)}")
 
 
 def _is_annotated_async(func: object) -> bool:
