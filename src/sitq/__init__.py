@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         BackendError,
         BackendFormatError,
         BackendFullError,
+        BackendValueError,
         LeaseLostError,
         SerializationError,
         SitqError,
@@ -47,6 +48,7 @@ __all__ = [
     "BackendError",
     "BackendFormatError",
     "BackendFullError",
+    "BackendValueError",
     "BoundQueue",
     "Call",
     "Clock",
@@ -91,7 +93,7 @@ if not TYPE_CHECKING:
         "enqueueing": "BoundQueue",
         "errors": (
             "BackendBusyError BackendConnectionError BackendError BackendFormatError "
-            "BackendFullError LeaseLostError SerializationError SitqError "
+            "BackendFullError BackendValueError LeaseLostError SerializationError SitqError "
             "TaskFailedError TaskNotFoundError UnknownOutcomeError UsageError ValidationError"
         ),
         "ids": "TaskId",

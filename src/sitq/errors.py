@@ -12,6 +12,7 @@ SitqError
     │   └── UnknownOutcomeError        the work may be done: its confirmation did not come
     ├── BackendBusyError           somebody else held it for too long
     ├── BackendFullError           no room is left, or it is read-only
+    ├── BackendValueError          it can never keep one of the values
     └── BackendFormatError         the file is newer, foreign, truncated or not a database
 """
 
@@ -23,6 +24,7 @@ __all__ = [
     "BackendError",
     "BackendFormatError",
     "BackendFullError",
+    "BackendValueError",
     "LeaseLostError",
     "SerializationError",
     "SitqError",
@@ -90,6 +92,14 @@ class BackendBusyError(BackendError):
 
 class BackendFullError(BackendError):
     """The store cannot take more: the disk is full, or the file is read-only."""
+
+
+class BackendValueError(BackendError):
+    """The store can never keep one of the values: another try would not help.
+
+    The text is too long, or has characters that the store's encoding has not, say. Nothing was
+    stored. A worker whose store refuses an outcome so ends the attempt with a plain error instead.
+    """
 
 
 class BackendFormatError(BackendError):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import anyio
 import anyio.to_thread
+import psycopg
 import pytest
 
 from sitq import BackendConnectionError, BackendError, BackendFormatError, ValidationError
@@ -16,7 +17,7 @@ from sitq.backends.postgres import PostgresBackend, _schema
 from sitq.backends.postgres._driver import Target
 from sitq.ids import new_task_id
 from tests.postgres.samples import new_task
-from tests.postgres.servers import dsn, new_schema, query
+from tests.postgres.servers import Server, dsn, new_schema, query
 
 pytestmark = pytest.mark.anyio
 
@@ -367,3 +368,19 @@ def test_a_forgotten_close_does_no_harm(
     assert "Exception" not in done.stderr
     assert "destroyed" not in done.stderr
     assert query(f"SELECT count(*) FROM {schema}.tasks") == [(1,)]
+
+
+@pytest.mark.parametrize(("encoding", "migrate"), [("LATIN1", True), ("SQL_ASCII", False)])
+async def test_a_database_that_is_not_utf8_is_refused(
+    server: Server, encoding: str, *, migrate: bool
+) -> None:
+    name = f"{encoding.lower()}_{new_schema()}"
+    making = f"CREATE DATABASE {name} ENCODING '{encoding}' TEMPLATE template0 LC_COLLATE 'C'"
+    with psycopg.connect(server.dsn, autocommit=True) as connection:
+        connection.execute(f"{making} LC_CTYPE 'C'".encode())
+    where = server.dsn.replace("/postgres?", f"/{name}?")
+    with pytest.raises(BackendFormatError, match=f"as {encoding}.* ENCODING 'UTF8' TEMPLATE"):
+        await PostgresBackend(where, migrate=migrate).open()
+    with psycopg.connect(where) as connection:
+        row = connection.execute("SELECT to_regnamespace('sitq')").fetchone()
+    assert row == (None,)

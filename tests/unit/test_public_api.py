@@ -20,6 +20,7 @@ NAMES = [
     "BackendError",
     "BackendFormatError",
     "BackendFullError",
+    "BackendValueError",
     "BoundQueue",
     "Call",
     "Clock",

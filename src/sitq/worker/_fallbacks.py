@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from sitq.errors import BackendValueError
 from sitq.models import Outcome
+from sitq.worker._refusals import replaced
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,12 +88,16 @@ class Fallbacks:
             for outcome in list(self._waiting.values()):
                 group.start_soon(self._write, outcome)
 
-    async def _write(self, outcome: Fallback) -> None:
+    async def _write(self, outcome: Outcome) -> None:
         while True:
             try:
                 await self._backend.finish([outcome])
             except Exception as error:  # noqa: BLE001 - a store in trouble never ends a worker
-                await anyio.sleep(self._streak.fail(error))
+                plain = replaced(outcome, error) if isinstance(error, BackendValueError) else None
+                if plain is None:
+                    await anyio.sleep(self._streak.fail(error))
+                else:
+                    outcome = plain
             else:
                 break
         self._streak.succeed()

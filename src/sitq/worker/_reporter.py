@@ -14,8 +14,10 @@ from sitq.errors import (
     BackendConnectionError,
     BackendError,
     BackendFullError,
+    BackendValueError,
 )
 from sitq.worker._fallbacks import Fallback, Fallbacks
+from sitq.worker._refusals import replaced
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -159,9 +161,11 @@ class Reporter:
         try:
             accepted = await self._send(list(group.values()))
         except Exception as error:  # noqa: BLE001 - a store in trouble never ends a worker
-            if isinstance(error, _PASSING) or len(group) == 1:
+            if isinstance(error, _PASSING):
                 self._waiting = group | self._waiting
                 return self._streak.fail(error)
+            if len(group) == 1:
+                return self._keep(*group.popitem(), error)
             # One of the group may be to blame: each goes alone, that one last.
             return await self._write_each(group)
         finally:
@@ -188,11 +192,16 @@ class Reporter:
             try:
                 accepted = await self._send([outcome])
             except Exception as error:  # noqa: BLE001 - see above
-                self._waiting[lease] = outcome
-                pause = self._streak.fail(error)
+                pause = max(pause, self._keep(lease, outcome, error))
             else:
                 self._settle({lease: outcome}, accepted)
         return pause
+
+    def _keep(self, lease: Lease, outcome: Outcome, error: Exception) -> float:
+        """Have an outcome that failed alone tried again; return the seconds to pause before."""
+        plain = replaced(outcome, error) if isinstance(error, BackendValueError) else None
+        self._waiting[lease] = plain or outcome
+        return 0.0 if plain else self._streak.fail(error)
 
     def _settle(self, group: dict[Lease, Outcome], accepted: list[bool]) -> None:
         for outcome, was_accepted in zip(group.values(), accepted, strict=True):

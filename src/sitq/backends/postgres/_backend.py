@@ -100,7 +100,8 @@ class PostgresBackend:
         """Count a user in; the first one connects, and checks, makes or migrates the schema.
 
         Raises:
-            BackendFormatError: the schema is none that this version can use, or may migrate.
+            BackendFormatError: the schema is none that this version can use, or may migrate, or
+                the database is not encoded in UTF-8.
             BackendConnectionError: the server cannot be reached, or does not let us in.
             BackendBusyError: the server has no connection left.
             UsageError: the instance is open in another event loop or was inherited by a fork.

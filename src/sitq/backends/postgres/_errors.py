@@ -13,13 +13,14 @@ from sitq.errors import (
     BackendError,
     BackendFormatError,
     BackendFullError,
+    BackendValueError,
     SitqError,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["POOLED", "LostError", "is_passing", "state_of", "translated"]
+__all__ = ["POOLED", "LostError", "is_passing", "said", "state_of", "translated"]
 
 POOLED: Final = (
     "a pooler is in between, which may give each transaction another connection: "
@@ -34,6 +35,9 @@ _KINDS: Final[Mapping[str, type[BackendError]]] = {
     "57": BackendConnectionError,  # shut down, or starting
     "42501": BackendConnectionError,  # a right is missing
     "40": BackendBusyError,  # deadlock, serialization
+    "22": BackendValueError,
+    "23": BackendValueError,  # a constraint
+    "54": BackendValueError,  # too long for a row or an index
     "53300": BackendBusyError,  # too many connections
     "55": BackendBusyError,  # lock not available
     "57014": BackendBusyError,  # statement_timeout
@@ -76,7 +80,7 @@ def translated(operation: str, place: str, error: BaseException) -> BaseExceptio
     if state:
         kind = _KINDS.get(state) or _KINDS.get(state[:2], BackendError)
         # The server's text is all that is kept: a chained error would show its details too.
-        text = f"{error.args[0] if error.args else state} ({state})"
+        text = f"{said(error) or state} ({state})"
         if state in _OF_ANOTHER:
             text += f": {POOLED}"
         translation = kind(f"{where}: {text}")
@@ -86,6 +90,13 @@ def translated(operation: str, place: str, error: BaseException) -> BaseExceptio
         # Pydantic's too. Its text would show the values.
         return BackendFormatError(f"{where}: there is a row that is none of sitq's")
     return error
+
+
+def said(error: BaseException) -> str:
+    """Return the server's message; what the driver says of a value would quote it."""
+    if getattr(error, "severity", "") is None:  # no server has said this
+        return "the driver cannot send one of the values"
+    return str(error.args[0]) if error.args else ""
 
 
 def _text(error: BaseException) -> str:

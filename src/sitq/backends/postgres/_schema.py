@@ -47,13 +47,21 @@ async def prepare(
 
     Raises:
         BackendFormatError: it belongs to another program, to a newer sitq, or has lost a part of
-            the store; or it is missing or older, and must not be migrated.
+            the store; or it is missing or older, and must not be migrated; or the database is not
+            one of UTF-8.
     """
     name = f"schema {schema!r} of {place}"
 
     async def ask(sql: str, *parameters: Any) -> list[Row]:
         return await link.fetch(statements[sql], parameters)
 
+    encoding = (await ask(_sql.ENCODING))[0][0]
+    if encoding != "UTF8":
+        message = (
+            f"the database of {place} stores texts as {encoding}, which cannot hold all of them: "
+            "use one that was made with CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0"
+        )
+        raise BackendFormatError(message)
     version = await _version(ask, schema, name)
     if version == migrations()[-1][0]:
         return

@@ -10,11 +10,17 @@ from typing import Final
 __all__ = [
     "CREATE_RECORD",
     "CREATE_SCHEMA",
+    "ENCODING",
     "LOCK_MIGRATIONS",
     "MADE",
     "PRESENT",
     "RECORD_MIGRATION",
 ]
+
+# What texts are stored as.
+ENCODING: Final = """
+SELECT current_setting('server_encoding')
+"""
 
 # Whether the schema is there, and anything in it: what is in a schema depends on it. Then which
 # parts of a store are: the record of its migrations, its tasks, its functions.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from sitq.backends._transactions import Joined, link_to, savepoint
 from sitq.backends.postgres import _sql
-from sitq.backends.postgres._errors import state_of, translated
+from sitq.backends.postgres._errors import said, state_of, translated
 from sitq.backends.postgres._rows import columns
 from sitq.backends.postgres._telling import channels_of
 from sitq.errors import SitqError, UsageError
@@ -124,7 +124,7 @@ class _ServerError(Exception):
 
     def __init__(self, error: BaseException, state: str) -> None:
         text = getattr(getattr(error, "diag", None), "message_primary", None)
-        super().__init__(text or str(error.args[0] if error.args else "").partition("\n")[0])
+        super().__init__(text or said(error).partition("\n")[0])
         self.sqlstate: Final = state
 
 

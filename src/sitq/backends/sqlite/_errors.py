@@ -11,6 +11,7 @@ from sitq.errors import (
     BackendError,
     BackendFormatError,
     BackendFullError,
+    BackendValueError,
     SitqError,
     UnknownOutcomeError,
 )
@@ -30,6 +31,9 @@ _KINDS: Final[Mapping[int, type[BackendError]]] = {
     sqlite3.SQLITE_IOERR: BackendConnectionError,
     sqlite3.SQLITE_PERM: BackendConnectionError,
     sqlite3.SQLITE_AUTH: BackendConnectionError,
+    sqlite3.SQLITE_TOOBIG: BackendValueError,
+    sqlite3.SQLITE_CONSTRAINT: BackendValueError,
+    sqlite3.SQLITE_MISMATCH: BackendValueError,
     sqlite3.SQLITE_NOTADB: BackendFormatError,
     sqlite3.SQLITE_CORRUPT: BackendFormatError,
 }
@@ -38,6 +42,13 @@ _KINDS: Final[Mapping[int, type[BackendError]]] = {
 def _code(error: BaseException) -> int | None:
     code = getattr(error, "sqlite_errorcode", None)
     return None if code is None else code & 0xFF
+
+
+def _is_too_large(error: BaseException) -> bool:
+    """Return whether the driver says that it cannot hand a value to SQLite."""
+    return isinstance(error, OverflowError) and any(
+        word in str(error) for word in ("SQLite INTEGER", "INT_MAX")
+    )
 
 
 def is_busy(error: sqlite3.Error) -> bool:
@@ -49,6 +60,8 @@ def translated(operation: str, path: str, error: BaseException) -> BaseException
     """An error of the driver as a `BackendError` that names operation, file and cause."""
     if isinstance(error, SitqError):
         return error
+    if isinstance(error, UnicodeEncodeError) or _is_too_large(error):
+        return BackendValueError(f"{operation} on {path}: SQLite cannot store one of the values")
     if isinstance(error, ValueError | ArithmeticError | TypeError):
         # Pydantic's too. Its text would show the values.
         message = f"{operation} on {path}: the file holds a row that is none of sitq's"
