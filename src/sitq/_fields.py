@@ -18,6 +18,8 @@ from pydantic import (
     PlainSerializer,
 )
 
+from sitq._modules import class_name
+
 __all__ = [
     "MAX_PRIORITY",
     "MIN_PRIORITY",
@@ -48,7 +50,7 @@ def _utc(moment: datetime) -> datetime:
 
 def _name_of_exception(entry: object) -> object:
     if isinstance(entry, type) and issubclass(entry, BaseException):
-        return f"{entry.__module__}.{entry.__qualname__}"
+        return class_name(entry)
     return entry
 
 

@@ -7,27 +7,28 @@ from __future__ import annotations
 
 import functools
 import inspect
-import os
-import secrets
+import re
 import sys
 import types
+from collections.abc import Iterable
 from typing import Any, Final
 
+from sitq._modules import module_name
 from sitq.errors import ValidationError
 
 __all__ = [
+    "address_of",
     "check_kind",
+    "check_names",
     "check_reachable",
     "look_up",
-    "module_name",
     "name_of",
-    "script_of",
     "shown",
 ]
 
 _MOST_SHOWN: Final = 200
-_MAINS: Final = frozenset({"__main__", "__mp_main__"})
-_INTERACTIVE: Final = f"<interactive-{secrets.token_hex(8)}>"
+_NAME: Final = re.compile(r"[A-Za-z0-9_.:/-]{1,200}")
+_ALIAS: Final = re.compile(r".{1,1024}")
 _SLOT_WRAPPERS: Final = (
     types.MethodDescriptorType,
     types.WrapperDescriptorType,
@@ -61,7 +62,7 @@ def check_kind(func: Any) -> str:
     reason = _unusable(func)
     if reason is not None:
         raise ValidationError(reason)
-    module, qualname = _address(func)
+    module, qualname = address_of(func)
     where = module_name(module)
     if not where.isprintable():
         raise ValidationError(
@@ -78,7 +79,7 @@ def check_reachable(func: Any) -> None:
     Raises:
         ValidationError: it leads to something else, or nowhere.
     """
-    module, qualname = _address(func)
+    module, qualname = address_of(func)
     found = look_up(module, qualname)
     if found is func or (isinstance(func, types.MethodType) and found == func):
         return
@@ -94,6 +95,33 @@ def check_reachable(func: Any) -> None:
     )
 
 
+def check_names(name: object, aliases: object) -> tuple[str | None, tuple[str, ...]]:
+    """Check the names that a function is given, and return them as plain texts.
+
+    Raises:
+        ValidationError: one is no text, or has characters that it must not have.
+    """
+    if name is not None and not (isinstance(name, str) and _NAME.fullmatch(name)):
+        raise ValidationError(
+            "@task: name: give 1 to 200 letters, digits and _ . : / - as str "
+            f"(got {type(name).__name__})"
+        )
+    if isinstance(aliases, str) or not isinstance(aliases, Iterable):
+        raise ValidationError(
+            f'@task: aliases: give a tuple of names, ("old.module:send",) say '
+            f"(got {type(aliases).__name__})"
+        )
+    checked = tuple(aliases)
+    for alias in checked:
+        if not (isinstance(alias, str) and _ALIAS.fullmatch(alias) and alias.isprintable()):
+            raise ValidationError(
+                "@task: aliases: give stored names, 1 to 1,024 printable characters each, as str "
+                f"(got {type(alias).__name__})"
+            )
+    plain = None if name is None else str.__str__(name)
+    return plain, tuple(map(str.__str__, checked))
+
+
 def look_up(module: str, qualname: str) -> Any:
     """Return what a name leads to in a module that is imported already, or ``None``."""
     found: Any = sys.modules.get(module)
@@ -102,26 +130,8 @@ def look_up(module: str, qualname: str) -> Any:
     return found
 
 
-def module_name(module: str) -> str:
-    """Return the module part of a stored name: scripts have their path, so that none mix up."""
-    if module not in _MAINS:
-        return module
-    main = sys.modules.get(module)
-    spec = getattr(main, "__spec__", None)
-    if spec is not None and spec.name not in _MAINS:  # python -m package.module
-        return str(spec.name)
-    return script_of(module) or _INTERACTIVE
-
-
-def script_of(module: str) -> str | None:
-    """Return the real path of a module's source file, if it has one."""
-    file: str | None = getattr(sys.modules.get(module), "__file__", None)
-    if not file or os.path.basename(file) == "<stdin>":  # noqa: PTH119 - no path at all
-        return None
-    return os.path.realpath(file)
-
-
-def _address(func: Any) -> tuple[str, str]:
+def address_of(func: Any) -> tuple[str, str]:
+    """Return the module and the qualified name of a function."""
     if isinstance(func, types.MethodType):  # of a class: named by the class it was taken from
         owner: Any = func.__self__
         return owner.__module__, f"{owner.__qualname__}.{func.__name__}"
@@ -164,7 +174,7 @@ def _unusable_function(func: Any) -> str | None:
     shown = func.__qualname__
     if shown.endswith("<lambda>"):
         return "a lambda has no name: define a function at the top level of a module"
-    if "<locals>" in _address(func)[1]:
+    if "<locals>" in address_of(func)[1]:
         return (
             f"{shown} is defined inside a function, where no worker can find it: move it to the "
             "top level of its module, and pass what it closes over as arguments"

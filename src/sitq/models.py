@@ -67,7 +67,8 @@ class RetryPolicy(Model):
         max_delay: the longest wait, in seconds.
         jitter: the random share of each wait, a fraction from 0 to 1.
         retry_on: exception classes that are worth a retry, subclasses included. They are
-            stored by name (``"module.Class"``), which is accepted too.
+            stored by name (``"module.Class"``), which is accepted too, also that of a module
+            which imports the class. A class of a script is known however it was started.
 
     Raises:
         ValidationError: a value is out of its range or of the wrong type.

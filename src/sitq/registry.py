@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, ParamSpec, TypeVar, overload
 
 import pydantic
 
 from sitq._fields import describe
-from sitq._names import check_kind, look_up, name_of, script_of
+from sitq._modules import is_module_named, module_name
+from sitq._names import (
+    address_of,
+    check_kind,
+    check_names,
+    check_reachable,
+    look_up,
+    name_of,
+    shown,
+)
 from sitq.errors import ValidationError
 from sitq.functions import TaskDefaults, TaskFunction
 from sitq.ids import R_co
@@ -25,11 +34,20 @@ P = ParamSpec("P")
 R = TypeVar("R")
 F = TypeVar("F", bound=Callable[..., object])
 # functools.wraps copies it: what wraps a marked function has its options.
-_MARK: Final = "__sitq_defaults__"
+_MARK: Final = "__sitq_task__"
+_MOST_SIMILAR: Final = 3
+_MOST_COMPARED: Final = 500
+_LONGEST_COMPARED: Final = 200
+# How alike two names must be, from 0 to 1.
+_SIMILAR: Final = 0.75
 
 
 class Registry:
     """Functions by their stored names.
+
+    A function has one name that is stored: its own from ``@task(name=...)``, else
+    ``module:qualname``. It is found by that name, by ``module:qualname``, by its aliases, and by
+    what a module that was added calls it.
 
     Args:
         parent: asked for names that this registry does not have.
@@ -44,10 +62,11 @@ class Registry:
         self._marked: Final[dict[str, Callable[..., Any]]] = {}
 
     def add(self, func: Callable[..., Any]) -> TaskFunction[Any]:
-        """Add a function, or find it; another one of the same name is replaced.
+        """Add a function, or find it; one of the same module and name is replaced.
 
         Raises:
-            ValidationError: no name leads to it; the text says why and what to do.
+            ValidationError: no name leads to it, or another function has one of its names; the
+                text says why and what to do.
         """
         try:
             found = self._by_function.get(func)
@@ -56,44 +75,119 @@ class Registry:
         return found or self._add(func)
 
     def add_module(self, module: ModuleType) -> None:
-        """Add every function that a module defines and that a task can run.
+        """Add every function that a module offers and that a task can run.
 
-        Those at its top level, and the static and class methods of its classes.
+        1. Those that it defines itself at its top level, and the static and class methods of its
+           classes.
+        2. Of what it imports: what its ``__all__`` lists, what is marked with `task`, and, of a
+           package, what its own modules define.
+        3. What it has under another name than that of its definition is known by both names.
+
+        Raises:
+            ValidationError: two functions claim one name.
         """
-        for entry in _own_callables(module):
+        for path, entry in _offered(module):
             try:
-                self.add(entry)
+                check_kind(entry)
+                check_reachable(entry)
             except ValidationError:  # classes, generator functions, callable objects
                 continue
+            added = self.add(entry)
+            name = f"{module_name(module.__name__)}:{path}"
+            if self.owner(name) is None:
+                self._by_name[name] = added
 
     def get(self, name: str) -> TaskFunction[Any] | None:
         """Return the function of a stored name, if it is known; nothing is imported."""
-        found = self._by_name.get(name) or self._get_marked(name) or self._get_of_script(name)
-        if found is None and self._parent is not None:
-            return self._parent.get(name)
-        return found
+        return self.find(name) or self.search(name)
+
+    def find(self, name: str) -> TaskFunction[Any] | None:
+        """Return the function that was added under a name, here or in a parent."""
+        found = self._by_name.get(name)
+        return found if found or self._parent is None else self._parent.find(name)
+
+    def search(self, name: str) -> TaskFunction[Any] | None:
+        """Add and return what a name says that was not added under it, here or in a parent."""
+        found = self._get_marked(name) or self._get_by_file(name)
+        return found if found or self._parent is None else self._parent.search(name)
+
+    def names(self) -> set[str]:
+        """Return all names that are known."""
+        inherited = set() if self._parent is None else self._parent.names()
+        return inherited.union(self._by_name, self._marked)
+
+    def owner(self, name: str) -> Callable[..., Any] | None:
+        """Return the function that has a name, though its module may still define it."""
+        found = self._by_name.get(name)
+        owner = self._marked.get(name) if found is None else found.func
+        return owner if owner or self._parent is None else self._parent.owner(name)
+
+    def similar_names(self, name: str) -> list[str]:
+        """Return up to three names that are known, and that may be meant by one that is not."""
+        import difflib
+
+        names = self.names()
+        _, _, qualname = name.rpartition(":")
+        same = {other for other in names if other.rpartition(":")[2] == qualname}
+        # Bounds for what a store may hold: the comparison takes the product of the lengths.
+        among = sorted(same or names)[:_MOST_COMPARED]
+        wanted = name[:_LONGEST_COMPARED]
+        cutoff = 0.0 if same else _SIMILAR
+        return difflib.get_close_matches(wanted, among, n=_MOST_SIMILAR, cutoff=cutoff)
 
     def mark(self, func: Callable[..., Any]) -> None:
         """Add a function that its module is still defining; its name is followed later.
 
         Raises:
-            ValidationError: it is a kind of callable that no name leads to.
+            ValidationError: it is a kind of callable that no name leads to, or another function
+                has one of its names.
         """
-        name = check_kind(func)
-        replaced = self._by_name.pop(name, None)
-        if replaced is not None:
-            self._by_function.pop(replaced.func, None)
-        self._marked[name] = func
+        names = _names_of(func, check_kind(func))
+        for name in names:
+            self._check_claim(name, func)
+        for name in names:
+            replaced = self._by_name.get(name)
+            if replaced is not None:
+                self._forget(replaced)
+            self._marked[name] = func
 
     def _add(self, func: Callable[..., Any]) -> TaskFunction[Any]:
-        name = name_of(func)
-        added = TaskFunction[Any](name, func, getattr(func, _MARK, None))
-        replaced = self._by_name.get(name)
-        if replaced is not None:
-            self._by_function.pop(replaced.func, None)
-        self._by_name[name] = self._by_function[func] = added
-        self._marked.pop(name, None)
+        names = _names_of(func, name_of(func))
+        for name in names:
+            self._check_claim(name, func)
+        mark = _mark_of(func)
+        added = TaskFunction[Any](names[0], func, None if mark is None else mark.defaults)
+        for name in names:
+            replaced = self._by_name.get(name)
+            if replaced is not None:
+                self._forget(replaced)
+        for name in names:
+            self._by_name[name] = added
+            self._marked.pop(name, None)
+        self._by_function[func] = added
         return added
+
+    def _forget(self, replaced: TaskFunction[Any]) -> None:
+        self._by_function.pop(replaced.func, None)
+        for name in [name for name, each in self._by_name.items() if each is replaced]:
+            del self._by_name[name]
+
+    def _check_claim(self, name: str, func: Callable[..., Any]) -> None:
+        """Check that no other function has a name that was given, to that one or to this one.
+
+        Raises:
+            ValidationError: one has.
+        """
+        owner = self.owner(name)
+        if owner is None or _is_same(owner, func):
+            return
+        if not any(_is_given(name, each) for each in (owner, func)):
+            return  # one module has taken the place of another
+        one, other = (":".join(address_of(each)) for each in (owner, func))
+        raise ValidationError(
+            f"the name {shown(name)!r} is claimed by {one} and by {other}: "
+            "give one of them another name= or other aliases="
+        )
 
     def _get_marked(self, name: str) -> TaskFunction[Any] | None:
         """Add what a marked function has become: a class method, or wrapped once more."""
@@ -108,34 +202,88 @@ class Registry:
         except ValidationError:
             return None
 
-    def _get_of_script(self, name: str) -> TaskFunction[Any] | None:
-        """Find the function of a script that this process has imported as a module."""
-        script, _, qualname = name.rpartition(":")
-        names = [*self._by_name, *self._marked]
-        for other in names:
-            module, _, its = other.rpartition(":")
-            if its == qualname and module != script and script_of(module) == script:
-                return self._by_name.get(other) or self._get_marked(other)
+    def _get_by_file(self, name: str) -> TaskFunction[Any] | None:
+        """Find a function whose module was started in another way where the name was made."""
+        where, _, qualname = name.rpartition(":")
+        functions = {each.func: each for each in self._by_name.values()}
+        for func in (*functions, *self._marked.values()):
+            module, path = address_of(func)
+            if path != qualname or not is_module_named(where, module):
+                continue
+            found = functions.get(func) or self._get_marked(f"{module_name(module)}:{path}")
+            if found is not None:
+                self._by_name[name] = found
+                return found
         return None
 
 
 known: Final = Registry()
 
 
-def _own_callables(module: ModuleType) -> list[Any]:
-    """Return what a module defines itself; not what it has imported."""
-    found: list[Any] = []
-    for entry in list(vars(module).values()):
-        if getattr(entry, "__module__", None) != module.__name__ or not callable(entry):
+class _Mark(NamedTuple):
+    """What ``@task`` was given for a function, and where that function is."""
+
+    defaults: TaskDefaults
+    name: str | None
+    aliases: tuple[str, ...]
+    address: tuple[str, str]
+
+
+def _mark_of(func: Callable[..., Any]) -> _Mark | None:
+    mark = getattr(func, _MARK, None)
+    return mark if isinstance(mark, _Mark) else None
+
+
+def _given_names(func: Callable[..., Any]) -> tuple[str, ...]:
+    """Return the names that a function was given; an inherited class method has none of them."""
+    mark = _mark_of(func)
+    if mark is None or mark.address != address_of(func):
+        return ()
+    return mark.aliases if mark.name is None else (mark.name, *mark.aliases)
+
+
+def _is_given(name: str, func: Callable[..., Any]) -> bool:
+    return name in _given_names(func)
+
+
+def _names_of(func: Callable[..., Any], default: str) -> list[str]:
+    """Return all names of a function, the one to store first."""
+    mark = _mark_of(func)
+    given = _given_names(func)
+    names = (*given, default) if mark is not None and mark.name is not None else (default, *given)
+    return list(dict.fromkeys(names))
+
+
+def _is_same(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
+    """Return whether two functions are one, in the file that defines it.
+
+    A module that was run with ``-m`` and imported too has each twice, one reloaded has new ones.
+    """
+    if one is other:
+        return True
+    (module, path), (other_module, other_path) = address_of(one), address_of(other)
+    if path != other_path:
+        return False
+    return module == other_module or is_module_named(module_name(module), other_module)
+
+
+def _offered(module: ModuleType) -> Iterator[tuple[str, Any]]:
+    """Yield what a module offers to workers: its path in the module, and what it is."""
+    listed = getattr(module, "__all__", ())
+    listed = listed if isinstance(listed, list | tuple) else ()
+    for attribute, entry in list(vars(module).items()):
+        origin = getattr(entry, "__module__", None)
+        is_own = origin == module.__name__
+        is_inner = isinstance(origin, str) and origin.startswith(f"{module.__name__}.")
+        if not callable(entry) or not (
+            is_own or is_inner or attribute in listed or _mark_of(entry) is not None
+        ):
             continue
-        found.append(entry)
+        yield attribute, entry
         if isinstance(entry, type):
-            found += [
-                getattr(entry, name)
-                for name, member in list(vars(entry).items())
-                if isinstance(member, staticmethod | classmethod)
-            ]
-    return found
+            for name, member in list(vars(entry).items()):
+                if isinstance(member, staticmethod | classmethod):
+                    yield f"{attribute}.{name}", getattr(entry, name)
 
 
 def _layers(func: Any) -> list[object]:
@@ -152,6 +300,8 @@ def task(func: F, /) -> F: ...
 @overload
 def task(
     *,
+    name: str | None = None,
+    aliases: Iterable[str] = (),
     retry: RetryPolicy | None = None,
     timeout: float | None = None,
     queue: str | None = None,
@@ -162,6 +312,8 @@ def task(
     func: F | None = None,
     /,
     *,
+    name: str | None = None,
+    aliases: Iterable[str] = (),
     retry: RetryPolicy | None = None,
     timeout: float | None = None,
     queue: str | None = None,
@@ -174,6 +326,9 @@ def task(
 
     Args:
         func: the function, where the decorator has no options.
+        name: the name to store instead of ``module:qualname``, which the function may leave then:
+            1 to 200 letters, digits and ``_ . : / -``. One function has it in a process.
+        aliases: more names that the function is found by, those that it had before say.
         retry: the retry policy.
         timeout: seconds that one attempt may take.
         queue: the queue's name.
@@ -181,8 +336,10 @@ def task(
         result_ttl: seconds that the result is kept after the end.
 
     Raises:
-        ValidationError: an option is out of its range, or no name can lead to the function.
+        ValidationError: an option is out of its range, no name can lead to the function, or
+            another function has one of its names.
     """
+    own_name, given = check_names(name, aliases)
     try:
         defaults = TaskDefaults(
             retry=retry, timeout=timeout, queue=queue, priority=priority, result_ttl=result_ttl
@@ -193,7 +350,7 @@ def task(
     def mark(func: F) -> F:
         check_kind(func)
         try:
-            setattr(func, _MARK, defaults)
+            setattr(func, _MARK, _Mark(defaults, own_name, given, address_of(func)))
         except AttributeError:
             raise ValidationError(
                 "@task: only functions defined in Python can be marked; define one that calls it"

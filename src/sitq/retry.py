@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final
 
+from sitq._modules import is_class_named
 from sitq.errors import ValidationError
 
 if TYPE_CHECKING:
@@ -92,4 +93,6 @@ def _listed(names: Collection[str], error: BaseException) -> bool:
 
 
 def _names(classes: Collection[type], names: Collection[str]) -> bool:
-    return any(f"{each.__module__}.{each.__qualname__}" in names for each in classes)
+    if any(f"{each.__module__}.{each.__qualname__}" in names for each in classes):
+        return True
+    return any(is_class_named(name, each) for each in classes for name in names)

@@ -154,6 +154,7 @@ def test_a_module_adds_the_functions_that_it_defines() -> None:
         "replaced",
         "logged",
         "closure",
+        "deleted",
         "context",
     }
     assert registry.get("math:floor") is None

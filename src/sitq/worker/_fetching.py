@@ -141,14 +141,17 @@ class Fetcher:
         leases = [task.lease for task in reservation.tasks]
         self._beats.add(leases, asked_at)
         workshops: dict[str, Workshop | None] = {}
+        similar: dict[str, list[str]] = {}
         for task, lease in zip(reservation.tasks, leases, strict=True):
             name = task.function
             if name not in workshops:
                 function = self._registry.get(name)
                 workshops[name] = None if function is None else runners.workshop(function)
+                if function is None:
+                    similar[name] = self._registry.similar_names(name)
             workshop = workshops[name]
             if workshop is None:
-                self._reporter.add(lease, missed(task))
+                self._reporter.add(lease, missed(task, similar[name]))
             else:
                 runners.launch(task, lease, workshop)
 

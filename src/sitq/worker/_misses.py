@@ -14,6 +14,8 @@ from sitq.models import Outcome
 from sitq.worker._errors import error_text
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sitq.errors import ValidationError
     from sitq.models import ReservedTask
 
@@ -25,17 +27,26 @@ _MAX_MISSES: Final = 10
 _LONGEST_DELAY: Final = 60.0
 
 
-def missed(task: ReservedTask) -> Outcome:
-    """Return what becomes of a task whose function this worker does not know."""
+def missed(task: ReservedTask, similar: Sequence[str] = ()) -> Outcome:
+    """Return what becomes of a task whose function this worker does not know.
+
+    Args:
+        task: what was reserved.
+        similar: names that the worker knows, and that may be meant.
+    """
+    name = shown(task.function)
+    known = " and ".join(map(shown, similar))
+    verb = "is" if len(similar) == 1 else "are"
+    hint = f"{known} {verb} known here; the task wants {name}; " if similar else ""
     advice = (
         "give the worker its module or the function (Worker(tasks=[...])), "
-        "or mark it with @task in a module that this process imports"
+        "mark it with @task in a module that this process imports, "
+        "or give a function that was moved its old name (@task(aliases=(...)))"
     )
-    name = shown(task.function)
     return _put_back(
         task,
-        f"this worker does not know {name}; {advice}",
-        f"UnknownFunctionError: no worker knows {name}: {advice}",
+        f"this worker does not know {name}; {hint}{advice}",
+        f"UnknownFunctionError: no worker knows {name}: {hint}{advice}",
     )
 
 
