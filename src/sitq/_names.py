@@ -29,6 +29,12 @@ __all__ = [
 _MOST_SHOWN: Final = 200
 _NAME: Final = re.compile(r"[A-Za-z0-9_.:/-]{1,200}")
 _ALIAS: Final = re.compile(r".{1,1024}")
+_MOCKS: Final = frozenset({"unittest.mock", "mock.mock"})
+_INSTEAD_OF_MOCKS: Final = (
+    "a worker finds a function by its name, and would run what is there. In a test, mock what the "
+    "function calls and run the task with Worker.drain(), or mock the queue and look at the calls "
+    "of its enqueue"
+)
 _SLOT_WRAPPERS: Final = (
     types.MethodDescriptorType,
     types.WrapperDescriptorType,
@@ -89,6 +95,8 @@ def check_reachable(func: Any) -> None:
             f"{shown} does not exist (any more): a worker finds a function by its name; "
             "define it at the top level of its module, under the name of its def"
         )
+    if _is_mock(found):
+        raise ValidationError(f"{shown} is replaced by a mock: {_INSTEAD_OF_MOCKS}")
     raise ValidationError(
         f"{shown} is another object than the function given, which was replaced there or is "
         "wrapped by a decorator: use the one that the name leads to"
@@ -140,7 +148,16 @@ def address_of(func: Any) -> tuple[str, str]:
 
 def _unusable(func: Any) -> str | None:
     """Say why no name can lead to a callable, and what to do; ``None`` if one can."""
+    if _is_mock(func):
+        return f"a mock ({type(func).__qualname__}) was given for the function: {_INSTEAD_OF_MOCKS}"
     return _unusable_object(func) or _unusable_function(func)
+
+
+def _is_mock(func: Any) -> bool:
+    """Return whether this is a mock of `unittest.mock`, or a function that stands for one."""
+    stands_for = getattr(func, "__dict__", {}).get("mock")  # that of create_autospec
+    kinds = [*type(func).__mro__, *type(stands_for).__mro__]
+    return any(getattr(kind, "__module__", None) in _MOCKS for kind in kinds)
 
 
 def _unusable_object(func: Any) -> str | None:

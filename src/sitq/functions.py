@@ -71,6 +71,15 @@ class TaskFunction(Generic[R_co]):
     def __repr__(self) -> str:
         return f"TaskFunction({self.name!r})"
 
+    def takes_keyword(self, name: str) -> bool:
+        """Return whether an argument may be given by this name.
+
+        Raises:
+            ValidationError: Python knows no signature of the function.
+        """
+        signature = self._signature or self._inspect()
+        return name in signature.named or signature.rest_named is not None
+
     def dump_arguments(
         self, serializer: Serializer, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> bytes:

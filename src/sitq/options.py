@@ -149,14 +149,33 @@ class TaskMaker:
         self, serializer: Serializer, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> bytes:
         """Encode the arguments of a call; see `TaskFunction.dump_arguments`."""
-        payload = self.function.dump_arguments(serializer, args, kwargs)
+        try:
+            payload = self.function.dump_arguments(serializer, args, kwargs)
+        except ValidationError as error:
+            self._refuse_options(kwargs, error)
+            raise
         if type(payload) is bytes:
             return payload
         return _checked(**vars(self.pattern) | {"payload": payload}).payload
 
+    def _refuse_options(self, kwargs: Mapping[str, Any], error: ValidationError) -> None:
+        """Say where options go, if some were given among the function's arguments."""
+        misplaced = [
+            name for name in kwargs if name in _CHECKS and not self.function.takes_keyword(name)
+        ]
+        if misplaced:
+            given = ", ".join(f"{name}={_number(kwargs[name])}" for name in misplaced)
+            message = f"{error}; options of the task go into queue.options({given}).enqueue(...)"
+            raise ValidationError(message) from None
+
     def make(self, payload: bytes) -> AlikeTasks:
         """Make a task; a batch of one."""
         return AlikeTasks(self.pattern, [new_task_id()], [payload])
+
+
+def _number(value: object) -> str:
+    """Show a number, and nothing else: it might be an argument's value."""
+    return repr(value) if type(value) in {int, float} else "..."
 
 
 def make_tasks(encoded: Sequence[tuple[TaskMaker, bytes]]) -> Sequence[Task]:

@@ -101,6 +101,39 @@ async def test_an_eta_for_a_function_with_such_a_parameter_is_refused_with_the_w
         assert arguments(backend.stored[0]) == {"text": "tea", "eta": "soon"}
 
 
+@pytest.mark.parametrize(
+    ("kwargs", "text"),
+    [
+        ({"delay": 5}, r"queue\.options\(delay=5\)\.enqueue"),
+        ({"delay": 0.5, "unique_key": "secret"}, r"options\(delay=0\.5, unique_key=\.\.\.\)"),
+        ({"priority": 3}, r"options\(priority=3\)"),
+        ({"retry": None, "b": 2}, r"options\(retry=\.\.\.\)"),
+    ],
+)
+async def test_an_option_given_as_an_argument_is_refused_with_where_it_goes(
+    kwargs: dict[str, Any], text: str
+) -> None:
+    async with spied_queue() as (queue, backend, _):
+        methods: list[Any] = [queue.enqueue, queue.options(priority=1).enqueue]
+        for enqueue in methods:
+            with pytest.raises(ValidationError, match=rf"^add\(\): .*{text}") as caught:
+                await enqueue(add, 1, **kwargs)
+            assert "secret" not in str(caught.value)
+        with pytest.raises(ValidationError, match=rf"calls\[0\]: add\(\): .*{text}"):
+            await queue.enqueue_many([Call(add, (1,), kwargs)])
+        with pytest.raises(ValidationError, match=r"options\(eta=\.\.\.\)"):
+            await methods[1](add, 1, 2, eta=LATER)
+        assert backend.stored == []
+
+
+async def test_a_parameter_that_is_called_like_an_option_is_one_of_the_functions_own() -> None:
+    eta: Any = 1
+    async with spied_queue() as (queue, _, _):
+        with pytest.raises(ValidationError, match="parameter 'eta'") as caught:
+            await queue.options(priority=1).enqueue(remind, "tea", eta=eta)
+    assert "options" not in str(caught.value)
+
+
 async def test_a_batch_comes_back_in_order() -> None:
     async with spied_queue() as (queue, backend, _):
         ids = await queue.enqueue_many(call(add, n, n) for n in range(450))

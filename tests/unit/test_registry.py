@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import types
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -43,6 +44,30 @@ def test_a_function_is_named_by_where_it_is(func: Any, name: str) -> None:
     assert added.name == name
     assert added.func == func
     assert registry.get(name) is added
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        mock.Mock,
+        mock.MagicMock,
+        mock.AsyncMock,
+        lambda: mock.MagicMock(spec=samples.add),
+        lambda: mock.MagicMock(wraps=samples.add),
+        lambda: mock.create_autospec(samples.add),
+        lambda: mock.create_autospec(samples.add_async),
+    ],
+)
+def test_a_mock_of_a_function_is_refused_with_what_to_do_in_a_test(make: Any) -> None:
+    real = samples.add
+    with mock.patch.object(samples, "add", make()):
+        with pytest.raises(ValidationError, match=r"^a mock \(.*mock what the function calls"):
+            name_of(samples.add)
+        with pytest.raises(ValidationError, match=r"add is replaced by a mock: .*Worker.drain\(\)"):
+            name_of(real)
+        with pytest.raises(ValidationError, match="mock"):
+            Registry().add(samples.add)
+    assert name_of(samples.add) == f"{HERE}:add"
 
 
 @pytest.mark.parametrize(
