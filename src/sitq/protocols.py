@@ -146,6 +146,9 @@ class LeaseKeeper(Protocol):
         was not renewed, and nobody can reclaim the task meanwhile). No lease waits for another's
         transaction. A lease whose time has run out, but which nobody reclaimed, is still current.
 
+        With no leases it returns an empty list, once it has what it needs for the next call: a
+        connection, say. A worker calls it so before it is ready.
+
         Raises:
             BackendError: the store failed; nothing is known of the leases.
         """

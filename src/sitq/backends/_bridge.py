@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
@@ -129,6 +130,16 @@ class Home:
             await done.wait()
         return answer.result()
 
+    def submit(self, work: Callable[[], Coroutine[Any, Any, T]]) -> Future[T]:
+        """Do some work; from any other thread, which may block until it is done.
+
+        Raises:
+            RuntimeError: the loop has ended.
+        """
+        future = Future[T]()
+        self._loop.call_soon_threadsafe(self._begin, partial(_settle, future, work))
+        return future
+
     def tell(self, function: Callable[[], object]) -> None:
         """Call ``function`` in the loop of the callers; from here."""
         if self._thread is None:
@@ -191,6 +202,15 @@ async def _carry_out(
     finally:
         if tell is not None:
             tell()
+
+
+async def _settle(future: Future[T], work: Callable[[], Coroutine[Any, Any, T]]) -> None:
+    try:
+        result = await work()
+    except BaseException as error:  # noqa: BLE001 - it belongs to the caller
+        future.set_exception(error)
+    else:
+        future.set_result(result)
 
 
 def _present(loop: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEventLoop:

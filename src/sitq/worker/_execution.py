@@ -40,7 +40,10 @@ class End(Enum):
 
     CANCEL = auto()
     SHUTDOWN = auto()
+    OVERDUE = auto()
+    """Its lease could not be renewed in time; the store may still accept what it gives."""
     LEASE_LOST = auto()
+    """Another attempt is the current one, or the task has ended."""
 
 
 class Execution:

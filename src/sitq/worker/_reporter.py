@@ -43,19 +43,24 @@ class Streak:
 
     def fail(self, error: Exception) -> float:
         """Note a failure; return the seconds to pause."""
-        if self._failures == 0:
+        self._failures += 1
+        if self._failures == 1:
             # sitq's own errors say enough; anything else is a bug worth its traceback.
             trace = None if isinstance(error, BackendError) else error
             _log.warning("cannot %s, will try again: %s", self._activity, error, error=trace)
-        self._failures += 1
         longest = min(self._longest, 0.05 * 2.0 ** min(self._failures, 10))
         return random.uniform(longest / 2, longest)
 
+    @property
+    def is_failing(self) -> bool:
+        """True if the last try failed."""
+        return self._failures > 0
+
     def succeed(self) -> None:
         """Note a success."""
-        if self._failures:
-            _log.info("can %s again after %d failures", self._activity, self._failures)
-            self._failures = 0
+        failures, self._failures = self._failures, 0
+        if failures:
+            _log.info("can %s again after %d failures", self._activity, failures)
 
 
 class Reporter:
@@ -95,6 +100,11 @@ class Reporter:
         self._waiting.pop(lease, None)
         if not self._writing:
             self._update()
+
+    @property
+    def is_failing(self) -> bool:
+        """True while the store does not take what waits."""
+        return self._streak.is_failing and bool(self._waiting or self._group)
 
     def is_writing(self, lease: Lease) -> bool:
         """Tell if the outcome of a lease is with the store at this moment."""
@@ -204,6 +214,7 @@ class Reporter:
         return 0.0 if plain else self._streak.fail(error)
 
     def _settle(self, group: dict[Lease, Outcome], accepted: list[bool]) -> None:
+        self._done(list(group))
         for outcome, was_accepted in zip(group.values(), accepted, strict=True):
             if not was_accepted:
                 _log.warning(
@@ -212,4 +223,3 @@ class Reporter:
                     outcome.kind,
                     outcome.epoch,
                 )
-        self._done(list(group))

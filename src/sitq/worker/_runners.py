@@ -262,9 +262,9 @@ class Runners:
     def conclude(self, execution: Execution, outcome: Outcome | None) -> None:
         """Report how an attempt has ended, unless that has been done."""
         if self._running.pop(execution.lease, None) is not None:
+            self._report(execution.lease, outcome)
             if outcome is not None and outcome.kind is not OutcomeKind.SUCCESS:
                 log_end(execution.task, outcome)
-            self._report(execution.lease, outcome)
 
     def _thread_ended(self, execution: Execution) -> None:
         """Give up the place of a thread that was left to itself; called in that thread."""
@@ -283,8 +283,8 @@ class Runners:
         for waiting in self._ahead:
             if waiting.lease == lease:
                 self._ahead.remove(waiting)
-                outcome = Outcome.cancelled(lease) if why is End.CANCEL else None
-                self._report(lease, outcome)
+                kind = Outcome.cancelled if why is End.CANCEL else Outcome.release
+                self._report(lease, None if why is End.LEASE_LOST else kind(lease))
                 return
 
     def hand_back(self, *, at_once: bool = False) -> None:
@@ -313,8 +313,8 @@ class Runners:
         for lease in list(self._running):
             # It swallows its cancellation: others may run it all the same.
             del self._running[lease]
-            _log.warning("task %s does not end; it is handed back while it runs on", lease.task_id)
             self._report(lease, Outcome.release(lease))
+            _log.warning("task %s does not end; it is handed back while it runs on", lease.task_id)
 
     async def _all_ended(self) -> None:
         while self._running:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 import anyio
-from anyio import to_thread
 
 from sitq._logging import Log
 from sitq._loops import LoopRef, SharedEvent
+from sitq.errors import SitqError
 from sitq.models import LeaseState
 from sitq.worker._execution import End
 from sitq.worker._fetching import FULL_SWEEP, Fetcher
@@ -37,6 +37,8 @@ _LAST_WORDS: Final = 1.0
 _SWEEP_EVERY: Final = 0.5
 _WATCH_EVERY: Final = 0.25
 _PRUNE_PAUSE: Final = 0.01
+# How long a sweep waits for the worker's own leases and outcomes, in seconds; or one lease.
+_LONGEST_WAIT: Final = 15.0
 
 
 class Session:
@@ -62,6 +64,8 @@ class Session:
         drain: bool,
     ) -> None:
         self.finished: Final = SharedEvent()
+        # What has ended the worker before its time.
+        self._error: SitqError | None = None
         self._id = worker_id
         self._backend = backend
         self._clock = backend.clock
@@ -69,6 +73,8 @@ class Session:
         self._options = options
         self._loop = LoopRef()
         self._runners: Runners | None = None
+        # Since when the next sweep waits.
+        self._waits_since: float | None = None
         self._progress: dict[Lease, Progress] = {}
         self._progressed = anyio.Event()
         self._beats = Heartbeats(backend, options.lease, self._loop, self._hear_of)
@@ -88,9 +94,10 @@ class Session:
 
     async def run(self, task_status: TaskStatus[None]) -> None:
         """Work until stopped, drained, or cancelled."""
-        self._beats.start()
         try:
+            await self._beats.start()
             async with anyio.create_task_group() as services:
+                services.start_soon(self._end_with_beats, services.cancel_scope)
                 services.start_soon(self._reporter.run)
                 services.start_soon(self._listen, "tasks", self._fetcher.hear)
                 services.start_soon(self._listen, "cancels", lambda _: self._beats.beat_now())
@@ -115,18 +122,21 @@ class Session:
                 with anyio.CancelScope(deadline=last, shield=True) as scope:
                     await self._reporter.flush()
                     self._beats.stop()
-                    # The program's own limiter may have no thread left.
-                    limiter = anyio.CapacityLimiter(1)
-                    await to_thread.run_sync(
-                        self._beats.join, abandon_on_cancel=True, limiter=limiter
-                    )
+                    await self._beats.ended()
                 if scope.cancelled_caught:
                     _log.warning("worker %s ends with outcomes that could not be stored", self._id)
             finally:
                 # asyncio's own cancellation knows no shield; a lease must not be renewed for ever.
                 self._beats.stop()
-        if self._fetcher.error is not None:
-            raise self._fetcher.error
+        if (error := self._error or self._fetcher.error) is not None:
+            raise error
+
+    async def _end_with_beats(self, services: anyio.CancelScope) -> None:
+        """End the worker, with an error, if nothing renews its leases any more."""
+        cause = await self._beats.ended()
+        self._error = SitqError("the worker's heartbeat thread has ended by an error of its own")
+        self._error.__cause__ = cause
+        services.cancel()
 
     def _make_runners(self, group: TaskGroup) -> Runners:
         return Runners(
@@ -181,17 +191,30 @@ class Session:
             self._runners.end(lease, End.CANCEL)
 
     def _lose(self, lease: Lease) -> None:
+        """End an attempt whose lease the store says is lost; nothing of it counts any more."""
         if not self._beats.keeps(lease) or self._reporter.is_writing(lease):
             return  # its outcome is stored, or the store is about to judge it
-        if self._has_completed(lease):
-            # By its own transaction, most likely: the store will tell when the function ends.
-            self._beats.remove((lease,))
-            return
-        _log.warning("task %s: the lease of epoch %d is lost", lease.task_id, lease.epoch)
         self._beats.remove((lease,))
+        if self._has_completed(lease):
+            return  # by its own transaction, most likely: the store judges when the function ends
         self._reporter.drop(lease)
         if self._runners is not None:
             self._runners.end(lease, End.LEASE_LOST)
+        _log.warning("task %s: the lease of epoch %d is lost", lease.task_id, lease.epoch)
+
+    def _give_up(self, lease: Lease) -> None:
+        """End an attempt whose lease could not be renewed in time.
+
+        Nobody may have reclaimed the task: the store judges what the attempt still gives.
+        """
+        self._beats.remove((lease,))
+        if self._runners is not None:
+            self._runners.end(lease, End.OVERDUE)
+        _log.warning(
+            "task %s: the lease of epoch %d is lost: it could not be renewed in time",
+            lease.task_id,
+            lease.epoch,
+        )
 
     def _has_completed(self, lease: Lease) -> bool:
         """Tell if an attempt has completed itself in a transaction, committed or not."""
@@ -200,28 +223,51 @@ class Session:
 
     async def _watch(self) -> None:
         """Give up leases that could not be renewed in time, and what waits for too long."""
+        interval = min(_WATCH_EVERY, self._options.lease / 10)
         while True:
-            for lease in self._beats.overdue():
-                if not self._has_completed(lease):  # else, its own transaction may hold the task
-                    self._lose(lease)
+            for lease in self._beats.overdue(interval):
+                # The transaction of a task that completed itself may hold the task.
+                if not self._has_completed(lease) and not self._reporter.is_writing(lease):
+                    self._give_up(lease)
             if self._runners is not None:
                 self._runners.hand_back()
                 self._runners.start_all()
-            await self._clock.sleep(min(_WATCH_EVERY, self._options.lease / 10))
+            await self._clock.sleep(interval)
 
     async def _sweep(self) -> None:
         """Do, again and again, what time has made due in the store."""
-        streak = Streak("sweep the store", longest=5.0)
-        pause = _SWEEP_EVERY
+        backoff = Streak("sweep the store", longest=5.0)
         while True:
+            pause = _SWEEP_EVERY
+            if self._has_to_wait():
+                self._beats.beat_now()
+                await self._clock.sleep(min(pause, self._options.lease / 10))
+                continue
             try:
                 swept = await self._backend.sweep(self._options.max_crashes)
-            except Exception as error:  # noqa: BLE001 - a store in trouble never ends a worker
-                pause = streak.fail(error)
+            except Exception as error:  # noqa: BLE001 - an unavailable store never ends a worker
+                pause = backoff.fail(error)
             else:
-                streak.succeed()
-                pause = _PRUNE_PAUSE if max(swept) >= FULL_SWEEP else _SWEEP_EVERY
+                backoff.succeed()
+                if max(swept) >= FULL_SWEEP:
+                    pause = _PRUNE_PAUSE
+                if swept.reclaimed:
+                    _log.warning("%d tasks of lost workers were reclaimed", swept.reclaimed)
             await self._clock.sleep(pause)
+
+    def _has_to_wait(self) -> bool:
+        """Return whether a sweep could reclaim a task that this worker itself still holds.
+
+        Its heartbeat has to have its chance first, and an outcome that is there its judgement.
+        """
+        behind = any(not self._has_completed(lease) for lease in self._beats.behind())
+        if not behind and not self._reporter.is_failing:
+            self._waits_since = None
+            return False
+        now = self._clock.monotonic()
+        if self._waits_since is None:
+            self._waits_since = now
+        return now - self._waits_since < max(_LONGEST_WAIT, self._options.lease)
 
     def _take_progress(self, lease: Lease, progress: Progress) -> None:
         """Note what a task tells of itself; from any thread."""

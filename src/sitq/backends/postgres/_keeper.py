@@ -9,10 +9,11 @@ from sitq.backends.postgres._driver import connect, place_of
 from sitq.backends.postgres._errors import translated
 from sitq.backends.postgres._units import renew
 from sitq.backends.postgres._work import Work
-from sitq.errors import BackendConnectionError
+from sitq.errors import BackendBusyError, BackendConnectionError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
+    from concurrent.futures import Future
 
     from sitq._loops import LoopThread
     from sitq.backends.postgres._driver import Link, Target
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from sitq.models import Lease, LeaseState
     from sitq.protocols import Clock
 
+    Borrow = Callable[[Callable[[Link], Awaitable[list[LeaseState]]]], Future[list[LeaseState]]]
+
 __all__ = ["KEEPER_SECONDS", "PostgresLeaseKeeper"]
 
 # A heartbeat gives up early, to be tried again with the next beat.
@@ -28,24 +31,55 @@ KEEPER_SECONDS = 5.0
 
 
 class PostgresLeaseKeeper:
-    """Renews leases over a connection of its own, made by the first renewal."""
+    """Renews leases over a connection of its own, made by the first renewal.
+
+    Where there cannot be one any more, it borrows one of the pool's.
+
+    Args:
+        target: what to connect to.
+        statements: the statements for the schema.
+        teller: notifies those who listen.
+        clock: a test's clock; ``None``: the server's counts.
+        borrow: does some work over a connection of the pool's, in the pool's loop.
+    """
 
     def __init__(
-        self, target: Target, statements: Statements, teller: Teller, clock: Clock | None
+        self,
+        target: Target,
+        statements: Statements,
+        teller: Teller,
+        clock: Clock | None,
+        borrow: Borrow,
     ) -> None:
         self._target = target._replace(timeout=KEEPER_SECONDS)
         self._statements = statements
         self._teller = teller
         self._clock = clock
+        self._borrow = borrow
         self._thread: LoopThread | None = None
         self._link: Link | None = None
 
     def renew(self, leases: Sequence[Lease], seconds: float) -> list[LeaseState]:
         """See `sitq.protocols.LeaseKeeper.renew`."""
+        try:
+            return self._over_own_connection(leases, seconds)
+        except (BackendBusyError, BackendConnectionError) as error:
+            if self._link is not None or not leases:
+                raise
+            failure = error
+        # The server has no connection left for us, say; one of the pool's is there already.
+        try:
+            return self._borrow(lambda link: self._renew(link, leases, seconds)).result(
+                KEEPER_SECONDS
+            )
+        except Exception:  # noqa: BLE001 - why there is no connection of its own says more
+            raise failure from failure.__cause__
+
+    def _over_own_connection(self, leases: Sequence[Lease], seconds: float) -> list[LeaseState]:
         if self._thread is None:
             self._thread = begin_thread("sitq-postgres-heartbeats")
             self._thread.submit(when_cancelled(self._hang_up))
-        future = self._thread.submit(self._renew(leases, seconds))
+        future = self._thread.submit(self._renew_over_own(leases, seconds))
         try:
             return future.result(3 * KEEPER_SECONDS)
         except TimeoutError:
@@ -54,16 +88,19 @@ class PostgresLeaseKeeper:
             message = f"renew on {place_of(self._target.dsn)}: the server did not answer in time"
             raise BackendConnectionError(message) from None
         except Exception as error:  # noqa: BLE001 - raised as what it means
-            self.close()
             failure = translated("renew", place_of(self._target.dsn), error)
             raise failure from failure.__cause__
 
-    async def _renew(self, leases: Sequence[Lease], seconds: float) -> list[LeaseState]:
-        if self._link is None or self._link.is_lost:
+    async def _renew_over_own(self, leases: Sequence[Lease], seconds: float) -> list[LeaseState]:
+        if self._link is not None and self._link.is_lost:
+            self._link = None
+        if self._link is None:
             self._link = await connect(self._target)
+        return await self._renew(self._link, leases, seconds) if leases else []
+
+    async def _renew(self, link: Link, leases: Sequence[Lease], seconds: float) -> list[LeaseState]:
         moment = None if self._clock is None else self._clock.now()
-        work = Work(self._link, self._statements, self._teller, moment)
-        return await renew(work, leases, seconds)
+        return await renew(Work(link, self._statements, self._teller, moment), leases, seconds)
 
     def _hang_up(self) -> None:
         link, self._link = self._link, None

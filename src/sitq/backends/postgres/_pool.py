@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from sitq.backends.postgres._driver import Link, connect
 from sitq.backends.postgres._errors import LostError
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from sitq.backends.postgres._driver import Target
 
 __all__ = ["Pool"]
+
+T = TypeVar("T")
 
 
 class Pool:
@@ -33,6 +37,11 @@ class Pool:
     def lend(self) -> _Loan:
         """Lend a connection, for a block of code."""
         return _Loan(self)
+
+    async def use(self, work: Callable[[Link], Awaitable[T]]) -> T:
+        """Do some work over a connection, and return what it returned."""
+        async with self.lend() as link:
+            return await work(link)
 
     async def take(self) -> Link:
         """Take a connection.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from sitq.backends._bridge import Home, when_cancelled
 from sitq.backends.postgres import _schema, _sql
@@ -15,11 +16,16 @@ from sitq.backends.postgres._listening import Listeners
 from sitq.backends.postgres._sql import Statements
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from concurrent.futures import Future
+
     from sitq._loops import LoopRef
-    from sitq.backends.postgres._driver import Target
+    from sitq.backends.postgres._driver import Link, Target
     from sitq.protocols import Clock, LeaseKeeper, Topic
 
 __all__ = ["Session", "Settings"]
+
+T = TypeVar("T")
 
 # How long closing waits for statements that are under way, in seconds.
 _PATIENCE: Final = 5.0
@@ -106,7 +112,11 @@ class Session:
             self.statements,
             self.database.teller,
             self.settings.clock,
+            self._borrow,
         )
+
+    def _borrow(self, work: Callable[[Link], Awaitable[T]]) -> Future[T]:
+        return self._home.submit(partial(self.database.pool.use, work))
 
     async def close(self) -> None:
         """Close the connections, after all that was asked of them before.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from sitq.backends.sqlite import _units
 from sitq.backends.sqlite._driver import Database, retrying
-from sitq.backends.sqlite._errors import translated
+from sitq.backends.sqlite._errors import is_busy, translated
 from sitq.backends.sqlite._rollback import roll_back
 from sitq.backends.sqlite._work import Work
 
@@ -42,7 +42,11 @@ class FileLeaseKeeper:
                 lambda: self._renew(leases, seconds), _BUSY_SECONDS, longest=_LONGEST_PAUSE
             )
         except BaseException as error:
-            self.close()  # and with it whatever it was doing
+            busy = isinstance(error, sqlite3.Error) and is_busy(error)
+            if not (busy and self._connection and not self._connection.in_transaction):
+                # And with it whatever it was doing. A new one needs a descriptor, which may not
+                # be there, so that somebody else's lock is no reason for it.
+                self.close()
             told = translated("renew", self._file.path, error)
             if told is error:
                 raise
@@ -55,6 +59,10 @@ class FileLeaseKeeper:
             # A heartbeat need not survive a power cut, so it waits for no disk.
             self._connection.execute("PRAGMA synchronous = NORMAL")
         connection = self._connection
+        if not leases:
+            # The first statement opens the files beside the database.
+            connection.execute("SELECT 1 FROM sqlite_schema").fetchone()
+            return []
         try:
             connection.execute("BEGIN IMMEDIATE")
             states = _units.renew(Work(connection, self._clock.now()), leases, seconds)

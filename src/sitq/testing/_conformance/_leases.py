@@ -35,6 +35,14 @@ class LeaseChecks(Suite):
         await store.advance(store.tick)
         assert (await store.backend.sweep(3)).reclaimed == 1
 
+    async def test_a_keeper_with_nothing_to_renew_makes_itself_ready(self, store: Store) -> None:
+        """It changes nothing, and what it cannot do without is there afterwards."""
+        task = await store.taken()
+        assert await store.renew([], 50.0) == []
+        await store.advance(LEASE)
+        assert (await store.backend.sweep(3)).reclaimed == 1
+        assert await store.renew([task.lease]) == [LeaseState.LOST]
+
     async def test_a_renewal_may_shorten_a_lease(self, store: Store) -> None:
         """The seconds count from now, whatever was left."""
         task = await store.taken()
