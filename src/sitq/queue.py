@@ -188,7 +188,8 @@ class TaskQueue(EnqueueMethods):
         Raises:
             TaskFailedError: the task did not succeed; error and remote traceback are in the text.
             SerializationError: the stored value cannot be decoded.
-            ValidationError: ``result`` is not a result.
+            ValidationError: ``result`` is not a result, or what the task returned does not fit the
+                function here (any more): a model may have a field that this version does not know.
         """
         given: object = result
         if not isinstance(given, Result):

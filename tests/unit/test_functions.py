@@ -181,6 +181,28 @@ def test_a_call_is_stored_if_and_only_if_python_would_bind_it(func: Callable[...
                 assert through(func, *args, **kwargs) == (args, kwargs)
 
 
+@pytest.mark.parametrize("older", [add, by_place, by_name, bare])
+@pytest.mark.parametrize("newer", [add, by_place, by_name, bare])
+def test_a_worker_binds_what_another_version_stored_as_python_binds_it(
+    older: Callable[..., Any], newer: Callable[..., Any]
+) -> None:
+    for count, size in itertools.product(range(4), range(4)):
+        args = tuple(range(count))
+        for chosen in itertools.permutations(("a", "b", "c", "d"), size):
+            kwargs = {name: place for place, name in enumerate(chosen)}
+            try:
+                payload = task(older).dump_arguments(serializer, args, kwargs)
+            except ValidationError:
+                continue
+            try:
+                inspect.signature(newer).bind(*args, **kwargs)
+            except TypeError as error:
+                with pytest.raises(ValidationError, match=re.escape(str(error))):
+                    task(newer).load_arguments(serializer, payload)
+            else:
+                assert task(newer).load_arguments(serializer, payload) == (args, kwargs)
+
+
 def before_deploy(to: str, html: bool = False) -> None: ...
 def reordered(html: bool = False, to: str = "") -> None: ...
 def inserted(to: str, urgent: bool = False, html: bool = False) -> None: ...

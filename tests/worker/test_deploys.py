@@ -126,7 +126,7 @@ async def test_arguments_that_do_not_fit_here_are_put_back_and_fail_in_the_end(
     for tries in range(9):
         caplog.clear()
         with caplog.at_level(logging.WARNING):
-            await Worker(backend, tasks=[program]).drain()
+            assert await Worker(backend, tasks=[program]).drain() == 0
         info = await queue.get_task(task_id)
         assert (info.status, info.attempts) == (TaskStatus.PENDING, 0)
         pause = min(2.0**tries, 60)

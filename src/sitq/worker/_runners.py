@@ -264,6 +264,8 @@ class Runners:
         if self._running.pop(execution.lease, None) is not None:
             self._report(execution.lease, outcome)
             if outcome is not None and outcome.kind is not OutcomeKind.SUCCESS:
+                if outcome.kind is OutcomeKind.MISS:
+                    self.started -= 1  # its function was not called
                 log_end(execution.task, outcome)
 
     def _thread_ended(self, execution: Execution) -> None:
