@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
     from sitq.protocols import Serializer
 
-__all__ = ["TaskDefaults", "TaskFunction"]
+__all__ = ["NOT_STORED", "TaskDefaults", "TaskFunction"]
 
+# The value of a success whose function has ``store_result=False``: no payload is empty.
+NOT_STORED: Final = b""
 _ENVELOPE: Final = 2
 
 
@@ -35,6 +37,7 @@ class TaskDefaults(Model):
         queue: the queue's name.
         priority: -100 to 100; higher runs first.
         result_ttl: seconds that the result is kept after the end.
+        store_result: whether the value of a success is stored.
     """
 
     retry: RetryPolicy | None = None
@@ -42,6 +45,7 @@ class TaskDefaults(Model):
     queue: QueueName | None = None
     priority: Priority | None = None
     result_ttl: Seconds | None = None
+    store_result: bool = True
 
 
 class TaskFunction(Generic[R_co]):
@@ -154,12 +158,14 @@ class TaskFunction(Generic[R_co]):
         return tuple(restored[:count]), dict(zip(kwargs, restored[count:], strict=True))
 
     def dump_result(self, serializer: Serializer, value: Any) -> bytes:
-        """Encode what the function returned.
+        """Encode what the function returned; nothing, if its results are not stored.
 
         Raises:
             ValidationError: it is not what the return annotation says.
             SerializationError: it cannot travel, or is too large.
         """
+        if not self.defaults.store_result:
+            return NOT_STORED
         slot = (self._signature or self._inspect()).result
         plain = self._lower(slot, value)
         try:
@@ -168,12 +174,14 @@ class TaskFunction(Generic[R_co]):
             raise self._refused(slot, value, error) from None
 
     def load_result(self, serializer: Serializer, data: bytes) -> R_co:
-        """Decode what the function returned.
+        """Decode what the function returned; ``None``, if that was not stored.
 
         Raises:
             SerializationError: the data is malformed.
             ValidationError: what it holds does not fit the return annotation (any more).
         """
+        if data == NOT_STORED:
+            return cast("R_co", None)
         slot = (self._signature or self._inspect()).result
         return cast("R_co", self._restore(slot, serializer.loads(data)))
 

@@ -20,6 +20,7 @@ from sitq.errors import (
     UsageError,
     ValidationError,
 )
+from sitq.functions import NOT_STORED
 from sitq.ids import TaskId
 from sitq.models import Result
 from sitq.options import duration
@@ -183,7 +184,8 @@ class TaskQueue(EnqueueMethods):
         """Return the value that the task returned, as what it was.
 
         If this process does not know the function (it neither enqueued it nor marked it with
-        ``@task``), models and dataclasses come back as plain dicts.
+        ``@task``), models and dataclasses come back as plain dicts. The value is ``None`` if the
+        function is marked with ``@task(store_result=False)``.
 
         Raises:
             TaskFailedError: the task did not succeed; error and remote traceback are in the text.
@@ -201,6 +203,8 @@ class TaskQueue(EnqueueMethods):
             raise SerializationError(f"task {result.task_id}: the store holds no value for it")
         function = known.get(result.function)
         if function is None:
+            if result.value == NOT_STORED:
+                return cast("R", None)
             return cast("R", self._serializer.loads(result.value))
         return cast("R", function.load_result(self._serializer, result.value))
 

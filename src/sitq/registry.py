@@ -307,6 +307,7 @@ def task(
     queue: str | None = None,
     priority: int | None = None,
     result_ttl: float | None = None,
+    store_result: bool = True,
 ) -> Callable[[F], F]: ...
 def task(
     func: F | None = None,
@@ -319,6 +320,7 @@ def task(
     queue: str | None = None,
     priority: int | None = None,
     result_ttl: float | None = None,
+    store_result: bool = True,
 ) -> F | Callable[[F], F]:
     """Mark a function as one that workers may run, with options for its tasks.
 
@@ -334,6 +336,8 @@ def task(
         queue: the queue's name.
         priority: -100 to 100; higher runs first.
         result_ttl: seconds that the result is kept after the end.
+        store_result: False: what the function returns is neither checked nor stored. Its tasks end
+            as ``success`` all the same, and their value reads as ``None``.
 
     Raises:
         ValidationError: an option is out of its range, no name can lead to the function, or
@@ -342,7 +346,12 @@ def task(
     own_name, given = check_names(name, aliases)
     try:
         defaults = TaskDefaults(
-            retry=retry, timeout=timeout, queue=queue, priority=priority, result_ttl=result_ttl
+            retry=retry,
+            timeout=timeout,
+            queue=queue,
+            priority=priority,
+            result_ttl=result_ttl,
+            store_result=store_result,
         )
     except pydantic.ValidationError as error:
         raise ValidationError(f"@task: {describe(error)}") from None

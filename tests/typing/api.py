@@ -90,6 +90,12 @@ async def bare(a: int) -> bytes:
     return bytes(a)
 
 
+@task(store_result=False)
+async def unstored(a: int) -> list[int]:
+    """The type of the value is that of the function, though the value is None."""
+    return [a]
+
+
 @task(retry=RetryPolicy(max_attempts=5), timeout=3.0, queue="q", priority=1, result_ttl=60.0)
 def marked(a: int) -> float:
     """A function marked with options too."""
@@ -121,6 +127,7 @@ async def enqueueing(queue: TaskQueue, eta: datetime) -> None:
     assert_type(await queue.enqueue(log, "a"), TaskId[None])
     assert_type(await queue.enqueue(bare, 1), TaskId[bytes])
     assert_type(await queue.enqueue(marked, 1), TaskId[float])
+    assert_type(await queue.enqueue(unstored, 1), TaskId[list[int]])
     assert_type(await queue.enqueue(add, 1, 2, eta=eta), TaskId[int])
     assert_type(await queue.enqueue(join, "a", eta=None), TaskId[str])
 

@@ -261,6 +261,7 @@ def test_marking_again_replaces_what_was_added(monkeypatch: pytest.MonkeyPatch) 
         ({"priority": 101}, "@task: priority: "),
         ({"queue": "no blanks"}, "@task: queue: "),
         ({"result_ttl": -1}, "@task: result_ttl: "),
+        ({"store_result": 1}, "@task: store_result: "),
         ({"retry": 3}, "@task: retry: "),
     ],
 )
