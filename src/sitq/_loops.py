@@ -12,15 +12,28 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import anyio
 
+from sitq.errors import UsageError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from concurrent.futures import Future
 
     import trio
 
-__all__ = ["LoopRef", "LoopThread", "SharedEvent", "in_event_loop", "nothing", "run_inline"]
+__all__ = [
+    "LoopRef",
+    "LoopThread",
+    "SharedEvent",
+    "in_event_loop",
+    "nothing",
+    "refuse_green_threads",
+    "run_inline",
+]
 
 T = TypeVar("T")
+
+# What sitq's threads and loops are made of. With a part of it patched, they wait for ever.
+_PATCHED_BY_GEVENT: Final = ("threading", "select", "queue")
 
 
 def _trio_token() -> trio.lowlevel.TrioToken | None:
@@ -42,6 +55,40 @@ def in_event_loop() -> bool:
     return True
 
 
+def refuse_green_threads(what: str) -> None:
+    """Refuse to begin what needs threads of the system where gevent has replaced them.
+
+    Args:
+        what: what was to begin, for the error's text.
+
+    Raises:
+        UsageError: gevent has patched what threads and event loops are made of.
+    """
+    # Never imported for its own sake.
+    is_patched = getattr(sys.modules.get("gevent.monkey"), "is_module_patched", None)
+    if is_patched is None:
+        return
+    patched = [module for module in _PATCHED_BY_GEVENT if is_patched(module)]
+    if patched:
+        raise UsageError(
+            f"{what} needs the system's threads, but gevent.monkey has patched "
+            f"{', '.join(patched)} in this process: use sitq in a process that is not patched, "
+            "such as a gunicorn worker of the class gthread, or leave these out by "
+            "patch_all(thread=False, select=False, queue=False)"
+        )
+
+
+def _asyncio_loop() -> asyncio.AbstractEventLoop:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise UsageError(
+            "no event loop of asyncio or trio runs in this thread: await this in an async function "
+            "that one of them runs, asyncio.run(main()) say; code without an event loop uses "
+            "SyncTaskQueue"
+        ) from None
+
+
 class LoopRef:
     """A running event loop, as other threads see it."""
 
@@ -51,10 +98,10 @@ class LoopRef:
         """Take the loop that the caller runs in.
 
         Raises:
-            RuntimeError: there is none.
+            UsageError: there is none.
         """
         self._trio: Final = _trio_token()
-        self._asyncio: Final = None if self._trio else asyncio.get_running_loop()
+        self._asyncio: Final = None if self._trio else _asyncio_loop()
         self._pid: Final = os.getpid()
 
     @property
@@ -76,12 +123,12 @@ class LoopRef:
         """True if the caller runs in it.
 
         Raises:
-            RuntimeError: the caller runs in no loop.
+            UsageError: the caller runs in no loop.
         """
         token = _trio_token()
         if token is not None:
             return token is self._trio
-        return asyncio.get_running_loop() is self._asyncio
+        return _asyncio_loop() is self._asyncio
 
     @property
     def asyncio(self) -> asyncio.AbstractEventLoop | None:
@@ -197,6 +244,15 @@ class LoopThread:
     """An asyncio loop in a daemon thread: a forgotten stop never keeps the process alive."""
 
     def __init__(self, name: str) -> None:
+        """Start the loop.
+
+        Args:
+            name: the thread's name.
+
+        Raises:
+            UsageError: gevent has replaced the threads of this process.
+        """
+        refuse_green_threads("a queue with an event loop of its own")
         self._loop = asyncio.new_event_loop()
         self._ending = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)

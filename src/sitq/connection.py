@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from sitq._loops import LoopRef
+from sitq._loops import LoopRef, refuse_green_threads
 from sitq.errors import UsageError
 from sitq.waiting import ResultWaiters
 
@@ -20,6 +20,7 @@ class _Opening:
     """What is open, or about to be, in one event loop."""
 
     def __init__(self, backend: Backend) -> None:
+        refuse_green_threads("a queue")
         self.loop: Final = LoopRef()
         self.lock: Final = anyio.Lock()
         self.waiters: Final = ResultWaiters(backend)

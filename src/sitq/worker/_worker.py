@@ -11,6 +11,7 @@ import anyio
 import pydantic
 
 from sitq._fields import describe
+from sitq._loops import refuse_green_threads
 from sitq._ports import checked_backend, checked_serializer
 from sitq.context import CURRENT
 from sitq.errors import UsageError, ValidationError
@@ -197,6 +198,7 @@ class Worker:
     async def _run(self, task_status: TaskStatus[None], *, drain: bool) -> int:
         if self._session is not None:
             raise UsageError("this worker is running already; stop() it first, or make another")
+        refuse_green_threads("a worker")
         worker_id = secrets.token_hex(8)
         session = self._session = Session(
             worker_id,
