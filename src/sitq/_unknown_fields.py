@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError, SchemaValidator, core_schema
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
-__all__ = ["UNKNOWN_FIELD", "Validate", "refusing_validator"]
+__all__ = ["UNKNOWN_FIELD", "Validate", "nodes", "refusing_validator"]
 
 Validate = Callable[[object], Any]
 
@@ -28,7 +28,7 @@ _KEPT: Final = frozenset({"config", "default", "metadata", "serialization"})
 def refusing_validator(adapter: TypeAdapter[Any]) -> Validate:
     """Return what validates plain values, fields by their names, and refuses unknown fields."""
     schema = adapter.core_schema
-    if not any(map(_needs_rewrite, _nodes(schema))):
+    if not any(map(_needs_rewrite, nodes(schema))):
         return partial(
             adapter.validate_python, strict=False, extra="forbid", by_alias=False, by_name=True
         )
@@ -47,13 +47,14 @@ def _needs_rewrite(node: Mapping[str, Any]) -> bool:
     )
 
 
-def _nodes(schema: object) -> Iterator[Mapping[str, Any]]:
+def nodes(schema: object) -> Iterator[Mapping[str, Any]]:
+    """Give all parts of a core schema."""
     if isinstance(schema, Mapping):
         yield schema
         schema = [value for key, value in schema.items() if key not in _KEPT]
     if isinstance(schema, list | tuple):
         for each in schema:
-            yield from _nodes(each)
+            yield from nodes(each)
 
 
 def _refusing(schema: Any, config: Mapping[str, Any]) -> Any:
@@ -80,7 +81,7 @@ def _refusing(schema: Any, config: Mapping[str, Any]) -> Any:
 
 def _checked_before(model: dict[str, Any]) -> Any:
     """Check the fields before a model's own ``__init__``, which gets past the rule."""
-    fields = next((node["fields"] for node in _nodes(model) if node.get("type") in _FIELDS), None)
+    fields = next((node["fields"] for node in nodes(model) if node.get("type") in _FIELDS), None)
     if not isinstance(fields, Mapping):  # a root model
         return model
 

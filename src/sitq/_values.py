@@ -7,6 +7,7 @@ import collections.abc
 import pathlib
 import re
 import types
+from contextlib import suppress
 from enum import Enum
 from functools import cache, partial, reduce
 from operator import or_
@@ -18,7 +19,8 @@ from pydantic_core import core_schema
 
 from sitq._comparison import a, difference, loss
 from sitq._extensions import LEAVES
-from sitq._unknown_fields import UNKNOWN_FIELD, refusing_validator
+from sitq._named_tuples import by_name
+from sitq._unknown_fields import UNKNOWN_FIELD, nodes, refusing_validator
 from sitq.errors import SerializationError, ValidationError
 from sitq.ids import TaskId
 
@@ -66,6 +68,8 @@ _TELLTALE: Final = frozenset(
 _KNOWN_ERRORS: Final = frozenset(get_args(core_schema.ErrorType)) - _TELLTALE
 _UNKNOWN: Final = frozenset({"extra_forbidden", "unexpected_keyword_argument", UNKNOWN_FIELD})
 _FIELD_NAME: Final = re.compile(r"\bfield_name='(\w+)'")
+# In core schemas of pydantic 2.14, and of those before.
+_NAMED_TUPLES: Final = frozenset({"named-tuple", "call"})
 _SHOWN: Final = 3
 _LONGEST_NAME: Final = 100
 
@@ -84,13 +88,22 @@ class ValueCodec:
         ValidationError: values of this annotation cannot travel; the text says why.
     """
 
-    __slots__ = ("_adapter", "_annotation", "_fields", "_fits", "_read", "leaves")
+    __slots__ = (
+        "_adapter",
+        "_annotation",
+        "_fields",
+        "_fits",
+        "_has_named_tuples",
+        "_read",
+        "leaves",
+    )
 
     def __init__(self, annotation: object) -> None:
         self._annotation = _eager(annotation)
         self._adapter: TypeAdapter[Any] | None = None
         self._read: Validate | None = None
         self._fields: frozenset[str] = frozenset()
+        self._has_named_tuples = False
         self._fits = _fitter(self._annotation)
         self.leaves: frozenset[type] = (
             LEAVES if annotation in _ANYTHING else _leaves(annotation) or frozenset()
@@ -146,6 +159,11 @@ class ValueCodec:
                 f"{where}{a(type(value))} cannot be turned into plain values "
                 f"({type(error).__name__}); pass plain values instead"
             ) from None
+        if self._has_named_tuples:
+            named = by_name(valid, plain)
+            with suppress(ValidationError):
+                if difference(valid, self.restore(named)) is None:
+                    plain = named  # or it stays a tuple, where a union would take a dict otherwise
         try:
             back = self.restore(plain)
         except ValidationError as error:
@@ -171,7 +189,10 @@ class ValueCodec:
                 )
             try:
                 self._adapter = pydantic.TypeAdapter(self._annotation)
-                self._fields = frozenset(_field_names(self._adapter.core_schema))
+                schema = self._adapter.core_schema
+                self._fields = frozenset(_field_names(schema))
+                kinds = {node.get("type") for node in nodes(schema)}
+                self._has_named_tuples = not _NAMED_TUPLES.isdisjoint(kinds)
             except Exception as error:  # noqa: BLE001 - hooks of types are anybody's code
                 reason = str(error).split("\n", 1)[0].split(". ", 1)[0]
                 raise ValidationError(
