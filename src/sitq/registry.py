@@ -169,7 +169,7 @@ class Registry:
 
     def _forget(self, replaced: TaskFunction[Any]) -> None:
         self._by_function.pop(replaced.func, None)
-        for name in [name for name, each in self._by_name.items() if each is replaced]:
+        for name in [name for name, each in list(self._by_name.items()) if each is replaced]:
             del self._by_name[name]
 
     def _check_claim(self, name: str, func: Callable[..., Any]) -> None:
@@ -205,8 +205,8 @@ class Registry:
     def _get_by_file(self, name: str) -> TaskFunction[Any] | None:
         """Find a function whose module was started in another way where the name was made."""
         where, _, qualname = name.rpartition(":")
-        functions = {each.func: each for each in self._by_name.values()}
-        for func in (*functions, *self._marked.values()):
+        functions = {each.func: each for each in list(self._by_name.values())}
+        for func in [*functions, *list(self._marked.values())]:
             module, path = address_of(func)
             if path != qualname or not is_module_named(where, module):
                 continue

@@ -120,6 +120,8 @@ async def enqueued_before(
     # Those that are missing gave way to holders of their keys: it is safe to ask for them again.
     missing = [task for task in tasks if task.id not in stored]
     holders = iter(await _insert_unique(work, missing) if missing else ())
+    if any(task.unique_key is not None for task in tasks):
+        work.changed.add("results")  # it may have expired holders
     ids = [task.id if task.id in stored else next(holders) for task in tasks]
     return split(ids, batches)
 

@@ -201,6 +201,14 @@ class ListenChecks(Suite):
             await store.backend.sweep(3)
             await _heard(listener)
 
+    async def test_giving_way_to_a_new_task_is_a_result(self, store: Store) -> None:
+        """An enqueue that expires the holder of its unique key changes ``"results"``."""
+        await store.add(unique_key="k", expires_at=await store.later(1))
+        await store.advance(1)
+        async with store.backend.listen("results") as listener:
+            await store.add(unique_key="k")
+            await _heard(listener)
+
     async def test_a_last_crash_is_a_result(self, store: Store) -> None:
         """A sweep that fails a task as lost changes ``"results"``."""
         await store.taken()
