@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from sitq.protocols import Backend, Clock, Serializer, SigningSerializer
     from sitq.queue import TaskQueue
     from sitq.registry import Call, call, task
-    from sitq.retry import Retry
+    from sitq.retry import Fail, Retry
     from sitq.serialization import MsgpackSerializer
     from sitq.standby import StandbyBackend
     from sitq.states import TaskStatus
@@ -52,6 +52,7 @@ __all__ = [
     "BoundQueue",
     "Call",
     "Clock",
+    "Fail",
     "LeaseLostError",
     "MsgpackSerializer",
     "Progress",
@@ -101,7 +102,7 @@ if not TYPE_CHECKING:
         "protocols": "Backend Clock Serializer SigningSerializer",
         "queue": "TaskQueue",
         "registry": "Call call task",
-        "retry": "Retry",
+        "retry": "Fail Retry",
         "serialization": "MsgpackSerializer",
         "standby": "StandbyBackend",
         "states": "TaskStatus",

@@ -36,9 +36,9 @@ class Log:
         self._logger: Final = logging.getLogger(name)
         self._shown: set[str] = set()
 
-    def info(self, message: str, *args: object) -> None:
+    def info(self, message: str, *args: object, extra: Mapping[str, object] | None = None) -> None:
         """Log at INFO."""
-        self._write(logging.INFO, message, args, None, None)
+        self._write(logging.INFO, message, args, None, extra)
 
     def warning(
         self,

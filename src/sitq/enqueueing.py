@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import logging
 from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, TypeVar, overload
 
 from anyio.lowlevel import checkpoint
 
 from sitq._alike import join
+from sitq._logging import Log
 from sitq.context import CURRENT
 from sitq.errors import SerializationError, ValidationError
 from sitq.ids import new_task_id
@@ -31,7 +31,7 @@ __all__ = ["BoundQueue", "EnqueueMethods", "Producer", "make_repeat", "refuse_ow
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_logger: Final = logging.getLogger(__name__)
+_logger: Final = Log(__name__)
 # How many calls of a batch are encoded before other tasks of the loop get their turn.
 _TURN: Final = 200
 

@@ -69,6 +69,8 @@ class RetryPolicy(Model):
         retry_on: exception classes that are worth a retry, subclasses included. They are
             stored by name (``"module.Class"``), which is accepted too, also that of a module
             which imports the class. A class of a script is known however it was started.
+        no_retry_on: exception classes that are not, though ``retry_on`` covers them; subclasses
+            included. They are stored by name as well.
 
     Raises:
         ValidationError: a value is out of its range or of the wrong type.
@@ -80,6 +82,7 @@ class RetryPolicy(Model):
     max_delay: Seconds = 3600.0
     jitter: float = Field(default=0.1, ge=0, le=1)
     retry_on: ExceptionNames = ("builtins.Exception",)
+    no_retry_on: ExceptionNames = ()
 
     if not TYPE_CHECKING:
 

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sitq._modules import is_class_named
 from sitq.errors import ValidationError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterator
 
     from sitq.models import RetryPolicy
 
-__all__ = ["Retry", "backoff", "wants_retry"]
+__all__ = ["Decision", "Fail", "Retry", "backoff", "decide", "wants_retry"]
 
 _LONGEST: Final = 10 * 365 * 86400.0
+# A subclass may have attributes of its own by these names, or a metaclass that does.
+_MRO: Final = type.__dict__["__mro__"]
+_MEMBERS: Final = BaseExceptionGroup.__dict__["exceptions"]
 
 
 class Retry(Exception):  # noqa: N818 - a request, no error
     """Raised by a task to ask for another attempt, whatever its policy's ``retry_on`` says.
 
     It fails the task only when the policy's attempts are spent. A task with no policy, of its own
-    or of the worker, has ``RetryPolicy()`` here: 3 attempts.
+    or of the worker, has ``RetryPolicy()`` here: 3 attempts. It may come in an exception group, as
+    a task group raises it, if nothing else is in the group; the longest delay counts. A subclass
+    may have an ``__init__`` of its own, and set ``delay``.
 
     Args:
         delay: seconds until the next attempt (0 to 10 years); ``None``: as the policy says.
@@ -30,6 +35,8 @@ class Retry(Exception):  # noqa: N818 - a request, no error
     Raises:
         ValidationError: the delay is out of its range, or no number.
     """
+
+    delay: float | None = None
 
     def __init__(self, delay: float | None = None) -> None:
         if delay is not None and (
@@ -43,6 +50,87 @@ class Retry(Exception):  # noqa: N818 - a request, no error
             )
         super().__init__("another attempt was asked for")
         self.delay = delay
+
+
+class Fail(Exception):  # noqa: N818 - a request, as `Retry` is
+    """Raised by a task that is to fail now, whatever its policy and the worker's say.
+
+    It may come in an exception group: the task fails, whatever else is in the group.
+
+    Args:
+        reason: what the result's ``error`` says after the name of the class.
+    """
+
+    def __init__(self, reason: str = "the task asked to fail") -> None:
+        super().__init__(reason)
+
+
+class Decision(NamedTuple):
+    """What becomes of a task that raised.
+
+    Args:
+        again: whether there is to be another attempt, if the policy has attempts left.
+        asked: whether the task itself asked for it, by `Retry`.
+        delay: the seconds that it asked for; ``None``: as the policy says.
+    """
+
+    again: bool
+    asked: bool = False
+    delay: float | None = None
+
+
+def decide(policy: RetryPolicy | None, error: BaseException) -> Decision:
+    """Decide whether an exception is worth another attempt; attempts are not counted here.
+
+    1. With a `Fail`, alone or in an exception group, there is none.
+    2. With a `Retry`, alone or in a group with nothing else, there is one.
+    3. Without a policy there is none.
+    4. If the class or a base of the exception, or of one in the group, is listed in
+       ``no_retry_on``, there is none. `Retry` is not looked up.
+    5. If the class or a base of it is listed in ``retry_on``, there is one.
+    6. For a group there is one if its own class is listed, or if each exception in it would have
+       one.
+
+    No code of the error's classes runs, but for the attribute ``delay`` of a `Retry`.
+
+    Args:
+        policy: the retry policy; ``None``: there is none.
+        error: what the task raised.
+    """
+    leaves = list(_leaves(error))
+    if any(issubclass(type(leaf), Fail) for leaf in leaves):
+        return Decision(again=False)
+    if all(issubclass(type(leaf), Retry) for leaf in leaves):
+        delays = [delay for leaf in leaves if (delay := _delay_of(leaf)) is not None]
+        return Decision(again=True, asked=True, delay=max(delays, default=None))
+    if policy is None:
+        return Decision(again=False)
+    refused = frozenset(map(str, policy.no_retry_on))
+    if refused and _is_refused(refused, error):
+        return Decision(again=False)
+    return Decision(again=_listed(frozenset(map(str, policy.retry_on)), error))
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    """Return the exceptions in a group and in the groups in it; or the error, if it is none."""
+    waiting = [error]
+    while waiting:
+        each = waiting.pop()
+        if issubclass(type(each), BaseExceptionGroup):
+            waiting += _MEMBERS.__get__(each)
+        else:
+            yield each
+
+
+def _delay_of(error: BaseException) -> float | None:
+    """Return the delay that a `Retry` asks for; ``None`` if it says nothing that is one."""
+    try:
+        delay: Any = getattr(error, "delay", None)
+    except Exception:  # noqa: BLE001 - a subclass may have a property of its own
+        return None
+    if type(delay) not in {int, float} or not 0 <= delay <= _LONGEST:
+        return None
+    return float(delay)
 
 
 def backoff(policy: RetryPolicy, attempt: int, draw: float) -> float:
@@ -63,33 +151,46 @@ def backoff(policy: RetryPolicy, attempt: int, draw: float) -> float:
 
 
 def wants_retry(policy: RetryPolicy, attempt: int, error: BaseException) -> bool:
-    """Tell if a task is to be tried again.
-
-    1. Not once ``attempt`` has reached the policy's ``max_attempts``.
-    2. `Retry` always is.
-    3. An exception is if its class or a base of it is listed in ``retry_on``.
-    4. An exception group is if its own class is listed, or if every exception in it would be.
+    """Return whether a task is to be tried again: see `decide`, while attempts are left.
 
     Args:
         policy: the retry policy.
         attempt: the attempt that failed; 1 for the first.
         error: what the task raised.
     """
-    return attempt < policy.max_attempts and _listed(frozenset(map(str, policy.retry_on)), error)
+    return attempt < policy.max_attempts and decide(policy, error).again
 
 
 def _listed(names: Collection[str], error: BaseException) -> bool:
     waiting = [error]
     while waiting:
         each = waiting.pop()
-        if isinstance(each, BaseExceptionGroup):
-            # A group is an Exception if its leaves are: only its own classes can be meant.
-            groups = [base for base in type(each).__mro__ if issubclass(base, BaseExceptionGroup)]
-            if not _names(groups, names):
-                waiting += each.exceptions
-        elif not isinstance(each, Retry) and not _names(type(each).__mro__, names):
+        kind = type(each)
+        if issubclass(kind, BaseExceptionGroup):
+            if not _names(_group_classes(kind), names):
+                waiting += _MEMBERS.__get__(each)
+        elif not issubclass(kind, Retry) and not _names(_MRO.__get__(kind), names):
             return False
     return True
+
+
+def _is_refused(names: Collection[str], error: BaseException) -> bool:
+    waiting = [error]
+    while waiting:
+        each = waiting.pop()
+        kind = type(each)
+        if issubclass(kind, BaseExceptionGroup):
+            if _names(_group_classes(kind), names):
+                return True
+            waiting += _MEMBERS.__get__(each)
+        elif not issubclass(kind, Retry) and _names(_MRO.__get__(kind), names):
+            return True
+    return False
+
+
+def _group_classes(kind: type[BaseException]) -> list[type]:
+    # A group is an Exception if its leaves are: only its own classes can be meant.
+    return [base for base in _MRO.__get__(kind) if issubclass(base, BaseExceptionGroup)]
 
 
 def _names(classes: Collection[type], names: Collection[str]) -> bool:

@@ -26,6 +26,7 @@ from sitq import (
     BackendFullError,
     Call,
     Clock,
+    Fail,
     LeaseLostError,
     MsgpackSerializer,
     Progress,
@@ -148,7 +149,12 @@ async def with_options(queue: TaskQueue, eta: datetime) -> None:
         queue="q",
         priority=1,
         timeout=1,
-        retry=RetryPolicy(max_attempts=2, delay=1, retry_on=(ValueError, "os.error")),
+        retry=RetryPolicy(
+            max_attempts=2,
+            delay=1,
+            retry_on=(ValueError, "os.error"),
+            no_retry_on=(KeyError, "a.B"),
+        ),
         unique_key="k",
         unique_until="start",
         expires_at=eta,
@@ -162,6 +168,9 @@ async def with_options(queue: TaskQueue, eta: datetime) -> None:
 
     await bound.enqueue(add, "one")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
     await bound.enqueue(add, 1, eta=eta)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    RetryPolicy(no_retry_on=(1,))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    assert_type(Fail("reason"), Fail)
+    Fail(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     queue.options(delay="1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     queue.options(headers={"a": 1})  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]
     queue.options(unique_until="never")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

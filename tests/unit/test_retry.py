@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sitq.backends._texts import dump_policy, load_policy
 from sitq.errors import ValidationError
 from sitq.models import RetryPolicy
-from sitq.retry import Retry, backoff, wants_retry
+from sitq.retry import Fail, Retry, backoff, decide, wants_retry
 
 
 def test_each_wait_is_longer_by_the_factor() -> None:
@@ -78,6 +79,16 @@ ONLY_APP = RetryPolicy(retry_on=(AppError,))
         (RetryPolicy(), BaseExceptionGroup("", [ValueError(), KeyboardInterrupt()]), False),
         (RetryPolicy(retry_on=(ExceptionGroup,)), ExceptionGroup("", [ValueError()]), True),
         (RetryPolicy(retry_on=(ExceptionGroup,)), ValueError(), False),
+        (RetryPolicy(no_retry_on=(AppError,)), AppTimeoutError(), False),
+        (RetryPolicy(no_retry_on=(AppTimeoutError,)), AppError(), True),
+        (RetryPolicy(no_retry_on=("builtins.OSError",)), FileNotFoundError(), False),
+        (RetryPolicy(no_retry_on=(AppError,)), ExceptionGroup("", [OSError(), AppError()]), False),
+        (RetryPolicy(no_retry_on=(ExceptionGroup,)), ExceptionGroup("", [OSError()]), False),
+        (RetryPolicy(no_retry_on=(Exception,)), Retry(), True),
+        (RetryPolicy(no_retry_on=(AppError,)), ExceptionGroup("", [Retry(), AppError()]), False),
+        (RetryPolicy(), Fail("reason"), False),
+        (RetryPolicy(retry_on=(Fail,)), Fail(), False),
+        (RetryPolicy(), ExceptionGroup("", [Retry(), Fail(), OSError()]), False),
     ],
 )
 def test_what_is_listed_is_retried(policy: RetryPolicy, error: BaseException, wanted: bool) -> None:
@@ -93,6 +104,21 @@ def test_nothing_is_retried_once_the_attempts_are_spent() -> None:
 
 def test_asking_for_a_retry_needs_no_listing() -> None:
     assert wants_retry(RetryPolicy(retry_on=()), 1, Retry(delay=3))
+
+
+def test_the_longest_delay_of_a_group_of_retries_counts() -> None:
+    group = ExceptionGroup("", [Retry(2), ExceptionGroup("", [Retry(), Retry(5)])])
+    assert decide(None, group) == (True, True, 5.0)
+    assert decide(None, Retry()) == (True, True, None)
+    assert decide(None, ValueError()) == (False, False, None)
+
+
+def test_a_policy_is_stored_as_before_where_it_has_nothing_new() -> None:
+    """An older version reads it, and what an older version has stored is read."""
+    assert "no_retry_on" not in dump_policy(RetryPolicy())
+    assert load_policy(dump_policy(RetryPolicy())).no_retry_on == ()
+    policy = RetryPolicy(no_retry_on=(AppError, "builtins.OSError"))
+    assert load_policy(dump_policy(policy)) == policy
 
 
 def test_a_retry_carries_its_delay() -> None:

@@ -38,7 +38,8 @@ def load_policy(text: str) -> RetryPolicy:
 @lru_cache(maxsize=256)
 def dump_policy(policy: RetryPolicy) -> str:
     """A retry policy as it is stored."""
-    return policy.model_dump_json()
+    # A version of sitq that does not know the field reads what does not need it.
+    return policy.model_dump_json(exclude=None if policy.no_retry_on else {"no_retry_on"})
 
 
 def load_headers(text: str | None) -> Mapping[str, str]:

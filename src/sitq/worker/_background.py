@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import anyio
 
+from sitq._logging import Log
 from sitq._loops import LoopRef
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Background"]
 
-_log: Final = logging.getLogger(__name__)
+_log: Final = Log(__name__)
 
 
 class _Service(Protocol):
@@ -111,7 +111,7 @@ class Background:
         except BaseException as error:
             self._error = error
             if self._body is not None:
-                _log.error("%s has failed", self._name, exc_info=error)
+                _log.error("%s has failed", self._name, error=error)
                 self._body.cancel()
             if self._must_pass(error):
                 raise

@@ -11,6 +11,8 @@ __all__ = ["MAX_ERROR", "MAX_TRACEBACK", "Raised", "error_text", "traceback_text
 
 MAX_ERROR: Final = 4_000
 MAX_TRACEBACK: Final = 64_000
+# The error's class may have attributes of its own by the names of an exception's.
+_TRACEBACK: Final = BaseException.__dict__["__traceback__"]
 _OURS: Final = str(Path(__file__).resolve().parents[1]) + os.sep
 
 
@@ -20,9 +22,10 @@ class Raised:
     __slots__ = ("error",)
 
     def __init__(self, error: BaseException) -> None:
-        trace = error.__traceback__
+        trace = _TRACEBACK.__get__(error)
         # The first frame is the one that caught it.
-        self.error: Final = error.with_traceback(trace.tb_next if trace else None)
+        _TRACEBACK.__set__(error, trace.tb_next if trace else None)
+        self.error: Final = error
 
 
 def error_text(error: BaseException) -> str:
@@ -30,7 +33,7 @@ def error_text(error: BaseException) -> str:
     name = _name_of(type(error))
     try:
         text = str.__str__(str(error))  # of a subclass, the formatting would be a stranger's
-    except BaseException as inner:  # noqa: BLE001 - the error's own __str__ is a stranger's code
+    except BaseException as inner:  # noqa: BLE001 - the error's own __str__ is user code
         text = f"<str() of it raised {_name_of(type(inner))}>"
     return _clean(f"{name}: {text}" if text else name, MAX_ERROR)
 

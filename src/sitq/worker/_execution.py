@@ -68,6 +68,7 @@ class Execution:
         "has_been_met",
         "has_waited",
         "lease",
+        "raised",
         "since",
         "task",
     )
@@ -82,6 +83,8 @@ class Execution:
         self._end: End | None = None
         # The call of a plain function, until it has ended.
         self._thread: ThreadedCall | None = None
+        # What made the attempt fail, for the log.
+        self.raised: BaseException | None = None
         # True once it has let others have their turn.
         self.has_waited = False
         # True once code of its own has run in an asyncio task that others have met since.
@@ -148,9 +151,10 @@ class Execution:
             payload = unseal(workshop.serializer, task)
             args, kwargs = function.load_arguments(workshop.serializer, payload)
         except ValidationError as error:
+            self.raised = error
             return mismatched(task, error)
         except SitqError as error:
-            return outcome_of_refusal(self.lease, error)
+            return self._refused(error)
         except BaseException as error:  # noqa: BLE001 - a validator of the user's model, say
             return self._failed(error)
         context = self._context = TaskContext(task, self.lease, workshop.ties)
@@ -280,7 +284,7 @@ class Execution:
             data = workshop.function.dump_result(workshop.serializer, value)
             return Outcome.success(self.lease, data)
         except BaseException as error:  # noqa: BLE001 - also what the value's own code raises
-            return outcome_of_refusal(self.lease, error)
+            return self._refused(error)
 
     def _raised(self, error: BaseException) -> Outcome | None:
         if self._end is not None:
@@ -292,7 +296,13 @@ class Execution:
             return Outcome.release(self.lease)
         return self._failed(error)
 
+    def _refused(self, error: BaseException) -> Outcome:
+        if issubclass(type(error), SitqError):  # others may quote what was refused
+            self.raised = error
+        return outcome_of_refusal(self.lease, error)
+
     def _failed(self, error: BaseException) -> Outcome:
+        self.raised = error
         return outcome_of_error(self.task, self.lease, error, self._workshop.retry)
 
 

@@ -6,11 +6,11 @@ forgotten. They are put back with a growing delay, and failed at last.
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Final
 
+from sitq._logging import Log
 from sitq._names import shown
-from sitq.models import Outcome
+from sitq.models import Outcome, OutcomeKind
 from sitq.worker._errors import error_text
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["mismatched", "missed"]
 
-_log: Final = logging.getLogger(__name__)
+_log: Final = Log(__name__)
 
 _MAX_MISSES: Final = 10
 _LONGEST_DELAY: Final = 60.0
@@ -43,11 +43,14 @@ def missed(task: ReservedTask, similar: Sequence[str] = ()) -> Outcome:
         "mark it with @task in a module that this process imports, "
         "or give a function that was moved its old name (@task(aliases=(...)))"
     )
-    return _put_back(
+    outcome = _put_back(
         task,
         f"this worker does not know {name}; {hint}{advice}",
         f"UnknownFunctionError: no worker knows {name}: {hint}{advice}",
     )
+    if outcome.kind is OutcomeKind.FAILURE:
+        _log.error("task %s failed: no worker knows %s; %s%s", task.id, name, hint, advice)
+    return outcome
 
 
 def mismatched(task: ReservedTask, error: ValidationError) -> Outcome:
@@ -67,7 +70,6 @@ def mismatched(task: ReservedTask, error: ValidationError) -> Outcome:
 def _put_back(task: ReservedTask, reason: str, error: str) -> Outcome:
     """Put a task back for a while, or fail it with an error after the last try."""
     if task.misses + 1 >= _MAX_MISSES:
-        _log.warning("task %s failed: %s", task.id, reason)
         return Outcome.failure(task.lease, error)
     delay = min(2.0**task.misses, _LONGEST_DELAY)
     _log.warning("task %s is put back for %g s: %s", task.id, delay, reason)

@@ -6,8 +6,8 @@ import random
 from typing import TYPE_CHECKING, Final
 
 from sitq._logging import Log
-from sitq.models import Outcome, RetryPolicy
-from sitq.retry import Retry, backoff, wants_retry
+from sitq.models import Outcome, OutcomeKind, RetryPolicy
+from sitq.retry import Decision, backoff, decide
 from sitq.worker._errors import error_text, traceback_text
 
 if TYPE_CHECKING:
@@ -31,13 +31,15 @@ def outcome_of_error(
     """
     text, trace = error_text(error), traceback_text(error)
     policy, attempt = task.retry or default, task.attempt
-    if isinstance(error, Retry):
+    try:
+        decision = decide(policy, error)
+    except BaseException:  # noqa: BLE001 - a metaclass of the user's, say
+        decision = Decision(again=False)
+    if decision.asked:
         policy = policy or RetryPolicy()
-    elif policy is None or not wants_retry(policy, attempt, error):
+    if not decision.again or policy is None or attempt >= policy.max_attempts:
         return Outcome.failure(lease, text, trace)
-    if attempt >= policy.max_attempts:
-        return Outcome.failure(lease, text, trace)
-    delay = error.delay if isinstance(error, Retry) else None
+    delay = decision.delay
     if delay is None:
         delay = backoff(policy, attempt, random.random())
     return Outcome.retry(lease, delay, text, trace)
@@ -53,16 +55,33 @@ def outcome_of_refusal(lease: Lease, error: BaseException) -> Outcome:
     return Outcome.failure(lease, error_text(error))
 
 
-def log_end(task: ReservedTask, outcome: Outcome) -> None:
-    """Log an end that is no success, without the error's text: that may hold arguments.
+def log_end(
+    task: ReservedTask, outcome: Outcome, error: BaseException | None, worker_id: str
+) -> None:
+    """Log an end that is no success: a failure at ERROR, with the error and its traceback.
 
-    It is no warning: the worker does what it is for, and the result tells who asked.
+    A retry is a WARNING, anything else an INFO. The message has no text of the error's: that may
+    hold arguments, and who reads tracebacks finds it there.
+
+    Args:
+        task: what was attempted.
+        outcome: how the attempt ended.
+        error: what the function raised, if it did.
+        worker_id: the worker that made the attempt.
     """
-    _log.info(
-        "task %s: attempt %d of %s ended as %s%s",
-        task.id,
-        task.attempt,
-        task.function,
-        outcome.kind,
-        f" ({outcome.error.partition(':')[0]})" if outcome.error else "",
-    )
+    kind = f" ({outcome.error.partition(':')[0]})" if outcome.error else ""
+    names = (task.id, task.attempt, task.function)
+    extra = {
+        "task_id": task.id,
+        "function": task.function,
+        "queue": task.queue,
+        "attempt": task.attempt,
+        "worker_id": worker_id,
+    }
+    if outcome.kind is OutcomeKind.FAILURE:
+        _log.error("task %s: attempt %d of %s failed%s", *names, kind, error=error, extra=extra)
+    elif outcome.kind is OutcomeKind.RETRY:
+        message = "task %s: attempt %d of %s failed%s; retrying in %.3g s"
+        _log.warning(message, *names, kind, outcome.delay, extra=extra)
+    else:
+        _log.info("task %s: attempt %d of %s ended: %s", *names, outcome.kind, extra=extra)

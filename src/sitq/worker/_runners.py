@@ -67,6 +67,7 @@ class Runners:
         report: takes each outcome, and ``None`` for an attempt whose lease is lost.
         note: takes the progress that tasks tell, from any thread.
         freed: called when there is room for more; `start_next` is to follow if they are stalled.
+        worker_id: for the log.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Runners:
         report: Callable[[Lease, Outcome | None], None],
         note: Callable[[Lease, Progress], object],
         freed: Callable[[], None],
+        worker_id: str,
     ) -> None:
         self._group = group
         self._serializer = serializer
@@ -89,6 +91,7 @@ class Runners:
         self._report = report
         self._note = note
         self._freed = freed
+        self._worker_id = worker_id
         # How many attempts have begun.
         self.started = 0
         self._threads = anyio.CapacityLimiter(options.max_concurrency)
@@ -266,7 +269,7 @@ class Runners:
             if outcome is not None and outcome.kind is not OutcomeKind.SUCCESS:
                 if outcome.kind is OutcomeKind.MISS:
                     self.started -= 1  # its function was not called
-                log_end(execution.task, outcome)
+                log_end(execution.task, outcome, execution.raised, self._worker_id)
 
     def _thread_ended(self, execution: Execution) -> None:
         """Give up the place of a thread that was left to itself; called in that thread."""

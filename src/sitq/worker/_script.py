@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import threading
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import anyio
 
+from sitq._logging import Log
 from sitq._loops import LoopRef, in_event_loop
 from sitq.context import CURRENT
 from sitq.errors import UsageError, ValidationError
@@ -24,7 +24,7 @@ __all__ = ["EventLoop", "run_script"]
 
 EventLoop = Literal["asyncio", "trio"]
 
-_log: Final = logging.getLogger(__name__)
+_log: Final = Log(__name__)
 
 _BY_SIGNAL: Final = 128  # shells add it to a signal's number to make an exit code
 _SIGNALS: Final = tuple(
@@ -129,12 +129,10 @@ class _Ending:
         name = signal.Signals(self.last).name
         if self.at_once and self._scope is not None:
             self._scope.cancel()
-            level, text = logging.WARNING, "ends at once; running tasks are handed back"
+            _log.warning("%s: the worker ends at once; running tasks are handed back", name)
         else:
             self._stop()
-            level, text = logging.INFO, "lets running tasks finish; once more ends it at once"
-        with suppress(Exception):  # a handler of the user's must not end the loop
-            _log.log(level, "%s: the worker %s", name, text)
+            _log.info("%s: the worker lets running tasks finish; once more ends it at once", name)
 
 
 @contextmanager

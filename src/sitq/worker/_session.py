@@ -148,6 +148,7 @@ class Session:
             self._report,
             self._take_progress,
             self._freed,
+            self._id,
         )
 
     def _freed(self) -> None:
