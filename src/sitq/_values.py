@@ -9,7 +9,7 @@ import re
 import types
 from contextlib import suppress
 from enum import Enum
-from functools import cache, partial, reduce
+from functools import cache, reduce
 from operator import or_
 from typing import TYPE_CHECKING, Any, Final, TypeVar, Union, cast, get_args, get_origin
 
@@ -18,7 +18,7 @@ import pydantic_core
 from pydantic_core import core_schema
 
 from sitq._comparison import a, difference, loss
-from sitq._extensions import LEAVES
+from sitq._extensions import CONTAINERS, LEAVES
 from sitq._named_tuples import by_name
 from sitq._unknown_fields import UNKNOWN_FIELD, nodes, refusing_validator
 from sitq.errors import SerializationError, ValidationError
@@ -136,14 +136,14 @@ class ValueCodec:
             return plain
         adapter = self._build()
         if self._read is None:
-            self._read = refusing_validator(adapter)
+            # A plain value of another type was stored under another annotation: "5" is no int.
+            is_plain = _is_plain(self._annotation)
+            self._read = self._check if is_plain else refusing_validator(adapter)
         return _validate(self._read, plain, self._fields)
 
     def _lower(self, value: Any) -> object:
         adapter = self._build()
-        # By name: that is how fields are stored, whatever their aliases are.
-        check = partial(adapter.validate_python, strict=True, by_alias=False, by_name=True)
-        valid = _validate(check, value, self._fields)
+        valid = _validate(self._check, value, self._fields)
         try:
             plain = _simplify(
                 adapter.dump_python(
@@ -178,6 +178,10 @@ class ValueCodec:
                 "or annotate it with its own type"
             )
         return plain
+
+    def _check(self, value: object) -> Any:
+        # By name: that is how fields are stored, whatever their aliases are.
+        return self._build().validate_python(value, strict=True, by_alias=False, by_name=True)
 
     def _build(self) -> TypeAdapter[Any]:
         if self._adapter is None:
@@ -339,6 +343,14 @@ def _leaves(annotation: Any) -> frozenset[type] | None:
         if None not in members:
             return frozenset().union(*filter(None, members))
     return None
+
+
+def _is_plain(annotation: Any) -> bool:
+    """Return whether values travel as they are: leaves, and containers of nothing else."""
+    if annotation is Ellipsis or annotation in _ANYTHING or _leaves(annotation) is not None:
+        return True
+    origin = get_origin(annotation) or annotation
+    return (origin in CONTAINERS or origin in _UNIONS) and all(map(_is_plain, get_args(annotation)))
 
 
 def _fitter(annotation: Any) -> Fits | None:

@@ -344,13 +344,48 @@ def test_what_would_not_come_back_is_refused(annotation: Any, value: Any, text: 
         taking(annotation).dump_result(serializer, value)
 
 
-def test_what_is_stored_by_an_older_signature_is_read_leniently_or_refused() -> None:
+def test_an_int_is_read_as_a_float_and_what_fits_no_more_is_refused() -> None:
     old = taking(int).dump_arguments(serializer, (1,), {})
     assert taking(float).load_arguments(serializer, old) == ((1.0,), {})
     with pytest.raises(ValidationError, match=r"f\(\): parameter 'x': .*got int"):
         taking(User).load_arguments(serializer, old)
     with pytest.raises(ValidationError, match=r"f\(\): the return value: .*got int"):
         taking(User).load_result(serializer, serializer.dumps(1))
+
+
+@pytest.mark.parametrize(
+    ("annotation", "stored"),
+    [
+        (int, "5"),
+        (int, True),
+        (int, 1.0),
+        (bool, 1),
+        (float, "1.5"),
+        (float, False),
+        (str, b"x"),
+        (bytes, "x"),
+        (dt.datetime, 5),
+        (dt.datetime, "2024-01-01T00:00:00Z"),
+        (dt.date, MOMENT),
+        (dt.timedelta, 1.5),
+        (uuid.UUID, "0" * 32),
+        (decimal.Decimal, 1),
+        (pathlib.Path, "a"),
+        (int | None, "5"),
+        (int | bool, "1"),
+        (list[int], ["5"]),
+        (list[int], (5,)),
+        (dict[str, int], {"a": True}),
+        (tuple[int, str], (1, 2)),
+        (set[int] | None, {"5"}),
+        (list[dict[str, list[int]]], [{"a": ["5"]}]),
+    ],
+)
+def test_a_stored_value_of_one_plain_type_is_not_taken_for_one_of_another(
+    annotation: Any, stored: Any
+) -> None:
+    with pytest.raises(ValidationError, match=r"f\(\): parameter 'x': .*\(got"):
+        taking(annotation).load_arguments(serializer, serializer.dumps([[stored], {}]))
 
 
 def test_a_task_id_travels_as_its_text() -> None:
