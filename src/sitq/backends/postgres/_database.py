@@ -17,8 +17,8 @@ import anyio
 
 from sitq.backends._batching import Request, Undo, join
 from sitq.backends.postgres import _sql
-from sitq.backends.postgres._driver import place_of
-from sitq.backends.postgres._errors import LostError, is_passing, translated
+from sitq.backends.postgres._dsn import place_of
+from sitq.backends.postgres._errors import LostError, is_passing, is_read_only, translated
 from sitq.backends.postgres._finishing import finish, finished_before
 from sitq.backends.postgres._group_commit import TaskGroupCommit
 from sitq.backends.postgres._pool import Pool
@@ -186,6 +186,7 @@ class Database:
         self, operation: Callable[..., Awaitable[list[Any]]], items: list[Any]
     ) -> list[Any]:
         """Carry out an operation, again where it was rolled back for no fault of its own."""
+        is_elsewhere = False
         for _ in range(_TRIES):
             async with self.pool.lend() as link:
                 try:
@@ -193,6 +194,10 @@ class Database:
                 except LostError:
                     lost = link
                 except Exception as error:
+                    if is_read_only(error) and not is_elsewhere:
+                        is_elsewhere = True
+                        self.pool.renew()
+                        continue
                     if not is_passing(error):
                         raise
                     await asyncio.sleep(random.uniform(0, _FIRST_PAUSE))
@@ -241,7 +246,9 @@ class Database:
                     known, lost = True, link
                     return await self._tracked(operation, link, items)
             except Exception as error:
-                if known and not isinstance(error, LostError):
+                if is_read_only(error):
+                    self.pool.renew()  # what a server knows that is behind proves nothing
+                elif known and not isinstance(error, LostError):
                     raise
                 if self.pool.has_hung_up or asyncio.get_running_loop().time() > give_up:
                     message = (

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import socket
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
-from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 
 from sitq.backends.postgres import _sql
+from sitq.backends.postgres._dsn import place_of, servers_of, split
 from sitq.backends.postgres._errors import POOLED, LostError
-from sitq.errors import ValidationError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
     from datetime import datetime
-    from urllib.parse import SplitResult
 
-__all__ = ["Link", "Row", "Target", "Transaction", "connect", "place_of"]
+__all__ = ["Link", "Row", "Target", "Transaction", "connect"]
 
 Row = Any
 
@@ -62,15 +59,8 @@ _ARRAYS: Final = (
     (1022, "float8", 701),
     (1185, "timestamptz", 1184),
 )
-# Options of libpq's that asyncpg does not know: it would send them to the server.
-_FOREIGN: Final = {
-    "channel_binding", "client_encoding", "connect_timeout", "fallback_application_name",
-    "gssdelegation", "gssencmode", "hostaddr", "keepalives", "keepalives_count", "keepalives_idle",
-    "keepalives_interval", "load_balance_hosts", "replication", "require_auth", "requirepeer",
-    "sslcompression", "sslcrldir", "sslsni", "tcp_user_timeout",
-}  # fmt: skip
-_HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^:\[\]]*)(:[0-9]{0,5})?")
-_UNREADABLE: Final = "dsn: the URL cannot be read; percent-encode its parts"
+# What a server says of itself.
+_READ_ONLY: Final = ("in_hot_standby", "default_transaction_read_only")
 _GONE: Final = (
     OSError,
     EOFError,
@@ -99,37 +89,6 @@ class Target(NamedTuple):
         return f"Target({place_of(self.dsn)})"
 
 
-def place_of(dsn: str) -> str:
-    """A DSN as it may be shown: without password and options.
-
-    Raises:
-        ValidationError: it is none.
-    """
-    parts, options = _split(dsn)
-    user = f"{parts.username}@" if parts.username else ""
-    hosts = parts.netloc.rpartition("@")[2]
-    folder = "" if hosts else next(iter(options.get("host", ())), "")
-    return f"postgresql://{user}{hosts}{parts.path}" + (f" in {folder}" if folder else "")
-
-
-def _split(dsn: str) -> tuple[SplitResult, dict[str, list[str]]]:
-    try:
-        parts = urlsplit(dsn)
-        options = parse_qs(parts.query)
-    except ValueError:
-        raise ValidationError(_UNREADABLE) from None
-    if parts.scheme not in {"postgres", "postgresql"} or "://" not in dsn:
-        message = "dsn: give a URL like postgresql://user@host:5432/database"
-        raise ValidationError(message)
-    hosts = parts.netloc.rpartition("@")[2].split(",")
-    # A password with a slash or the like in it would be taken for a part that may be shown.
-    if "@" in parts.path or parts.fragment or not all(map(_HOST.fullmatch, hosts)):
-        raise ValidationError(_UNREADABLE)
-    if foreign := _FOREIGN & options.keys():
-        raise ValidationError(f"dsn: the driver has no option {min(foreign)!r}; leave it out")
-    return parts, options
-
-
 class Transaction:
     """The statements of one transaction."""
 
@@ -155,6 +114,10 @@ class Link:
             f"SET LOCAL {name} = {value};" for name, value in (_SETTINGS | _limits(target)).items()
         )
         self._process: tuple[int, datetime] | None = None
+        self._reports = connection.get_settings()
+        self._began_read_only = self._is_read_only
+        self.outdated = False
+        """True: it is to be ended, not used again."""
         self.lost: Final = asyncio.Event()
         connection.add_termination_listener(lambda _: self.lost.set())
 
@@ -167,6 +130,16 @@ class Link:
     def is_lost(self) -> bool:
         """True once it has ended."""
         return self._connection.is_closed()
+
+    @property
+    def has_turned_read_only(self) -> bool:
+        """True if its server took writes at first, and takes none any more."""
+        return not self._began_read_only and self._is_read_only
+
+    @property
+    def _is_read_only(self) -> bool:
+        # A server reports these by itself, with its next answer (from PostgreSQL 14 on).
+        return "on" in {getattr(self._reports, name, "off") for name in _READ_ONLY}
 
     async def fetch(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
         """Run one statement in a transaction of its own, and return what it gives.
@@ -256,28 +229,11 @@ async def connect(target: Target) -> Link:
         LostError: the server cannot be reached.
     """
     settings = {"application_name": "sitq"}
-    if "application_name" in _split(target.dsn)[1]:
+    if "application_name" in split(target.dsn)[1]:
         settings = {}
     if target.prepared:
         settings |= _SETTINGS | _SERVER_SIDE | _limits(target)
-    try:
-        connection = await asyncpg.connect(
-            target.dsn,
-            timeout=_CONNECT_SECONDS,
-            statement_cache_size=100 if target.prepared else 0,
-            command_timeout=target.timeout and target.timeout + _GRACE,
-            server_settings=settings,
-        )
-    except TimeoutError as error:
-        raise LostError("the server did not answer in time") from error
-    except (asyncpg.InterfaceError, ValueError) as error:
-        # What the driver says of a URL may quote it.
-        raise LostError("the driver cannot use this URL") from error.with_traceback(None)
-    except _GONE as error:
-        text = _first_line(error)
-        if "startup parameter" in text:  # PgBouncer takes few of them
-            text += f": {POOLED}"
-        raise LostError(text) from error
+    connection = await _connect_to_one(target, settings)
     link = Link(connection, target)
     try:
         _watch(connection)
@@ -287,6 +243,53 @@ async def connect(target: Target) -> Link:
         link.terminate()
         raise
     return link
+
+
+async def _connect_to_one(target: Target, settings: dict[str, str]) -> asyncpg.Connection:
+    """Connect to the first server of the URL that can be had and is of the kind that is wanted."""
+    servers = servers_of(target.dsn)
+    failure: Exception | None = None
+    for number, address in servers.attempts():
+        try:
+            connection = await asyncpg.connect(
+                target.dsn,
+                # One that has vanished without a word must leave time for the others.
+                timeout=_CONNECT_SECONDS / len(servers),
+                statement_cache_size=100 if target.prepared else 0,
+                command_timeout=target.timeout and target.timeout + _GRACE,
+                server_settings=settings,
+                **address,
+            )
+        except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError):
+            raise
+        except (asyncpg.PostgresError, *_GONE, TimeoutError, ValueError) as error:
+            # Of a server that takes no writes nothing more can be said: another one's error can.
+            if failure is None or not isinstance(error, asyncpg.TargetServerAttributeNotMatched):
+                failure = error
+        else:
+            servers.note(number)
+            return connection
+    raise _unreachable(failure)
+
+
+def _unreachable(error: Exception | None) -> Exception:
+    """Return what is raised where no server of a URL can be had."""
+    if error is None or not isinstance(error, (*_GONE, ValueError)):
+        return error or LostError("there is no server")
+    if isinstance(error, TimeoutError):
+        text = "the server did not answer in time"
+    elif isinstance(error, asyncpg.TargetServerAttributeNotMatched):
+        text = "none of the servers is one that takes writes"
+    elif isinstance(error, asyncpg.InterfaceError | ValueError):
+        # What the driver says of a URL may quote it.
+        text, error = "the driver cannot use this URL", error.with_traceback(None)
+    else:
+        text = _first_line(error)
+        if "startup parameter" in text:  # PgBouncer takes few of them
+            text += f": {POOLED}"
+    lost = LostError(text)
+    lost.__cause__ = error
+    return lost
 
 
 def _limits(target: Target) -> dict[str, str]:

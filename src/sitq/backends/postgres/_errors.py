@@ -20,7 +20,7 @@ from sitq.errors import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["POOLED", "LostError", "is_passing", "said", "state_of", "translated"]
+__all__ = ["POOLED", "LostError", "is_passing", "is_read_only", "said", "state_of", "translated"]
 
 POOLED: Final = (
     "a pooler is in between, which may give each transaction another connection: "
@@ -49,6 +49,8 @@ _KINDS: Final[Mapping[str, type[BackendError]]] = {
     "42": BackendFormatError,  # no such table, column or function
     "XX": BackendFormatError,  # damaged
 }
+# A statement that writes came to a server, or a transaction, that takes none.
+_READ_ONLY: Final = "25006"
 _OF_ANOTHER: Final = {"26000", "42P05"}
 # Errors that were rolled back, and that may be gone with the next try.
 _PASSING: Final = {"40001", "40P01", "0A000"}  # the last: a plan from before a migration
@@ -90,6 +92,11 @@ def translated(operation: str, place: str, error: BaseException) -> BaseExceptio
         # Pydantic's too. Its text would show the values.
         return BackendFormatError(f"{where}: there is a row that is none of sitq's")
     return error
+
+
+def is_read_only(error: BaseException) -> bool:
+    """Return whether nothing was changed because this server takes no writes, or none any more."""
+    return state_of(error) == _READ_ONLY
 
 
 def said(error: BaseException) -> str:

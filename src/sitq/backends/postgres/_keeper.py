@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sitq.backends._bridge import begin_thread, end_thread, when_cancelled
-from sitq.backends.postgres._driver import connect, place_of
-from sitq.backends.postgres._errors import translated
+from sitq.backends.postgres._driver import connect
+from sitq.backends.postgres._dsn import place_of
+from sitq.backends.postgres._errors import LostError, is_read_only, translated
 from sitq.backends.postgres._units import renew
 from sitq.backends.postgres._work import Work
 from sitq.errors import BackendBusyError, BackendConnectionError
@@ -92,6 +93,18 @@ class PostgresLeaseKeeper:
             raise failure from failure.__cause__
 
     async def _renew_over_own(self, leases: Sequence[Lease], seconds: float) -> list[LeaseState]:
+        try:
+            return await self._renew_once_over_own(leases, seconds)
+        except Exception as error:
+            if not isinstance(error, LostError) and not is_read_only(error):
+                raise
+            # The server has gone, or another one takes the writes now. Renewing twice is fine.
+            self._hang_up()
+            return await self._renew_once_over_own(leases, seconds)
+
+    async def _renew_once_over_own(
+        self, leases: Sequence[Lease], seconds: float
+    ) -> list[LeaseState]:
         if self._link is not None and self._link.is_lost:
             self._link = None
         if self._link is None:

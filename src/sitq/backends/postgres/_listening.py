@@ -107,13 +107,14 @@ class Listeners:
             link = None
             try:
                 link = await connect(self._target)
-                if await self._hears(link):
-                    pause = _FIRST_PAUSE
-                    self._settle()
-                    await link.lost.wait()
-                else:
-                    self._settle()
-                    await self._look_until(link.lost)
+                with self._database.pool.attached(link):
+                    if await self._hears(link):
+                        pause = _FIRST_PAUSE
+                        self._settle()
+                        await link.lost.wait()
+                    else:
+                        self._settle()
+                        await self._look_until(link.lost)
             except Exception:  # noqa: BLE001 - a store in trouble: looking goes on meanwhile
                 self._settle()
             finally:

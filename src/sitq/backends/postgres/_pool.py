@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from sitq.backends.postgres._driver import Link, connect
 from sitq.backends.postgres._errors import LostError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
     from sitq.backends.postgres._driver import Target
 
@@ -30,6 +31,7 @@ class Pool:
         self._target = target
         self._idle: list[Link] = []
         self._lent: set[Link] = set()
+        self._attached: set[Link] = set()
         self._room = asyncio.Semaphore(size)
         self.has_hung_up = False
         """True once there will be no more connections."""
@@ -65,9 +67,31 @@ class Pool:
     def give_back(self, link: Link) -> None:
         """Give back what was taken."""
         self._lent.discard(link)
-        if not link.is_lost:
+        if link.has_turned_read_only and not link.outdated:
+            self.renew()
+            link.outdated = True
+        if link.outdated:
+            link.terminate()
+        elif not link.is_lost:
             self._idle.append(link)
         self._room.release()
+
+    def renew(self) -> None:
+        """Use no connection of now again: their server takes no writes, and another one may."""
+        for link in self._lent:
+            link.outdated = True
+        for link in (*self._idle, *self._attached):
+            link.terminate()
+        self._idle.clear()
+
+    @contextmanager
+    def attached(self, link: Link) -> Iterator[None]:
+        """Have a connection that was made beside the pool ended with the others."""
+        self._attached.add(link)
+        try:
+            yield
+        finally:
+            self._attached.discard(link)
 
     def _check(self) -> None:
         if self.has_hung_up:
