@@ -28,6 +28,7 @@ __all__ = [
     "nothing",
     "refuse_green_threads",
     "run_inline",
+    "to_its_end",
 ]
 
 T = TypeVar("T")
@@ -299,6 +300,35 @@ class LoopThread:
         self.stop_soon()
         if self._thread is not threading.current_thread():
             self._thread.join()
+
+
+async def to_its_end(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Return what ``work`` returns; a cancellation of the caller waits until it has ended.
+
+    A shield of anyio's is none against asyncio's own cancellation, so ``work`` runs in a task.
+    """
+    if _trio_token() is not None:
+        with anyio.CancelScope(shield=True):
+            return await work()
+    task = asyncio.get_running_loop().create_task(work())
+    _working.add(task)
+    task.add_done_callback(_working.discard)
+    cancellation: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            cancellation = error
+    if cancellation is None:
+        return task.result()
+    if not task.cancelled():
+        task.exception()  # or Python says that nobody asked for it
+    raise cancellation
+
+
+# Until it has ended, also if nobody waits for it any more.
+_working: Final[set[asyncio.Task[Any]]] = set()
 
 
 def run_inline(work: Coroutine[Any, Any, T]) -> T:

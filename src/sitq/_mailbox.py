@@ -34,7 +34,8 @@ class Mailbox:
 
     def __init__(self, loop: LoopRef) -> None:
         self._loop: Final = loop
-        self._lock: Final = threading.Lock()
+        # A garbage collection may come while it is held, and abandon the mailbox.
+        self._lock: Final = threading.RLock()
         self._slot: _Slot | None = None
         self._forget: Callable[[], object] = nothing
         if _HAS_EVENTFD and isinstance(loop.asyncio, asyncio.SelectorEventLoop):
@@ -46,7 +47,8 @@ class Mailbox:
 
     def __del__(self) -> None:
         """Let the loop forget a mailbox that nobody has closed."""
-        self.abandon()
+        if not sys.is_finalizing():  # a thread that stands still by now may hold the lock
+            self.abandon()
 
     def post(self, function: Callable[[], object]) -> None:
         """Have the loop call ``function``, which raises nothing, soon; from any thread."""

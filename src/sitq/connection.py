@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from sitq._loops import LoopRef, refuse_green_threads
+from sitq._loops import LoopRef, refuse_green_threads, to_its_end
 from sitq.errors import UsageError
 from sitq.waiting import ResultWaiters
 
@@ -75,17 +76,20 @@ class Connection:
         self._closed = True
         if opening is None:
             return
-        with anyio.CancelScope(shield=True):  # a user who is never counted out keeps it open
-            async with opening.lock:
-                if self._current is opening:
-                    self._current = None
-                    await self._give_up(opening)
+        # A user who is never counted out keeps it open.
+        await to_its_end(partial(self._give_up, opening))
 
     async def _give_up(self, opening: _Opening) -> None:
-        await opening.waiters.stop(UsageError("the queue was closed during this call"))
-        if opening.is_open:
-            opening.is_open = False
-            await self._backend.close()
+        async with opening.lock:
+            if self._current is not opening:
+                return
+            self._current = None
+            try:
+                await opening.waiters.stop(UsageError("the queue was closed during this call"))
+            finally:
+                if opening.is_open:
+                    opening.is_open = False
+                    await self._backend.close()
 
     def _opening(self) -> _Opening:
         if self._closed:

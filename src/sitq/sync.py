@@ -42,6 +42,7 @@ class _Portal:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._thread: LoopThread | None = None
+        self._calls: set[Future[Any]] = set()
         self._pid = os.getpid()
         self._closed = False
 
@@ -52,14 +53,17 @@ class _Portal:
         try:
             with self._lock:
                 future = self._submit(work, reopen=reopen)
+                self._calls.add(future)
             # In turns: an interrupt that comes just before a wait would not end it.
             while wait([future], timeout=_TURN).not_done:
                 pass
             return future.result()
         except CancelledError:
-            raise UsageError("the queue was closed during this call") from None
+            message = "the queue was closed during this call, which may have been carried out"
+            raise UsageError(message) from None
         finally:
             if future is not None:
+                self._calls.discard(future)
                 future.cancel()  # of a KeyboardInterrupt here, the loop would not know
 
     def _submit(self, work: Callable[[], Coroutine[Any, Any, T]], *, reopen: bool) -> Future[T]:
@@ -82,6 +86,8 @@ class _Portal:
         if thread is not None:
             try:
                 thread.submit(last()).result()
+                # The others have an answer by now, and are about to return it.
+                wait(list(self._calls), timeout=_TURN)
             finally:
                 thread.stop()
 

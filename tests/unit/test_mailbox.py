@@ -121,3 +121,13 @@ def test_what_is_left_when_its_loop_has_ended_leaves_no_file() -> None:
     mailboxes.clear()
     gc.collect()
     assert open_files() == before
+
+
+async def test_a_collection_in_the_middle_of_a_post_blocks_nobody() -> None:
+    """It may collect what holds the mailbox, which is then abandoned in the thread that posts."""
+    mailbox, called = Mailbox(LoopRef()), anyio.Event()
+    with mailbox._lock:
+        mailbox.post(called.set)
+        mailbox.abandon()
+    with anyio.fail_after(5):
+        await called.wait()

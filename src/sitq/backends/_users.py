@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
 import anyio
 
-from sitq._loops import LoopRef
+from sitq._loops import LoopRef, to_its_end
 from sitq.errors import UsageError
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ class Users(Generic[S]):
 
     def __del__(self) -> None:
         """Let go of what nobody has closed, and nobody can any more."""
+        if sys.is_finalizing():
+            return  # threads that stand still by now may hold locks; what is open ends with us
         state: S | None = getattr(self, "_open", None)
         if state is not None and state.pid == os.getpid():
             state.abandon()
@@ -118,8 +121,7 @@ class Users(Generic[S]):
         if self._count == 0:
             self._open = None
             self._disclaim()
-            with anyio.CancelScope(shield=True):
-                await state.close()
+            await to_its_end(state.close)
 
     def use(self, loop: LoopRef | None = None) -> S:
         """What is open, for a caller that may use it."""
@@ -162,8 +164,19 @@ class Users(Generic[S]):
 
     async def _connect(self, loop: LoopRef) -> S:
         state = self._make(loop)
-        with anyio.CancelScope(shield=True):  # half an opening would leave something behind
+        connected = False
+
+        async def connect() -> None:
+            nonlocal connected
             await state.connect()
+            connected = True
+
+        try:
+            await to_its_end(connect)  # half an opening would leave something behind
+        except BaseException:
+            if connected:  # and the caller was cancelled meanwhile
+                await to_its_end(state.close)
+            raise
         return state
 
     def _check_fork(self, state: S) -> None:

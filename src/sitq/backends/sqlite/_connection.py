@@ -41,7 +41,8 @@ class Connection(aiosqlite.Connection):
     ) -> None:
         super().__init__(connector, iter_chunk_size=64)
         self._closed = closed
-        self._posting = threading.Lock()
+        # A garbage collection may come while it is held, and end the connection.
+        self._posting = threading.RLock()
         self._has_ended = False
         self._is_closed = False
         self._thread.daemon = True

@@ -125,23 +125,44 @@ class Database:
 
     async def close(self) -> None:
         """Close, after all that was asked for before."""
-        reader, self._reader = self._reader, None
-        try:
-            if reader is not None:
-                await self._ask("close", reader.close_raw, reader)
-            await self._ask("close", self._end, self._connection)
-        finally:
-            if reader is not None:
-                reader.detach()
-            self._connection.detach()
+        ended = Request[None](self._loop, list, ())
+
+        def end() -> None:
+            try:
+                self._end()
+                ended.answers = [None]
+            except BaseException as error:  # noqa: BLE001 - it belongs to the caller
+                ended.error = translated("close", self._path, error)
+            self._mail.post(ended.wake)
+
+        self._close_soon(end)  # whatever becomes of the caller
+        await ended.wait()
+        ended.result()
 
     def abandon(self) -> None:
         """Close soon, without waiting: the loop that waits for answers has ended."""
+        self._close_soon(self._end)
+
+    def _close_soon(self, end: Callable[[], object]) -> None:
+        """Have the reader's connection closed, then the one that writes."""
         reader, self._reader = self._reader, None
-        if reader is not None:
-            reader.detach()
-        self._connection.post(self._end)
-        self._connection.detach()
+
+        def end_writer() -> None:
+            self._connection.post(end)
+            self._connection.detach()
+
+        if reader is None:
+            end_writer()
+            return
+
+        def end_reader() -> None:
+            try:
+                reader.close_raw()
+            finally:
+                end_writer()
+
+        reader.post(end_reader)
+        reader.detach()
 
     def _end(self) -> None:
         # What gathered behind the batch that is being written has no place in the queue yet.

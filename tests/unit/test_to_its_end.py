@@ -1,0 +1,63 @@
+"""Work that no cancellation cuts."""
+
+from __future__ import annotations
+
+import asyncio
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from sitq._loops import to_its_end
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.anyio
+async def test_each_cancellation_of_asyncio_waits_for_the_end() -> None:
+    go = asyncio.Event()
+    ended = False
+
+    async def work() -> None:
+        nonlocal ended
+        await go.wait()
+        ended = True
+
+    task = asyncio.create_task(to_its_end(work))
+    for _ in range(3):
+        await asyncio.sleep(0)
+        task.cancel()
+    await asyncio.sleep(0)
+    assert not task.done()
+    go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ended
+
+
+@pytest.mark.anyio
+async def test_a_scope_waits_for_the_end_too() -> None:
+    ended = False
+
+    async def work() -> str:
+        nonlocal ended
+        await anyio.lowlevel.checkpoint()
+        await anyio.lowlevel.checkpoint()
+        ended = True
+        return "done"
+
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await to_its_end(work)
+        await anyio.lowlevel.checkpoint()
+    assert ended
+    assert await to_its_end(work) == "done"
+
+
+@pytest.mark.anyio
+async def test_what_the_work_raises_is_raised() -> None:
+    async def work() -> None:
+        await anyio.lowlevel.checkpoint()
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        await to_its_end(work)
