@@ -201,10 +201,11 @@ class Backend(Protocol):
            is final, or until it is asked to end while in progress (see `cancel`); with
            ``unique_until="start"`` until it is reserved for the first time. It does not get the
            key back when it is pending again.
-        2. A holder with ``expires_at <= now`` can never start, and gives way to another task in
-           the same transaction: if it is ``pending``, it becomes ``expired``; if it is
-           ``in_progress`` and its lease ended (``lease end <= now``), it holds the key no more,
-           and stays as it is otherwise.
+        2. A holder that can never start again gives way to another task in the same transaction.
+           If it is ``pending`` with ``expires_at <= now``, it becomes ``expired``. If it is
+           ``pending`` with ``expires_at <= eta`` (a retry has put it off), or ``in_progress`` with
+           ``expires_at <= now`` and its lease ended (``lease end <= now``), it holds the key no
+           more, and stays as it is otherwise.
         3. ``eta=None`` becomes the present moment. Epoch, attempts and crashes start at 0.
         4. Ids are new; an id that exists already raises `BackendError` and stores nothing.
         """

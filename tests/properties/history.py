@@ -292,11 +292,13 @@ def _seconds(seconds: float) -> timedelta:
 
 
 def _gives_way(life: Life, now: datetime) -> bool:
-    return life.expired(now) and (life.lease_end is None or life.lease_end <= now)
+    if life.lease_end is None:
+        return life.expired(max(now, life.eta))
+    return life.expired(now) and life.lease_end <= now
 
 
 def _give_way(life: Life, now: datetime) -> None:
-    if life.lease_end is None:
+    if life.lease_end is None and life.expired(now):
         life.end_as(TaskStatus.EXPIRED, now)
     else:
         life.key_released = True

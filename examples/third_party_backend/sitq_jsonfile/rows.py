@@ -74,14 +74,16 @@ class Row(BaseModel):
         return self.task.unique_key == key and not self.status.is_final and not is_free
 
     def can_never_start(self, now: datetime) -> bool:
-        """Return whether it is past its expiry, and no worker has it whose lease is not over."""
+        """Return whether it expires before it may start, and no worker has it under a lease."""
+        if self.lease_end is not None and self.lease_end > now:
+            return False
         expires_at = self.task.expires_at
-        is_free = self.lease_end is None or self.lease_end <= now
-        return is_free and expires_at is not None and expires_at <= now
+        start = max(self.eta, now) if self.lease_end is None else now
+        return expires_at is not None and expires_at <= start
 
     def without_key(self, now: datetime) -> Row:
         """The row once it has given way to another task with its key."""
-        if self.status is TaskStatus.PENDING:
+        if self.has_expired(now):
             return self.ended(TaskStatus.EXPIRED, now)
         return self.but(key_released=True)
 

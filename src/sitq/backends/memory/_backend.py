@@ -135,7 +135,7 @@ class MemoryBackend:
         if holder:
             if holder.task.id == task.id or not holder.can_never_start(now):
                 return holder.task.id
-            if holder.status is TaskStatus.PENDING:
+            if holder.status is TaskStatus.PENDING and holder.is_expired(now):
                 rows[holder.task.id] = holder.ended(TaskStatus.EXPIRED, now)
                 expired.append(holder)
             else:

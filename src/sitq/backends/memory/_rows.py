@@ -65,8 +65,10 @@ class Row:
         return self.task.unique_key == key and not self.status.is_final and not is_free
 
     def can_never_start(self, now: datetime) -> bool:
-        """Return whether it is past its expiry, and no worker has it whose lease is not over."""
-        return self.is_expired(now) and (self.lease_end is None or self.lease_end <= now)
+        """Return whether it expires before it may start, and no worker has it under a lease."""
+        if self.lease_end is None:
+            return self.is_expired(max(now, self.eta))
+        return self.is_expired(now) and self.lease_end <= now
 
     @property
     def order(self) -> tuple[int, datetime, int]:

@@ -57,12 +57,17 @@ RETURNING id
 """
 )
 
-# The task that holds a unique key, and whether it can never start and is none of these:
-# the task that asks itself, or one whose worker may still report.
+# The task that holds a unique key, and what becomes of it, if it is not the one that asks and can
+# never start again: "expire" it, or "release" its key, if it was put off beyond its expiry, or its
+# worker, whose lease ended, may still report.
 KEY_HOLDER: Final = f"""
-SELECT id, seq, status, id <> :id AND expires_at <= :now AND (
-           status = 'pending'
-           OR EXISTS (SELECT 1 FROM leases WHERE leases.seq = tasks.seq AND ends_at <= :now))
+SELECT id, seq,
+       CASE WHEN id = :id THEN NULL
+            WHEN status = 'pending' AND expires_at <= :now THEN 'expire'
+            WHEN status = 'pending' AND expires_at <= eta THEN 'release'
+            WHEN expires_at <= :now AND EXISTS (
+                SELECT 1 FROM leases WHERE leases.seq = tasks.seq AND ends_at <= :now)
+            THEN 'release' END
 FROM tasks WHERE unique_key = :key AND {_HOLDS_KEY}
 """
 

@@ -126,11 +126,11 @@ async def _insert_unique(executor: Executor, session: Session, task: Task, now: 
     if await executor.fetch(INSERT_UNIQUE_TOLD, values):
         return task.id
     key = {"key": task.unique_key, "id": task.id, "now": now}
-    ((holder, seq, status, is_stale),) = await executor.fetch(KEY_HOLDER, key)
+    ((holder, seq, change),) = await executor.fetch(KEY_HOLDER, key)
     holder_id = TaskId[Any](_as_text(holder))
-    if not is_stale:
+    if change is None:
         return holder_id
-    if _as_text(status) == "pending":
+    if _as_text(change) == "expire":
         await executor.fetch(_sql.SET_FINAL, {**EXPIRED, "seq": seq, "now": now})
         session.expect("results", holder_id)
     else:

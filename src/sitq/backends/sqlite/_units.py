@@ -81,10 +81,10 @@ def _insert_unique(work: Work, task: Task) -> TaskId[Any]:
     if work.execute(INSERT_UNIQUE, values).rowcount:
         return task.id
     key = {"key": task.unique_key, "id": task.id, "now": work.now}
-    holder, seq, status, is_stale = work.execute(KEY_HOLDER, key).fetchone()
-    if not is_stale:
+    holder, seq, change = work.execute(KEY_HOLDER, key).fetchone()
+    if change is None:
         return TaskId(holder)
-    if status == "pending":
+    if change == "expire":
         work.execute(_sql.SET_FINAL, {**EXPIRED, "seq": seq, "now": work.now})
         work.changed.add("results")
     else:

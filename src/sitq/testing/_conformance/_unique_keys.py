@@ -152,6 +152,41 @@ class UniqueKeyChecks(Suite):
         await store.advance(LEASE)
         assert await store.add(unique_key="k") == task.id
 
+    @pytest.mark.parametrize("kind", [OutcomeKind.RETRY, OutcomeKind.MISS])
+    async def test_a_holder_put_off_beyond_its_expiry_gives_up_its_key(
+        self, store: Store, kind: OutcomeKind
+    ) -> None:
+        """It will expire before it is due; up to that moment it stays as it is."""
+        for delay, gives_way in ((10 - store.tick, False), (10 + store.tick, True)):
+            key = str(gives_way)
+            task = await store.taken(unique_key=key, expires_at=await store.later(10))
+            assert await store.end(kind, task.lease, delay)
+            assert (await store.add(unique_key=key) != task.id) is gives_way
+            assert await store.status(task.id) is TaskStatus.PENDING
+            await store.advance(10)
+            await store.backend.sweep(3)
+            assert await store.status(task.id) is TaskStatus.EXPIRED
+            await store.take()
+
+    async def test_callers_at_once_take_the_place_of_a_stale_holder_once(
+        self, store: Store
+    ) -> None:
+        """One of many callers expires it and stores; all get the new holder's id."""
+        old = await store.add(unique_key="k", expires_at=await store.later(1))
+        await store.advance(1)
+        ids: set[TaskId[Any]] = set()
+
+        async def put() -> None:
+            ids.add(await store.add(unique_key="k"))
+
+        with anyio.fail_after(PATIENCE):
+            async with anyio.create_task_group() as group:
+                for _ in range(20):
+                    group.start_soon(put)
+        assert len(ids) == 1
+        assert [task.id for task in await store.take()] == list(ids)
+        assert await store.status(old) is TaskStatus.EXPIRED
+
     async def test_a_holder_past_its_expiry_is_its_own_holder(self, store: Store) -> None:
         """It does not give way to itself, when it is sent again after an error."""
         task = new_task(unique_key="k", expires_at=await store.later(1))

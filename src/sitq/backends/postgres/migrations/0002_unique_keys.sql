@@ -17,7 +17,8 @@ WHERE unique_key IS NOT NULL AND finished_at IS NULL AND NOT key_released
 
 -- Store tasks of which some have unique keys, in order, and tell who has their places: a task
 -- whose key another task holds is not stored, and the holder's id comes instead. A holder that can
--- never start is expired, or gives up its key if its worker may still report. "expired" counts them.
+-- never start is expired, or gives up its key: if it was put off beyond its expiry, or its worker, whose
+-- lease ended, may still report. "expired" counts the first.
 --
 -- Two calls wait for each other's keys in the order in which they insert: all insert in the order
 -- of the keys, so that none waits for one that waits for it. The numbers follow the caller's order.
@@ -54,8 +55,9 @@ BEGIN
             DO NOTHING
             RETURNING tasks.id INTO holder;
             EXIT WHEN FOUND;
-            SELECT task.id, task.id <> ids[i] AND task.expires_at <= moment
-                            AND (task.status = 'pending' OR task.lease_end <= moment)
+            SELECT task.id, task.id <> ids[i]
+                            AND task.expires_at <= greatest(coalesce(task.lease_end, task.eta), moment)
+                            AND coalesce(task.lease_end, moment) <= moment
             INTO holder, is_stale FROM sitq.tasks AS task
             WHERE task.unique_key = keys[i] AND task.finished_at IS NULL AND NOT task.key_released
               AND (task.unique_until IS NULL OR task.epoch = 0);
@@ -70,8 +72,9 @@ BEGIN
                     expired := expired + 1;
                 ELSE
                     UPDATE sitq.tasks AS task SET key_released = true
-                    WHERE task.id = holder AND task.lease_end <= moment
-                      AND task.expires_at <= moment;
+                    WHERE task.id = holder AND task.finished_at IS NULL
+                      AND task.expires_at <= greatest(coalesce(task.lease_end, task.eta), moment)
+                      AND coalesce(task.lease_end, moment) <= moment;
                 END IF;
             END IF;
             -- The key is free now, or the holder has ended between two statements.
