@@ -135,6 +135,7 @@ class SQLiteBackend:
         database = self._use().database
         with suppress(BackendError):  # it stays to be done, and what is due is due all the same
             await database.flush()
+            await database.shorten_log()
         if not await database.read(_units.sweep_is_due):
             return Sweep(0, 0, 0)
         limits = _units.SweepLimits(max_crashes, limit)

@@ -201,6 +201,31 @@ class Database:
         if self._durability.is_behind:
             await self._ask("flush", self._flush, self._connection)
 
+    async def shorten_log(self) -> None:
+        """Empty a log that has grown long behind a reader, if the reader has gone.
+
+        It has a connection and a thread of its own: what is in the log is copied meanwhile, and
+        neither writes nor reads are to wait for that.
+
+        Raises:
+            BackendError: it could not be done.
+        """
+        if not self._store.is_file or not self._store.file.log_is_long():
+            return
+        connection = Connection(self._store.connect_for_reads, nothing)
+
+        def shorten() -> None:
+            connection.attach()
+            for mode in ("PASSIVE", "TRUNCATE"):  # the second holds up writers, for a moment
+                busy, *_ = connection.opened.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+                if busy:
+                    return
+
+        try:
+            await self._ask("checkpoint", shorten, connection)
+        finally:
+            connection.detach()
+
     def _flush(self) -> None:
         self._durability.flush(self._connection.opened)
 

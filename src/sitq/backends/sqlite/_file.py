@@ -19,6 +19,8 @@ from sitq.errors import BackendConnectionError, BackendFormatError
 __all__ = ["MEMORY", "WAS_EMPTIED", "File", "is_foreign"]
 
 MEMORY: Final = ":memory:"
+# The log grows while a reader keeps SQLite from beginning it anew; afterwards it is cut to this.
+LOG_LIMIT: Final = 16 * 1024 * 1024
 WAS_EMPTIED: Final = "was a store of sitq's and is empty now"
 
 
@@ -142,13 +144,22 @@ class File:
             return sqlite3.connect(MEMORY, isolation_level=None, check_same_thread=False)
         name = os.path.abspath(self.path).replace("%", "%25").replace("?", "%3f")
         mode = "ro" if read_only else "rw"
-        return sqlite3.connect(
+        connection = sqlite3.connect(
             f"file:{name.replace('#', '%23')}?mode={mode}",
             uri=True,
             timeout=0,
             isolation_level=None,
             check_same_thread=False,
         )
+        # Whoever begins the log anew makes it shorter, if it has grown behind a long reader.
+        connection.execute(f"PRAGMA journal_size_limit = {LOG_LIMIT}")
+        return connection
+
+    def log_is_long(self) -> bool:
+        """Return whether the log is longer than it has to be, if no long reader is in the way."""
+        with suppress(OSError):
+            return self._identity is not None and os.stat(f"{self.path}-wal").st_size > LOG_LIMIT
+        return False
 
 
 def is_foreign(status: os.stat_result) -> bool:
