@@ -14,7 +14,7 @@ import sys
 from types import ModuleType
 from typing import Any, Final
 
-__all__ = ["class_name", "is_class_named", "is_module_named", "module_name"]
+__all__ = ["class_name", "is_class_named", "is_module_named", "is_same_module", "module_name"]
 
 _MAINS: Final = frozenset({"__main__", "__mp_main__"})
 _NAMESPACES: Final = (ModuleType, type)
@@ -54,9 +54,19 @@ def is_module_named(where: str, module: str) -> bool:
     if module not in _MAINS or _spec_name(module) is not None:
         return False
     if where in sys.modules:  # so that name is taken, by this file or by another
-        other = _file_of(where)
-        return other is not None and _is_same_file(other, file)
+        return is_same_module(where, module)
     return any(_ends_with(path, where.split(".")) for path in (file, os.path.realpath(file)))
+
+
+def is_same_module(one: str, other: str) -> bool:
+    """Return whether two loaded modules are one, or come from one file.
+
+    A script that is imported as well is loaded twice, and so is a module with two ways to it.
+    """
+    if one == other:
+        return True
+    file, other_file = _file_of(one), _file_of(other)
+    return file is not None and other_file is not None and _is_same_file(file, other_file)
 
 
 def class_name(cls: type) -> str:

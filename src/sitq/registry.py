@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, ParamSpec, Ty
 import pydantic
 
 from sitq._fields import describe
-from sitq._modules import is_module_named, module_name
+from sitq._modules import is_module_named, is_same_module, module_name
 from sitq._names import (
     address_of,
     check_kind,
@@ -255,16 +255,11 @@ def _names_of(func: Callable[..., Any], default: str) -> list[str]:
 
 
 def _is_same(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
-    """Return whether two functions are one, in the file that defines it.
-
-    A module that was run with ``-m`` and imported too has each twice, one reloaded has new ones.
-    """
+    """Return whether two functions are one in the file that defines it: loaded twice, or again."""
     if one is other:
         return True
     (module, path), (other_module, other_path) = address_of(one), address_of(other)
-    if path != other_path:
-        return False
-    return module == other_module or is_module_named(module_name(module), other_module)
+    return path == other_path and is_same_module(module, other_module)
 
 
 def _offered(module: ModuleType) -> Iterator[tuple[str, Any]]:

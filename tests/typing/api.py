@@ -97,7 +97,15 @@ async def unstored(a: int) -> list[int]:
     return [a]
 
 
-@task(retry=RetryPolicy(max_attempts=5), timeout=3.0, queue="q", priority=1, result_ttl=60.0)
+@task(
+    name="a.b",
+    aliases=["c:d"],
+    retry=RetryPolicy(max_attempts=5),
+    timeout=3.0,
+    queue="q",
+    priority=1,
+    result_ttl=60.0,
+)
 def marked(a: int) -> float:
     """A function marked with options too."""
     return a / 2

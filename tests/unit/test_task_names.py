@@ -123,6 +123,17 @@ def test_a_module_that_is_loaded_again_gives_its_names_to_its_new_functions(load
         assert found.func is again.send
 
 
+def test_a_file_that_is_loaded_under_two_names_has_one_function(load: Load) -> None:
+    """A project may have two ways to a module; a script may be imported as well."""
+    load("project.names_n", NAMED.format("n"), "/srv/project/names_n.py")
+    second = load("names_n", NAMED.format("n"), "/srv/project/names_n.py")
+    found = known.get("n.send")
+    assert found is not None
+    assert found.func is second.send
+    with pytest.raises(ValidationError, match="claimed"):
+        load("elsewhere.names_n", NAMED.format("n"), "/srv/elsewhere/names_n.py")
+
+
 CLASSES = """
 from sitq import task
 class Base:
