@@ -78,11 +78,13 @@ class Log:
                     extra=extra,
                     stacklevel=3,
                 )
-        except Exception as failure:  # noqa: BLE001 - of a filter's or a handler's, say
+        except KeyboardInterrupt:
+            raise  # the user's own, most likely
+        except BaseException as failure:  # noqa: BLE001 - of a filter's or an error's __str__, say
             with suppress(Exception):
                 self._show(failure)
 
-    def _show(self, failure: Exception) -> None:
+    def _show(self, failure: BaseException) -> None:
         kind = type(failure).__qualname__
         if logging.raiseExceptions and sys.stderr is not None and kind not in self._shown:
             self._shown.add(kind)

@@ -197,7 +197,7 @@ class LoopRef:
                 self._trio.run_sync_soon(function)
             elif self._asyncio is not None:
                 self._asyncio.call_soon_threadsafe(function)
-        except RuntimeError:  # trio.RunFinishedError is one too
+        except (RuntimeError, OSError):  # trio.RunFinishedError; or its socket is closed already
             return False
         return True
 

@@ -6,7 +6,6 @@ from contextvars import copy_context
 from datetime import timedelta
 from enum import Enum, auto
 from functools import partial
-from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
@@ -22,6 +21,7 @@ from sitq.worker._isolation import go_on, is_cancelled_by, steps_of, wait_for
 from sitq.worker._misses import mismatched
 from sitq.worker._outcomes import outcome_of_error, outcome_of_refusal
 from sitq.worker._threaded import ThreadedCall
+from sitq.worker._types import is_awaitable, part_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Coroutine
@@ -264,7 +264,7 @@ class Execution:
             self._wait,
         )
         self._thread = None
-        if isinstance(ended, Raised) or not isawaitable(ended[0]):
+        if isinstance(ended, Raised) or not is_awaitable(ended[0]):
             return ended
         return await self._on_loop(wait_for(variables, ended[0], self._wait_on_loop))
 
@@ -309,17 +309,7 @@ class Execution:
 def _judged(error: BaseException) -> Raised:
     """What a task has raised; but a cancellation counts if a scope around us asked for it."""
     if anyio.current_effective_deadline() == float("-inf"):
-        cancellation = _cancellation_in(error)
+        cancellation = part_of(error, anyio.get_cancelled_exc_class())
         if cancellation is not None:
             raise cancellation from None
     return Raised(error)
-
-
-def _cancellation_in(error: BaseException) -> BaseException | None:
-    """The cancellation that an error is, or the part of a group that is one."""
-    cancelled = anyio.get_cancelled_exc_class()
-    if isinstance(error, cancelled):
-        return error
-    if isinstance(error, BaseExceptionGroup):
-        return error.split(cancelled)[0]
-    return None

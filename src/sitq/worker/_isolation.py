@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 def steps_of(awaitable: Awaitable[T]) -> Coroutine[Any, Any, T]:
     """Something to await as what can be run step by step."""
-    return awaitable if isinstance(awaitable, CoroutineType) else _awaited(awaitable)
+    return awaitable if type(awaitable) is CoroutineType else _awaited(awaitable)
 
 
 @coroutine
@@ -104,7 +104,7 @@ async def _awaited(awaitable: Awaitable[T]) -> T:
 
 def is_cancelled_by(error: BaseException) -> bool:
     """Tell if an error is what a call of ``cancel()`` of the caller's asyncio task raises."""
-    if not isinstance(error, asyncio.CancelledError):
+    if not issubclass(type(error), asyncio.CancelledError):
         return False
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
