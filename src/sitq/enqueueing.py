@@ -62,8 +62,7 @@ class Producer:
         self._pause: Final = pause
         self._seals: Final = may_seal(serializer)
         # For the options used last.
-        self._makers: dict[TaskFunction[Any], TaskMaker] = {}
-        self._options = NO_OPTIONS
+        self._recent: tuple[Options, dict[TaskFunction[Any], TaskMaker]] = (NO_OPTIONS, {})
 
     async def enqueue(
         self,
@@ -119,13 +118,14 @@ class Producer:
             hint = "give the function and its arguments apart, as in enqueue(add, 1, 2)"
             raise ValidationError(f"func: {hint} (got a coroutine)")
         function = known.add(func)
-        if self._options is not options:
-            self._options, self._makers = options, {}
-        maker = self._makers.get(function)
+        recent = self._recent  # read once: threads may share a producer
+        if recent[0] is not options:
+            recent = self._recent = (options, {})
+        maker = recent[1].get(function)
         if maker is None:
             maker = TaskMaker(function, options, self._clock.now)
             if options.delay is None:  # which counts from each enqueue on
-                self._makers[function] = maker
+                recent[1][function] = maker
         return maker
 
     def _sealed(self, tasks: Sequence[Task]) -> Sequence[Task]:

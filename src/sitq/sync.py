@@ -9,7 +9,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, Self, TypeVar, overload
 
 from sitq._loops import LoopThread, in_event_loop, run_inline
+from sitq._ports import checked_serializer
 from sitq.backends.sqlite import SQLiteBackend
+from sitq.blocking import BlockingBackend
+from sitq.enqueueing import EnqueueMethods, Producer
 from sitq.errors import UsageError
 from sitq.models import DEFAULT_QUEUE
 from sitq.queue import TaskQueue
@@ -20,9 +23,9 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
     from types import ModuleType, TracebackType
 
-    from sitq.enqueueing import BoundQueue, EnqueueMethods
+    from sitq.enqueueing import BoundQueue
     from sitq.ids import TaskId
-    from sitq.models import Result, RetryPolicy, TaskInfo
+    from sitq.models import Result, RetryPolicy, Task, TaskInfo
     from sitq.protocols import Backend, Serializer
     from sitq.registry import Call
     from sitq.transactions import SyncConnection
@@ -45,6 +48,8 @@ class _Portal:
         self._calls: set[Future[Any]] = set()
         self._pid = os.getpid()
         self._closed = False
+        # True from the opening of the store to the closing.
+        self.is_connected = False
 
     def run(self, work: Callable[[], Coroutine[Any, Any, T]], *, reopen: bool = False) -> T:
         """Return what ``work`` returns; an exception in the caller's thread cancels it."""
@@ -75,6 +80,14 @@ class _Portal:
             self._pid = os.getpid()
         return self._thread.submit(work())
 
+    def connect(
+        self, work: Callable[[], Coroutine[Any, Any, None]], *, reopen: bool = False
+    ) -> None:
+        """Run what opens the store, and note that it is open."""
+        self.run(work, reopen=reopen)
+        with self._lock:
+            self.is_connected = not self._closed
+
     def close(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Run ``last``, end what else runs, and stop the loop. Twice is fine."""
         if self._thread is not None and self._pid != os.getpid():
@@ -83,6 +96,7 @@ class _Portal:
         with self._lock:
             thread, self._thread = self._thread, None
             self._closed = True
+            self.is_connected = False
         if thread is not None:
             try:
                 thread.submit(last()).result()
@@ -93,13 +107,37 @@ class _Portal:
 
     def check(self) -> None:
         """Refuse a caller that must not be blocked, or that has no loop after a fork."""
-        if in_event_loop():
-            raise UsageError(
-                "SyncTaskQueue would block the event loop that runs in this thread: "
-                "use TaskQueue and await its methods"
-            )
+        _refuse_event_loop()
         if self._thread is not None and self._pid != os.getpid():
             raise UsageError("this queue was opened before a fork: make a new one in the child")
+
+
+def _refuse_event_loop() -> None:
+    if in_event_loop():
+        raise UsageError(
+            "SyncTaskQueue would block the event loop that runs in this thread: "
+            "use TaskQueue and await its methods"
+        )
+
+
+class _Direct:
+    """Runs coroutines that never suspend in the caller's thread, on a store that is open."""
+
+    def __init__(self, portal: _Portal, connect: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._portal: Final = portal
+        self._connect: Final = connect
+
+    def run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Return what ``work`` returns."""
+        # The store itself refuses what was opened before a fork.
+        _refuse_event_loop()
+        if not self._portal.is_connected:
+            self._portal.connect(self._connect)
+        return run_inline(work())
+
+    def check(self) -> None:
+        """Refuse a caller that must not be blocked."""
+        self._portal.check()
 
 
 class _Inline:
@@ -126,7 +164,7 @@ class SyncEnqueueMethods:
         source: the same queue with ``async`` methods.
     """
 
-    def __init__(self, runner: _Portal | _Inline, source: EnqueueMethods) -> None:
+    def __init__(self, runner: _Portal | _Inline | _Direct, source: EnqueueMethods) -> None:
         self._runner: Final = runner
         self._source: Final = source
 
@@ -218,14 +256,18 @@ class SyncTaskQueue(SyncEnqueueMethods):
         self._serializer: Final = serializer
         self._queue: Final = TaskQueue(self._backend, serializer)
         self._portal: Final = _Portal()
-        super().__init__(self._portal, self._queue)
+        if isinstance(self._backend, BlockingBackend):
+            runner = _Direct(self._portal, self._queue.connect)
+            super().__init__(runner, _direct(self._backend, serializer))
+        else:
+            super().__init__(self._portal, self._queue)
 
     def __repr__(self) -> str:
         return f"Sync{self._queue!r}"
 
     def connect(self) -> None:
         """See `TaskQueue.connect`."""
-        self._portal.run(self._queue.connect, reopen=True)
+        self._portal.connect(self._queue.connect, reopen=True)
 
     def close(self) -> None:
         """See `TaskQueue.close`; ends the calls of other threads too."""
@@ -340,6 +382,19 @@ class SyncTaskQueue(SyncEnqueueMethods):
         return self._portal.run(work)
 
 
+def _direct(backend: BlockingBackend, serializer: Serializer | None) -> EnqueueMethods:
+    """Return methods that enqueue in the caller's thread, as coroutines that never suspend."""
+
+    async def store(tasks: Sequence[Task]) -> list[TaskId[Any]]:
+        return backend.enqueue_blocking(tasks) if tasks else []
+
+    async def pause() -> None:
+        """Give nobody a turn: no loop runs in this thread."""
+
+    checked = checked_serializer(serializer)
+    return EnqueueMethods(Producer(backend, backend.clock, checked, store, pause))
+
+
 class SyncTransactionQueue(SyncEnqueueMethods):
     """A queue within a transaction of the user's, from `SyncTaskQueue.bind`."""
 
@@ -350,7 +405,7 @@ class SyncTransactionQueue(SyncEnqueueMethods):
 class SyncBoundQueue:
     """A queue with options, from `SyncTaskQueue.options`; every keyword goes to the function."""
 
-    def __init__(self, runner: _Portal | _Inline, bound: BoundQueue) -> None:
+    def __init__(self, runner: _Portal | _Inline | _Direct, bound: BoundQueue) -> None:
         self._runner: Final = runner
         self._bound: Final = bound
 

@@ -97,6 +97,29 @@ def _enqueues(settings: Settings) -> Iterator[Case]:
     )
 
 
+def _sync(settings: Settings) -> Iterator[Case]:
+    count = settings.count(3_000)
+
+    def rate(threads: int) -> Callable[[Path, str], float]:
+        return lambda place, _loop: workloads.enqueue_sync(
+            store_in(place, "FULL", settings.store), count, threads
+        )
+
+    def floor(place: Path) -> float:
+        return floors.insert(place, "FULL", settings.count(4_000))
+
+    for threads, ratio in ((1, 0.75), (8, 1.0)):
+        yield Case(
+            "sync",
+            f"SyncTaskQueue.enqueue, {threads} thread{'s'[: threads - 1]}, FULL",
+            "tasks/s",
+            rate(threads),
+            Goal(ratio=ratio),
+            floor,
+            loops=("asyncio",),
+        )
+
+
 def _threads(settings: Settings) -> Iterator[Case]:
     count = settings.count(5_000)
     yield Case(
@@ -267,6 +290,7 @@ def _imports(settings: Settings) -> Iterator[Case]:
 GROUPS: dict[str, Callable[[Settings], Iterator[Case]]] = {
     "drain": _drains,
     "enqueue": _enqueues,
+    "sync": _sync,
     "threads": _threads,
     "latency": _latencies,
     "growth": _growth,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import Any
 
 import anyio
 
-from sitq import TaskQueue, Worker, call
+from sitq import SyncTaskQueue, TaskQueue, Worker, call
 from tests.benchmarks.stores import open_store
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "enqueue_at_once",
     "enqueue_bulk",
     "enqueue_one",
+    "enqueue_sync",
     "fill",
     "nothing",
     "nothing_in_thread",
@@ -72,6 +74,25 @@ async def enqueue_one(store: str, count: int) -> float:
         start = time.perf_counter()
         for _ in range(count):
             await queue.enqueue(nothing)
+        return count / (time.perf_counter() - start)
+
+
+def enqueue_sync(store: str, count: int, threads: int = 1) -> float:
+    """Tasks a second from threads without a loop, each one after the other."""
+    with SyncTaskQueue(open_store(store)) as queue:
+        queue.enqueue(nothing)
+
+        def caller() -> None:
+            for _ in range(count // threads):
+                queue.enqueue(nothing)
+
+        callers = [threading.Thread(target=caller) for _ in range(threads - 1)]
+        start = time.perf_counter()
+        for each in callers:
+            each.start()
+        caller()
+        for each in callers:
+            each.join()
         return count / (time.perf_counter() - start)
 
 

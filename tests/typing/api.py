@@ -54,6 +54,7 @@ from sitq import (
     task,
 )
 from sitq.backends.memory import MemoryBackend
+from sitq.blocking import BlockingBackend
 from sitq.clock import SystemClock
 from sitq.standby import StandbyBackend
 from sitq.testing import FakeClock, FaultyBackend
@@ -116,6 +117,8 @@ _b1: Backend = SQLiteBackend("sitq.db", synchronous="NORMAL")
 _b2: Backend = MemoryBackend()
 _b3: Backend = FaultyBackend(MemoryBackend())
 _b5: TransactionalBackend = SQLiteBackend("sitq.db")
+_b8: BlockingBackend = SQLiteBackend("sitq.db")
+_b9: BlockingBackend = MemoryBackend()  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
 _b7: StandbyBackend = SQLiteBackend("sitq.db")
 _s1: Serializer = MsgpackSerializer()
 _c1: Clock = SystemClock()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from sitq._loops import LoopRef
 
-__all__ = ["Gathering", "Request", "Undo", "join", "operation_of", "wake_all"]
+__all__ = ["BlockingRequest", "Gathering", "Request", "Undo", "join", "operation_of", "wake_all"]
 
 O = TypeVar("O")  # noqa: E741 - what comes out
 Undo = Callable[[list[O]], "Request[Any] | None"]
@@ -90,6 +90,30 @@ class Request(Generic[O]):
         return cast("list[O]", self.answers)
 
 
+class BlockingRequest(Request[O]):
+    """A request of a thread that blocks until it is settled.
+
+    Args:
+        operation: what to carry out.
+        items: what for.
+    """
+
+    __slots__ = ("_lock",)
+
+    def __init__(self, loop: LoopRef, operation: Callable[..., Any], items: Sequence[Any]) -> None:
+        super().__init__(loop, operation, items)
+        self._lock: Final = threading.Lock()
+        self._lock.acquire()
+
+    def block(self) -> None:
+        """Return once `wake` has been called; a signal handler may raise in between."""
+        self._lock.acquire()
+
+    def wake(self) -> None:
+        """End the blocking; from any thread, once."""
+        self._lock.release()
+
+
 class Gathering:
     """Gathers requests, and keeps the books of who still waits for which.
 
@@ -118,6 +142,16 @@ class Gathering:
         self.post(request)
         try:
             await request.wait()
+        except BaseException:
+            self._abandon(request)
+            raise
+        return request.result()
+
+    def submit_blocking(self, request: BlockingRequest[O]) -> list[O]:
+        """Have a request carried out together with others, and block until it is settled."""
+        self.post(request)
+        try:
+            request.block()
         except BaseException:
             self._abandon(request)
             raise

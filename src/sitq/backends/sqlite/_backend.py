@@ -101,6 +101,11 @@ class SQLiteBackend:
         """See `sitq.protocols.Backend.enqueue`."""
         return (await self._use().database.write(_units.enqueue, (tasks,)))[0]
 
+    def enqueue_blocking(self, tasks: Sequence[Task]) -> list[TaskId[Any]]:
+        """See `sitq.blocking.BlockingBackend.enqueue_blocking`."""
+        database = self._users.use_from_thread().database
+        return database.write_blocking(_units.enqueue, (tasks,))[0]
+
     async def reserve(
         self, worker: str, queues: Sequence[str], limit: int, lease: float
     ) -> Reservation:

@@ -43,6 +43,9 @@ class Connection(aiosqlite.Connection):
         self._closed = closed
         # A garbage collection may come while it is held, and end the connection.
         self._posting = threading.RLock()
+        # Who uses the connection; only the thread itself takes it twice.
+        self._using = threading.RLock()
+        self._is_lent = False
         self._has_ended = False
         self._is_closed = False
         self._thread.daemon = True
@@ -76,9 +79,36 @@ class Connection(aiosqlite.Connection):
         """
         with self._posting:
             if not self._has_ended:
-                self._tx.put_nowait((None, _Once(function)))
+                self._tx.put_nowait((None, _Once(function, self._using)))
                 return
         function()
+
+    def lend(self, function: Callable[[], object]) -> bool:
+        """Call a function in the caller's own thread, if the connection is not in use.
+
+        What it raises is raised here. It must leave the connection as the thread may find it.
+
+        Returns:
+            False if the connection is in use: nothing was called.
+
+        Raises:
+            UsageError: the caller has interrupted such a call of its own.
+        """
+        if not self._using.acquire(blocking=False):
+            return False
+        try:
+            if self._is_lent:
+                raise UsageError(
+                    "a signal handler or a finalizer cannot enqueue while it interrupts an enqueue"
+                )
+            self._is_lent = True
+            try:
+                function()
+            finally:
+                self._is_lent = False
+        finally:
+            self._using.release()
+        return True
 
     def attach(self, connector: Callable[[], sqlite3.Connection] | None = None) -> None:
         """Connect; in the thread.
@@ -134,14 +164,16 @@ class _Once:
     connection that nobody has any more would stay open.
     """
 
-    __slots__ = ("_function",)
+    __slots__ = ("_function", "_using")
 
-    def __init__(self, function: Callable[[], object]) -> None:
+    def __init__(self, function: Callable[[], object], using: threading.RLock) -> None:
         self._function = function
+        self._using = using
 
     def __call__(self) -> object:
         function, self._function = self._function, nothing
-        return function()
+        with self._using:
+            return function()
 
 
 # Whatever is open, so that one that nobody has any more is closed and not just collected.

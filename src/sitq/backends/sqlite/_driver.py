@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from sitq._logging import Log
 from sitq._loops import nothing
-from sitq.backends._batching import Request, Undo, join
+from sitq.backends._batching import BlockingRequest, Request, Undo, join
 from sitq.backends.sqlite._connection import Connection
 from sitq.backends.sqlite._errors import is_busy, translated, unknown
 from sitq.backends.sqlite._group_commit import GroupCommit, StandingRequest
@@ -182,6 +182,32 @@ class Database:
         """Carry out a unit of work in a transaction, with others that wait for one."""
         return await self.commits.submit(operation, items, undo)
 
+    def write_blocking(self, operation: Callable[..., list[T]], items: Sequence[Any]) -> list[T]:
+        """Carry out a unit of work in a transaction, from a thread without an event loop.
+
+        Where nobody else writes, the caller's own thread does it: no thread waits for another.
+        """
+        request = BlockingRequest[T](self._loop, operation, items)
+        if not (
+            self.commits.is_idle and self._connection.lend(partial(self._write_alone, request))
+        ):
+            return self.commits.submit_blocking(request)
+        return request.result()
+
+    def _write_alone(self, request: Request[Any]) -> None:
+        """Carry out one request, in a thread that a signal handler may interrupt.
+
+        Raises:
+            BaseException: what the handler raised. It is unknown then if the request is stored.
+        """
+        self._write([request])
+        error = request.error
+        cause = error if error is None else error.__cause__ or error
+        if cause is not None and not isinstance(cause, Exception):
+            raise cause
+        if error is None and self._needs_disk(request):
+            self._keep([request])
+
     async def read(self, unit: Callable[..., T], *parameters: Any) -> T:
         """Run a unit of work that changes nothing, outside any transaction."""
         connection = self._connection
@@ -302,7 +328,7 @@ class Database:
         while True:
             try:
                 self._flush()
-            except BaseException as error:  # noqa: BLE001 - it belongs to the callers
+            except Exception as error:  # noqa: BLE001 - it belongs to the callers
                 if time.monotonic() >= give_up:
                     for request in batch:
                         request.error = unknown(_name(request), self._path, error)

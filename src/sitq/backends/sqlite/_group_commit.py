@@ -6,7 +6,14 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from sitq.backends._batching import Gathering, Request, Undo, operation_of, wake_all
+from sitq.backends._batching import (
+    BlockingRequest,
+    Gathering,
+    Request,
+    Undo,
+    operation_of,
+    wake_all,
+)
 from sitq.errors import UnknownOutcomeError
 
 if TYPE_CHECKING:
@@ -98,6 +105,11 @@ class GroupCommit(Gathering):
         self._keep = keep
         self._prompts = prompts
         self._standing: list[StandingRequest[Any]] = []
+
+    @property
+    def is_idle(self) -> bool:
+        """True if nobody waits to be written, or for what is written."""
+        return not (self._scheduled or self._standing)
 
     def stand(self, request: StandingRequest[Any]) -> None:
         """Carry a request out with each transaction that may fulfil it, until it is."""
@@ -204,4 +216,8 @@ class GroupCommit(Gathering):
         # At once, so that whatever is asked next finds it undone.
         if reverses := self._settle(batch):
             self._write(reverses)
-        self._mail.post(partial(wake_all, batch))
+        waiting = [request for request in batch if not isinstance(request, BlockingRequest)]
+        if waiting:
+            self._mail.post(partial(wake_all, waiting))
+        if len(waiting) < len(batch):
+            wake_all([request for request in batch if isinstance(request, BlockingRequest)])
