@@ -167,6 +167,16 @@ class Fetcher:
             self.look_again()
         return True
 
+    async def others_are_due(self) -> bool:
+        """Return whether the store has tasks that could start now; False if it cannot say."""
+        try:
+            reservation = await self._backend.reserve(
+                self._id, self._options.queues, 0, self._options.lease
+            )
+        except Exception:  # noqa: BLE001 - who reserves hears of it
+            return False
+        return reservation.wait == 0.0
+
     async def _sleep(self, runners: Runners) -> None:
         """Wait to be woken, for the next eta, or for the next poll."""
         # What was launched begins first, and what ends at once is on its way to the store.

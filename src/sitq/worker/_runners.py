@@ -117,6 +117,12 @@ class Runners:
         """How many more could start at once."""
         return self._options.max_concurrency - len(self._running) - len(self._left)
 
+    def take_all_places(self) -> list[ReservedTask]:
+        """Return the tasks that run; none while a place is free."""
+        if self.idle_places > 0:
+            return []
+        return [execution.task for execution in (*self._running.values(), *self._left)]
+
     @property
     def vacant(self) -> int:
         """How many more could start at once, besides those that wait."""

@@ -15,6 +15,7 @@ from sitq.worker._fetching import FULL_SWEEP, Fetcher
 from sitq.worker._leases import Heartbeats
 from sitq.worker._reporter import Reporter, Streak
 from sitq.worker._runners import Runners
+from sitq.worker._saturation import warn_of_saturation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -107,6 +108,12 @@ class Session:
                 try:
                     async with anyio.create_task_group() as group:
                         runners = self._runners = self._make_runners(group)
+                        services.start_soon(
+                            warn_of_saturation,
+                            self._clock,
+                            runners.take_all_places,
+                            self._fetcher.others_are_due,
+                        )
                         task_status.started()
                         await self._fetcher.run(runners)
                         await runners.finish(self._options.shutdown_timeout, _LAST_WORDS)
