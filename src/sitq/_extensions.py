@@ -11,22 +11,22 @@ import pathlib
 import uuid
 from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 from zoneinfo import ZoneInfo
 
 from pydantic_core import TzInfo
 
+from sitq._limits import check_decimal, check_decimal_text
 from sitq.errors import SerializationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     Pack = Callable[[object], bytes]
-    Unpack = Callable[[bytes], Any]
     Write = Callable[[Any, Pack], bytes]
-    Read = Callable[[bytes, Unpack], Any]
+    Read = Callable[[bytes, "Source"], Any]
 
-__all__ = ["CONTAINERS", "DECODERS", "ENCODERS", "LEAVES"]
+__all__ = ["CONTAINERS", "DECODERS", "ENCODERS", "LEAVES", "Source"]
 
 M = TypeVar("M", datetime, time)
 
@@ -40,6 +40,22 @@ _PATHS: Final[tuple[type[pathlib.PurePath], ...]] = (
     pathlib.PureWindowsPath,
 )
 _MICROSECOND: Final = timedelta(microseconds=1)
+
+
+class Source(Protocol):
+    """Reads the bodies of extensions, within the limits of one payload."""
+
+    def read(self, data: bytes) -> Any:
+        """Decode msgpack."""
+        ...
+
+    def check_zone(self, key: str) -> None:
+        """Check that a named time zone can be looked up in a short time."""
+        ...
+
+    def check_keys(self, keys: Collection[Any]) -> None:
+        """Check that a set can be built of keys in a short time."""
+        ...
 
 
 def _zone(moment: datetime | time) -> object:
@@ -70,26 +86,29 @@ def _fixed(micros: int, name: str | None) -> tzinfo:
     return timezone(offset) if offset else UTC
 
 
-def _named(key: str) -> tzinfo | None:
+def _named(key: str, source: Source) -> tzinfo:
+    source.check_zone(key)
     try:
         return ZoneInfo(key)
-    except (LookupError, ValueError, OSError):  # unknown here, or no such name
-        return None
+    except (LookupError, ValueError, OSError):
+        raise SerializationError(
+            "the payload holds a time zone that is unknown on this machine; "
+            "install the package tzdata, or use UTC or a fixed offset"
+        ) from None
 
 
-def _aware(naive: M, zone: list[Any] | None) -> M:
+def _aware(naive: M, zone: list[Any] | None, source: Source) -> M:
     """Give a moment its zone back; its fixed offset if this machine reads the zone otherwise."""
     if zone is None:
         return naive
     micros, name, key, *_ = zone + [None, None]  # noqa: RUF005 - for mypy
-    named = None if key is None else _named(key)
-    if named is not None:
-        aware = naive.replace(tzinfo=named)
+    if key is not None:
+        aware = naive.replace(tzinfo=_named(key, source))
         offset = aware.utcoffset()
         if (None if offset is None else offset // _MICROSECOND) == micros:
             return aware
-    if micros is None:  # a time of day in a zone that is unknown here has no offset to fall back to
-        raise SerializationError("the time zone of a time is unknown on this machine")
+    if micros is None:  # a time of day in a zone that is read otherwise here has no offset
+        raise SerializationError("the time zone of a time is another one on this machine")
     return naive.replace(tzinfo=_fixed(micros, name))
 
 
@@ -97,26 +116,26 @@ def _write_datetime(value: datetime, pack: Pack) -> bytes:
     return pack([value.replace(tzinfo=None).isoformat(), value.fold, _zone(value)])
 
 
-def _read_datetime(body: bytes, unpack: Unpack) -> datetime:
-    text, fold, zone = unpack(body)
-    return _aware(datetime.fromisoformat(text).replace(tzinfo=None, fold=fold), zone)
+def _read_datetime(body: bytes, source: Source) -> datetime:
+    text, fold, zone = source.read(body)
+    return _aware(datetime.fromisoformat(text).replace(tzinfo=None, fold=fold), zone, source)
 
 
 def _write_time(value: time, pack: Pack) -> bytes:
     return pack([value.replace(tzinfo=None).isoformat(), value.fold, _zone(value)])
 
 
-def _read_time(body: bytes, unpack: Unpack) -> time:
-    text, fold, zone = unpack(body)
-    return _aware(time.fromisoformat(text).replace(tzinfo=None, fold=fold), zone)
+def _read_time(body: bytes, source: Source) -> time:
+    text, fold, zone = source.read(body)
+    return _aware(time.fromisoformat(text).replace(tzinfo=None, fold=fold), zone, source)
 
 
 def _write_timedelta(value: timedelta, pack: Pack) -> bytes:
     return pack([value.days, value.seconds, value.microseconds])
 
 
-def _read_timedelta(body: bytes, unpack: Unpack) -> timedelta:
-    days, seconds, micros = map(_integer, unpack(body))
+def _read_timedelta(body: bytes, source: Source) -> timedelta:
+    days, seconds, micros = map(_integer, source.read(body))
     return timedelta(days, seconds, micros)
 
 
@@ -126,7 +145,7 @@ def _integer(value: object) -> int:
     return value
 
 
-def _read_uuid(body: bytes, _unpack: Unpack) -> uuid.UUID:
+def _read_uuid(body: bytes, _source: Source) -> uuid.UUID:
     if len(body) != _UUID_SIZE:
         raise SerializationError("malformed payload: a UUID is not 16 bytes long")
     return uuid.UUID(bytes=body)
@@ -137,7 +156,7 @@ def _write_path(value: pathlib.PurePath, _pack: Pack) -> bytes:
     return bytes([_PATHS.index(type(value))]) + str(value).encode("utf-8", "surrogateescape")
 
 
-def _read_path(body: bytes, _unpack: Unpack) -> pathlib.PurePath:
+def _read_path(body: bytes, _source: Source) -> pathlib.PurePath:
     kind = _PATHS[body[0]]
     try:
         return kind(body[1:].decode("utf-8", "surrogateescape"))
@@ -145,31 +164,44 @@ def _read_path(body: bytes, _unpack: Unpack) -> pathlib.PurePath:
         raise SerializationError(f"a {kind.__name__} cannot be made on this system") from None
 
 
+def _write_decimal(value: decimal.Decimal, _pack: Pack) -> bytes:
+    check_decimal(value)
+    return str(value).encode()
+
+
+def _read_decimal(body: bytes, _source: Source) -> decimal.Decimal:
+    check_decimal_text(len(body))
+    value = decimal.Decimal(body.decode())
+    check_decimal(value)
+    return value
+
+
 def _write_items(value: Iterable[object], pack: Pack) -> bytes:
     return pack(list(value))
 
 
-def _read_items(body: bytes, unpack: Unpack) -> list[Any]:
-    items = unpack(body)
+def _read_items(body: bytes, source: Source) -> list[Any]:
+    items = source.read(body)
     if type(items) is not list:
         raise SerializationError("malformed payload: the items of a collection are not a list")
     return items
 
 
-def _read_tuple(body: bytes, unpack: Unpack) -> tuple[Any, ...]:
-    return tuple(_read_items(body, unpack))
+def _read_tuple(body: bytes, source: Source) -> tuple[Any, ...]:
+    return tuple(_read_items(body, source))
 
 
-def _read_frozenset(body: bytes, unpack: Unpack) -> frozenset[Any]:
-    items = _read_items(body, unpack)
+def _read_frozenset(body: bytes, source: Source) -> frozenset[Any]:
+    items = _read_items(body, source)
+    source.check_keys(items)
     found = frozenset(items)
     if len(found) != len(items):
         raise SerializationError("malformed payload: a set holds an item twice")
     return found
 
 
-def _read_set(body: bytes, unpack: Unpack) -> set[Any]:
-    return set(_read_frozenset(body, unpack))
+def _read_set(body: bytes, source: Source) -> set[Any]:
+    return set(_read_frozenset(body, source))
 
 
 ENCODERS: Final[Mapping[type, tuple[int, Write]]] = {
@@ -181,7 +213,7 @@ ENCODERS: Final[Mapping[type, tuple[int, Write]]] = {
     time: (_TIME, _write_time),
     timedelta: (_TIMEDELTA, _write_timedelta),
     uuid.UUID: (_UUID, lambda value, _: value.bytes),
-    decimal.Decimal: (_DECIMAL, lambda value, _: str(value).encode()),
+    decimal.Decimal: (_DECIMAL, _write_decimal),
     **dict.fromkeys(_PATHS, (_PATH, _write_path)),
 }
 DECODERS: Final[Mapping[int, Read]] = {
@@ -193,7 +225,7 @@ DECODERS: Final[Mapping[int, Read]] = {
     _TIME: _read_time,
     _TIMEDELTA: _read_timedelta,
     _UUID: _read_uuid,
-    _DECIMAL: lambda body, _: decimal.Decimal(body.decode()),
+    _DECIMAL: _read_decimal,
     _PATH: _read_path,
 }
 LEAVES: Final[frozenset[type]] = (

@@ -70,6 +70,7 @@ _UNKNOWN: Final = frozenset({"extra_forbidden", "unexpected_keyword_argument", U
 _FIELD_NAME: Final = re.compile(r"\bfield_name='(\w+)'")
 # In core schemas of pydantic 2.14, and of those before.
 _NAMED_TUPLES: Final = frozenset({"named-tuple", "call"})
+_MAX_ERRORS: Final = 1000
 _SHOWN: Final = 3
 _LONGEST_NAME: Final = 100
 
@@ -129,8 +130,9 @@ class ValueCodec:
         """Return the value that ``plain`` stands for.
 
         Raises:
-            ValidationError: what is stored does not fit the annotation, or has a field that a
-                model does not know.
+            SerializationError: what is stored is nested too deeply.
+            ValidationError: it does not fit the annotation, or has a field that a model does not
+                know.
         """
         if self._fits is not None and self._fits(plain):
             return plain
@@ -139,7 +141,10 @@ class ValueCodec:
             # A plain value of another type was stored under another annotation: "5" is no int.
             is_plain = _is_plain(self._annotation)
             self._read = self._check if is_plain else refusing_validator(adapter)
-        return _validate(self._read, plain, self._fields)
+        try:
+            return _validate(self._read, plain, self._fields)
+        except RecursionError:
+            raise SerializationError("the value is nested too deeply") from None
 
     def _lower(self, value: Any) -> object:
         adapter = self._build()
@@ -221,7 +226,9 @@ def _validate(validate: Validate, value: object, fields: frozenset[str]) -> Any:
 
 def _describe(error: pydantic.ValidationError, fields: frozenset[str]) -> str:
     """Say what is wrong and where; neither values nor keys of dicts, which are values too."""
-    parts = []
+    parts: list[str] = []
+    if error.error_count() > _MAX_ERRORS:  # to ask for them would take longer than to find them
+        return f"{error.error_count():,} values are not what the annotation says"
     items = error.errors(include_url=False)
     for item in items[:_SHOWN]:
         steps = [str(step) for step in item["loc"] if isinstance(step, int) or step in fields]

@@ -26,6 +26,9 @@ __all__ = ["NOT_STORED", "TaskDefaults", "TaskFunction"]
 # The value of a success whose function has ``store_result=False``: no payload is empty.
 NOT_STORED: Final = b""
 _ENVELOPE: Final = 2
+# Each is checked by itself.
+_MAX_ARGUMENTS: Final = 10_000
+_TOO_MANY_ARGUMENTS: Final = f"more than {_MAX_ARGUMENTS:,} arguments; pass one list of them"
 
 
 class TaskDefaults(Model):
@@ -110,6 +113,8 @@ class TaskFunction(Generic[R_co]):
                 slot = named[name]
                 keywords[name] = value if type(value) in slot.leaves else self._lower(slot, value)
         else:
+            if len(args) + len(kwargs) > _MAX_ARGUMENTS:
+                raise SerializationError(f"{self.label}: {_TOO_MANY_ARGUMENTS}")
             plain, keywords = self._lower_all(signature, args, kwargs)
         try:
             return serializer.dumps([plain, keywords])
@@ -134,6 +139,8 @@ class TaskFunction(Generic[R_co]):
         args, kwargs = envelope
         if type(args) is not list or type(kwargs) is not dict:
             raise SerializationError(f"{self.label}: the payload holds no arguments")
+        if len(args) + len(kwargs) > _MAX_ARGUMENTS:
+            raise SerializationError(f"{self.label}: {_TOO_MANY_ARGUMENTS}")
         fits = signature.fits(args, kwargs) if kwargs else len(args) in signature.positional_counts
         if fits:
             slots, named = zip(signature.positional, args, strict=False), signature.named

@@ -12,11 +12,12 @@ import msgpack
 from msgpack.exceptions import ExtraData
 
 from sitq._extensions import CONTAINERS, DECODERS, ENCODERS, LEAVES
+from sitq._limits import Budget
 from sitq.errors import SerializationError, ValidationError
 from sitq.signing import Signer, is_signed
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Collection, Hashable, Sequence
 
     from sitq.models import ReservedTask, Task
     from sitq.protocols import Serializer
@@ -26,6 +27,16 @@ __all__ = ["MsgpackSerializer", "may_seal"]
 _MAX_DEPTH: Final = 256
 # Below this a payload cannot declare enough to be worth a scan before it is built.
 _SMALL: Final = 1024
+# Below this its values cost too little to be counted.
+_UNCOUNTED: Final = 4096
+# What containers and extensions count for, beside their items; and how many bytes of an extension,
+# which are copied at each level, count for one value more.
+_PER_LIST: Final = 3
+_PER_MAP: Final = 6
+_PER_EXTENSION: Final = 16
+_BYTES_PER_VALUE: Final = 64
+# A time zone is read from a file when it is first used.
+_PER_ZONE: Final = 400
 _INITIAL_BUFFER: Final = 512
 _FLAT: Final = 2
 
@@ -37,27 +48,35 @@ class MsgpackSerializer:
         max_bytes: the longest payload, in bytes.
         max_depth: how many containers may lie within each other (1 to 256). The arguments of a
             task travel as two: a list or dict of arguments, in a list.
+        max_values: how many values a payload of more than 4 KiB may hold, counted so that
+            decoding any payload takes a few hundredths of a second at most. A number, text or
+            ``None`` counts 1, a list 3, a dict 6, and a value of any other type 16, beside the
+            items that each holds.
         keys: sign the payloads of tasks; see `sitq.signing.Signer`. Results are not signed.
 
     Raises:
         ValidationError: a limit is out of its range, or a key is refused.
     """
 
-    __slots__ = ("_max_bytes", "_max_depth", "_signer")
+    __slots__ = ("_max_bytes", "_max_depth", "_max_values", "_signer")
 
     def __init__(
         self,
         *,
         max_bytes: int = 1_048_576,
         max_depth: int = 64,
+        max_values: int = 131_072,
         keys: Sequence[bytes] | None = None,
     ) -> None:
         if type(max_bytes) is not int or max_bytes < 1:
             raise ValidationError("max_bytes: must be an int of 1 or more")
         if type(max_depth) is not int or not 1 <= max_depth <= _MAX_DEPTH:
             raise ValidationError(f"max_depth: must be an int from 1 to {_MAX_DEPTH}")
+        if type(max_values) is not int or max_values < 1:
+            raise ValidationError("max_values: must be an int of 1 or more")
         self._max_bytes = max_bytes
         self._max_depth = max_depth
+        self._max_values = max_values
         self._signer = None if keys is None else Signer(keys)
 
     def __repr__(self) -> str:
@@ -111,6 +130,9 @@ class MsgpackSerializer:
                 f"the payload is {len(data)} bytes long, over the limit of "
                 f"{self._max_bytes} bytes; store the data elsewhere and pass where it is"
             )
+        if len(data) > _UNCOUNTED:
+            # What is stored can be read: the limits are those of the reader.
+            _CountingReader(self._max_depth, self._max_values).read(data)
         return data
 
     def loads(self, data: bytes) -> Any:
@@ -127,7 +149,7 @@ class MsgpackSerializer:
                 f"the payload is {size} bytes long, over the limit of {self._max_bytes} bytes"
             )
         try:
-            value = _Reader(self._max_depth).read(data)
+            value = self._reader(size).read(data)
         except SerializationError:
             raise
         except ExtraData:
@@ -138,6 +160,11 @@ class MsgpackSerializer:
         if size > self._max_depth or b"\xff" in data:
             self._inspect(value)
         return value
+
+    def _reader(self, size: int) -> _Reader:
+        if size <= _UNCOUNTED:
+            return _Reader(self._max_depth)
+        return _CountingReader(self._max_depth, self._max_values)
 
     def _inspect(self, value: object) -> None:
         """Refuse what is not plain or lies too deep, level by level; no recursion."""
@@ -240,6 +267,9 @@ class _Reader:
             scanner = msgpack.Unpacker(max_buffer_size=len(data))
             scanner.feed(data)
             scanner.skip()
+        return self._unpack(data)
+
+    def _unpack(self, data: bytes) -> Any:
         return msgpack.unpackb(
             data,
             raw=False,
@@ -255,6 +285,56 @@ class _Reader:
         if not self._left:
             raise SerializationError("a payload is nested too deeply")
         self._left -= 1
-        value = read(body, self.read)
+        value = read(body, self)
         self._left += 1
         return value
+
+    def check_zone(self, key: str) -> None:
+        """See `sitq._extensions.Source`; so small a payload needs no check."""
+
+    def check_keys(self, keys: Collection[Any]) -> None:
+        """See `sitq._extensions.Source`; so small a payload needs no check."""
+
+
+class _CountingReader(_Reader):
+    """Reads one payload that is large enough to be dear; counts what it holds."""
+
+    __slots__ = ("_budget", "_zones")
+
+    def __init__(self, max_depth: int, max_values: int) -> None:
+        super().__init__(max_depth)
+        self._budget = Budget(max_values)
+        self._zones: set[str] = set()
+
+    def _unpack(self, data: bytes) -> Any:
+        return msgpack.unpackb(
+            data,
+            raw=False,
+            strict_map_key=False,
+            ext_hook=self._extension,
+            object_pairs_hook=self._mapping,
+            list_hook=self._list,
+        )
+
+    def _list(self, items: list[Any]) -> list[Any]:
+        self._budget.take(_PER_LIST + len(items))
+        return items
+
+    def _mapping(self, pairs: list[tuple[Hashable, Any]]) -> dict[Hashable, Any]:
+        self._budget.take(_PER_MAP + 2 * len(pairs))
+        self._budget.take_keys([key for key, _ in pairs])
+        return _mapping(pairs)
+
+    def check_zone(self, key: str) -> None:
+        """See `sitq._extensions.Source`."""
+        if key not in self._zones:
+            self._zones.add(key)
+            self._budget.take(_PER_ZONE)
+
+    def check_keys(self, keys: Collection[Any]) -> None:
+        """See `sitq._extensions.Source`."""
+        self._budget.take_keys(keys)
+
+    def _extension(self, code: int, body: bytes) -> Any:
+        self._budget.take(_PER_EXTENSION + len(body) // _BYTES_PER_VALUE)
+        return super()._extension(code, body)

@@ -55,7 +55,9 @@ def through(value: Any) -> Any:
         uuid.UUID(int=2**127 + 1),
         decimal.Decimal("1.10"),
         decimal.Decimal("-Infinity"),
-        decimal.Decimal("1E+999999"),
+        decimal.Decimal("-9.99E+1000"),
+        decimal.Decimal("1E-1000"),
+        decimal.Decimal("9" * 1000),
         dt.date.min,
         dt.date.max,
         dt.timedelta(days=-1, microseconds=1),
@@ -130,23 +132,19 @@ def test_the_moments_that_pydantic_reads_come_back_equal() -> None:
     assert through(moment).utcoffset() == dt.timedelta(hours=2)
 
 
-def test_a_zone_that_is_unknown_here_becomes_its_offset(monkeypatch: pytest.MonkeyPatch) -> None:
-    moment = dt.datetime(2024, 7, 1, tzinfo=BERLIN)
-    data = serializer.dumps(moment).replace(b"Europe/Berlin", b"Europe/Nowher")
-    assert serializer.loads(data) == moment
-    assert serializer.loads(data).tzinfo == dt.timezone(dt.timedelta(hours=2))
+@pytest.mark.parametrize(
+    "value", [dt.datetime(2024, 7, 1, tzinfo=BERLIN), dt.time(1, tzinfo=BERLIN)]
+)
+def test_a_zone_that_is_unknown_here_is_an_error_that_names_tzdata(value: object) -> None:
+    data = serializer.dumps(value).replace(b"Europe/Berlin", b"Europe/Nowher")
+    with pytest.raises(SerializationError, match="install the package tzdata"):
+        serializer.loads(data)
 
 
 def test_a_zone_that_is_read_otherwise_here_becomes_its_offset() -> None:
     moment = dt.datetime(2024, 7, 1, tzinfo=BERLIN)
     data = serializer.dumps(moment).replace(b"Europe/Berlin", b"Europe/Moscow")
     assert serializer.loads(data) == moment
-
-
-def test_a_time_of_day_in_a_zone_that_is_unknown_here_is_refused() -> None:
-    data = serializer.dumps(dt.time(1, tzinfo=BERLIN)).replace(b"Europe/Berlin", b"Europe/Nowher")
-    with pytest.raises(SerializationError, match="zone"):
-        serializer.loads(data)
 
 
 class Colour(enum.StrEnum):

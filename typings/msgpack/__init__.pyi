@@ -40,4 +40,5 @@ def unpackb(
     strict_map_key: bool = True,
     ext_hook: Callable[[int, bytes], Any] = ...,
     object_pairs_hook: Callable[[list[tuple[Hashable, Any]]], Any] | None = None,
+    list_hook: Callable[[list[Any]], Any] | None = ...,
 ) -> Any: ...

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from sitq.backends._texts import load_headers, load_policy
+from sitq.backends._texts import clip, load_headers, load_policy, load_progress
 from sitq.ids import TaskId
-from sitq.models import Progress, ReservedTask, Result, Task, TaskInfo
+from sitq.models import ReservedTask, Result, Task, TaskInfo
 from sitq.states import TaskStatus
 
 if TYPE_CHECKING:
@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 __all__ = ["Reader"]
+
+# Somewhat more than what a worker reports: its own cuts count in other units.
+_MAX_ERROR: Final = 16_000
+_MAX_TRACEBACK: Final = 128_000
 
 
 class Reader:
@@ -69,8 +73,8 @@ class Reader:
             function=function,
             status=TaskStatus(status),
             value=value,
-            error=error,
-            traceback=traceback,
+            error=clip(error, _MAX_ERROR),
+            traceback=clip(traceback, _MAX_TRACEBACK),
             attempts=attempts,
             enqueued_at=self._at(enqueued_at),
             started_at=self._at(started_at),
@@ -91,8 +95,8 @@ class Reader:
             eta=self._at(eta),
             attempts=attempts,
             crashes=crashes,
-            progress=None if progress is None else Progress.model_validate_json(progress),
-            error=error,
+            progress=load_progress(progress),
+            error=clip(error, _MAX_ERROR),
             cancel_requested=bool(cancelled),
             unique_key=unique_key,
             retry_of=retry_of,

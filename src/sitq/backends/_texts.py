@@ -7,7 +7,7 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
-from sitq.models import RetryPolicy
+from sitq.models import Progress, RetryPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 __all__ = [
     "LOST_ERROR",
     "UNREADABLE",
+    "clip",
     "dump_headers",
     "dump_policy",
     "load_headers",
     "load_policy",
+    "load_progress",
 ]
 
 LOST_ERROR: Final = (
@@ -29,10 +31,25 @@ UNREADABLE: Final = "BackendFormatError: the stored options of this task cannot 
 _NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
+# Nothing that `dump_policy`, `dump_headers` and progress write is longer.
+_MAX_TEXT: Final = 131_072
+
+
+def _bounded(text: str) -> str:
+    """Refuse a text that no queue has written, before any of it is read.
+
+    Raises:
+        ValueError: it is too long.
+    """
+    if len(text) > _MAX_TEXT:
+        raise ValueError("a stored text is too long")
+    return text
+
+
 @lru_cache(maxsize=256)
 def load_policy(text: str) -> RetryPolicy:
     """A retry policy as it was stored."""
-    return RetryPolicy.model_validate_json(text)
+    return RetryPolicy.model_validate_json(_bounded(text))
 
 
 @lru_cache(maxsize=256)
@@ -43,8 +60,36 @@ def dump_policy(policy: RetryPolicy) -> str:
 
 
 def load_headers(text: str | None) -> Mapping[str, str]:
-    """Headers as they were stored."""
-    return _NO_HEADERS if text is None else json.loads(text)
+    """Read headers as they were stored.
+
+    Raises:
+        ValueError: the text holds something else.
+    """
+    if text is None:
+        return _NO_HEADERS
+    try:
+        headers = json.loads(_bounded(text))
+    except RecursionError:
+        raise ValueError("stored headers are nested too deeply") from None
+    if type(headers) is not dict or not {str}.issuperset(map(type, headers.values())):
+        raise ValueError("stored headers are no texts")
+    return headers
+
+
+def load_progress(text: str | None) -> Progress | None:
+    """Read a task's progress as it was stored.
+
+    Raises:
+        ValueError: the text holds something else.
+    """
+    return None if text is None else Progress.model_validate_json(_bounded(text))
+
+
+def clip(text: str | None, limit: int) -> str | None:
+    """Return what of a stored text is shown; a worker writes none that is longer."""
+    if text is None or len(text) <= limit:
+        return text
+    return f"{text[:limit]}\n[... {len(text) - limit} characters left out ...]"
 
 
 def dump_headers(headers: Mapping[str, str]) -> str | None:
