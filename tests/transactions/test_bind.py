@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from sitq import MsgpackSerializer, TaskId, TaskQueue, TaskStatus, ValidationError, Worker, call
-from sitq.models import Task
+from sitq.models import Outcome, Task
 from sitq.protocols import Backend
 from sitq.transactions import TransactionalBackend
 from tests.transactions.kinds import Own
@@ -113,6 +113,25 @@ async def test_a_holder_past_its_expiry_gives_way_with_the_commit(
     assert result == [TaskStatus.EXPIRED]
     assert await queue.options(unique_key="a").enqueue(add, 7, 8) == new
     assert count(place) == 2
+
+
+async def test_a_holder_put_off_beyond_its_expiry_gives_up_its_key_with_the_commit(
+    queue: TaskQueue, place: Place, own: Own
+) -> None:
+    soon = datetime.now(UTC) + timedelta(minutes=5)
+    old = await queue.options(unique_key="a", expires_at=soon).enqueue(add, 1, 2)
+    backend = place.backend()
+    await backend.open()
+    (task,) = (await backend.reserve("w", ["default"], 1, 30.0)).tasks
+    assert await backend.finish([Outcome.retry(task.lease, 3600.0, "Error: no", "frames")]) == [
+        True
+    ]
+    await backend.close()
+    new = await queue.bind(own.given).options(unique_key="a").enqueue(add, 3, 4)
+    assert new != old
+    await own.commit()
+    assert (await queue.get_task(old)).status is TaskStatus.PENDING
+    assert await queue.options(unique_key="a").enqueue(add, 5, 6) == new
 
 
 async def test_a_holder_gives_way_only_if_the_transaction_commits(
