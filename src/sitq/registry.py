@@ -179,7 +179,7 @@ class Registry:
             ValidationError: one has.
         """
         owner = self.owner(name)
-        if owner is None or _is_same(owner, func):
+        if owner is None or _is_same(owner, func) or _is_gone(owner):
             return
         if not any(_is_given(name, each) for each in (owner, func)):
             return  # one module has taken the place of another
@@ -260,6 +260,12 @@ def _is_same(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
         return True
     (module, path), (other_module, other_path) = address_of(one), address_of(other)
     return path == other_path and is_same_module(module, other_module)
+
+
+def _is_gone(func: Callable[..., Any]) -> bool:
+    """Return whether a module has lost a function of its top level, in a notebook say."""
+    module, path = address_of(func)
+    return "." not in path and func not in _layers(look_up(module, path))
 
 
 def _offered(module: ModuleType) -> Iterator[tuple[str, Any]]:

@@ -134,6 +134,15 @@ def test_a_file_that_is_loaded_under_two_names_has_one_function(load: Load) -> N
         load("elsewhere.names_n", NAMED.format("n"), "/srv/elsewhere/names_n.py")
 
 
+def test_a_name_is_free_once_its_function_is_gone(load: Load) -> None:
+    module = load("names_o", NAMED.format("o"))
+    del module.send
+    again = load("names_p", NAMED.format("o"))
+    found = known.get("o.send")
+    assert found is not None
+    assert found.func is again.send
+
+
 CLASSES = """
 from sitq import task
 class Base:
