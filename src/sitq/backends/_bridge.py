@@ -17,6 +17,7 @@ import anyio
 
 from sitq._logging import Log
 from sitq._loops import LoopThread, nothing
+from sitq.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -29,8 +30,12 @@ _log: Final = Log(__name__)
 
 T = TypeVar("T")
 
+_CLOSED: Final = "the backend was closed during this call"
+
 # A loop keeps its tasks by weak references only. What has been forgotten must end, not vanish.
 _RUNNING: Final[set[asyncio.Task[Any]]] = set()
+# What waits for the end of a loop; these do not wait for each other.
+_GUARDS: Final[set[asyncio.Task[Any]]] = set()
 
 
 class _Answer(Generic[T]):
@@ -96,13 +101,23 @@ class Home:
             self._forget = loop.at_end(partial(end_thread_soon, self._thread))
         self._loop: Final = self._thread.loop if self._thread is not None else _present(native)
         self._tasks: Final[set[asyncio.Task[Any]]] = set()
+        self._is_ending = self._thread is not None
+
+    @property
+    def is_ending(self) -> bool:
+        """True if a cancellation of what runs here means it.
+
+        It does not where the end of the callers' loop cancels every task: some may be cleaning up.
+        """
+        return self._is_ending
 
     def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Run ``work``, which raises nothing, as a task; from the callers' loop or from here."""
         if self._thread is None or _is_running(self._loop):
             self._begin(work)
         else:
-            self._loop.call_soon_threadsafe(self._begin, work)
+            with suppress(RuntimeError):  # the thread has ended, and nobody waits any more
+                self._loop.call_soon_threadsafe(self._begin, work)
 
     def _begin(self, work: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.Task[None]:
         task = self._loop.create_task(work())
@@ -126,7 +141,10 @@ class Home:
             done = anyio.Event()
             tell = partial(self._callers.call_soon, done.set)
             unit = partial(_carry_out, answer, work, parameters, tell)
-            self._loop.call_soon_threadsafe(self._begin, unit)
+            try:
+                self._loop.call_soon_threadsafe(self._begin, unit)
+            except RuntimeError:
+                raise UsageError(_CLOSED) from None
             await done.wait()
         return answer.result()
 
@@ -160,8 +178,43 @@ class Home:
             await asyncio.wait(others, timeout=rest)
         return True
 
+    async def when_ended(self, function: Callable[[], object], seconds: float) -> None:
+        """Call a function when this is cancelled, as everything is when its loop ends; from here.
+
+        If it is the callers' loop that ends, they have so many seconds to clean up before.
+        """
+        task = asyncio.current_task()
+        if task is not None:
+            _GUARDS.add(task)
+            task.add_done_callback(_GUARDS.discard)
+        try:
+            await self._loop.create_future()
+        except asyncio.CancelledError:
+            give_up = self._loop.time() + seconds
+            while not self._is_ending and (others := self._cleaning_up()):
+                rest = give_up - self._loop.time()
+                if rest <= 0:
+                    break
+                await asyncio.wait(others, timeout=rest)
+            raise
+        finally:
+            function()
+
+    def _cleaning_up(self) -> set[asyncio.Task[Any]]:
+        """Return the tasks that were cancelled and go on for now, and what they have asked for."""
+        return {
+            task
+            for task in asyncio.all_tasks()
+            if task not in _GUARDS and (task.cancelling() or task in self._tasks)
+        }
+
+    def end_soon(self) -> None:
+        """Let cancellations have their way from now on."""
+        self._is_ending = True
+
     async def cut(self, keep: set[asyncio.Task[Any]]) -> None:
         """Cancel what runs but the caller and ``keep``; from here."""
+        self._is_ending = True
         for task in self._others(keep):
             task.cancel()
             await asyncio.wait({task})
@@ -177,6 +230,7 @@ class Home:
 
     def abandon(self) -> None:
         """Cancel what still runs soon, for callers that are gone; from any thread."""
+        self._is_ending = True
         if self._thread is not None:
             self._forget()
             end_thread_soon(self._thread)
@@ -197,6 +251,8 @@ async def _carry_out(
 ) -> None:
     try:
         answer.value.append(await work(*parameters))
+    except asyncio.CancelledError:
+        answer.error = UsageError(_CLOSED)
     except BaseException as error:  # noqa: BLE001 - it belongs to the caller
         answer.error = error
     finally:

@@ -9,16 +9,24 @@ from __future__ import annotations
 
 import asyncio
 import random
+from contextlib import suppress
 from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import anyio
 
+from sitq._logging import Log
 from sitq.backends._batching import Request, Undo, join
 from sitq.backends.postgres import _sql
 from sitq.backends.postgres._dsn import place_of
-from sitq.backends.postgres._errors import LostError, is_passing, is_read_only, translated
+from sitq.backends.postgres._errors import (
+    LostError,
+    is_passing,
+    is_read_only,
+    state_of,
+    translated,
+)
 from sitq.backends.postgres._finishing import finish, finished_before
 from sitq.backends.postgres._group_commit import TaskGroupCommit
 from sitq.backends.postgres._pool import Pool
@@ -32,7 +40,7 @@ from sitq.backends.postgres._units import (
     enqueued_before,
 )
 from sitq.backends.postgres._work import Work
-from sitq.errors import BackendConnectionError, UnknownOutcomeError
+from sitq.errors import BackendConnectionError, SitqError, UnknownOutcomeError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -44,6 +52,8 @@ if TYPE_CHECKING:
     from sitq.protocols import Clock, Topic
 
 __all__ = ["Database"]
+
+_log: Final = Log(__name__)
 
 T = TypeVar("T")
 Unit = "Callable[..., Awaitable[T]]"
@@ -64,6 +74,13 @@ _SEARCHES: Final[Mapping[Callable[..., Any], Callable[..., Awaitable[Any]]]] = {
     reserve: reserved_before,
     cancel: cancelled_before,
 }
+
+
+def _may_be_committed(work: Work, error: BaseException) -> bool:
+    """Return whether an error came after a commit, or nobody knows."""
+    if isinstance(error, SitqError | LostError) or not isinstance(error, Exception):
+        return False
+    return work.has_committed or (work.is_sent and not state_of(error))
 
 
 class Database:
@@ -95,6 +112,7 @@ class Database:
         self._clock = clock
         self._statements = schema[1]
         self._changed = changed
+        self._is_shut = False
         self.teller: Final = Teller(schema[0], self._tell, home.start)
         lane = partial(TaskGroupCommit, loop, home.start, home.tell, self._write)
         self._picking = lane()
@@ -109,6 +127,7 @@ class Database:
     ) -> list[T]:
         """Carry out a unit of work, with others that wait for the same."""
         await self._picking.undone()
+        self._check_open()
         lane = self._lanes.get(operation, self._picking)
         return await lane.submit(operation, items, undo)
 
@@ -132,7 +151,16 @@ class Database:
     async def read(self, unit: Callable[..., Awaitable[T]], *parameters: Any) -> T:
         """Run a unit of work that changes nothing."""
         await self._picking.undone()
+        self._check_open()
         return await self._home.run(self._read, unit, parameters)
+
+    def shut(self) -> None:
+        """Let no call begin any more; from the callers' loop, before `close`."""
+        self._is_shut = True
+
+    def _check_open(self) -> None:
+        if self._is_shut:
+            raise UsageError("the backend was closed during this call")
 
     async def _read(self, unit: Callable[..., Awaitable[T]], parameters: tuple[Any, ...]) -> T:
         try:
@@ -170,9 +198,11 @@ class Database:
         """
         items = list(chain.from_iterable(request.items for request in group))
         try:
-            answers = iter(await self._safely(operation, items))
+            answers = iter(await self._though_cancelled(operation, items))
         except BaseException as error:  # noqa: BLE001 - it belongs to the callers
             failure = translated(operation.__name__, self.place, error)
+            if isinstance(error, asyncio.CancelledError):
+                failure = self._unknown(operation, "the backend was closed")
             if len(group) > 1 and not isinstance(failure, BackendConnectionError):
                 return False
             for request in group:
@@ -181,6 +211,22 @@ class Database:
             for request in group:
                 request.answers = list(islice(answers, len(request.items)))
         return True
+
+    def _unknown(self, operation: Callable[..., Any], cause: str) -> UnknownOutcomeError:
+        message = f"{operation.__name__} on {self.place}: {cause}, and the outcome is unknown"
+        return UnknownOutcomeError(message)
+
+    async def _though_cancelled(
+        self, operation: Callable[..., Awaitable[list[Any]]], items: list[Any]
+    ) -> list[Any]:
+        """Carry out an operation although the loop ends, for those who wait and clean up."""
+        while True:
+            try:
+                return await self._safely(operation, items)
+            except asyncio.CancelledError:
+                if self._home.is_ending:
+                    raise
+                # It came before anything was sent: what was, is searched for.
 
     async def _safely(
         self, operation: Callable[..., Awaitable[list[Any]]], items: list[Any]
@@ -192,6 +238,10 @@ class Database:
                 try:
                     return await self._tracked(operation, link, items)
                 except LostError:
+                    lost = link
+                except asyncio.CancelledError:
+                    if self._home.is_ending:
+                        raise
                     lost = link
                 except Exception as error:
                     if is_read_only(error) and not is_elsewhere:
@@ -213,12 +263,18 @@ class Database:
         work = self._work(link)
         try:
             answers = await unit(work, items)
-        except BaseException:
+        except BaseException as error:
             self.teller.tell_later(work.owed)
+            if _may_be_committed(work, error):
+                link.terminate()
+                raise LostError("the answer was lost") from error
             raise
-        self.teller.tell_later((work.changed - work.told) | (work.owed - work.changed))
-        if work.changed:
-            self._home.tell(partial(self._changed, work.changed))
+        try:
+            self.teller.tell_later((work.changed - work.told) | (work.owed - work.changed))
+            if work.changed:
+                self._home.tell(partial(self._changed, work.changed))
+        except Exception as error:  # noqa: BLE001 - what was committed is the answer
+            _log.warning("cannot tell of a change: %s", type(error).__name__, error=error)
         return answers
 
     # -- finding what was lost ---------------------------------------------------------------
@@ -245,18 +301,17 @@ class Database:
                             return answers
                     known, lost = True, link
                     return await self._tracked(operation, link, items)
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:
+                if isinstance(error, asyncio.CancelledError) and self._home.is_ending:
+                    raise
                 if is_read_only(error):
                     self.pool.renew()  # what a server knows that is behind proves nothing
-                elif known and not isinstance(error, LostError):
+                elif known and not isinstance(error, LostError | asyncio.CancelledError):
                     raise
                 if self.pool.has_hung_up or asyncio.get_running_loop().time() > give_up:
-                    message = (
-                        f"{operation.__name__} on {self.place}: the connection was lost, and the "
-                        "outcome is unknown"
-                    )
-                    raise UnknownOutcomeError(message) from error
-            await asyncio.sleep(random.uniform(pause / 2, pause))
+                    raise self._unknown(operation, "the connection was lost") from error
+            with suppress(*(() if self._home.is_ending else (asyncio.CancelledError,))):
+                await asyncio.sleep(random.uniform(pause / 2, pause))
             pause = min(pause * 1.5, _LONGEST_PAUSE)
 
     @staticmethod

@@ -132,6 +132,11 @@ class Link:
         return self._connection.is_closed()
 
     @property
+    def is_between_transactions(self) -> bool:
+        """True if the next statement finds no transaction open, nor one that has failed."""
+        return not self._connection.is_in_transaction()
+
+    @property
     def has_turned_read_only(self) -> bool:
         """True if its server took writes at first, and takes none any more."""
         return not self._began_read_only and self._is_read_only
@@ -150,15 +155,7 @@ class Link:
         try:
             if self._prepared:
                 return await self._connection.fetch(sql, *parameters)
-            # A pooler may change the server's process between two transactions.
-            await self._connection.execute(f"BEGIN;{self._local}")
-            try:
-                rows = await self._connection.fetch(sql, *parameters)
-            except BaseException:
-                if not self._connection.is_closed():
-                    await self._connection.execute("ROLLBACK")
-                raise
-            await self._connection.execute("COMMIT")
+            return await self._fetch_in_transaction(sql, parameters)
         except _GONE as error:
             self.terminate()
             raise LostError(_first_line(error)) from error
@@ -169,6 +166,25 @@ class Link:
             if self._connection.is_closed():
                 raise LostError(_first_line(error)) from error
             raise
+        except (ValueError, ArithmeticError, TypeError):
+            raise  # a row that cannot be read; the driver has taken in the whole answer
+        except BaseException as error:
+            # Nobody knows where in its conversation with the server the connection is.
+            self.terminate()
+            if isinstance(error, Exception):
+                raise LostError(type(error).__name__) from error
+            raise
+
+    async def _fetch_in_transaction(self, sql: str, parameters: Sequence[Any]) -> list[Row]:
+        # A pooler may change the server's process between two transactions.
+        await self._connection.execute(f"BEGIN;{self._local}")
+        try:
+            rows = await self._connection.fetch(sql, *parameters)
+        except BaseException:
+            if not self._connection.is_closed():
+                await self._connection.execute("ROLLBACK")
+            raise
+        await self._connection.execute("COMMIT")
         return rows
 
     @asynccontextmanager

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from sitq.backends._batching import Gathering, Request, wake_all
+from sitq.errors import UnknownOutcomeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -70,14 +71,24 @@ class TaskGroupCommit(Gathering):
     async def _flush(self) -> None:
         while True:
             batch = self._take()
-            if batch:
-                await self._write(batch)
+            await self._write_all(batch)
             if reverses := self._settle(batch):
-                await self._write(reverses)
+                await self._write_all(reverses)
             again = self._more()
             self._tell(partial(self._end, batch))
             if not again:
                 return
+
+    async def _write_all(self, batch: list[Request[Any]]) -> None:
+        """Write a batch; whatever happens, each request has an answer or an error."""
+        try:
+            if batch:
+                await self._write(batch)
+        except BaseException as error:  # noqa: BLE001 - it is told to those who wait
+            for request in batch:
+                if request.answers is None and request.error is None:
+                    name, kind = request.operation.__name__, type(error).__name__
+                    request.error = UnknownOutcomeError(f"{name}: the outcome is unknown: {kind}")
 
     def _end(self, batch: list[Request[Any]]) -> None:
         wake_all(batch)

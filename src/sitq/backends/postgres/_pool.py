@@ -70,10 +70,13 @@ class Pool:
         if link.has_turned_read_only and not link.outdated:
             self.renew()
             link.outdated = True
-        if link.outdated:
+        if link.outdated or self.has_hung_up:
             link.terminate()
         elif not link.is_lost:
-            self._idle.append(link)
+            if link.is_between_transactions:
+                self._idle.append(link)
+            else:
+                link.terminate()  # the server rolls back
         self._room.release()
 
     def renew(self) -> None:
@@ -105,7 +108,8 @@ class Pool:
         return None
 
     async def close(self) -> None:
-        """Close all that nobody uses."""
+        """Close all that nobody uses, and make no more."""
+        self.has_hung_up = True
         idle, self._idle = self._idle, []
         await asyncio.gather(*(link.close() for link in idle))
 

@@ -7,7 +7,7 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
-from sitq.backends._bridge import Home, when_cancelled
+from sitq.backends._bridge import Home
 from sitq.backends.postgres import _schema, _sql
 from sitq.backends.postgres._database import Database
 from sitq.backends.postgres._errors import translated
@@ -103,7 +103,7 @@ class Session:
     async def _terminate_in_the_end(self) -> None:
         """Hang up when this is cancelled: the loop ends, and nobody has closed."""
         self._guard = asyncio.current_task()
-        await when_cancelled(self.database.pool.hang_up)
+        await self._home.when_ended(self.database.pool.hang_up, _PATIENCE)
 
     def lease_keeper(self) -> LeaseKeeper:
         """A lease keeper for the calling thread."""
@@ -123,6 +123,7 @@ class Session:
 
         What waits for the server then, for a lock say, has a few seconds, and ends as lost.
         """
+        self.database.shut()
         await self._home.run(self._close)
         await self._home.end()
 
@@ -133,6 +134,7 @@ class Session:
             if not await self._home.rest(_PATIENCE, kept):
                 await self._home.cut(kept)
         await self.database.close()
+        self._home.end_soon()
         for task in kept:
             task.cancel()
         await asyncio.gather(*kept, return_exceptions=True)

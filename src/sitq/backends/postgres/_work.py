@@ -23,6 +23,8 @@ class Work:
 
     ``moment`` is that of a test's clock; ``None``: the server's clock counts. ``told`` are the
     topics that its statement tells if it changes them; of these ``owed`` have to be told anyhow.
+    ``is_sent`` is true once a statement may have reached the server, ``has_committed`` once one of
+    them has been carried out.
     """
 
     link: Link
@@ -32,10 +34,15 @@ class Work:
     changed: set[Topic] = field(default_factory=set)
     told: set[Topic] = field(default_factory=set)
     owed: set[Topic] = field(default_factory=set)
+    is_sent: bool = False
+    has_committed: bool = False
 
     async def rows(self, sql: str, *parameters: Any) -> list[Row]:
         """Run one statement, and return what it gives."""
-        return await self.link.fetch(self.statements[sql], parameters)
+        self.is_sent = True
+        rows = await self.link.fetch(self.statements[sql], parameters)
+        self.has_committed = True
+        return rows
 
     def news(self, topics: Iterable[Topic]) -> tuple[str, list[str]]:
         """What a statement is to tell, and the channels, if these topics change with it."""
