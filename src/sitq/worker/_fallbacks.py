@@ -6,12 +6,13 @@ itself, and no other has to wait for it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import anyio
 
+from sitq._logging import Log
 from sitq.errors import BackendValueError
-from sitq.models import Outcome
+from sitq.models import Outcome, OutcomeKind
 from sitq.worker._refusals import replaced
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from sitq.worker._reporter import Streak
 
 __all__ = ["Fallback", "Fallbacks"]
+
+_log: Final = Log(__name__)
 
 
 class Fallback(Outcome):
@@ -34,6 +37,17 @@ class Fallback(Outcome):
     def of(cls, outcome: Outcome) -> Fallback:
         """The same outcome, expected to be refused."""
         return cls(**dict(outcome))
+
+
+def _log_end(outcome: Outcome) -> None:
+    """Log that a task has not completed itself after all."""
+    log = {OutcomeKind.FAILURE: _log.error, OutcomeKind.RETRY: _log.warning}
+    log.get(outcome.kind, _log.info)(
+        "task %s: the transaction that completed epoch %d was not committed; it ended as: %s",
+        outcome.task_id,
+        outcome.epoch,
+        outcome.kind,
+    )
 
 
 class Fallbacks:
@@ -89,9 +103,10 @@ class Fallbacks:
                 group.start_soon(self._write, outcome)
 
     async def _write(self, outcome: Outcome) -> None:
+        is_accepted = False
         while True:
             try:
-                await self._backend.finish([outcome])
+                (is_accepted,) = await self._backend.finish([outcome])
             except Exception as error:  # noqa: BLE001 - a store in trouble never ends a worker
                 plain = replaced(outcome, error) if isinstance(error, BackendValueError) else None
                 if plain is None:
@@ -101,6 +116,8 @@ class Fallbacks:
             else:
                 break
         self._streak.succeed()
+        if is_accepted:
+            _log_end(outcome)
         del self._waiting[outcome.lease]
         self._done([outcome.lease])
         self._judged.set()

@@ -19,6 +19,7 @@ from sitq._logging import Log
 from sitq.context import Ties
 from sitq.models import Outcome, OutcomeKind
 from sitq.worker._execution import End, Execution
+from sitq.worker._fallbacks import Fallback
 from sitq.worker._outcomes import log_end
 from sitq.worker._runner import Runner, contain
 from sitq.worker._workshop import Workshop
@@ -275,7 +276,8 @@ class Runners:
             if outcome is not None and outcome.kind is not OutcomeKind.SUCCESS:
                 if outcome.kind is OutcomeKind.MISS:
                     self.started -= 1  # its function was not called
-                log_end(execution.task, outcome, execution.raised, self._worker_id)
+                if type(outcome) is not Fallback:  # which is most likely refused, and logged if not
+                    log_end(execution.task, outcome, execution.raised, self._worker_id)
 
     def _thread_ended(self, execution: Execution) -> None:
         """Give up the place of a thread that was left to itself; called in that thread."""
