@@ -29,7 +29,13 @@ if TYPE_CHECKING:
     )
     from sitq.ids import TaskId
     from sitq.models import Progress, ReservedTask, Result, RetryPolicy, Task, TaskInfo
-    from sitq.protocols import Backend, Clock, Serializer, SigningSerializer
+    from sitq.protocols import (
+        Backend,
+        Clock,
+        ResultSigningSerializer,
+        Serializer,
+        SigningSerializer,
+    )
     from sitq.queue import TaskQueue
     from sitq.registry import Call, call, task
     from sitq.retry import Fail, Retry
@@ -58,6 +64,7 @@ __all__ = [
     "Progress",
     "ReservedTask",
     "Result",
+    "ResultSigningSerializer",
     "Retry",
     "RetryPolicy",
     "SQLiteBackend",
@@ -99,7 +106,7 @@ if not TYPE_CHECKING:
         ),
         "ids": "TaskId",
         "models": "Progress ReservedTask Result RetryPolicy Task TaskInfo",
-        "protocols": "Backend Clock Serializer SigningSerializer",
+        "protocols": "Backend Clock ResultSigningSerializer Serializer SigningSerializer",
         "queue": "TaskQueue",
         "registry": "Call call task",
         "retry": "Fail Retry",

@@ -11,7 +11,7 @@ import pydantic
 from sitq._fields import describe
 from sitq._loops import run_inline
 from sitq.errors import LeaseLostError, UsageError, ValidationError
-from sitq.models import Progress
+from sitq.models import Outcome, Progress
 from sitq.transactions import TransactionalBackend
 
 if TYPE_CHECKING:
@@ -34,11 +34,13 @@ class Ties:
         backend: where a task completes itself.
         note: takes the progress that a task tells.
         encode: encodes what the function returns.
+        seal: seals an outcome, if the serializer does that.
     """
 
     backend: Backend
     note: Callable[[Lease, Progress], object]
     encode: Callable[[object], bytes]
+    seal: Callable[[ReservedTask, Outcome], Outcome]
 
 
 class TaskContext:
@@ -149,7 +151,9 @@ class TaskContext:
         return backend.join(connection)
 
     async def _complete(self, transaction: Transaction, value: object) -> None:
-        if await transaction.succeed(self.lease, self._ties.encode(value)):
+        outcome = Outcome.success(self.lease, self._ties.encode(value))
+        sealed = self._ties.seal(self._task, outcome)
+        if await transaction.succeed(self.lease, sealed.value or b""):
             self._completed = True
         else:
             again = ", or the task has completed itself already" if self._completed else ""

@@ -6,10 +6,10 @@ tracebacks never show in a ``repr``.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple, Self
 
 import pydantic
-from pydantic import AwareDatetime, Field
+from pydantic import AwareDatetime, Field, PrivateAttr
 
 from sitq._attempts import Lease, LeaseState, Outcome, OutcomeKind, Progress
 from sitq._fields import (
@@ -208,6 +208,18 @@ class Result(Model, Generic[R_co]):
     enqueued_at: Moment
     started_at: Moment | None
     finished_at: Moment
+    _unsealed: bool = PrivateAttr(default=False)
+
+    @property
+    def is_unsealed(self) -> bool:
+        """True once a serializer has verified the seal and taken it off."""
+        return self._unsealed
+
+    def as_unsealed(self) -> Self:
+        """Return a copy for which `is_unsealed` is true."""
+        copy = self.model_copy()
+        copy._unsealed = True  # noqa: SLF001 - its own class
+        return copy
 
 
 class TaskInfo(Model):

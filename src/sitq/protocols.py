@@ -31,6 +31,7 @@ __all__ = [
     "Clock",
     "LeaseKeeper",
     "Listener",
+    "ResultSigningSerializer",
     "Serializer",
     "SigningSerializer",
     "Sweep",
@@ -105,6 +106,35 @@ class SigningSerializer(Serializer, Protocol):
 
         Raises:
             SerializationError: the seal is missing, broken, or of another task. The task fails.
+        """
+        ...
+
+
+@runtime_checkable
+class ResultSigningSerializer(SigningSerializer, Protocol):
+    """A serializer that protects what is stored of a task's end as well.
+
+    Workers and queues look for these two methods. With a serializer that has only those of
+    `SigningSerializer`, results are stored and read without a seal.
+    """
+
+    def seal_outcome(self, task: ReservedTask, outcome: Outcome) -> Outcome:
+        """Return the outcome as it is to be stored: value, error and traceback may change.
+
+        The store makes a result of it: ``success`` with the value, or ``failed`` with error and
+        traceback. Those of a ``retry`` become a ``failed`` result where no attempt is left.
+        Called for every outcome, also where a task completes itself within a transaction.
+        """
+        ...
+
+    def unseal_result(self, result: Result[Any]) -> Result[Any]:
+        """Return the result as it was before ``seal_outcome``, without decoding any of it.
+
+        Ends that a store writes itself were never sealed: cancelled, expired, lost with its
+        workers, or failed because the row cannot be read.
+
+        Raises:
+            SerializationError: the seal is missing, broken, or of another result.
         """
         ...
 

@@ -25,6 +25,7 @@ from sitq.ids import TaskId
 from sitq.models import Result
 from sitq.options import duration
 from sitq.registry import known
+from sitq.signing import unseal_result
 from sitq.states import TaskStatus
 
 if TYPE_CHECKING:
@@ -139,6 +140,7 @@ class TaskQueue(EnqueueMethods):
 
         Raises:
             TaskNotFoundError: the store does not know the task (any more).
+            SerializationError: with keys: the result's signature is missing, or does not match.
             ValidationError: ``timeout`` is not a number of seconds.
             BackendError: the store could not be asked. One that is busy is asked again.
             BackendBusyError: it was busy until the timeout, or does not answer.
@@ -147,9 +149,9 @@ class TaskQueue(EnqueueMethods):
         known_id = _checked_id(task_id)
         seconds = None if timeout is None else duration("timeout", timeout)
         waiters = await self._connection.use()
-        if seconds == 0:
-            return await waiters.look(known_id)
-        return await waiters.wait(known_id, seconds)
+        wait = waiters.wait(known_id, seconds) if seconds != 0 else waiters.look(known_id)
+        result = await wait
+        return None if result is None else unseal_result(self._serializer, result)
 
     @overload
     async def result(self, task_id: TaskId[R], timeout: float | None = None) -> R: ...
@@ -189,7 +191,8 @@ class TaskQueue(EnqueueMethods):
 
         Raises:
             TaskFailedError: the task did not succeed; error and remote traceback are in the text.
-            SerializationError: the stored value cannot be decoded.
+            SerializationError: the stored value cannot be decoded, or its signature is missing or
+                does not match.
             ValidationError: ``result`` is not a result, or what the task returned does not fit the
                 function here (any more): a model may have a field that this version does not know.
         """
@@ -197,6 +200,7 @@ class TaskQueue(EnqueueMethods):
         if not isinstance(given, Result):
             hint = "give what get_result returned; None means that the task is not final yet"
             raise ValidationError(f"result: {hint} (got {type(given).__name__})")
+        result = unseal_result(self._serializer, result)
         if result.status is not TaskStatus.SUCCESS:
             raise TaskFailedError(_account_of(result))
         if result.value is None:

@@ -19,10 +19,10 @@ from sitq.signing import Signer, is_signed
 if TYPE_CHECKING:
     from collections.abc import Collection, Hashable, Sequence
 
-    from sitq.models import ReservedTask, Task
+    from sitq.models import Outcome, ReservedTask, Result, Task
     from sitq.protocols import Serializer
 
-__all__ = ["MsgpackSerializer", "may_seal"]
+__all__ = ["MsgpackSerializer", "may_seal", "may_seal_results"]
 
 _MAX_DEPTH: Final = 256
 # Below this a payload cannot declare enough to be worth a scan before it is built.
@@ -52,7 +52,7 @@ class MsgpackSerializer:
             decoding any payload takes a few hundredths of a second at most. A number, text or
             ``None`` counts 1, a list 3, a dict 6, and a value of any other type 16, beside the
             items that each holds.
-        keys: sign the payloads of tasks; see `sitq.signing.Signer`. Results are not signed.
+        keys: sign the payloads of tasks, and their results; see `sitq.signing.Signer`.
 
     Raises:
         ValidationError: a limit is out of its range, or a key is refused.
@@ -104,6 +104,26 @@ class MsgpackSerializer:
                 "use MsgpackSerializer(keys=[...])"
             )
         return task.payload
+
+    def seal_outcome(self, task: ReservedTask, outcome: Outcome) -> Outcome:
+        """Sign how an attempt ended, if there are keys."""
+        return outcome if self._signer is None else self._signer.sign_outcome(task, outcome)
+
+    def unseal_result(self, result: Result[Any]) -> Result[Any]:
+        """Return the result without its signature, verified if there are keys.
+
+        Raises:
+            SerializationError: with keys: the result is not signed, was altered, or its key is not
+                known. Without: it is signed.
+        """
+        if self._signer is not None:
+            return self._signer.open_result(result)
+        if result.value is not None and is_signed(result.value):
+            raise SerializationError(
+                f"task {result.task_id}: the result has a signature, and there are no keys to "
+                "verify it; use MsgpackSerializer(keys=[...])"
+            )
+        return result
 
     def dumps(self, value: Any) -> bytes:
         """Encode a plain value.
@@ -199,6 +219,13 @@ def may_seal(serializer: Serializer) -> bool:
     if type(serializer) is MsgpackSerializer:
         return serializer._signer is not None  # noqa: SLF001 - its own module
     return getattr(serializer, "seal", None) is not None
+
+
+def may_seal_results(serializer: Serializer) -> bool:
+    """Return whether a serializer may change outcomes; of other classes nothing is known."""
+    if type(serializer) is MsgpackSerializer:
+        return serializer._signer is not None  # noqa: SLF001 - its own module
+    return getattr(serializer, "seal_outcome", None) is not None
 
 
 def _is_flat(value: Any) -> bool:

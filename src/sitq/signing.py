@@ -1,24 +1,36 @@
-"""Signed payloads: whoever can write to the store cannot make a worker run what nobody enqueued.
+"""Signed tasks and results: whoever can write to the store can forge neither.
 
-`Signer` makes and checks the signatures; `seal` and `unseal` apply those of any serializer.
+`Signer` makes and checks the signatures; the functions apply those of any serializer.
 """
 
 from __future__ import annotations
 
 import hmac
+import re
 import struct
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from sitq.errors import SerializationError, ValidationError
+from sitq.models import OutcomeKind
+from sitq.states import TaskStatus
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sitq.models import ReservedTask, Task
+    from sitq.models import Outcome, ReservedTask, Result, Task
     from sitq.protocols import Serializer
 
-__all__ = ["MIN_KEY_BYTES", "Signer", "is_signed", "seal", "unseal"]
+__all__ = [
+    "MIN_KEY_BYTES",
+    "Signer",
+    "is_signed",
+    "is_stores_own",
+    "seal",
+    "seal_outcome",
+    "unseal",
+    "unseal_result",
+]
 
 MIN_KEY_BYTES: Final = 32
 # No msgpack document begins with this byte, so signed and plain payloads cannot be mixed up.
@@ -33,6 +45,22 @@ _LENGTH: Final = struct.Struct(">Q")
 _PAYLOAD_AT: Final = _HEAD.size + _MAC_BYTES
 # Another use of the same key must not give a signature that is good here.
 _PURPOSE: Final = b"sitq.task"
+_RESULT_PURPOSE: Final = b"sitq.result"
+# Before the signature and the value of a success.
+_RESULT_HEAD: Final = bytes((_MARK, _VERSION))
+_VALUE_AT: Final = len(_RESULT_HEAD) + _MAC_BYTES
+# After the traceback of a failure, a line of its own: no column is needed for it.
+_SEAL_LINE: Final = re.compile(r"(?P<trace>(?s:.*)\n)?\[signature 1: (?P<mac>[0-9a-f]{64})\]")
+# What a store or a worker writes when there is no outcome to sign, or none that it can keep.
+_STORES_OWN: Final = re.compile(
+    r"LeaseLostError: \d{1,12} workers that ran this task died or hung before they reported"
+    r"|BackendFormatError: the stored options of this task cannot be read"
+    r"|BackendFormatError: this task has no attempt left, and has not ended"
+    r"|BackendValueError: the store cannot keep the (error|result) of this attempt"
+)
+_NOT_SIGNED: Final = (
+    "bad signature: the result is not signed; give its worker a serializer with keys"
+)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 
@@ -99,6 +127,64 @@ class Signer:
             raise SerializationError("bad signature: the eta was moved to before the signed one")
         return payload
 
+    def sign_outcome(self, task: ReservedTask, outcome: Outcome) -> Outcome:
+        """Return an outcome with a signature: before its value, or after its traceback.
+
+        A cancellation and what puts a task back carry nothing that could be signed.
+        """
+        key = self._keys[0]
+        if outcome.kind is OutcomeKind.SUCCESS:
+            value = outcome.value or b""
+            mac = _mac(key, _result_message(task.id, task.function, TaskStatus.SUCCESS, value))
+            return outcome.model_copy(update={"value": _RESULT_HEAD + mac + value})
+        if outcome.kind in {OutcomeKind.FAILURE, OutcomeKind.RETRY}:
+            # A store fails a task whose attempts are spent with what a retry says.
+            error, trace = _storable(outcome.error), _storable(outcome.traceback)
+            message = _result_message(task.id, task.function, TaskStatus.FAILED, None, error, trace)
+            line = f"[signature 1: {_mac(key, message).hex()}]"
+            signed = line if trace is None else f"{trace}\n{line}"
+            return outcome.model_copy(update={"error": error, "traceback": signed})
+        return outcome
+
+    def open_result(self, result: Result[Any]) -> Result[Any]:
+        """Return a result without its signature; nothing of it has been decoded.
+
+        Raises:
+            SerializationError: it is not signed, was altered, or its key is not known.
+        """
+        status, value, trace = result.status, result.value, result.traceback
+        if status is TaskStatus.SUCCESS and value is not None:
+            if not value.startswith(_RESULT_HEAD) or len(value) < _VALUE_AT:
+                raise SerializationError(f"task {result.task_id}: {_NOT_SIGNED}")
+            found, value = value[len(_RESULT_HEAD) : _VALUE_AT], value[_VALUE_AT:]
+        elif status is TaskStatus.FAILED and not is_stores_own(result):
+            match = None if trace is None else _SEAL_LINE.fullmatch(trace)
+            if match is None:
+                raise SerializationError(f"task {result.task_id}: {_NOT_SIGNED}")
+            found = bytes.fromhex(match["mac"])
+            trace = None if match["trace"] is None else match["trace"].removesuffix("\n")
+        else:
+            if value is None and trace is None and (result.error is None or is_stores_own(result)):
+                return result
+            raise SerializationError(f"task {result.task_id}: {_NOT_SIGNED}")
+        parts = (result.task_id, result.function, status, value, result.error, trace)
+        message = _result_message(*parts)
+        if not any(hmac.compare_digest(_mac(key, message), found) for key in self._keys):
+            raise SerializationError(
+                f"task {result.task_id}: bad signature: the result was altered, or signed with a "
+                "key that is not known here"
+            )
+        return result.model_copy(update={"value": value, "traceback": trace})
+
+
+def is_stores_own(result: Result[Any]) -> bool:
+    """Return whether a store or a worker wrote this failure where there was no outcome to sign."""
+    return (
+        result.status is TaskStatus.FAILED
+        and result.traceback is None
+        and _STORES_OWN.fullmatch(result.error or "") is not None
+    )
+
 
 def is_signed(payload: bytes) -> bool:
     """Tell if a payload is an envelope, good or bad."""
@@ -121,6 +207,26 @@ def unseal(serializer: Serializer, task: Task | ReservedTask) -> bytes:
     method = getattr(serializer, "unseal", None)
     payload: bytes = task.payload if method is None else method(task)
     return payload
+
+
+def seal_outcome(serializer: Serializer, task: ReservedTask, outcome: Outcome) -> Outcome:
+    """Return the outcome as it is to be stored: sealed, if its serializer does that."""
+    method = getattr(serializer, "seal_outcome", None)
+    sealed: Outcome = outcome if method is None else method(task, outcome)
+    return sealed
+
+
+def unseal_result(serializer: Serializer, result: Result[Any]) -> Result[Any]:
+    """Return a stored result without its seal; a serializer that seals verifies it first.
+
+    Raises:
+        SerializationError: the seal is missing, broken, or of another result.
+    """
+    method = getattr(serializer, "unseal_result", None)
+    if method is None or result.is_unsealed:
+        return result
+    unsealed: Result[Any] = method(result)
+    return unsealed if unsealed is result else unsealed.as_unsealed()
 
 
 def _checked(keys: Any) -> tuple[bytes, ...]:
@@ -149,6 +255,30 @@ def _message(task: Task | ReservedTask, head: bytes, payload: bytes) -> bytes:
     texts = (task.id, task.function, task.queue)
     parts = (_PURPOSE, head, *(text.encode("utf-8", "surrogatepass") for text in texts), payload)
     return b"".join(piece for part in parts for piece in (_LENGTH.pack(len(part)), part))
+
+
+def _result_message(
+    task_id: str,
+    function: str,
+    status: TaskStatus,
+    value: bytes | None,
+    error: str | None = None,
+    trace: str | None = None,
+) -> bytes:
+    """What is signed of a result; each part comes after its length, and ``None`` differs."""
+    texts = (task_id, function, status.value, error, trace)
+    encoded = [None if text is None else text.encode("utf-8", "surrogatepass") for text in texts]
+    parts = [_RESULT_PURPOSE, value, *encoded]
+    return b"".join(
+        piece
+        for part in parts
+        for piece in ((b"-",) if part is None else (b"+", _LENGTH.pack(len(part)), part))
+    )
+
+
+def _storable(text: str | None) -> str | None:
+    """A text as every store keeps it: PostgreSQL can take no NUL character."""
+    return None if text is None else text.replace("\0", "\\x00")
 
 
 def _mac(key: bytes, message: bytes) -> bytes:

@@ -35,6 +35,7 @@ NAMES = [
     "SQLiteBackend",
     "SerializationError",
     "Serializer",
+    "ResultSigningSerializer",
     "SigningSerializer",
     "SitqError",
     "StandbyBackend",

@@ -119,7 +119,7 @@ def assert_refused(result: Result[Any], serializer: Spy, text: str = "bad signat
 
 
 @pytest.mark.anyio
-async def test_signed_tasks_run_and_give_results_that_are_not_signed(backend: Backend) -> None:
+async def test_signed_tasks_run_and_give_results_that_are_signed(backend: Backend) -> None:
     serializer = Spy(KEY)
     past = datetime(2020, 1, 1, tzinfo=UTC)
     async with TaskQueue(backend, serializer) as queue:
@@ -205,6 +205,7 @@ async def test_a_worker_whose_keys_do_not_fit_fails_the_task_undecoded(
     async with TaskQueue(backend, Spy(*signing)) as queue:
         task_id = await queue.enqueue(note, "one")
         await worked(backend, serializer)
+    async with TaskQueue(backend, serializer) as queue:
         assert_refused(await result_of(queue, task_id), serializer, text)
 
 

@@ -151,7 +151,8 @@ class Fetcher:
                     similar[name] = self._registry.similar_names(name)
             workshop = workshops[name]
             if workshop is None:
-                self._reporter.add(lease, missed(task, similar[name]))
+                outcome = missed(task, similar[name])
+                self._reporter.add(lease, runners.sealed(task, outcome) or outcome)
             else:
                 runners.launch(task, lease, workshop)
 

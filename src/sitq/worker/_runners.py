@@ -18,6 +18,9 @@ import anyio
 from sitq._logging import Log
 from sitq.context import Ties
 from sitq.models import Outcome, OutcomeKind
+from sitq.serialization import may_seal_results
+from sitq.signing import seal_outcome
+from sitq.worker._errors import error_text
 from sitq.worker._execution import End, Execution
 from sitq.worker._fallbacks import Fallback
 from sitq.worker._outcomes import log_end
@@ -85,6 +88,7 @@ class Runners:
     ) -> None:
         self._group = group
         self._serializer = serializer
+        self._seals = may_seal_results(serializer)
         self._options = options
         self._backend = backend
         self._clock = backend.clock
@@ -173,7 +177,12 @@ class Runners:
         return Workshop(
             function,
             self._serializer,
-            Ties(self._backend, self._note, partial(function.dump_result, self._serializer)),
+            Ties(
+                self._backend,
+                self._note,
+                partial(function.dump_result, self._serializer),
+                partial(seal_outcome, self._serializer),
+            ),
             self._options.retry,
             self._clock,
             self._threads,
@@ -269,10 +278,19 @@ class Runners:
         """Tell that there is room for more."""
         self._freed()
 
+    def sealed(self, task: ReservedTask, outcome: Outcome | None) -> Outcome | None:
+        """Return an outcome as it is to be stored."""
+        if outcome is None or not self._seals:
+            return outcome
+        try:
+            return seal_outcome(self._serializer, task, outcome)
+        except Exception as error:  # noqa: BLE001 - a serializer may be anybody's code
+            return Outcome.failure(outcome.lease, error_text(error))
+
     def conclude(self, execution: Execution, outcome: Outcome | None) -> None:
         """Report how an attempt has ended, unless that has been done."""
         if self._running.pop(execution.lease, None) is not None:
-            self._report(execution.lease, outcome)
+            self._report(execution.lease, self.sealed(execution.task, outcome))
             if outcome is not None and outcome.kind is not OutcomeKind.SUCCESS:
                 if outcome.kind is OutcomeKind.MISS:
                     self.started -= 1  # its function was not called
