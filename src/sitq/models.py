@@ -33,6 +33,7 @@ from sitq.ids import R_co, TaskId
 from sitq.states import TaskStatus
 
 __all__ = [
+    "ALL_QUEUES",
     "DEFAULT_QUEUE",
     "DEFAULT_RESULT_TTL",
     "MAX_PRIORITY",
@@ -51,6 +52,8 @@ __all__ = [
 ]
 
 DEFAULT_QUEUE: Final = "default"
+# Every queue, where names of queues are asked for; no queue has this name.
+ALL_QUEUES: Final = ("*",)
 DEFAULT_RESULT_TTL: Final = 7 * 24 * 3600.0
 
 

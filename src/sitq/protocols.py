@@ -256,6 +256,9 @@ class Backend(Protocol):
         5. ``wait`` is 0 if due tasks were left over, otherwise the seconds until the next pending
            task of ``queues`` is due, ``None`` if there is none; one that has expired does not
            count. ``limit`` may be 0.
+        6. ``queues`` equal to ``ALL_QUEUES``, which is ``("*",)``, means every queue, also one that
+           is new. The cost grows with the number of queues that have pending tasks, not with the
+           number of tasks.
         """
         ...
 

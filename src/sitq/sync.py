@@ -336,7 +336,7 @@ class SyncTaskQueue(SyncEnqueueMethods):
         self,
         *,
         tasks: Iterable[ModuleType | Callable[..., object]] | None = None,
-        queues: Sequence[str] = (DEFAULT_QUEUE,),
+        queues: Sequence[str] | Literal["*"] = (DEFAULT_QUEUE,),
         max_concurrency: int = 10,
         retry: RetryPolicy | None = None,
         lease: float = 30.0,
@@ -349,7 +349,7 @@ class SyncTaskQueue(SyncEnqueueMethods):
 
         Args:
             tasks: modules and functions that may run, besides those that this process enqueued.
-            queues: the names of the queues to serve.
+            queues: the names of the queues to serve; ``"*"``: every queue.
             max_concurrency: how many tasks may run at the same time.
             retry: the retry policy of tasks that have none of their own.
             lease: seconds after which a task is taken back from a worker that died or hung.

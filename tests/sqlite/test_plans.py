@@ -26,6 +26,7 @@ PLANS = {
     "INSERT_UNIQUE": None,
     "KEY_HOLDER": "tasks_unique",
     "RELEASE_KEY": BY_KEY,
+    "PENDING_QUEUES": "tasks_due",
     "TOP_PRIORITY": "tasks_due",
     "NEXT_PRIORITY": "tasks_due",
     "DUE": "tasks_due",
@@ -84,7 +85,7 @@ def steps_of(connection: sqlite3.Connection, name: str) -> list[str]:
     plan = connection.execute(
         f"EXPLAIN QUERY PLAN {statement}", (0,) * positional if positional else named
     ).fetchall()
-    own = re.compile(r"SCAN (json_each|batch|CONSTANT ROW|\(subquery-\d+\))")
+    own = re.compile(r"SCAN (json_each|batch|names|CONSTANT ROW|\(subquery-\d+\))")
     return [row[3] for row in plan if not own.match(row[3])]
 
 

@@ -290,6 +290,7 @@ def from_plain_code(number: TaskId[int], text: str, eta: datetime) -> None:
 async def working(backend: Backend) -> None:
     """The worker's side."""
     worker = Worker(backend, tasks=[add, join], queues=("default", "q"), max_concurrency=3)
+    Worker(backend, queues="*")
     assert_type(await worker.drain(), int)
     await worker.stop()
     async with Worker(backend) as entered:

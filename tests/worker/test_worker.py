@@ -121,6 +121,13 @@ async def test_nothing_starts_before_its_eta_and_then_at_once(
     assert eta <= result.started_at < eta + timedelta(seconds=5)
 
 
+async def test_a_star_serves_every_queue_new_ones_too(queue: TaskQueue, tmp_path: Path) -> None:
+    async with working(tmp_path, queues="*", poll_interval=3600.0):
+        for name in ("one", "two/three", "default", "new"):
+            task_id = await queue.options(queue=name).enqueue(add, 1, 2)
+            assert await queue.result(task_id, timeout=20) == 3
+
+
 async def test_only_the_queues_that_were_named_are_served(queue: TaskQueue, tmp_path: Path) -> None:
     other = await queue.options(queue="other").enqueue(add, 1, 1)
     mine = await queue.options(queue="mine").enqueue(add, 1, 1)
@@ -138,6 +145,7 @@ async def test_only_the_queues_that_were_named_are_served(queue: TaskQueue, tmp_
         ({"max_concurrency": True}, "max_concurrency"),
         ({"queues": "default"}, "queues"),
         ({"queues": []}, "queues"),
+        ({"queues": ["*", "mail"]}, "queues"),
         ({"queues": 5}, "queues"),
         ({"queues": None}, "queues"),
         ({"serializer": 5}, "serializer"),

@@ -24,7 +24,7 @@ from sitq import (
     TaskStatus,
 )
 from sitq.clock import SystemClock
-from sitq.models import Lease, LeaseState, Outcome, Reservation
+from sitq.models import ALL_QUEUES, Lease, LeaseState, Outcome, Reservation
 from sitq.protocols import Listener, Sweep, Topic
 from sitq_jsonfile.file import JsonFile
 from sitq_jsonfile.loops import Holder
@@ -84,13 +84,14 @@ class JsonFileBackend:
         self, worker: str, queues: Sequence[str], limit: int, lease: float
     ) -> Reservation:
         del worker  # nobody asks this store who has a task
+        every = tuple(queues) == ALL_QUEUES
 
         def work(rows: dict[str, Row], now: datetime) -> Reservation:
             mine = [
                 row
                 for row in rows.values()
                 if row.status is TaskStatus.PENDING
-                and row.task.queue in queues
+                and (every or row.task.queue in queues)
                 and not row.has_expired(now)
             ]
             due = sorted((row for row in mine if row.eta <= now), key=lambda row: row.order)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,7 +17,7 @@ class WorkerOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", defer_build=True)
 
-    queues: Annotated[tuple[QueueName, ...], Field(min_length=1)]
+    queues: tuple[Literal["*"]] | Annotated[tuple[QueueName, ...], Field(min_length=1)]
     max_concurrency: Annotated[int, Field(ge=1, le=10_000)]
     poll_interval: PositiveSeconds
     lease: Annotated[PositiveSeconds, Field(ge=0.1)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 import anyio
 import pydantic
@@ -15,7 +15,7 @@ from sitq._loops import refuse_green_threads
 from sitq._ports import checked_backend, checked_serializer
 from sitq.context import CURRENT
 from sitq.errors import UsageError, ValidationError
-from sitq.models import DEFAULT_QUEUE, RetryPolicy
+from sitq.models import ALL_QUEUES, DEFAULT_QUEUE, RetryPolicy
 from sitq.registry import Registry, known
 from sitq.worker._background import Background
 from sitq.worker._options import WorkerOptions
@@ -48,7 +48,7 @@ class Worker:
         backend: the store; opened by `start` and closed at its end.
         serializer: must match that of the queues; msgpack unless given.
         tasks: modules (all their functions) and functions that may run.
-        queues: the names of the queues to serve.
+        queues: the names of the queues to serve; ``"*"``: every queue, also those that are new.
         max_concurrency: how many tasks may run at the same time (1 to 10,000).
         poll_interval: seconds between two looks at the store when nothing wakes the worker.
         lease: seconds after which a task is taken back from a worker that died or hung.
@@ -67,7 +67,7 @@ class Worker:
         serializer: Serializer | None = None,
         *,
         tasks: Iterable[ModuleType | Callable[..., object]] | None = None,
-        queues: Sequence[str] = (DEFAULT_QUEUE,),
+        queues: Sequence[str] | Literal["*"] = (DEFAULT_QUEUE,),
         max_concurrency: int = 10,
         poll_interval: float = 1.0,
         lease: float = 30.0,
@@ -75,10 +75,12 @@ class Worker:
         retry: RetryPolicy | None = None,
         max_crashes: int = 3,
     ) -> None:
+        if isinstance(queues, str) and queues == "*":
+            queues = ALL_QUEUES
         if isinstance(queues, str) or not isinstance(queues, Iterable):
             kind = type(queues).__name__
             raise ValidationError(
-                f"queues: give a sequence of names, ('default',) say (got {kind})"
+                f"queues: give a sequence of names, ('default',) say, or '*' (got {kind})"
             )
         self._backend: Final = checked_backend(backend)
         self._serializer: Final = checked_serializer(serializer)

@@ -25,7 +25,7 @@ from sitq.backends.memory._rows import (
 )
 from sitq.clock import checked_clock
 from sitq.errors import BackendError, TaskNotFoundError, UsageError
-from sitq.models import LeaseState, Reservation
+from sitq.models import ALL_QUEUES, LeaseState, Reservation
 from sitq.protocols import Sweep
 from sitq.states import TaskStatus
 
@@ -152,11 +152,12 @@ class MemoryBackend:
         """See `sitq.protocols.Backend.reserve`."""
         del worker
         now = await self._checked()
+        every = tuple(queues) == ALL_QUEUES
         with self._lock:
             mine = [
                 row
                 for row in self._rows.values()
-                if row.task.queue in queues
+                if (every or row.task.queue in queues)
                 and row.status is TaskStatus.PENDING
                 and not row.is_expired(now)
             ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from sitq.backends._texts import UNREADABLE
 from sitq.backends.postgres import _sql
 from sitq.backends.postgres._rows import to_reserved
-from sitq.models import Reservation
+from sitq.models import ALL_QUEUES, Reservation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,15 +35,12 @@ class Reserve(NamedTuple):
 async def reserve(work: Work, wishes: Sequence[Reserve]) -> list[Reservation]:
     """Reserve due tasks for one wish."""
     (wish,) = wishes
-    rows = await work.rows(
-        _sql.RESERVE,
-        work.moment,
-        wish.worker,
-        list(dict.fromkeys(wish.queues)),
-        wish.limit,
-        wish.lease,
-        wish.ticket,
-    )
+    last = (wish.limit, wish.lease, wish.ticket)
+    if wish.queues == ALL_QUEUES:
+        rows = await work.rows(_sql.RESERVE_ALL, work.moment, wish.worker, *last)
+    else:
+        queues = list(dict.fromkeys(wish.queues))
+        rows = await work.rows(_sql.RESERVE, work.moment, wish.worker, queues, *last)
     wait = rows.pop()[-1]
     return [Reservation(await _readable(work, rows, wish.ticket), wait)]
 

@@ -111,6 +111,21 @@ RESERVE: Final = f"""
 SELECT * FROM sitq.reserve({_MOMENT}, $2::text, $3::text[], $4::int4, $5::float8, $6::int8)
 """
 
+# The same from every queue with pending tasks: a seek in the index from each name to the next.
+RESERVE_ALL: Final = f"""
+SELECT * FROM sitq.reserve({_MOMENT}, $2::text, ARRAY(
+    WITH RECURSIVE names (queue) AS (
+        (SELECT task.queue FROM sitq.tasks AS task WHERE task.status = 'pending'
+         ORDER BY task.queue LIMIT 1)
+        UNION ALL
+        SELECT (SELECT task.queue FROM sitq.tasks AS task
+                WHERE task.status = 'pending' AND task.queue > names.queue
+                ORDER BY task.queue LIMIT 1)
+        FROM names WHERE names.queue IS NOT NULL)
+    SELECT names.queue FROM names WHERE names.queue IS NOT NULL
+), $3::int4, $4::float8, $5::int8)
+"""
+
 # What was reserved under a ticket. A moment that the driver cannot read comes as NULL.
 RESERVED: Final = """
 SELECT row_number() OVER (ORDER BY priority DESC, eta, seq) AS nr, id, function, queue, epoch,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from sitq.backends._texts import UNREADABLE
 from sitq.backends.sqlite import _sql
 from sitq.backends.sqlite._rows import dump_rows, to_reserved
-from sitq.models import Reservation
+from sitq.models import ALL_QUEUES, Reservation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -96,7 +96,7 @@ def _due(work: Work, wish: Reserve, now: int) -> tuple[list[_Row], float | None]
     Goes from priority to priority, each a seek in the index, so that tasks that are not due
     yet are never scanned. One row more than wished for tells if any are left.
     """
-    levels = {queue: _level(work, queue, None) for queue in dict.fromkeys(wish.queues)}
+    levels = {queue: _level(work, queue, None) for queue in _queues(work, wish)}
     visited: list[tuple[str, int]] = []
     rows: list[_Row] = []
     while any(level is not None for level in levels.values()):
@@ -113,6 +113,13 @@ def _due(work: Work, wish: Reserve, now: int) -> tuple[list[_Row], float | None]
             visited.append((queue, priority))
             levels[queue] = _level(work, queue, priority)
     return rows, _wait(work, visited, now)
+
+
+def _queues(work: Work, wish: Reserve) -> list[str]:
+    """The queues that may have tasks for a wish, each once."""
+    if wish.queues == ALL_QUEUES:
+        return [queue for (queue,) in work.rows(_sql.PENDING_QUEUES)]
+    return list(dict.fromkeys(wish.queues))
 
 
 def _level(work: Work, queue: str, below: int | None) -> int | None:

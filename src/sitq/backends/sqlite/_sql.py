@@ -17,6 +17,17 @@ _DELETE_AT: Final = f":now + max(0, min(result_ttl, {10 * 365 * 86_400 * 1_000_0
 
 # -- reserve ---------------------------------------------------------------------------------
 
+# Every queue with pending tasks: a seek in the index from each name to the next.
+PENDING_QUEUES: Final = """
+WITH RECURSIVE names (queue) AS (
+    SELECT min(queue) FROM tasks INDEXED BY tasks_due WHERE status = 'pending'
+    UNION ALL
+    SELECT (SELECT min(tasks.queue) FROM tasks INDEXED BY tasks_due
+            WHERE status = 'pending' AND tasks.queue > names.queue)
+    FROM names WHERE queue IS NOT NULL)
+SELECT queue FROM names WHERE queue IS NOT NULL
+"""
+
 # The highest priority in use among a queue's pending tasks.
 TOP_PRIORITY: Final = """
 SELECT priority FROM tasks WHERE status = 'pending' AND queue = ?

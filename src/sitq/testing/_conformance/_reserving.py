@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
-from sitq.models import OutcomeKind
+from sitq.models import ALL_QUEUES, OutcomeKind
 from sitq.states import TaskStatus
 from sitq.testing._conformance._store import LEASE, PATIENCE, QUEUES, Store, new_task
 from sitq.testing._conformance._suite import Suite
@@ -94,6 +94,33 @@ class ReserveChecks(Suite):
         assert found == expected
         left = [task.id for task in order if task.queue == "b"]
         assert [task.id for task in await store.take(queues=("b", "none"))] == left
+
+    async def test_the_star_means_every_queue(self, store: Store) -> None:
+        """The order holds over all of them, and a queue that is new belongs to them."""
+        assert await store.wait(ALL_QUEUES) is None
+        later = await store.add(queue="z", eta=await store.later(9), priority=100)
+        assert 0 < (await store.wait(ALL_QUEUES) or 0) <= 9
+        names = ("b", "A", "a.b", "0", "a-b", "a", "_")
+        now = await store.now()
+        tasks = [
+            new_task(
+                queue=names[number % len(names)],
+                priority=(0, 5, -5)[number % 3],
+                eta=now - timedelta(seconds=number % 4),
+            )
+            for number in range(30)
+        ]
+        await store.backend.enqueue(tasks)
+        numbers = {task.id: number for number, task in enumerate(tasks)}
+        order = sorted(tasks, key=lambda task: (-task.priority, task.eta, numbers[task.id]))
+        found = [task.id for task in await store.take(7, queues=ALL_QUEUES)]
+        assert await store.wait(ALL_QUEUES) == 0
+        new = await store.add(queue="new", priority=50)
+        assert [task.id for task in await store.take(1, queues=ALL_QUEUES)] == [new]
+        found += [task.id for task in await store.take(queues=ALL_QUEUES)]
+        assert found == [task.id for task in order]
+        await store.advance(9)
+        assert [task.id for task in await store.take(queues=ALL_QUEUES)] == [later]
 
     async def test_a_task_put_back_keeps_its_place(self, store: Store) -> None:
         """A release does not send a task to the end of its queue."""
