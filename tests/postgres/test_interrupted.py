@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import random
+import resource
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -76,6 +79,33 @@ async def test_what_was_committed_is_the_answer_whatever_is_raised_after_it(
         query, f"SELECT status, epoch FROM {schema}.tasks WHERE queue = 'q' ORDER BY seq"
     )
     assert statuses == [("success", 1), ("success", 1), ("cancelled", 0)]
+
+
+@contextmanager
+def no_descriptors_left() -> Iterator[None]:
+    taken: list[int] = []
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        with suppress(OSError):
+            while True:
+                taken.append(os.dup(0))
+        yield
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_without_descriptors_what_is_connected_goes_on() -> None:
+    backend = await opened(dsn())
+    await at_rest(backend)
+    task = new_task(queue="q")
+    with no_descriptors_left():
+        assert await backend.enqueue([task]) == [task.id]
+        (taken,) = (await backend.reserve("w", ["q"], 1, 30.0)).tasks
+        assert await backend.finish([Outcome.success(taken.lease, b"v")]) == [True]
+    await backend.close()
 
 
 async def test_a_change_that_nobody_can_be_told_of_is_acknowledged(
