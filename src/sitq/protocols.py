@@ -297,6 +297,9 @@ class Backend(Protocol):
         2. Expire: ``pending`` tasks with ``expires_at <= now`` become ``expired``.
         3. Prune: final tasks with ``finished_at + result_ttl <= now`` are removed with their
            results.
+
+        ``now`` is the moment of the call. If the process stands still before the work begins, the
+        heartbeats of its own leases have stood still too.
         """
         ...
 

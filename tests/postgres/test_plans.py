@@ -36,7 +36,7 @@ CALLS: list[tuple[str, str, str]] = [
     ("reserve", _sql.RESERVE, "NULL, 'w', '{default,other}', 10, 30, 1"),
     ("reserve nothing", _sql.RESERVE, "NULL, 'w', '{default}', 0, 30, 1"),
     ("reserve from all", _sql.RESERVE_ALL, "NULL, 'w', 10, 30, 1"),
-    ("sweep", _sql.SWEEP, "NULL, 3, 1000, '%s'"),
+    ("sweep", _sql.SWEEP, "NULL, 3, 1000, '%s', 0"),
     ("succeed", _sql.SUCCEED, "NULL, '{due1,due2}', '{1,1}', '{a,b}', 't', '{}'"),
     (
         "finish",

@@ -29,8 +29,8 @@ def stuck() -> None:
 
 
 async def minutes(clock: FakeClock, count: float) -> None:
-    for _ in range(int(count * 12)):
-        clock.advance(5.0)
+    for _ in range(int(count * 3)):
+        clock.advance(20.0)
         await anyio.wait_all_tasks_blocked()
 
 

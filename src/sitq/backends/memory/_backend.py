@@ -207,7 +207,8 @@ class MemoryBackend:
 
     async def sweep(self, max_crashes: int, limit: int = 1000) -> Sweep:
         """See `sitq.protocols.Backend.sweep`."""
-        now = await self._checked()
+        asked_at = self._clock.now()
+        now = min(await self._checked(), asked_at)
         with self._lock:
             lost = self._first(limit, lambda row: reached(row.lease_end, now))
             for row in lost:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import time
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -140,7 +141,7 @@ class PostgresBackend:
 
     async def sweep(self, max_crashes: int, limit: int = 1000) -> Sweep:
         """See `sitq.protocols.Backend.sweep`."""
-        limits = _units.SweepLimits(max_crashes, limit)
+        limits = _units.SweepLimits(max_crashes, limit, time.monotonic())
         return (await self._users.use().database.write(_units.sweep, (limits,)))[0]
 
     async def prune(self, older_than: float, limit: int = 1000) -> int:

@@ -265,9 +265,10 @@ UPDATE sitq.tasks SET progress = $3::text FROM mine WHERE tasks.id = mine.id RET
 
 # -- sweep -----------------------------------------------------------------------------------
 
-# Take back, expire, prune; see the migration.
+# Take back, expire, prune what was due so many seconds ago; see the migration.
 SWEEP: Final = f"""
-SELECT * FROM sitq.sweep({_MOMENT}, $2::int4, $3::int4, $4::text)
+SELECT * FROM sitq.sweep(
+    {_MOMENT} - make_interval(secs => $5::float8), $2::int4, $3::int4, $4::text)
 """
 
 # Final tasks that ended before a moment, whatever their retention.

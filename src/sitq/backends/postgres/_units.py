@@ -7,6 +7,7 @@ A unit takes a batch and gives one answer an item. What may be asked for by many
 from __future__ import annotations
 
 import asyncio
+import time
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -49,10 +50,15 @@ _SHORT_PAUSE: Final = 0.05
 
 
 class SweepLimits(NamedTuple):
-    """The bounds of one sweep."""
+    """The bounds of one sweep.
+
+    ``asked_at`` is when it was asked for, by `time.monotonic`: what has become due only since then
+    is left to the next sweep, for which the callers' heartbeats have had their chance.
+    """
 
     max_crashes: int
     limit: int
+    asked_at: float
 
 
 class Prune(NamedTuple):
@@ -167,7 +173,8 @@ async def sweep(work: Work, limits: Sequence[SweepLimits]) -> list[Sweep]:
     """Reclaim, expire and prune."""
     (each,) = limits
     lost = LOST_ERROR.replace("%d", "%s")
-    rows = await work.rows(_sql.SWEEP, work.moment, each.max_crashes, each.limit, lost)
+    since = time.monotonic() - each.asked_at if work.moment is None else 0.0
+    rows = await work.rows(_sql.SWEEP, work.moment, each.max_crashes, each.limit, lost, since)
     swept = Sweep(*rows[0])
     if swept.reclaimed:
         work.changed.add("tasks")

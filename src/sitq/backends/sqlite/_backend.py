@@ -13,6 +13,7 @@ from sitq.backends.sqlite import _units
 from sitq.backends.sqlite._finishing import cancel, finish
 from sitq.backends.sqlite._group_commit import StandingRequest
 from sitq.backends.sqlite._reserving import Reserve, reserve
+from sitq.backends.sqlite._rows import to_micros
 from sitq.backends.sqlite._session import Session
 from sitq.backends.sqlite._transaction import join
 from sitq.clock import checked_clock
@@ -137,13 +138,14 @@ class SQLiteBackend:
 
     async def sweep(self, max_crashes: int, limit: int = 1000) -> Sweep:
         """See `sitq.protocols.Backend.sweep`."""
+        asked_at = self._clock.now()
         database = self._use().database
         with suppress(BackendError):  # it stays to be done, and what is due is due all the same
             await database.flush()
             await database.shorten_log()
         if not await database.read(_units.sweep_is_due):
             return Sweep(0, 0, 0)
-        limits = _units.SweepLimits(max_crashes, limit)
+        limits = _units.SweepLimits(max_crashes, limit, to_micros(asked_at))
         return (await database.write(_units.sweep, (limits,)))[0]
 
     async def prune(self, older_than: float, limit: int = 1000) -> int:

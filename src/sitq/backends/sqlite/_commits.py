@@ -19,7 +19,6 @@ from sitq.backends.sqlite import _sql
 from sitq.backends.sqlite._bell import Bell
 from sitq.backends.sqlite._errors import is_busy
 from sitq.backends.sqlite._rows import dump_rows
-from sitq.errors import SitqError
 
 if TYPE_CHECKING:
     from sitq.backends.sqlite._file import File
@@ -91,11 +90,11 @@ class CommitWatch:
         try:
             while not self._has_watched():
                 time.sleep(_LONGEST_PAUSE)
-        except (sqlite3.Error, OSError, SitqError) as error:
-            _log.warning("%s: %s", _DEAF, error)
+        except Exception as error:  # noqa: BLE001 - the next one who expects something tries again
             with self._lock:
                 self._expected.clear()
                 self._thread = None
+            _log.warning("%s: %s", _DEAF, error)
 
     def _has_watched(self) -> bool:
         """Watch until nothing was expected for a while; False: that is to be tried again."""

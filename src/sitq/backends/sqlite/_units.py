@@ -52,10 +52,15 @@ __all__ = [
 
 
 class SweepLimits(NamedTuple):
-    """The bounds of one sweep."""
+    """The bounds of one sweep.
+
+    ``asked_at`` (microseconds) is the moment of the call: what has become due only since then is
+    left to the next sweep, for which the callers' heartbeats have had their chance.
+    """
 
     max_crashes: int
     limit: int
+    asked_at: int
 
 
 class Prune(NamedTuple):
@@ -116,7 +121,8 @@ def sweep(work: Work, limits: list[SweepLimits]) -> list[Sweep]:
 
 
 def _sweep(work: Work, limits: SweepLimits) -> Sweep:
-    bounds = {"now": work.now, "limit": limits.limit}
+    now = min(work.now, limits.asked_at)
+    bounds = {"now": now, "limit": limits.limit}
     ended = [seq for (seq,) in work.execute(_sql.ENDED_LEASES, bounds).fetchall()]
     if ended:
         rows = dump_rows(ended)
