@@ -16,6 +16,7 @@ ENVIRONMENT = {
     **os.environ,
     "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
     "PYTHONWARNINGS": "error",
+    "PYTEST_ADDOPTS": "-p no:asyncio",  # the pages use the plugin of anyio
 }
 
 

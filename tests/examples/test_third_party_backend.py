@@ -22,7 +22,18 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "third_party_backend"
 def test_it_passes_the_checks_under_plain_pytest(tmp_path: Path) -> None:
     """In a folder of its own, with no settings of this project's."""
     path = os.pathsep.join(filter(None, [str(EXAMPLE), os.environ.get("PYTHONPATH", "")]))
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:asyncio",
+        "-W",
+        "error",
+    ]
     done = subprocess.run(
         [*command, "--rootdir", tmp_path, "-c", os.devnull, EXAMPLE / "test_jsonfile.py"],
         cwd=tmp_path,
