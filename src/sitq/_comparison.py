@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pydantic import BaseModel
 
+from sitq._plain import plain_member
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable
 
@@ -126,6 +128,9 @@ def _loss(given: Any, back: Any) -> _Finding | None:
 
 def _loss_of_kind(given: Any, back: Any) -> _Finding | None:
     kind, arrived = type(given), type(back)
+    exact = plain_member(given)
+    if type(exact) is not kind and type(exact) is arrived:
+        return _difference(exact, back)  # the class of a plain value is nothing to keep
     rounded = arrived is float and (kind is Decimal or (kind is int and given != back))
     if rounded:
         return _Finding(f"{a(kind)} would be rounded to a float")
@@ -145,6 +150,9 @@ def _is_named(value: object) -> bool:
 
 def _of_kinds(sent: Any, back: Any) -> _Finding | None:
     kind, arrived = type(sent), type(back)
+    exact = plain_member(sent)
+    if type(exact) is not kind and type(exact) is arrived:
+        return _verdict(_same_leaf(exact, back), arrived)
     if kind is int and arrived is float:
         return None if sent == back else _Finding("an int would be rounded to a float")
     return _arrives(kind, arrived)

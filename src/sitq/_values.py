@@ -20,6 +20,7 @@ from pydantic_core import core_schema
 from sitq._comparison import a, difference, loss
 from sitq._extensions import CONTAINERS, LEAVES
 from sitq._named_tuples import by_name
+from sitq._plain import plain, plain_member
 from sitq._unknown_fields import UNKNOWN_FIELD, nodes, refusing_validator
 from sitq.errors import SerializationError, ValidationError
 from sitq.ids import TaskId
@@ -119,6 +120,10 @@ class ValueCodec:
         """
         if type(value) is TaskId and str in self.leaves:
             return str(value)  # an id is a text with a hint for type checkers
+        if type(value) not in LEAVES:
+            exact = plain_member(value)
+            if type(exact) in self.leaves:
+                return exact
         if self._fits is not None and self._fits(value):
             return value
         try:
@@ -316,6 +321,9 @@ def _simplify(value: Any) -> Any:
         return kind(map(_simplify, value))
     if isinstance(value, Enum):
         return _simplify(value.value)
+    exact = plain(value)
+    if type(exact) in LEAVES:
+        return exact
     for base, replace in _substitutes():
         if isinstance(value, base):
             return _simplify(replace(value))

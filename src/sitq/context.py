@@ -10,6 +10,7 @@ import pydantic
 
 from sitq._fields import describe
 from sitq._loops import run_inline
+from sitq._plain import plain
 from sitq.errors import LeaseLostError, UsageError, ValidationError
 from sitq.models import Outcome, Progress
 from sitq.transactions import TransactionalBackend
@@ -174,7 +175,7 @@ class TaskContext:
             ValidationError: a value is out of its range or of the wrong type.
         """
         try:
-            progress = Progress(done=done, total=total, note=note)
+            progress = Progress(done=plain(done), total=plain(total), note=plain(note))
         except pydantic.ValidationError as error:
             raise ValidationError(f"progress: {describe(error)}") from None
         self._ties.note(self.lease, progress)

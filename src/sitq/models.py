@@ -28,6 +28,7 @@ from sitq._fields import (
     Seconds,
     describe,
 )
+from sitq._plain import plain
 from sitq.errors import ValidationError
 from sitq.ids import R_co, TaskId
 from sitq.states import TaskStatus
@@ -91,9 +92,15 @@ class RetryPolicy(Model):
 
         def __init__(self, **data: Any) -> None:
             try:
-                super().__init__(**data)
+                super().__init__(**{name: plain(value) for name, value in data.items()})
             except pydantic.ValidationError as error:
                 raise ValidationError(f"RetryPolicy: {describe(error)}") from None
+
+    def as_plain(self) -> RetryPolicy:
+        """Return a policy of this very class: what a subclass has more is not stored."""
+        if type(self) is RetryPolicy:
+            return self
+        return RetryPolicy(**{name: getattr(self, name) for name in RetryPolicy.model_fields})
 
 
 class Task(Model):

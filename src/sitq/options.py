@@ -13,6 +13,7 @@ import pydantic
 
 from sitq._alike import AlikeTasks, like
 from sitq._fields import describe
+from sitq._plain import plain
 from sitq.errors import ValidationError
 from sitq.ids import new_task_id, new_task_ids
 from sitq.models import MAX_PRIORITY, MIN_PRIORITY, RetryPolicy, Task
@@ -79,7 +80,9 @@ def make_options(**given: object) -> Options:
             each other.
     """
     values: dict[str, Any] = {
-        name: _CHECKS[name](name, value) for name, value in given.items() if value is not None
+        name: _CHECKS[name](name, plain(value))
+        for name, value in given.items()
+        if value is not None
     }
     options = Options(**values)
     if options.eta is not None and options.delay is not None:
@@ -199,6 +202,7 @@ def duration(name: str, value: object, *, zero: bool = True) -> float:
     Raises:
         ValidationError: it is no number, negative, not finite, or longer than ten years.
     """
+    value = plain(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         _refuse(name, value, "give seconds as int or float")
     seconds = float(min(value, 2 * _LONGEST))  # an int may be too large for a float
@@ -232,7 +236,7 @@ def _moment(name: str, value: object) -> datetime:
         _refuse(name, value, "give an aware datetime, such as datetime.now(UTC)")
     try:
         if value.utcoffset() is not None:
-            return value.astimezone(UTC)
+            return value.astimezone(UTC)  # plain: `make_options` has seen to that
     except OverflowError:
         _refuse(name, value, "in UTC it lies outside the years 1 to 9999; give another moment")
     except Exception as error:
@@ -278,7 +282,7 @@ def _priority(name: str, value: object) -> int:
 def _retry(name: str, value: object) -> RetryPolicy:
     if not isinstance(value, RetryPolicy):
         _refuse(name, value, "give a RetryPolicy, such as RetryPolicy(max_attempts=3)")
-    return value
+    return value.as_plain()
 
 
 def _key(name: str, value: object) -> str:
@@ -300,7 +304,7 @@ def _headers(name: str, value: object) -> Mapping[str, str]:
     )
     if not isinstance(value, dict | MappingProxyType):
         _refuse(name, value, hint)
-    headers = dict(value)
+    headers = {plain(key): plain(text) for key, text in _items(value)}
     size = 0
     for text in (*headers.keys(), *headers.values()):
         length = _bytes_of(text) if isinstance(text, str) else None
@@ -310,6 +314,11 @@ def _headers(name: str, value: object) -> Mapping[str, str]:
     if len(headers) > _MAX_HEADERS or size > _MAX_HEADER_BYTES:
         _refuse(name, value, f"{hint}; these are {len(headers):,} entries and {size:,} bytes")
     return headers
+
+
+def _items(headers: dict[object, object] | MappingProxyType[object, object]) -> Any:
+    # The proxy's own mapping may be anything; of a dict, no method that a subclass has counts.
+    return dict.items(headers) if isinstance(headers, dict) else headers.items()
 
 
 def _bytes_of(text: str) -> int | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, cast, overload
 
 from anyio.lowlevel import checkpoint
 
+from sitq._plain import plain
 from sitq._ports import checked_backend, checked_serializer
 from sitq.backends.sqlite import SQLiteBackend
 from sitq.binding import TransactionQueue, joined
@@ -295,10 +296,11 @@ def _checked_id(task_id: object) -> TaskId[Any]:
     if not isinstance(task_id, str):
         hint = "give the id that enqueue returned, or its text"
         raise ValidationError(f"task_id: {hint} (got {type(task_id).__name__})")
-    if not _ID.fullmatch(task_id):
+    text: str = plain(task_id)
+    if not _ID.fullmatch(text):
         hint = "ids look like 0190f5e2-7c3a-7bbb-8000-0123456789ab"
         raise TaskNotFoundError(f"task_id: this text is not the id of any task; {hint}")
-    return TaskId(task_id)
+    return TaskId(text)
 
 
 def _account_of(result: Result[Any]) -> str:

@@ -19,14 +19,15 @@ from sitq._names import (
     name_of,
     shown,
 )
+from sitq._plain import plain
 from sitq.errors import ValidationError
 from sitq.functions import TaskDefaults, TaskFunction
 from sitq.ids import R_co
+from sitq.models import RetryPolicy
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from sitq.models import RetryPolicy
 
 __all__ = ["Call", "Registry", "TaskDefaults", "TaskFunction", "call", "known", "name_of", "task"]
 
@@ -344,14 +345,17 @@ def task(
         ValidationError: an option is out of its range, no name can lead to the function, or
             another function has one of its names.
     """
-    own_name, given = check_names(name, aliases)
+    own_name, given = check_names(
+        plain(name),
+        tuple(map(plain, aliases)) if isinstance(aliases, list | tuple) else aliases,
+    )
     try:
         defaults = TaskDefaults(
-            retry=retry,
-            timeout=timeout,
-            queue=queue,
-            priority=priority,
-            result_ttl=result_ttl,
+            retry=retry.as_plain() if isinstance(retry, RetryPolicy) else retry,
+            timeout=plain(timeout),
+            queue=plain(queue),
+            priority=plain(priority),
+            result_ttl=plain(result_ttl),
             store_result=store_result,
         )
     except pydantic.ValidationError as error:

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sitq._modules import is_class_named
+from sitq._plain import plain
 from sitq.errors import ValidationError
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Retry(Exception):  # noqa: N818 - a request, no error
     delay: float | None = None
 
     def __init__(self, delay: float | None = None) -> None:
+        delay = plain(delay)
         if delay is not None and (
             isinstance(delay, bool)
             or not isinstance(delay, int | float)

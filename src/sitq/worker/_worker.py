@@ -12,6 +12,7 @@ import pydantic
 
 from sitq._fields import describe
 from sitq._loops import refuse_green_threads
+from sitq._plain import plain
 from sitq._ports import checked_backend, checked_serializer
 from sitq.context import CURRENT
 from sitq.errors import UsageError, ValidationError
@@ -75,6 +76,7 @@ class Worker:
         retry: RetryPolicy | None = None,
         max_crashes: int = 3,
     ) -> None:
+        queues = plain(queues)
         if isinstance(queues, str) and queues == "*":
             queues = ALL_QUEUES
         if isinstance(queues, str) or not isinstance(queues, Iterable):
@@ -89,13 +91,13 @@ class Worker:
         self._background: Background | None = None
         try:
             self._options: Final = WorkerOptions(
-                queues=tuple(queues),
-                max_concurrency=max_concurrency,
-                poll_interval=poll_interval,
-                lease=lease,
-                shutdown_timeout=shutdown_timeout,
-                retry=retry,
-                max_crashes=max_crashes,
+                queues=tuple(map(plain, queues)),
+                max_concurrency=plain(max_concurrency),
+                poll_interval=plain(poll_interval),
+                lease=plain(lease),
+                shutdown_timeout=plain(shutdown_timeout),
+                retry=retry.as_plain() if isinstance(retry, RetryPolicy) else retry,
+                max_crashes=plain(max_crashes),
             )
         except pydantic.ValidationError as error:
             raise ValidationError(f"Worker: {describe(error)}") from None

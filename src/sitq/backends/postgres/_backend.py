@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from sitq._alike import has_keys
+from sitq._plain import plain
 from sitq.backends._batching import Request
 from sitq.backends._users import Users
 from sitq.backends.postgres import _units
@@ -75,6 +76,7 @@ class PostgresBackend:
         statement_timeout: float | None = None,
         clock: Clock | None = None,
     ) -> None:
+        dsn, schema = plain(dsn), plain(schema)
         if not isinstance(dsn, str):
             raise ValidationError(f"dsn: give the URL as str (got {type(dsn).__name__})")
         self._place: Final = place_of(dsn)

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from sitq._plain import plain
 from sitq.backends._batching import Request
 from sitq.backends._users import Users
 from sitq.backends.sqlite import _units
@@ -227,7 +228,7 @@ def _hand_back(loop: LoopRef, reservations: list[Reservation]) -> Request[bool] 
 
 def _checked_path(path: str | os.PathLike[str]) -> str:
     try:
-        text = os.fspath(path)
+        text = plain(os.fspath(path))
         os.fsencode(text)
     except (TypeError, UnicodeEncodeError):
         text = None
