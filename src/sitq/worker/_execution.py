@@ -11,26 +11,29 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 from anyio import to_thread
 
+from sitq._logging import Log
 from sitq.context import CURRENT, TaskContext
 from sitq.errors import SitqError, UsageError, ValidationError
 from sitq.models import Outcome
 from sitq.signing import unseal
 from sitq.worker._errors import Raised
 from sitq.worker._fallbacks import Fallback
-from sitq.worker._isolation import go_on, is_cancelled_by, steps_of, wait_for
 from sitq.worker._misses import mismatched
 from sitq.worker._outcomes import outcome_of_error, outcome_of_refusal
 from sitq.worker._threaded import ThreadedCall
-from sitq.worker._types import is_awaitable, part_of
+from sitq.worker._types import is_awaitable
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Coroutine
+    import asyncio
+    from collections.abc import Coroutine
     from contextvars import Context
 
     from sitq.models import Lease, ReservedTask
     from sitq.worker._workshop import Workshop
 
-__all__ = ["End", "Execution"]
+__all__ = ["End", "Execution", "NoThreadError"]
+
+_log: Final = Log(__name__)
 
 _NOT_COMMITTED: Final = "the transaction that completed this task was not committed"
 
@@ -44,6 +47,10 @@ class End(Enum):
     """Its lease could not be renewed in time; the store may still accept what it gives."""
     LEASE_LOST = auto()
     """Another attempt is the current one, or the task has ended."""
+
+
+class NoThreadError(Exception):
+    """No thread could be had for a plain function."""
 
 
 class Execution:
@@ -64,13 +71,12 @@ class Execution:
         "_scope",
         "_thread",
         "_workshop",
-        "follows",
-        "has_been_met",
-        "has_waited",
+        "host",
         "lease",
         "raised",
         "since",
         "task",
+        "variables",
     )
 
     def __init__(self, task: ReservedTask, lease: Lease, workshop: Workshop, since: float) -> None:
@@ -79,18 +85,16 @@ class Execution:
         self.since: Final = since
         self._workshop: Final = workshop
         self._context: TaskContext | None = None
+        # The context variables that the function sees; set once it has begun.
+        self.variables: Context
         self._scope: anyio.CancelScope | None = None
         self._end: End | None = None
         # The call of a plain function, until it has ended.
         self._thread: ThreadedCall | None = None
         # What made the attempt fail, for the log.
         self.raised: BaseException | None = None
-        # True once it has let others have their turn.
-        self.has_waited = False
-        # True once code of its own has run in an asyncio task that others have met since.
-        self.has_been_met = False
-        # True if the asyncio task that runs it has run another one before.
-        self.follows = False
+        # The asyncio task that it is: the loop itself keeps none alive.
+        self.host: asyncio.Task[None] | None = None
 
     @property
     def context(self) -> TaskContext | None:
@@ -101,20 +105,6 @@ class Execution:
     def completed(self) -> bool:
         """True once the task has completed itself in a transaction, committed or not."""
         return self._context is not None and self._context.completed
-
-    @property
-    def found_no_thread(self) -> bool:
-        """True if a plain function was to be run in a thread, and was not."""
-        return self._thread is not None and not self._thread.begun
-
-    def _wait(self) -> None:
-        if not self.has_waited:
-            self.has_waited = True
-            self._workshop.waits()
-
-    def _wait_on_loop(self) -> None:
-        self.has_been_met = True
-        self._wait()
 
     def leave(self) -> bool:
         """Tell that nobody waits for the attempt any more; True if a thread still runs it."""
@@ -131,17 +121,11 @@ class Execution:
         if self._scope is not None and (why is not End.CANCEL or self._thread is None):
             self._scope.cancel()
 
-    def begin(
-        self, scope: anyio.CancelScope
-    ) -> Outcome | Coroutine[Any, Any, Outcome | None] | None:
-        """Call the function, and return the outcome; ``None`` if the lease is lost.
+    def begin(self) -> Coroutine[Any, Any, Outcome | None] | Outcome | None:
+        """Rebuild the arguments, and return what makes the call, to be run in a task of its own.
 
-        Where the function waits for something, the outcome comes from a coroutine, to be awaited
-        at once: many tasks never wait, and a coroutine for each would be too much.
-
-        ``scope`` is the innermost one around the call. It is cancelled to end the attempt, and
-        may be used for others as long as it is not. Only cancellations are raised; if it was that
-        of the scope, `interrupted` has the outcome.
+        An attempt that cannot be made has its outcome at once; ``None``: the lease is lost. The
+        task is to run in the context `variables`.
         """
         if self._end is not None:
             return self.interrupted()
@@ -157,32 +141,75 @@ class Execution:
             return self._refused(error)
         except BaseException as error:  # noqa: BLE001 - a validator of the user's model, say
             return self._failed(error)
-        context = self._context = TaskContext(task, self.lease, workshop.ties)
-        variables = copy_context()
-        variables.run(CURRENT.set, context)
-        if task.timeout is not None:
-            return self._within(task.timeout, context, variables, args, kwargs)
-        self._scope = scope
-        if not function.is_async:
-            return self._concluded(self._call_in_thread(variables, args, kwargs))
-        return self._begin_on_loop(variables, args, kwargs)
+        self._context = TaskContext(task, self.lease, workshop.ties)
+        self.variables = copy_context()
+        self.variables.run(CURRENT.set, self._context)
+        return self._run(self._context, args, kwargs)
 
-    def _begin_on_loop(
-        self, variables: Context, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Outcome | Coroutine[Any, Any, Outcome | None] | None:
-        """Run the function to where it first waits."""
+    async def _run(
+        self, context: TaskContext, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Outcome | None:
+        """Call the function within a scope that ends the attempt, and return the outcome."""
+        seconds = self.task.timeout
+        if seconds is None:
+            scope = self._workshop.scope()
+        else:
+            context.deadline = self._workshop.clock.now() + timedelta(seconds=seconds)
+            scope = self._workshop.scope(deadline=anyio.current_time() + seconds)
+        self._scope = scope
+        ended: tuple[Any] | Raised | None = None
         try:
-            steps = steps_of(variables.run(self._workshop.function.func, *args, **kwargs))
-        except BaseException as error:  # noqa: BLE001 - whatever it is, it is the task's
-            return self._outcome(Raised(error))
+            with scope:
+                if self._end is None:
+                    ended = await self._call(args, kwargs)
+        except RuntimeError:
+            # anyio does not let anybody leave a scope around one that was left open.
+            _log.warning("task %s left a cancel scope open", self.lease.task_id)
+        self._scope = None
+        if seconds is not None and self._end is None and scope.cancel_called:
+            context.request_cancel()
+            # What it raises on its way out is no reason of its own; what it returns all the same
+            # is a result.
+            if not isinstance(ended, tuple):
+                late = TimeoutError(f"the attempt ran out of its timeout of {seconds:g} s")
+                late.__cause__ = ended.error if ended else None
+                ended = Raised(late)
+        return self._outcome(ended)
+
+    async def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any] | Raised:
+        """Return the value in a tuple, or what was raised."""
+        function = self._workshop.function
         try:
-            wish = variables.run(steps.send, None)
-        except StopIteration as stop:
-            return self._returned(stop.value)
+            if function.is_async:
+                return (await function.func(*args, **kwargs),)
+            ended = await self._call_in_thread(args, kwargs)
+            if isinstance(ended, tuple) and is_awaitable(ended[0]):
+                return (await ended[0],)
+        except NoThreadError:
+            raise
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is the task's
-            return self._outcome(_judged(error))
-        self._wait_on_loop()
-        return self._concluded(self._on_loop(go_on(variables, steps, wish)))
+            return Raised(error)
+        return ended
+
+    async def _call_in_thread(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any] | Raised:
+        workshop = self._workshop
+        call = self._thread = ThreadedCall(partial(workshop.freed, self))
+        try:
+            # The thread's context is a copy, made by anyio, in which no event loop runs.
+            ended = await to_thread.run_sync(
+                call.run,
+                workshop.function.func,
+                args,
+                kwargs,
+                abandon_on_cancel=True,
+                limiter=workshop.limiter,
+            )
+        except Exception as error:
+            raise NoThreadError from error  # the call itself raises nothing
+        self._thread = None
+        return ended
 
     def interrupted(self) -> Outcome | None:
         """The outcome of an attempt that was ended before it came to its own end."""
@@ -197,9 +224,6 @@ class Execution:
             return outcome
         return Fallback.of(outcome)
 
-    async def _concluded(self, call: Coroutine[Any, Any, tuple[Any] | Raised]) -> Outcome | None:
-        return self._outcome(await call)
-
     def _outcome(self, ended: tuple[Any] | Raised | None) -> Outcome | None:
         """The outcome of a value in a tuple, of what was raised, or of neither."""
         if isinstance(ended, tuple):
@@ -207,72 +231,6 @@ class Execution:
         if ended is None or self._end is End.LEASE_LOST:
             return self.interrupted()
         return self._unless_completed(self._raised(ended.error))
-
-    async def _within(
-        self,
-        seconds: float,
-        context: TaskContext,
-        variables: Context,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Outcome | None:
-        """Call the function with a timeout."""
-        ended: tuple[Any] | Raised | None = None
-        context.deadline = self._workshop.clock.now() + timedelta(seconds=seconds)
-        with anyio.move_on_after(seconds) as scope:
-            self._scope = scope
-            ended = await self._call(variables, args, kwargs)
-        if self._end is None and scope.cancel_called:
-            context.request_cancel()
-            # What it raises on its way out is no reason of its own; what it returns all the same
-            # is a result.
-            if not isinstance(ended, tuple):
-                late = TimeoutError(f"the attempt ran out of its timeout of {seconds:g} s")
-                late.__cause__ = ended.error if ended else None
-                ended = Raised(late)
-        return self._outcome(ended)
-
-    async def _call(
-        self, variables: Context, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Any] | Raised:
-        """The value in a tuple, or what was raised."""
-        function = self._workshop.function
-        if not function.is_async:
-            return await self._call_in_thread(variables, args, kwargs)
-        try:
-            awaitable = variables.run(function.func, *args, **kwargs)
-        except BaseException as error:  # noqa: BLE001 - whatever it is, it is the task's
-            return Raised(error)
-        return await self._on_loop(wait_for(variables, awaitable, self._wait_on_loop))
-
-    async def _call_in_thread(
-        self, variables: Context, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Any] | Raised:
-        workshop = self._workshop
-        call = self._thread = ThreadedCall(partial(workshop.freed, self))
-        # The thread's context is a copy, made by anyio, in which no event loop runs.
-        ended = await wait_for(
-            variables,
-            to_thread.run_sync(
-                call.run,
-                workshop.function.func,
-                args,
-                kwargs,
-                abandon_on_cancel=True,
-                limiter=workshop.limiter,
-            ),
-            self._wait,
-        )
-        self._thread = None
-        if isinstance(ended, Raised) or not is_awaitable(ended[0]):
-            return ended
-        return await self._on_loop(wait_for(variables, ended[0], self._wait_on_loop))
-
-    async def _on_loop(self, awaitable: Awaitable[Any]) -> tuple[Any] | Raised:
-        try:
-            return (await awaitable,)
-        except BaseException as error:  # noqa: BLE001 - whatever it is, it is the task's
-            return _judged(error)
 
     def _returned(self, value: object) -> Outcome | None:
         if self._end is End.LEASE_LOST:
@@ -290,10 +248,6 @@ class Execution:
         if self._end is not None:
             # Asked to end, it ended by raising: that is what a plain function can do.
             return self.interrupted()
-        is_first = self.task.epoch == self.task.attempt
-        if is_first and self.follows and self.has_been_met and is_cancelled_by(error):
-            # Perhaps by a timer that a task before it has left behind: it is run once more.
-            return Outcome.release(self.lease)
         return self._failed(error)
 
     def _refused(self, error: BaseException) -> Outcome:
@@ -304,12 +258,3 @@ class Execution:
     def _failed(self, error: BaseException) -> Outcome:
         self.raised = error
         return outcome_of_error(self.task, self.lease, error, self._workshop.retry)
-
-
-def _judged(error: BaseException) -> Raised:
-    """What a task has raised; but a cancellation counts if a scope around us asked for it."""
-    if anyio.current_effective_deadline() == float("-inf"):
-        cancellation = part_of(error, anyio.get_cancelled_exc_class())
-        if cancellation is not None:
-            raise cancellation from None
-    return Raised(error)

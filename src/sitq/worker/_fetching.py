@@ -85,7 +85,7 @@ class Fetcher:
             await self._sweep_all()
         while not (self._stopping or self.error):
             self._woken = anyio.Event()
-            runners.start_next()
+            runners.wake()
             if (self._due or self._drain) and (room := runners.room):
                 self._due = False  # what is stored from now on makes it true again
                 try:
@@ -249,9 +249,9 @@ class Fetcher:
             self._note(reservation.wait)
             self._launch(runners, reservation, standby.asked_at)
 
-    def freed(self, runners: Runners) -> None:
+    def freed(self) -> None:
         """Go on, if there is something to do: there may be room for more."""
-        if self._due or self._drain or self._wants_room or runners.stalled:
+        if self._due or self._drain or self._wants_room:
             self._woken.set()
 
     def hear(self, listener: Listener) -> None:

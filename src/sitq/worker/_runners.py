@@ -1,12 +1,14 @@
-"""The runners: how many there are, and what is reserved for them.
+"""The attempts of a worker: how many run at a time, and what is reserved for them ahead.
 
-Tasks that end quickly are reserved ahead, so that the next ones are there when a runner is
-free: no trip to the store, and no new coroutine, for each. Those ahead are few enough to start
-within a moment; if they do not, they are handed back for other workers.
+Each attempt runs in a task of its own. Tasks that end quickly are reserved ahead, so that the
+next ones are there when there is a place for them: no trip to the store for each. Those ahead are
+few enough to start within a moment; if they do not, they are handed back for other workers.
 """
 
 from __future__ import annotations
 
+import asyncio
+import sys
 import time
 from collections import deque
 from contextlib import contextmanager
@@ -14,6 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
+import anyio.lowlevel
 
 from sitq._logging import Log
 from sitq.context import Ties
@@ -21,16 +24,15 @@ from sitq.models import Outcome, OutcomeKind
 from sitq.serialization import may_seal_results
 from sitq.signing import seal_outcome
 from sitq.worker._errors import error_text
-from sitq.worker._execution import End, Execution
+from sitq.worker._execution import End, Execution, NoThreadError
 from sitq.worker._fallbacks import Fallback
 from sitq.worker._outcomes import log_end
-from sitq.worker._runner import Runner, contain
 from sitq.worker._workshop import Workshop
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Coroutine, Iterator
 
-    from anyio.abc import TaskGroup
+    from anyio.abc import TaskGroup, TaskStatus
 
     from sitq._loops import LoopRef
     from sitq.context import TaskContext
@@ -55,6 +57,13 @@ _MOMENT: Final = 0.00002
 _PATIENCE: Final = 0.25
 # For so many seconds after it met a task that was lost before, a worker reserves none ahead.
 _WARY: Final = 1.0
+# How many attempts are started, or for how many seconds, before the rest of the loop gets its turn.
+_TURN: Final = 20
+_LONG_TURN: Final = 0.005
+# How long after no thread could be had a plain function is tried again, in seconds.
+_NO_THREAD: Final = 1.0
+# From this version on, an asyncio task may run to where it first waits as soon as it is made.
+_EAGERLY: Final[dict[str, Any]] = {"eager_start": True} if sys.version_info >= (3, 12) else {}
 # The weight of the last duration in the running mean.
 _WEIGHT: Final = 0.1
 
@@ -63,20 +72,18 @@ class Runners:
     """Runs what was reserved, at most ``max_concurrency`` at a time.
 
     Args:
-        group: the runners live in it.
         serializer: rebuilds arguments, encodes results.
         options: the worker's settings.
         backend: the store, for its clock and for tasks that complete themselves.
         loop: the worker's loop.
         report: takes each outcome, and ``None`` for an attempt whose lease is lost.
         note: takes the progress that tasks tell, from any thread.
-        freed: called when there is room for more; `start_next` is to follow if they are stalled.
+        freed: called when there is room for more.
         worker_id: for the log.
     """
 
     def __init__(
         self,
-        group: TaskGroup,
         serializer: Serializer,
         options: WorkerOptions,
         backend: Backend,
@@ -86,7 +93,6 @@ class Runners:
         freed: Callable[[], None],
         worker_id: str,
     ) -> None:
-        self._group = group
         self._serializer = serializer
         self._seals = may_seal_results(serializer)
         self._options = options
@@ -99,13 +105,20 @@ class Runners:
         self._worker_id = worker_id
         # How many attempts have begun.
         self.started = 0
+        # What anyio makes on this loop: asking it each time takes as long as a short task does.
+        self._scopes = type(anyio.CancelScope())
         self._threads = anyio.CapacityLimiter(options.max_concurrency)
         self._ahead: deque[Execution] = deque()
         self._running: dict[Lease, Execution] = {}
         # Threads that nobody waits for any more still keep their place.
         self._left: set[Execution] = set()
-        # Runners that will look for their next task without waiting for anything.
-        self._awake = 0
+        # Handed back while they run on; they keep their places.
+        self._refusing: set[Execution] = set()
+        # On trio, the nursery of the attempts.
+        self._nursery: TaskGroup | None = None
+        self._woken = anyio.Event()
+        self._ended = anyio.Event()
+        self._closed = anyio.Event()
         self._shares_interpreter = bool(getattr(backend, "_shares_interpreter", False))
         # At the end of how many turns the loop is still to give way.
         self._gives_way = 0
@@ -115,12 +128,13 @@ class Runners:
     @property
     def busy(self) -> bool:
         """True while anything runs or waits to."""
-        return bool(self._running or self._ahead or self._left)
+        return bool(self._running or self._ahead or self._left or self._refusing)
 
     @property
     def idle_places(self) -> int:
         """How many more could start at once."""
-        return self._options.max_concurrency - len(self._running) - len(self._left)
+        taken = len(self._running) + len(self._left) + len(self._refusing)
+        return self._options.max_concurrency - taken
 
     def take_all_places(self) -> list[ReservedTask]:
         """Return the tasks that run; none while a place is free."""
@@ -186,8 +200,8 @@ class Runners:
             self._options.retry,
             self._clock,
             self._threads,
+            self._scopes,
             self._thread_ended,
-            self._one_waits,
         )
 
     def launch(self, task: ReservedTask, lease: Lease, workshop: Workshop) -> None:
@@ -201,82 +215,109 @@ class Runners:
                 self._report(lease, Outcome.release(lease))
                 return
         self._ahead.append(Execution(task, lease, workshop, now))
-        if not self._awake:
-            self.start_next()
+        self.wake()
 
-    def start_next(self) -> None:
-        """Start one more runner, unless one is about to take what comes next.
+    def wake(self) -> None:
+        """Start what waits, if there is a place for it."""
+        if self._ahead:
+            self._woken.set()
 
-        Starting one costs as much as a short task does, and tasks that never wait need one only.
-        """
-        if not self._awake:
-            self._start()
+    async def run(self) -> None:
+        """Start attempts as they come and as there are places, for ever."""
+        while True:
+            await self._woken.wait()
+            self._start_some()
+            if not self._ahead or self.idle_places <= 0:
+                self._woken = anyio.Event()
+                self._freed()
+            elif len(self._ahead) < _MOST_AHEAD // 2:
+                self._freed()
+            # Functions that never wait must not keep the loop from everybody else.
+            await anyio.lowlevel.checkpoint()
+            self.give_way()
 
-    def start_all(self) -> None:
-        """Start a runner for each that waits, as far as there are places.
+    def _start_some(self) -> None:
+        """Start some of those that wait, for a moment at the most."""
+        end = self._clock.monotonic() + _LONG_TURN
+        for _ in range(_TURN):
+            if not self._ahead or self.idle_places <= 0:
+                return
+            self._start(self._ahead.popleft())
+            if self._clock.monotonic() > end:
+                return
 
-        Now and then, so that it does not matter if the one that was about to take it never did.
-        """
-        while self._start():
-            pass
-
-    @property
-    def stalled(self) -> bool:
-        """True if some wait that could start, and nobody is about to start them."""
-        return bool(self._ahead) and not self._awake and self.idle_places > 0
-
-    def _start(self) -> bool:
-        if not self._ahead or self.idle_places <= 0:
-            return False
-        self._awake += 1
-        self.hand_over(self._next())
-        return True
-
-    def _next(self) -> Execution:
-        execution = self._ahead.popleft()
+    def _start(self, execution: Execution) -> None:
+        """Start an attempt in a task of its own."""
         self._running[execution.lease] = execution
         self.started += 1
-        return execution
+        started_at = self._clock.monotonic()
+        begun = execution.begin()
+        if begun is None or isinstance(begun, Outcome):
+            self._conclude(execution, begun)
+            return
+        loop = self._loop.asyncio
+        if loop is not None:
+            attempt = self._attempt(execution, begun, started_at)
+            execution.host = asyncio.Task(
+                attempt,
+                loop=loop,
+                name=execution.task.function,
+                context=execution.variables,
+                **_EAGERLY,
+            )
+        elif self._nursery is not None:
+            start_soon = self._nursery.start_soon
+            execution.variables.run(start_soon, self._contained, execution, begun, started_at)
 
-    def hand_over(self, execution: Execution) -> None:
-        """Have a new runner run what was taken for it."""
-        on_asyncio = self._loop.asyncio is not None
-        runner = Runner(self, self._clock, execution, on_asyncio=on_asyncio)
-        self._group.start_soon(runner.run if on_asyncio else partial(contain, runner))
+    async def _attempt(
+        self,
+        execution: Execution,
+        call: Coroutine[Any, Any, Outcome | None],
+        started_at: float,
+    ) -> None:
+        """Make an attempt; whatever it does, it ends here."""
+        try:
+            outcome = await call
+        except BaseException as error:  # noqa: BLE001 - a worker never dies of a task
+            outcome = _not_run(execution, error)
+        self._settle(execution, self._clock.monotonic() - started_at)
+        self._conclude(execution, outcome)
 
-    def _one_waits(self) -> None:
-        """Let the next one begin while an attempt waits; in the loop."""
-        self._awake -= 1
-        self.start_next()
+    async def _contained(
+        self,
+        execution: Execution,
+        call: Coroutine[Any, Any, Outcome | None],
+        started_at: float,
+    ) -> None:
+        """Make an attempt on trio, which objects at its end to a nursery that was left open."""
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._attempt, execution, call, started_at)
+        except ExceptionGroup:
+            _log.warning(
+                "task %s left a nursery open; what runs in it is nobody's any more",
+                execution.lease.task_id,
+            )
 
-    def take(self, *, follows: bool) -> Execution | None:
-        """What a runner runs next; ``None`` if that is none of its business any more.
+    async def host(self, *, task_status: TaskStatus[None]) -> None:
+        """Hold trio's attempts until `close`, out of reach of the worker's own cancellation."""
+        if self._loop.asyncio is not None:
+            task_status.started()
+            return
+        with anyio.CancelScope(shield=True):
+            async with anyio.create_task_group() as self._nursery:
+                task_status.started()
+                await self._closed.wait()
 
-        Args:
-            follows: whether it has run another one before, in the same asyncio task.
-        """
-        if not self._ahead or self.idle_places <= 0:
-            self._awake -= 1
-            self._freed()
-            return None
-        execution = self._next()
-        execution.follows = follows
-        if len(self._ahead) < _MOST_AHEAD // 2:
-            self._freed()
-        return execution
-
-    def settle(self, execution: Execution, seconds: float, *, gone: bool) -> None:
-        """Learn how long an attempt took; ``gone``: its runner ends with it."""
+    def _settle(self, execution: Execution, seconds: float) -> None:
+        """Learn how long an attempt took."""
         mean = seconds if self._mean is None else self._mean
         # One long task is reason enough for caution, a short one is not for its opposite.
         self._mean = max(mean + (seconds - mean) * _WEIGHT, 0.0)
-        self._awake += execution.has_waited - gone
+        if seconds > _LONG_TURN:
+            self.hand_back()
         if execution.leave():
             self._left.add(execution)
-
-    def free(self) -> None:
-        """Tell that there is room for more."""
-        self._freed()
 
     def sealed(self, task: ReservedTask, outcome: Outcome | None) -> Outcome | None:
         """Return an outcome as it is to be stored."""
@@ -287,7 +328,7 @@ class Runners:
         except Exception as error:  # noqa: BLE001 - a serializer may be anybody's code
             return Outcome.failure(outcome.lease, error_text(error))
 
-    def conclude(self, execution: Execution, outcome: Outcome | None) -> None:
+    def _conclude(self, execution: Execution, outcome: Outcome | None) -> None:
         """Report how an attempt has ended, unless that has been done."""
         if self._running.pop(execution.lease, None) is not None:
             self._report(execution.lease, self.sealed(execution.task, outcome))
@@ -296,6 +337,13 @@ class Runners:
                     self.started -= 1  # its function was not called
                 if type(outcome) is not Fallback:  # which is most likely refused, and logged if not
                     log_end(execution.task, outcome, execution.raised, self._worker_id)
+        else:
+            self._refusing.discard(execution)
+        self.wake()
+        if not self._ahead:
+            self._freed()
+        if not (self._running or self._refusing):
+            self._ended.set()
 
     def _thread_ended(self, execution: Execution) -> None:
         """Give up the place of a thread that was left to itself; called in that thread."""
@@ -303,6 +351,7 @@ class Runners:
 
     def _give_up(self, execution: Execution) -> None:
         self._left.discard(execution)
+        self.wake()
         self._freed()
 
     def end(self, lease: Lease, why: End) -> None:
@@ -337,21 +386,39 @@ class Runners:
         self.hand_back(at_once=True)
         with anyio.move_on_after(seconds):
             await self._all_ended()
+        await self._end_all(last_words)
+
+    async def close(self, last_words: float) -> None:
+        """End what runs, hand it back, and return once it has ended."""
+        with anyio.CancelScope(shield=True):
+            self.hand_back(at_once=True)
+            await self._end_all(last_words)
+            await self._all_ended()
+            self._closed.set()
+
+    async def _end_all(self, seconds: float) -> None:
+        """End what runs; what refuses for so long is handed back as it runs."""
         for execution in list(self._running.values()):
             execution.end(End.SHUTDOWN)
-        with anyio.move_on_after(last_words):
+        with anyio.move_on_after(seconds):
             await self._all_ended()
-        for lease in list(self._running):
+        for lease, execution in list(self._running.items()):
             # It swallows its cancellation: others may run it all the same.
             del self._running[lease]
+            self._refusing.add(execution)
             self._report(lease, Outcome.release(lease))
             _log.warning("task %s does not end; it is handed back while it runs on", lease.task_id)
 
     async def _all_ended(self) -> None:
-        while self._running:
-            ended = anyio.Event()
-            before, self._freed = self._freed, ended.set
-            try:
-                await ended.wait()
-            finally:
-                self._freed = before
+        while self._running or self._refusing:
+            self._ended = anyio.Event()
+            await self._ended.wait()
+
+
+def _not_run(execution: Execution, error: BaseException) -> Outcome:
+    """Return the outcome of an attempt that sitq itself failed to run."""
+    lease = execution.lease
+    _log.error("task %s: sitq failed to run it", lease.task_id, error=error)
+    if isinstance(error, NoThreadError):
+        return Outcome.miss(lease, _NO_THREAD)  # by no fault of the task's
+    return Outcome.failure(lease, f"{type(error).__name__}: sitq failed to run the task")

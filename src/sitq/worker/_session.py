@@ -20,7 +20,7 @@ from sitq.worker._saturation import warn_of_saturation
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from anyio.abc import TaskGroup, TaskStatus
+    from anyio.abc import TaskStatus
 
     from sitq.context import TaskContext
     from sitq.models import Lease, Outcome, Progress
@@ -105,20 +105,24 @@ class Session:
                 services.start_soon(self._note_progress)
                 services.start_soon(self._watch)
                 services.start_soon(self._sweep)
+                runners = self._runners = self._make_runners()
+                await services.start(runners.host)
+                services.start_soon(runners.run)
                 try:
-                    async with anyio.create_task_group() as group:
-                        runners = self._runners = self._make_runners(group)
-                        services.start_soon(
-                            warn_of_saturation,
-                            self._clock,
-                            runners.take_all_places,
-                            self._fetcher.others_are_due,
-                        )
-                        task_status.started()
-                        await self._fetcher.run(runners)
-                        await runners.finish(self._options.shutdown_timeout, _LAST_WORDS)
+                    services.start_soon(
+                        warn_of_saturation,
+                        self._clock,
+                        runners.take_all_places,
+                        self._fetcher.others_are_due,
+                    )
+                    task_status.started()
+                    await self._fetcher.run(runners)
+                    await runners.finish(self._options.shutdown_timeout, _LAST_WORDS)
                 finally:
-                    self._reporter.hurry(_LAST_WRITES)
+                    try:
+                        await runners.close(_LAST_WORDS)
+                    finally:
+                        self._reporter.hurry(_LAST_WRITES)
                 services.cancel_scope.cancel()
         finally:
             # What is ready is written, and what is held handed back, even if all is cancelled.
@@ -145,22 +149,17 @@ class Session:
         self._error.__cause__ = cause
         services.cancel()
 
-    def _make_runners(self, group: TaskGroup) -> Runners:
+    def _make_runners(self) -> Runners:
         return Runners(
-            group,
             self._serializer,
             self._options,
             self._backend,
             self._loop,
             self._report,
             self._take_progress,
-            self._freed,
+            self._fetcher.freed,
             self._id,
         )
-
-    def _freed(self) -> None:
-        if self._runners is not None:
-            self._fetcher.freed(self._runners)
 
     def runs(self, context: TaskContext) -> bool:
         """Tell if a task is one that this worker runs; from any thread."""
@@ -239,7 +238,6 @@ class Session:
                     self._give_up(lease)
             if self._runners is not None:
                 self._runners.hand_back()
-                self._runners.start_all()
             await self._clock.sleep(interval)
 
     async def _sweep(self) -> None:

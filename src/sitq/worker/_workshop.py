@@ -30,8 +30,8 @@ class Workshop:
         retry: the policy of tasks that have none of their own.
         clock: tells when a timeout ends.
         limiter: the worker's threads.
+        scope: makes a cancel scope of the worker's loop.
         freed: called, in a thread, when a plain function that was left to itself has ended.
-        waits: called in the loop when an attempt first lets others have their turn.
     """
 
     function: TaskFunction[Any]
@@ -40,5 +40,5 @@ class Workshop:
     retry: RetryPolicy | None
     clock: Clock
     limiter: anyio.CapacityLimiter
+    scope: type[anyio.CancelScope]
     freed: Callable[[Execution], object]
-    waits: Callable[[], object]
