@@ -37,7 +37,9 @@ class Connection(aiosqlite.Connection):
     """
 
     def __init__(
-        self, connector: Callable[[], sqlite3.Connection], closed: Callable[[], None]
+        self,
+        connector: Callable[[], sqlite3.Connection],
+        closed: Callable[[], None],
     ) -> None:
         super().__init__(connector, iter_chunk_size=64)
         self._closed = closed

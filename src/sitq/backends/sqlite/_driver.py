@@ -22,7 +22,7 @@ from sitq.backends.sqlite._errors import is_busy, translated, unknown
 from sitq.backends.sqlite._group_commit import GroupCommit, StandingRequest
 from sitq.backends.sqlite._rollback import is_undone, roll_back
 from sitq.backends.sqlite._work import Work
-from sitq.errors import BackendConnectionError, SitqError, UsageError
+from sitq.errors import BackendConnectionError, BackendError, SitqError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -79,6 +79,7 @@ class Database:
         durability: when what a transaction did is on the disk.
         prompts: the operations that may give something to those who stand by.
         committed: told of each transaction, in the database thread, before its callers are.
+        moved: told, in the database thread, that another store is open from now on.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class Database:
         durability: Durability,
         prompts: frozenset[Callable[..., Any]],
         committed: Callable[[Work], None],
+        moved: Callable[[], None],
     ) -> None:
         self._store = store
         self._path = store.path
@@ -99,6 +101,7 @@ class Database:
         self._clock = clock
         self._durability = durability
         self._committed = committed
+        self._moved = moved
         self._connection = Connection(store.connect, disconnected)
         self._reader: Connection | None = None
         self.commits: Final = GroupCommit(
@@ -288,9 +291,15 @@ class Database:
     def _read(
         self, connection: Connection, unit: Callable[..., T], parameters: tuple[Any, ...]
     ) -> T:
-        self._store.check()
         if connection is self._connection:
             return unit(Work(self._usable(), self._clock.now()), *parameters)
+        try:
+            self._store.check()
+        except BackendError:
+            if self._store.is_replaced():
+                connection.drop()
+                self._connection.post(self._try_to_move)
+            raise
         if not connection.is_open and not connection.is_closed:
             connection.attach()
         try:
@@ -338,8 +347,7 @@ class Database:
             time.sleep(_LONGEST_PAUSE)
 
     def _transaction(self, batch: list[Request[Any]]) -> Work:
-        connection = self._usable()
-        self._store.check()
+        connection = self._ready()
         self._durability.prepare(connection, [request.operation for request in batch])
         changes = connection.total_changes
         is_ending = False
@@ -385,6 +393,39 @@ class Database:
         elif is_ending and not is_undone(error):
             self._durability.doubt()
             raise unknown(_name(batch[0]), self._path, error)
+
+    def _ready(self) -> sqlite3.Connection:
+        """Return the connection that writes, to the store that is at the path.
+
+        Raises:
+            UsageError: it was closed.
+            BackendError: there is no store, or it cannot be used.
+        """
+        try:
+            connection = self._usable()
+            self._store.check()
+        except BackendError:
+            if not self._store.is_replaced():
+                raise
+            self._move()
+            return self._connection.opened
+        return connection
+
+    def _move(self) -> None:
+        """Go over to the store that has been put in the place of the one that was open."""
+        if self._connection.is_open:
+            self._store.finish(self._connection.opened)
+            self._connection.drop()
+        reader = self._reader
+        if reader is not None:
+            reader.post(reader.drop)
+        self._durability.renew()
+        self._connection.attach(self._store.move)
+        self._moved()
+
+    def _try_to_move(self) -> None:
+        with suppress(BackendError, UsageError, sqlite3.Error, OSError):
+            retrying(self._ready, BUSY_SECONDS)
 
     def _usable(self) -> sqlite3.Connection:
         """Return the connection that writes, with no transaction open on it.

@@ -27,23 +27,28 @@ WAS_EMPTIED: Final = "was a store of sitq's and is empty now"
 class File:
     """The file of a store, as it was when it was opened.
 
+    Args:
+        path: its path.
+        create: whether to make it if it is not there.
+
     Raises:
         BackendConnectionError: it is a symlink, not a plain file, another user's, writable by
             others or has a second name, or it cannot be made.
         BackendFormatError: it is empty, and was not.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, create: bool = True) -> None:
         self.path: Final = path
         self._log: WriteAheadLog | None = None
         self._size = 0
         if path == MEMORY:
             self._identity = None
             return
-        self._create()
+        if create:
+            self._create()
         # Before the file: others make the bell once the store is complete.
         self.had_bell: Final = os.path.exists(self.bell)
-        status = os.lstat(path)
+        status = stat_of(path, follow=False)
         self._check_safe(status)
         if self.had_bell and status.st_size == 0:
             # Not for SQLite to see: it removes the log of an empty file.
@@ -56,10 +61,15 @@ class File:
         return f"{self.path}-bell"
 
     def _create(self) -> None:
+        left = self._left()
         if not os.path.lexists(self.path):
-            # The bell of a store that was removed would speak against the new, empty file.
-            with suppress(OSError):
-                os.unlink(self.bell)
+            # The bell of a store that was removed would speak against the new, empty file, and
+            # SQLite would take the log and the index of the old one for those of the new one.
+            for path, identity in left:
+                with suppress(OSError):
+                    status = os.lstat(path)
+                    if (status.st_dev, status.st_ino) == identity:
+                        os.unlink(path)
         try:
             os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         except FileExistsError:
@@ -67,6 +77,15 @@ class File:
         except OSError as error:
             message = f"cannot create {self.path}: {error.strerror}; does its folder exist?"
             raise BackendConnectionError(message) from error
+
+    def _left(self) -> list[tuple[str, tuple[int, int]]]:
+        """Return the files that are beside the path."""
+        left = []
+        for path in (self.bell, f"{self.path}-wal", f"{self.path}-shm"):
+            with suppress(OSError):
+                status = os.lstat(path)
+                left.append((path, (status.st_dev, status.st_ino)))
+        return left
 
     def _check_safe(self, status: os.stat_result) -> None:
         if stat.S_ISLNK(status.st_mode):
@@ -100,6 +119,30 @@ class File:
             status = os.stat(path)
             return (status.st_dev, status.st_ino) == self._identity
         return False
+
+    def is_replaced(self) -> bool:
+        """Return whether another file has been put in its place."""
+        return (
+            self._identity is not None and os.path.exists(self.path) and not self.is_at(self.path)
+        )
+
+    def remove_log(self) -> None:
+        """Remove its log and index, if another file has been put in the place of this one.
+
+        SQLite leaves them when it closes such a file, and would take them for those of the other.
+        """
+        log, self._log = self._log, None
+        if log is None:
+            return
+        import fcntl  # not on Windows, where nobody can replace a file that is open
+
+        folder = os.open(os.path.dirname(self.path), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            # One process at a time, or this could be the log that another has begun meanwhile.
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            log.remove()
+        finally:
+            os.close(folder)
 
     def check_same(self) -> None:
         """Make sure that the paths still lead to the files that were opened.
@@ -151,8 +194,12 @@ class File:
             isolation_level=None,
             check_same_thread=False,
         )
-        # Whoever begins the log anew makes it shorter, if it has grown behind a long reader.
-        connection.execute(f"PRAGMA journal_size_limit = {LOG_LIMIT}")
+        try:
+            # Whoever begins the log anew makes it shorter, if it has grown behind a long reader.
+            connection.execute(f"PRAGMA journal_size_limit = {LOG_LIMIT}")
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     def log_is_long(self) -> bool:

@@ -15,7 +15,7 @@ from sitq.backends.sqlite._work import Work
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sitq.backends.sqlite._file import File
+    from sitq.backends.sqlite._store import Store
     from sitq.models import Lease, LeaseState
     from sitq.protocols import Clock
 
@@ -30,8 +30,9 @@ _LONGEST_PAUSE: Final = 0.002
 class FileLeaseKeeper:
     """Renews leases over a connection of its own, made by the first renewal."""
 
-    def __init__(self, file: File, clock: Clock) -> None:
-        self._file = file
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._store = store
+        self._file = store.file
         self._clock = clock
         self._connection: sqlite3.Connection | None = None
 
@@ -53,6 +54,9 @@ class FileLeaseKeeper:
             raise told from error
 
     def _renew(self, leases: Sequence[Lease], seconds: float) -> list[LeaseState]:
+        if self._file is not self._store.file:  # another one has been put in its place
+            self.close()
+            self._file = self._store.file
         self._file.check_same()
         if self._connection is None:
             self._connection = self._file.connect()

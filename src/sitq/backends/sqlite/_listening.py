@@ -164,6 +164,23 @@ class Listeners:
         elif watch.mark() != self._mark:
             self._ring((topic,), told=self._prompt())
 
+    def watch_anew(self) -> None:
+        """Watch the bell that is there now, and have everybody look; from within."""
+        watched = list(self._watching)
+        for topic in watched:
+            self._unwatch(topic)
+        self._give_up_kept()
+        for topic in watched:
+            if self._ears[topic]:
+                self._watch(topic)
+        self._ring(self._ears)
+
+    def _give_up_kept(self) -> None:
+        with self._lock:
+            kept, self._kept = self._kept, {}
+        for watch in kept.values():
+            watch.close()
+
     def _unwatch(self, topic: Topic) -> None:
         stop = self._watching.pop(topic, None)
         if stop is not None:
@@ -189,6 +206,4 @@ class Listeners:
         """Keep no watchers any more; from any thread."""
         with self._lock:
             self._closed = True
-            kept, self._kept = self._kept, {}
-        for watch in kept.values():
-            watch.close()
+        self._give_up_kept()

@@ -61,9 +61,15 @@ class Session:
             Durability(f"{path}-wal" if _is_flushed(path, synchronous) else None, _PROMISES),
             frozenset({enqueue}),
             self._tell,
+            self._moved,
         )
         bell = None if path == MEMORY else f"{path}-bell"
         self.listeners: Final = Listeners(loop, self._mail, bell, self._look, self._prompt)
+
+    def _moved(self) -> None:
+        """Watch the wake-up file of another store; in the database thread."""
+        self._fresh = {}
+        self._mail.post(self.listeners.watch_anew)
 
     def _know(self, mark: bytes) -> None:
         self.listeners.know(mark)
@@ -124,7 +130,7 @@ class Session:
         """A lease keeper for the calling thread."""
         if not self._store.is_file:
             return MemoryLeaseKeeper(self.database)
-        return FileLeaseKeeper(self._store.file, self._clock)
+        return FileLeaseKeeper(self._store, self._clock)
 
     async def connect(self) -> None:
         """Open the file, or make it."""

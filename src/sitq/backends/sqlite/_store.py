@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from typing import TYPE_CHECKING, Final
 
 from sitq._logging import Log
@@ -9,11 +10,11 @@ from sitq.backends.sqlite import _schema
 from sitq.backends.sqlite._bell import Bell
 from sitq.backends.sqlite._commits import CommitWatch
 from sitq.backends.sqlite._driver import BUSY_SECONDS, retrying
+from sitq.backends.sqlite._errors import is_busy
 from sitq.backends.sqlite._file import MEMORY, File
 from sitq.errors import BackendConnectionError, UsageError
 
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import Callable
 
     from sitq.protocols import Topic
@@ -60,7 +61,10 @@ class Store:
 
     def connect(self) -> sqlite3.Connection:
         """Check, open and migrate the file."""
-        file = self._file = File(self.path)
+        self._file = File(self.path)
+        return self._open(self._file)
+
+    def _open(self, file: File) -> sqlite3.Connection:
         if self.is_file:
             retrying(lambda: _schema.check(file), BUSY_SECONDS)
         connection = retrying(lambda: self._prepared(file), BUSY_SECONDS)
@@ -72,6 +76,41 @@ class Store:
         except BaseException:
             connection.close()
             raise
+        return connection
+
+    def is_replaced(self) -> bool:
+        """Return whether another file has been put in the place of the one that is open."""
+        return self._file is not None and self._file.is_replaced()
+
+    def finish(self, connection: sqlite3.Connection) -> None:
+        """Have all that is in the log in the file, wherever the file is by now.
+
+        Raises:
+            sqlite3.OperationalError: the file is locked.
+            BackendConnectionError: somebody is still reading from the log.
+        """
+        try:
+            busy, *_ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        except sqlite3.Error as error:
+            if is_busy(error):
+                raise
+            _log.warning("%s was replaced; its log cannot be copied into it: %s", self.path, error)
+            return
+        if busy:
+            message = f"{self.path} was replaced by another file, and the old one is still in use"
+            raise BackendConnectionError(message)
+
+    def move(self) -> sqlite3.Connection:
+        """Open the store that is in the place of the one that was open.
+
+        Raises:
+            BackendError: there is none.
+        """
+        self.close()
+        file = File(self.path, create=False)
+        self.file.remove_log()
+        connection = self._open(file)
+        self._file = file
         return connection
 
     def _open_bell(self, file: File) -> None:

@@ -75,6 +75,22 @@ class WriteAheadLog:
             self._file = self._find()
         self._refuse(self._log)
 
+    def remove(self) -> None:
+        """Remove the two files, if the paths still lead to them.
+
+        A log that could not be emptied into its database is kept under another name.
+        """
+        with suppress(OSError):
+            log = os.lstat(self._log)
+            if _identity(log) == self._log_identity:
+                if log.st_size:
+                    os.replace(self._log, f"{self._log}-left")
+                else:
+                    os.unlink(self._log)
+        with suppress(OSError):
+            if _identity(os.lstat(self._index)) == self._index_identity:
+                os.unlink(self._index)
+
     def _refuse(self, path: str) -> None:
         self._harm = (
             f"{path} was cut short while the store was open: "
@@ -119,14 +135,14 @@ def _identity(status: os.stat_result) -> _Identity:
     return (status.st_dev, status.st_ino)
 
 
-def stat_of(path: str) -> os.stat_result:
+def stat_of(path: str, *, follow: bool = True) -> os.stat_result:
     """Return a file's status.
 
     Raises:
         BackendConnectionError: it is not there.
     """
     try:
-        return os.stat(path)
+        return os.stat(path, follow_symlinks=follow)
     except OSError as error:
         message = f"{path} has disappeared: {error.strerror}"
         raise BackendConnectionError(message) from error
