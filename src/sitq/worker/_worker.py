@@ -139,7 +139,10 @@ class Worker:
 
         Raises:
             UsageError: this worker is running already.
-            BackendError: the store could not be opened. Later trouble of the store is waited out.
+            BackendError: the store could not be opened, or had no connection for the heartbeats.
+                Later trouble of the store is waited out.
+            SitqError: the heartbeats have ended by an error that is none of the store's; running
+                tasks were handed back.
         """
         await self._run(task_status, drain=False)
 
