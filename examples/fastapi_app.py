@@ -76,11 +76,8 @@ class _Lifespan(TypedDict):
 async def lifespan(_: FastAPI) -> AsyncGenerator[_Lifespan, None]:
     """Run a worker beside the service; a shutdown lets running tasks finish."""
     backend = SQLiteBackend(os.environ.get("SITQ_DATABASE", "tasks.db"))
-    worker = Worker(backend, tasks=[write_report])
-    async with TaskQueue(backend) as queue, anyio.create_task_group() as group:
-        await group.start(worker.start)
+    async with TaskQueue(backend) as queue, Worker(backend, tasks=[write_report]):
         yield {"queue": queue}
-        await worker.stop()
 
 
 def get_queue(request: Request) -> TaskQueue:

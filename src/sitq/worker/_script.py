@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
@@ -27,6 +28,7 @@ EventLoop = Literal["asyncio", "trio"]
 _log: Final = Log(__name__)
 
 _BY_SIGNAL: Final = 128  # shells add it to a signal's number to make an exit code
+_STOPPING: Final = "%s: the worker lets running tasks finish; once more ends it at once"
 _SIGNALS: Final = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)
 )
@@ -130,9 +132,11 @@ class _Ending:
         if self.at_once and self._scope is not None:
             self._scope.cancel()
             _log.warning("%s: the worker ends at once; running tasks are handed back", name)
-        else:
-            self._stop()
-            _log.info("%s: the worker lets running tasks finish; once more ends it at once", name)
+            return
+        self._stop()
+        if self._loop is not None:
+            # Behind the stop, which is a call of the loop's too: once it is logged, nothing starts.
+            self._loop.call_soon(partial(_log.info, _STOPPING, name))
 
 
 @contextmanager
