@@ -22,7 +22,6 @@ __all__ = [
     "Budget",
     "check_decimal",
     "check_decimal_text",
-    "check_hashes",
 ]
 
 MAX_DIGITS: Final = 1000
@@ -89,15 +88,6 @@ def comparing(keys: Collection[Any]) -> int:
         return 0
     pairs = sum(count * (count - 1) // 2 for count in shared)
     return pairs * (_PER_KEY + max(map(_cells, keys)))
-
-
-def check_hashes(keys: Collection[Any]) -> None:
-    """Check that a dict or set can be built of keys in a short time.
-
-    Raises:
-        SerializationError: too many of them share a hash.
-    """
-    Budget(0).take_keys(keys)
 
 
 def check_decimal(value: decimal.Decimal) -> None:

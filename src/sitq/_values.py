@@ -21,6 +21,7 @@ from sitq._comparison import a, difference, loss
 from sitq._extensions import CONTAINERS, LEAVES
 from sitq._named_tuples import by_name
 from sitq._plain import plain, plain_member
+from sitq._rebuilding import RebuildLimits
 from sitq._unknown_fields import UNKNOWN_FIELD, nodes, refusing_validator
 from sitq.errors import SerializationError, ValidationError
 from sitq.ids import TaskId
@@ -96,6 +97,7 @@ class ValueCodec:
         "_fields",
         "_fits",
         "_has_named_tuples",
+        "_limits",
         "_read",
         "leaves",
     )
@@ -103,6 +105,7 @@ class ValueCodec:
     def __init__(self, annotation: object) -> None:
         self._annotation = _eager(annotation)
         self._adapter: TypeAdapter[Any] | None = None
+        self._limits: RebuildLimits | None = None
         self._read: Validate | None = None
         self._fields: frozenset[str] = frozenset()
         self._has_named_tuples = False
@@ -147,6 +150,8 @@ class ValueCodec:
             is_plain = _is_plain(self._annotation)
             self._read = self._check if is_plain else refusing_validator(adapter)
         try:
+            if self._limits is not None:
+                self._limits.check(plain)
             return _validate(self._read, plain, self._fields)
         except RecursionError:
             raise SerializationError("the value is nested too deeply") from None
@@ -206,6 +211,7 @@ class ValueCodec:
                 schema = self._adapter.core_schema
                 self._fields = frozenset(_field_names(schema))
                 kinds = {node.get("type") for node in nodes(schema)}
+                self._limits = RebuildLimits(schema)
                 self._has_named_tuples = not _NAMED_TUPLES.isdisjoint(kinds)
             except Exception as error:  # noqa: BLE001 - hooks of types are anybody's code
                 reason = str(error).split("\n", 1)[0].split(". ", 1)[0]

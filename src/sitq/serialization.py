@@ -33,7 +33,8 @@ _UNCOUNTED: Final = 4096
 # which are copied at each level, count for one value more.
 _PER_LIST: Final = 3
 _PER_MAP: Final = 6
-_PER_EXTENSION: Final = 16
+_PER_PAIR: Final = 3
+_PER_EXTENSION: Final = 12
 _BYTES_PER_VALUE: Final = 64
 # A time zone is read from a file when it is first used.
 _PER_ZONE: Final = 400
@@ -50,8 +51,8 @@ class MsgpackSerializer:
             task travel as two: a list or dict of arguments, in a list.
         max_values: how many values a payload of more than 4 KiB may hold, counted so that
             decoding any payload takes a few hundredths of a second at most. A number, text or
-            ``None`` counts 1, a list 3, a dict 6, and a value of any other type 16, beside the
-            items that each holds.
+            ``None`` counts 1, a list 3, a dict 6, an entry of it 1 more, and a value of any other
+            type 12, beside the items that each holds.
         keys: sign the payloads of tasks, and their results; see `sitq.signing.Signer`.
 
     Raises:
@@ -348,7 +349,7 @@ class _CountingReader(_Reader):
         return items
 
     def _mapping(self, pairs: list[tuple[Hashable, Any]]) -> dict[Hashable, Any]:
-        self._budget.take(_PER_MAP + 2 * len(pairs))
+        self._budget.take(_PER_MAP + _PER_PAIR * len(pairs))
         self._budget.take_keys([key for key, _ in pairs])
         return _mapping(pairs)
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 import contextlib
 import decimal
 import fractions
+import ipaddress
+import pathlib
+import re
 import time
 import uuid
+import zoneinfo
 from collections.abc import Callable
 from typing import Any
 
@@ -125,6 +129,22 @@ class Model(pydantic.BaseModel):
     number: int = 0
 
 
+class Host(pydantic.BaseModel):
+    addresses: list[ipaddress.IPv6Interface]
+
+
+class Parsed(pydantic.BaseModel):
+    text: pydantic.Json[Any]
+
+
+class Numbers(pydantic.BaseModel):
+    numbers: set[int] = set()
+    ids: frozenset[uuid.UUID] = frozenset()
+    names: dict[int, int] = {}
+    pairs: set[tuple[int, int]] = set()
+    texts: list[str] = []
+
+
 REBUILT: dict[str, tuple[Any, Any]] = {
     "an int of text": (int, nines(1_000_000)),
     "ints of text": (list[int], [nines(4300)] * 240),
@@ -133,14 +153,54 @@ REBUILT: dict[str, tuple[Any, Any]] = {
     "a float of text": (float, nines(1_000_000)),
     "wrong ints": (list[int], ["x"] * 100_000),
     "wrong models": (list[Model], [1] * 30_000),
+    "more wrong models": (list[Model], [1] * 130_000),
+    "values of no type of a union": (list[float | Model | uuid.UUID], ["x"] * 100_000),
+    "addresses": (list[ipaddress.IPv6Interface], ["::1/64"] * 100_000),
+    "addresses of a model": (Host, {"addresses": ["::1/64"] * 100_000}),
+    "paths": (dict[str, pathlib.Path | int], {str(n): "a" for n in range(60_000)}),
+    "time zones": (list[zoneinfo.ZoneInfo], sorted(zoneinfo.available_timezones())),
+    "a long regular expression": (re.Pattern[str], "a" * 1_000_000),
+    "a regular expression": (re.Pattern[str], "(?i)" + "[\0-\uffff]" * 150),
+    "regular expressions": (list[re.Pattern[str]], ["(?i)[\\u0000-\\uffff]"] * 1_000),
+    "JSON": (Parsed, {"text": "[" + "[]," * 300_000 + "1]"}),
+    "a Fraction of digits": (fractions.Fraction, "1." + "1" * 1_000_000),
+    "Fractions of exponents": (list[fractions.Fraction], ["1E+1000000"] * 100),
+    "texts of one hash": (Numbers, {"numbers": [str(n * MODULUS) for n in range(20_000)]}),
+    "ids of one hash": (
+        Numbers,
+        {"ids": [str(uuid.UUID(int=n * MODULUS)) for n in range(20_000)]},
+    ),
+    "keys of one hash": (Numbers, {"names": {str(n * MODULUS): 1 for n in range(20_000)}}),
+    "pairs of one hash": (Numbers, {"pairs": [[str(n * MODULUS), 1] for n in range(20_000)]}),
 }
 
 
 @pytest.mark.parametrize(("annotation", "plain"), REBUILT.values(), ids=REBUILT)
 def test_a_value_is_rebuilt_or_refused_in_a_short_time(annotation: Any, plain: Any) -> None:
-    data = serializer.dumps(plain)
+    data = msgpack.packb(plain)
     codec = ValueCodec(annotation)
+    with contextlib.suppress(SitqError):
+        codec.restore(None)  # what is built once is not the payload's
     assert cost(lambda: codec.restore(serializer.loads(data))) < LIMIT
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Numbers(
+            numbers=set(range(5000)),
+            ids=frozenset(uuid.uuid4() for _ in range(1500)),
+            names=dict.fromkeys(range(5000), 1),
+            pairs={(number, -number) for number in range(1500)},
+            texts=["same", "12e45678"] * 3000,
+        ),
+        Host(addresses=[ipaddress.IPv6Interface("::1/64")] * 1000),
+    ],
+    ids=["numbers", "host"],
+)
+def test_large_values_that_are_quick_to_read_are_carried(value: pydantic.BaseModel) -> None:
+    codec = ValueCodec(type(value))
+    assert codec.restore(serializer.loads(serializer.dumps(codec.lower(value)))) == value
 
 
 def gather(*numbers: float) -> None:

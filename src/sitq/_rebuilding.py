@@ -1,0 +1,202 @@
+"""What rebuilding the values of one annotation may cost.
+
+A serializer bounds how many values a payload holds. What pydantic makes of them depends on the
+annotation: reading a text as an address, a time zone or a regular expression takes a thousand times
+as long as reading it as a text, and numbers read from texts may share their hashes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from sitq._extensions import LEAVES
+from sitq._unknown_fields import nodes
+from sitq.errors import SerializationError
+
+__all__ = ["RebuildLimits"]
+
+# How many texts there may be where reading one takes microseconds, or a file; and how many
+# characters of regular expressions.
+_MAX_SLOW_TEXTS: Final = 5_000
+_MAX_ZONES: Final = 300
+_MAX_PATTERN_CHARACTERS: Final = 1_000
+# A set of characters beyond ASCII takes milliseconds to compile.
+_MAX_WIDE_SETS: Final = 4
+_MAX_JSON_CHARACTERS: Final = 100_000
+# Divided by how many types there are to try for each value.
+_MAX_MODEL_VALUES: Final = 40_000
+# How often two keys of one hash may be compared.
+_MAX_COMPARED: Final = 20_000
+_MAX_NUMBER: Final = 1_100
+_LARGE_EXPONENT: Final = re.compile(r"\s*[+-]?[\d_.]+[eE][+-]?\d{4,}\s*")
+_NUMERIC: Final = re.compile(r"[\d_.+\-eE/\s]*")
+_INT: Final = re.compile(r"\s*[+-]?[\d_]{1,4300}\s*")
+_UUID: Final = re.compile(r"\s*(?:urn:uuid:)?\{?[0-9a-fA-F-]{32,36}\}?\s*")
+_SLOW_KINDS: Final = frozenset({"url", "multi-host-url", "fraction"})
+_SLOW_MODULES: Final = ("pydantic.", "pydantic", "ipaddress", "pathlib", "fractions", "zoneinfo")
+# Keys of these have hashes that nobody can predict, or are too few to collide.
+_SAFE_KEYS: Final = frozenset(
+    {"str", "bytes", "bool", "none", "enum", "literal", "date", "time", "datetime", "timedelta"}
+)
+_UNIONS: Final = frozenset({"union"})
+_RECORDS: Final = frozenset({"model", "dataclass", "typed-dict", "named-tuple", "call"})
+
+
+class RebuildLimits:
+    """What the plain values of one annotation may hold.
+
+    Args:
+        schema: pydantic's core schema of the annotation.
+    """
+
+    __slots__ = ("_builds_keys", "_has", "_max_values")
+
+    def __init__(self, schema: object) -> None:
+        found = [node for node in nodes(schema) if isinstance(node.get("type"), str)]
+        self._has: Final = frozenset(filter(None, map(_class_of, found)))
+        kinds = {node.get("type") for node in found}
+        choices = sum(len(node["choices"]) for node in found if node["type"] in _UNIONS)
+        is_bounded = bool(choices) or not _RECORDS.isdisjoint(kinds)
+        self._max_values: Final = _MAX_MODEL_VALUES // max(choices, 1) if is_bounded else None
+        self._builds_keys: Final = any(map(_builds_keys, found))
+
+    def check(self, plain: object) -> None:
+        """Check a plain value before it is rebuilt.
+
+        Raises:
+            SerializationError: rebuilding it would take too long.
+        """
+        if not self._has and self._max_values is None and not self._builds_keys:
+            return
+        values = 0
+        texts: list[str] = []
+        for container in _containers(plain):
+            values += len(container)
+            texts += [item for item in _items(container) if type(item) is str]
+            if self._builds_keys and len(container) > 1:
+                _check_keys(container)
+        if self._max_values is not None and values > self._max_values:
+            _refuse(f"more than {self._max_values:,} values")
+        if self._has:
+            if type(plain) is str:
+                texts.append(plain)
+            self._check_texts(texts)
+
+    def _check_texts(self, texts: list[str]) -> None:
+        if "slow" in self._has and len(texts) > _MAX_SLOW_TEXTS:
+            _refuse(f"more than {_MAX_SLOW_TEXTS:,} texts")
+        if "zone" in self._has and len(texts) > _MAX_ZONES and len(set(texts)) > _MAX_ZONES:
+            _refuse(f"more than {_MAX_ZONES:,} texts")
+        if "pattern" in self._has:
+            wide = sum(text.count("[") for text in texts if _is_wide(text))
+            if sum(map(len, texts)) > _MAX_PATTERN_CHARACTERS or wide > _MAX_WIDE_SETS:
+                _refuse(f"regular expressions of more than {_MAX_PATTERN_CHARACTERS:,} characters")
+        if "json" in self._has and sum(map(len, texts)) > _MAX_JSON_CHARACTERS:
+            _refuse(f"more than {_MAX_JSON_CHARACTERS:,} characters of JSON")
+        if "fraction" in self._has and any(map(_is_large_number, texts)):
+            _refuse("a number of too many digits, or of too large an exponent")
+
+
+def _refuse(what: str) -> None:
+    raise SerializationError(
+        f"for its annotation it holds {what}, which would take too long to read; "
+        "store the data elsewhere and pass where it is"
+    )
+
+
+def _class_of(node: Mapping[str, Any]) -> str | None:
+    """Return how long a node takes for a text; ``None``: not long."""
+    kind = node["type"]
+    if kind == "json":
+        return "json"
+    if kind == "fraction":
+        return "fraction"
+    if kind in _SLOW_KINDS:
+        return "slow"
+    if not kind.startswith("function-"):
+        return None
+    function = node.get("function")
+    called = function.get("function") if isinstance(function, Mapping) else None
+    module = getattr(called, "__module__", None)
+    if not isinstance(module, str) or not module.startswith(_SLOW_MODULES):
+        return None  # of the user's own
+    name = str(getattr(called, "__name__", ""))
+    for part, found in (("pattern", "pattern"), ("iana_tz", "zone"), ("fraction", "fraction")):
+        if part in name:
+            return found
+    return "slow"
+
+
+def _builds_keys(node: Mapping[str, Any]) -> bool:
+    """Return whether a node puts values into a set or dict whose hashes can be predicted."""
+    kind = node["type"]
+    if kind in {"set", "frozenset"}:
+        keys = node.get("items_schema")
+    elif kind == "dict":
+        keys = node.get("keys_schema")
+    else:
+        return False
+    return keys is not None and any(
+        each.get("type", "str") not in _SAFE_KEYS for each in nodes(keys)
+    )
+
+
+def _containers(plain: object) -> Iterator[Any]:
+    waiting = [plain]
+    while waiting:
+        each = waiting.pop()
+        if type(each) in {list, tuple, set, frozenset, dict}:
+            yield each
+            items = _items(each)
+            if not LEAVES.issuperset(map(type, items)):
+                waiting += [item for item in items if type(item) not in LEAVES]
+
+
+def _items(container: Any) -> list[Any]:
+    if type(container) is dict:
+        return [*container, *container.values()]
+    return [*container]
+
+
+def _check_keys(container: Any) -> None:
+    """Check that a set or dict of a container's items could be built in a short time."""
+    found: dict[int, list[Any]] = {}
+    compared = 0
+    for item in container:
+        key = _as_key(item)
+        if key is None:
+            continue
+        same = found.setdefault(hash(key), [])
+        compared += len(same)
+        if compared > _MAX_COMPARED:
+            _refuse("keys that share their hashes")
+        if key not in same:
+            same.append(key)
+
+
+def _as_key(item: Any) -> Any:
+    """Return what pydantic may make of an item that is to be a key; ``None``: it has no say."""
+    kind = type(item)
+    if kind is str:
+        if _INT.fullmatch(item):
+            return int(item)
+        if _UUID.fullmatch(item):
+            return int(re.sub(r"[^0-9a-fA-F]", "", item.replace("urn:uuid:", "")) or "0", 16)
+        return None
+    if kind is list or kind is tuple:
+        return tuple(map(_as_key, item))
+    if kind is dict:
+        return tuple(map(_as_key, item.values()))
+    return None if kind in {set, frozenset, bytes} else item
+
+
+def _is_wide(text: str) -> bool:
+    return not text.isascii() or "\\u" in text or "\\U" in text or "\\N" in text
+
+
+def _is_large_number(text: str) -> bool:
+    if _LARGE_EXPONENT.fullmatch(text[:_MAX_NUMBER]):
+        return True
+    return len(text) > _MAX_NUMBER and _NUMERIC.fullmatch(text[:_MAX_NUMBER]) is not None
