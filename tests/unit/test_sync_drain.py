@@ -83,10 +83,10 @@ def test_queues_and_the_retry_policy_are_those_of_a_worker(queue: SyncTaskQueue)
             queue.drain(max_concurrency=0)
 
 
-def test_close_ends_a_drain(tmp_path: Path) -> None:
+def test_close_ends_a_drain_and_hands_its_tasks_back(tmp_path: Path) -> None:
     errors: list[BaseException] = []
     queue = SyncTaskQueue(SQLiteBackend(tmp_path / "q.db"))
-    queue.enqueue(wait_for_ever)
+    task_id = queue.enqueue(wait_for_ever)
 
     def drain() -> None:
         try:
@@ -100,3 +100,6 @@ def test_close_ends_a_drain(tmp_path: Path) -> None:
     queue.close()
     thread.join(20)
     assert [type(error) for error in errors] == [UsageError]
+    with SyncTaskQueue(SQLiteBackend(tmp_path / "q.db")) as other:
+        info = other.get_task(task_id)
+    assert (info.status, info.attempts) == (TaskStatus.PENDING, 0)
