@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from pathlib import Path
 
@@ -76,5 +77,7 @@ async def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    # Failures are logged with their tracebacks; this program prints them itself.
+    logging.getLogger("sitq").setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory() as name:
         anyio.run(main, Path(name))
