@@ -214,8 +214,13 @@ def _reverse(request: Request[Any]) -> Request[Any] | None:
 
 def wake_all(batch: list[Request[Any]]) -> None:
     """End the waiting for each of a batch; in the loop."""
-    for request in batch:
-        request.wake()
+    rest = iter(batch)
+    try:
+        for request in rest:
+            request.wake()
+    finally:
+        for request in rest:  # one that raises must not keep the others waiting
+            request.wake()
 
 
 def join(
