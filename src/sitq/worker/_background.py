@@ -111,8 +111,8 @@ class Background:
         except BaseException as error:
             self._error = error
             if self._body is not None:
-                _log.error("%s has failed", self._name, error=error)
                 self._body.cancel()
+                _log.error("%s has failed", self._name, error=error)
             if self._must_pass(error):
                 raise
         finally:

@@ -419,6 +419,7 @@ def _not_run(execution: Execution, error: BaseException) -> Outcome:
     """Return the outcome of an attempt that sitq itself failed to run."""
     lease = execution.lease
     _log.error("task %s: sitq failed to run it", lease.task_id, error=error)
-    if isinstance(error, NoThreadError):
+    if issubclass(type(error), NoThreadError):
         return Outcome.miss(lease, _NO_THREAD)  # by no fault of the task's
-    return Outcome.failure(lease, f"{type(error).__name__}: sitq failed to run the task")
+    kind = error_text(error).partition(":")[0]
+    return Outcome.failure(lease, f"{kind}: sitq failed to run the task")
