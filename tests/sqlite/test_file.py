@@ -103,6 +103,16 @@ async def test_a_removed_store_may_be_made_anew(tmp_path: Path) -> None:
     await make_store(path)
 
 
+async def test_the_log_of_a_store_that_was_moved_away_is_kept(tmp_path: Path) -> None:
+    """A new store is made without it, and who moved the old one can put both together again."""
+    path, log = tmp_path / "q.db", tmp_path / "q.db-wal"
+    log.write_bytes(b"all that was acknowledged last")
+    path.with_name("q.db-shm").write_bytes(b"\0" * 32768)
+    await make_store(path)
+    assert path.with_name("q.db-wal-left").read_bytes() == b"all that was acknowledged last"
+    assert not log.exists()
+
+
 async def test_a_symbolic_link_is_refused(tmp_path: Path) -> None:
     await make_store(tmp_path / "real.db")
     link = tmp_path / "q.db"

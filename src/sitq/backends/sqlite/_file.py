@@ -13,7 +13,7 @@ import stat
 from contextlib import closing, suppress
 from typing import Final
 
-from sitq.backends.sqlite._wal import WriteAheadLog, stat_of
+from sitq.backends.sqlite._wal import WriteAheadLog, set_aside, stat_of
 from sitq.errors import BackendConnectionError, BackendFormatError
 
 __all__ = ["MEMORY", "WAS_EMPTIED", "File", "is_foreign"]
@@ -69,7 +69,7 @@ class File:
                 with suppress(OSError):
                     status = os.lstat(path)
                     if (status.st_dev, status.st_ino) == identity:
-                        os.unlink(path)
+                        set_aside(path, status)
         try:
             os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         except FileExistsError:

@@ -13,7 +13,7 @@ from typing import Final
 
 from sitq.errors import BackendConnectionError
 
-__all__ = ["WriteAheadLog", "stat_of"]
+__all__ = ["WriteAheadLog", "set_aside", "stat_of"]
 
 # The formats are at https://www.sqlite.org/walformat.html
 _LOG_HEADER: Final = 32
@@ -83,10 +83,7 @@ class WriteAheadLog:
         with suppress(OSError):
             log = os.lstat(self._log)
             if _identity(log) == self._log_identity:
-                if log.st_size:
-                    os.replace(self._log, f"{self._log}-left")
-                else:
-                    os.unlink(self._log)
+                set_aside(self._log, log)
         with suppress(OSError):
             if _identity(os.lstat(self._index)) == self._index_identity:
                 os.unlink(self._index)
@@ -133,6 +130,18 @@ def _needed(header: bytes) -> int:
 
 def _identity(status: os.stat_result) -> _Identity:
     return (status.st_dev, status.st_ino)
+
+
+def set_aside(path: str, status: os.stat_result) -> None:
+    """Remove a file that is beside a database; a log with something in it is kept as ``-left``.
+
+    Raises:
+        OSError: it cannot be done.
+    """
+    if path.endswith("-wal") and status.st_size:
+        os.replace(path, f"{path}-left")
+    else:
+        os.unlink(path)
 
 
 def stat_of(path: str, *, follow: bool = True) -> os.stat_result:
