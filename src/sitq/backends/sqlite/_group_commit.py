@@ -217,7 +217,9 @@ class GroupCommit(Gathering):
         if reverses := self._settle(batch):
             self._write(reverses)
         waiting = [request for request in batch if not isinstance(request, BlockingRequest)]
-        if waiting:
-            self._mail.post(partial(wake_all, waiting))
-        if len(waiting) < len(batch):
-            wake_all([request for request in batch if isinstance(request, BlockingRequest)])
+        try:
+            if len(waiting) < len(batch):
+                wake_all([request for request in batch if isinstance(request, BlockingRequest)])
+        finally:
+            if waiting:
+                self._mail.post(partial(wake_all, waiting))
