@@ -190,6 +190,18 @@ class LoopRef:
         trio.lowlevel.spawn_system_task(wait)
         return end
 
+    def call_next(self, function: Callable[[], object]) -> None:
+        """Have the loop call ``function`` in its next turn; from its own thread."""
+        if self._asyncio is not None:
+            self._asyncio.call_soon(function)
+            return
+        import trio
+
+        async def call() -> None:
+            function()
+
+        trio.lowlevel.spawn_system_task(call)
+
     def call_soon(self, function: Callable[[], object]) -> bool:
         """Have the loop call ``function`` soon; from any thread. False if it has ended."""
         try:

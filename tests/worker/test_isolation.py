@@ -156,6 +156,61 @@ async def test_a_task_that_cancels_its_asyncio_task_harms_no_other(
         assert ids == STARTED
 
 
+HOSTS: list[asyncio.Task[object]] = []
+
+
+async def wait_for_the_third_time() -> str:
+    task = asyncio.current_task()
+    assert task is not None
+    HOSTS.append(task)
+    if len(HOSTS) < 3:
+        await anyio.sleep_forever()
+    return "returned"
+
+
+async def wait_for_ever() -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    HOSTS.append(task)
+    await anyio.sleep_forever()
+
+
+async def cancel_my_asyncio_task_and_wait() -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+    await anyio.sleep_forever()
+
+
+@pytest.mark.parametrize(
+    ("function", "ends_as"),
+    [
+        (wait_for_the_third_time, TaskStatus.SUCCESS),
+        (wait_for_ever, TaskStatus.FAILED),
+        (cancel_my_asyncio_task_and_wait, TaskStatus.FAILED),
+    ],
+)
+async def test_an_asyncio_task_cancelled_by_other_code_is_handed_back_but_not_for_ever(
+    tmp_path: Path, function: object, ends_as: TaskStatus, anyio_backend: str
+) -> None:
+    if anyio_backend == "trio":
+        pytest.skip("trio has no such call")
+    assert callable(function)
+    HOSTS.clear()
+    backend = SQLiteBackend(tmp_path / "q.db")
+    async with TaskQueue(backend) as queue, anyio.create_task_group() as group:
+        task_id = await queue.enqueue(function)
+        worker = Worker(backend)
+        group.start_soon(worker.start)
+        with anyio.fail_after(20):
+            while (result := await queue.get_result(task_id, 0)) is None:
+                for host in HOSTS:
+                    host.cancel()
+                await anyio.sleep(0.005)
+        await worker.stop()
+    assert (result.status, result.attempts) == (ends_as, 1)
+
+
 def raise_a_cancellation() -> None:
     STARTED.append(current_task().id)
     raise asyncio.CancelledError

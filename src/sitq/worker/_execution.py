@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextvars import copy_context
 from datetime import timedelta
 from enum import Enum, auto
@@ -17,6 +18,7 @@ from sitq.errors import SitqError, UsageError, ValidationError
 from sitq.models import Outcome
 from sitq.signing import unseal
 from sitq.worker._errors import Raised
+from sitq.worker._exits import end_child, exit_of
 from sitq.worker._fallbacks import Fallback
 from sitq.worker._misses import mismatched
 from sitq.worker._outcomes import outcome_of_error, outcome_of_refusal
@@ -35,6 +37,9 @@ __all__ = ["End", "Execution", "NoThreadError"]
 
 _log: Final = Log(__name__)
 
+# So often an attempt whose asyncio task was cancelled by others is given back, if it was given back
+# or lost that often before, while its worker lives on.
+_MOST_GIVEN_BACK: Final = 10
 _NOT_COMMITTED: Final = "the transaction that completed this task was not committed"
 
 
@@ -71,6 +76,7 @@ class Execution:
         "_scope",
         "_thread",
         "_workshop",
+        "cancelled_from_outside",
         "host",
         "lease",
         "raised",
@@ -93,6 +99,8 @@ class Execution:
         self._thread: ThreadedCall | None = None
         # What made the attempt fail, for the log.
         self.raised: BaseException | None = None
+        # True once other code than its own has cancelled its asyncio task.
+        self.cancelled_from_outside = False
         # The asyncio task that it is: the loop itself keeps none alive.
         self.host: asyncio.Task[None] | None = None
 
@@ -179,16 +187,23 @@ class Execution:
     async def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any] | Raised:
         """Return the value in a tuple, or what was raised."""
         function = self._workshop.function
+        process = os.getpid()
         try:
             if function.is_async:
-                return (await function.func(*args, **kwargs),)
-            ended = await self._call_in_thread(args, kwargs)
-            if isinstance(ended, tuple) and is_awaitable(ended[0]):
-                return (await ended[0],)
+                ended: tuple[Any] | Raised = (await function.func(*args, **kwargs),)
+            else:
+                ended = await self._call_in_thread(args, kwargs)
+                if isinstance(ended, tuple) and is_awaitable(ended[0]):
+                    ended = (await ended[0],)
         except NoThreadError:
             raise
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is the task's
+            if os.getpid() != process:
+                end_child(error)
+            self._note_exit(error)
             return Raised(error)
+        if os.getpid() != process:
+            end_child(None)
         return ended
 
     async def _call_in_thread(
@@ -244,17 +259,44 @@ class Execution:
         except BaseException as error:  # noqa: BLE001 - also what the value's own code raises
             return self._refused(error)
 
+    def _note_exit(self, error: BaseException) -> bool:
+        """End the worker if a signal ends the process; return whether one does."""
+        leaving = exit_of(error)
+        if leaving is None:
+            return False
+        if self._end is None:
+            self._end = End.SHUTDOWN
+        self._workshop.leave(leaving)
+        return True
+
+    def _is_given_back(self) -> bool:
+        """Return whether its asyncio task was cancelled by others, who mean the process by that.
+
+        While the worker lives on, that is believed so often and no more.
+        """
+        host = self.host
+        if host is None or not self.cancelled_from_outside or not host.cancelling():
+            return False
+        given_back = self.task.epoch - self.task.attempt
+        return given_back < _MOST_GIVEN_BACK or self._workshop.is_ending()
+
     def _raised(self, error: BaseException) -> Outcome | None:
+        if self._end is None and self._is_given_back():
+            return Outcome.release(self.lease)
         if self._end is not None:
             # Asked to end, it ended by raising: that is what a plain function can do.
             return self.interrupted()
         return self._failed(error)
 
     def _refused(self, error: BaseException) -> Outcome:
+        if self._note_exit(error):
+            return Outcome.release(self.lease)
         if issubclass(type(error), SitqError):  # others may quote what was refused
             self.raised = error
         return outcome_of_refusal(self.lease, error)
 
     def _failed(self, error: BaseException) -> Outcome:
+        if self._note_exit(error):
+            return Outcome.release(self.lease)
         self.raised = error
         return outcome_of_error(self.task, self.lease, error, self._workshop.retry)

@@ -76,6 +76,8 @@ class Reporter:
         self._done = done
         self._waiting: dict[Lease, Outcome] = {}
         self._group: dict[Lease, Outcome] = {}
+        # May have been stored when the write was cut short.
+        self._unsure: set[Lease] = set()
         self._writing = False
         self._added = anyio.Event()
         self._empty = anyio.Event()
@@ -178,6 +180,12 @@ class Reporter:
                 return self._keep(*group.popitem(), error)
             # One of the group may be to blame: each goes alone, that one last.
             return await self._write_each(group)
+        except BaseException:
+            # asyncio's own cancellation knows no shield. What the store may have is written again
+            # by the last flush, and then refused.
+            self._unsure.update(group)
+            self._waiting = group | self._waiting
+            raise
         finally:
             self._group = {}
         self._streak.succeed()
@@ -198,7 +206,7 @@ class Reporter:
 
     async def _write_each(self, group: dict[Lease, Outcome]) -> float:
         pause = 0.0
-        for lease, outcome in group.items():
+        for lease, outcome in list(group.items()):
             try:
                 accepted = await self._send([outcome])
             except Exception as error:  # noqa: BLE001 - see above
@@ -216,7 +224,7 @@ class Reporter:
     def _settle(self, group: dict[Lease, Outcome], accepted: list[bool]) -> None:
         self._done(list(group))
         for outcome, was_accepted in zip(group.values(), accepted, strict=True):
-            if not was_accepted:
+            if not was_accepted and outcome.lease not in self._unsure:
                 _log.warning(
                     "task %s: the %s of epoch %d came after its lease was lost; it changed nothing",
                     outcome.task_id,

@@ -8,8 +8,10 @@ few enough to start within a moment; if they do not, they are handed back for ot
 from __future__ import annotations
 
 import asyncio
-import sys
+import os
+import threading
 import time
+import weakref
 from collections import deque
 from contextlib import contextmanager
 from functools import partial
@@ -23,8 +25,10 @@ from sitq.context import Ties
 from sitq.models import Outcome, OutcomeKind
 from sitq.serialization import may_seal_results
 from sitq.signing import seal_outcome
+from sitq.worker._attempt_task import AttemptTask
 from sitq.worker._errors import error_text
 from sitq.worker._execution import End, Execution, NoThreadError
+from sitq.worker._exits import end_child, exit_of
 from sitq.worker._fallbacks import Fallback
 from sitq.worker._outcomes import log_end
 from sitq.worker._workshop import Workshop
@@ -62,10 +66,20 @@ _TURN: Final = 20
 _LONG_TURN: Final = 0.005
 # How long after no thread could be had a plain function is tried again, in seconds.
 _NO_THREAD: Final = 1.0
-# From this version on, an asyncio task may run to where it first waits as soon as it is made.
-_EAGERLY: Final[dict[str, Any]] = {"eager_start": True} if sys.version_info >= (3, 12) else {}
 # The weight of the last duration in the running mean.
 _WEIGHT: Final = 0.1
+
+
+_POOLS: Final[weakref.WeakSet[Runners]] = weakref.WeakSet()
+
+
+def _end_in_child() -> None:
+    for pool in list(_POOLS):
+        pool.end_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_end_in_child)
 
 
 class Runners:
@@ -80,6 +94,7 @@ class Runners:
         note: takes the progress that tasks tell, from any thread.
         freed: called when there is room for more.
         worker_id: for the log.
+        leave: ends the worker by what a signal has raised.
     """
 
     def __init__(
@@ -92,6 +107,7 @@ class Runners:
         note: Callable[[Lease, Progress], object],
         freed: Callable[[], None],
         worker_id: str,
+        leave: Callable[[BaseException], object],
     ) -> None:
         self._serializer = serializer
         self._seals = may_seal_results(serializer)
@@ -103,6 +119,12 @@ class Runners:
         self._note = note
         self._freed = freed
         self._worker_id = worker_id
+        self._leave = leave
+        self._process, self._thread = os.getpid(), threading.get_ident()
+        _POOLS.add(self)
+        # The asyncio task that the worker is.
+        self._host = asyncio.current_task() if loop.asyncio is not None else None
+        self._closing = False
         # How many attempts have begun.
         self.started = 0
         # What anyio makes on this loop: asking it each time takes as long as a short task does.
@@ -186,6 +208,15 @@ class Runners:
             self._gives_way -= 1
             time.sleep(_MOMENT)
 
+    def end_in_child(self) -> None:
+        """End a child that was forked by a task as soon as it comes back to the worker's loop."""
+        if threading.get_ident() == self._thread:  # otherwise the child has no such thread
+            self._loop.call_next(partial(end_child, None))
+
+    def _is_ending(self) -> bool:
+        """Return whether the worker ends, or asyncio cancels it with all other tasks."""
+        return self._closing or (self._host is not None and self._host.cancelling() > 0)
+
     def workshop(self, function: TaskFunction[Any]) -> Workshop:
         """What attempts at a function have in common."""
         return Workshop(
@@ -202,6 +233,8 @@ class Runners:
             self._threads,
             self._scopes,
             self._thread_ended,
+            self._leave,
+            self._is_ending,
         )
 
     def launch(self, task: ReservedTask, lease: Lease, workshop: Workshop) -> None:
@@ -238,6 +271,8 @@ class Runners:
 
     def _start_some(self) -> None:
         """Start some of those that wait, for a moment at the most."""
+        if os.getpid() != self._process:
+            end_child(None)
         end = self._clock.monotonic() + _LONG_TURN
         for _ in range(_TURN):
             if not self._ahead or self.idle_places <= 0:
@@ -258,13 +293,7 @@ class Runners:
         loop = self._loop.asyncio
         if loop is not None:
             attempt = self._attempt(execution, begun, started_at)
-            execution.host = asyncio.Task(
-                attempt,
-                loop=loop,
-                name=execution.task.function,
-                context=execution.variables,
-                **_EAGERLY,
-            )
+            AttemptTask(attempt, execution, loop)
         elif self._nursery is not None:
             start_soon = self._nursery.start_soon
             execution.variables.run(start_soon, self._contained, execution, begun, started_at)
@@ -279,7 +308,12 @@ class Runners:
         try:
             outcome = await call
         except BaseException as error:  # noqa: BLE001 - a worker never dies of a task
-            outcome = _not_run(execution, error)
+            leaving = exit_of(error)
+            if leaving is None:
+                outcome = _not_run(execution, error)
+            else:
+                self._leave(leaving)
+                outcome = Outcome.release(execution.lease)
         self._settle(execution, self._clock.monotonic() - started_at)
         self._conclude(execution, outcome)
 
@@ -391,6 +425,7 @@ class Runners:
     async def close(self, last_words: float) -> None:
         """End what runs, hand it back, and return once it has ended."""
         with anyio.CancelScope(shield=True):
+            self._closing = True
             self.hand_back(at_once=True)
             await self._end_all(last_words)
             await self._all_ended()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -18,7 +20,7 @@ from sitq.worker._runners import Runners
 from sitq.worker._saturation import warn_of_saturation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from anyio.abc import TaskStatus
 
@@ -66,7 +68,8 @@ class Session:
     ) -> None:
         self.finished: Final = SharedEvent()
         # What has ended the worker before its time.
-        self._error: SitqError | None = None
+        self._error: BaseException | None = None
+        self._services: anyio.CancelScope | None = None
         self._id = worker_id
         self._backend = backend
         self._clock = backend.clock
@@ -98,6 +101,7 @@ class Session:
         try:
             await self._beats.start()
             async with anyio.create_task_group() as services:
+                self._services = services.cancel_scope
                 services.start_soon(self._end_with_beats, services.cancel_scope)
                 services.start_soon(self._reporter.run)
                 services.start_soon(self._listen, "tasks", self._fetcher.hear)
@@ -120,7 +124,7 @@ class Session:
                     await runners.finish(self._options.shutdown_timeout, _LAST_WORDS)
                 finally:
                     try:
-                        await runners.close(_LAST_WORDS)
+                        await _to_the_end(partial(runners.close, _LAST_WORDS))
                     finally:
                         self._reporter.hurry(_LAST_WRITES)
                 services.cancel_scope.cancel()
@@ -129,24 +133,35 @@ class Session:
             if self._runners is not None:
                 self._runners.hand_back(at_once=True)
             try:
-                last = self._reporter.hurry(_LAST_WRITES)
-                with anyio.CancelScope(deadline=last, shield=True) as scope:
-                    await self._reporter.flush()
-                    self._beats.stop()
-                    await self._beats.ended()
-                if scope.cancelled_caught:
-                    _log.warning("worker %s ends with outcomes that could not be stored", self._id)
+                await _to_the_end(self._write_the_rest)
             finally:
                 # asyncio's own cancellation knows no shield; a lease must not be renewed for ever.
                 self._beats.stop()
         if (error := self._error or self._fetcher.error) is not None:
             raise error
 
+    async def _write_the_rest(self) -> None:
+        """Write what waits, for some seconds at the most, and end the heartbeats."""
+        last = self._reporter.hurry(_LAST_WRITES)
+        with anyio.CancelScope(deadline=last, shield=True) as scope:
+            await self._reporter.flush()
+            self._beats.stop()
+            await self._beats.ended()
+        if scope.cancelled_caught:
+            _log.warning("worker %s ends with outcomes that could not be stored", self._id)
+
+    def _leave(self, error: BaseException) -> None:
+        """End the worker by what a signal has raised while a task ran."""
+        self._error = self._error or error
+        if self._services is not None:
+            self._services.cancel()
+
     async def _end_with_beats(self, services: anyio.CancelScope) -> None:
         """End the worker, with an error, if nothing renews its leases any more."""
         cause = await self._beats.ended()
-        self._error = SitqError("the worker's heartbeat thread has ended by an error of its own")
-        self._error.__cause__ = cause
+        error = SitqError("the worker's heartbeat thread has ended by an error of its own")
+        error.__cause__ = cause
+        self._error = self._error or error
         services.cancel()
 
     def _make_runners(self) -> Runners:
@@ -159,6 +174,7 @@ class Session:
             self._take_progress,
             self._fetcher.freed,
             self._id,
+            self._leave,
         )
 
     def runs(self, context: TaskContext) -> bool:
@@ -294,3 +310,19 @@ class Session:
                     await self._backend.set_progress(lease, progress)
                 except Exception as error:  # noqa: BLE001 - the next word may get through
                     _log.warning("task %s: its progress was not stored: %s", lease.task_id, error)
+
+
+async def _to_the_end(work: Callable[[], Awaitable[None]]) -> None:
+    """Await some shielded work to its end, and raise then what has cancelled the caller.
+
+    asyncio's own cancellation knows no shield: that of ``asyncio.run``, of all tasks, say.
+    """
+    cancelled: asyncio.CancelledError | None = None
+    while True:
+        try:
+            await work()
+            break
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any, Final
 
 from sitq.worker._errors import Raised
+from sitq.worker._exits import end_child
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,14 +35,19 @@ class ThreadedCall:
     ) -> tuple[Any] | Raised:
         """Make the call, in the thread: the value in a tuple, or what was raised."""
         self.begun = True
+        process = os.getpid()
         try:
-            return (function(*args, **kwargs),)
+            ended: tuple[Any] | Raised = (function(*args, **kwargs),)
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is the task's
-            return Raised(error)
-        finally:
-            self._done = True
-            if self._left:
-                self._freed()
+            if os.getpid() != process:
+                end_child(error)
+            ended = Raised(error)
+        if os.getpid() != process:
+            end_child(None)
+        self._done = True
+        if self._left:
+            self._freed()
+        return ended
 
     def leave(self) -> bool:
         """Tell that nobody waits for it any more; True if a thread still makes the call."""

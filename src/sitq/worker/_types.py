@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from inspect import CO_ITERABLE_COROUTINE
 from types import GeneratorType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-__all__ = ["is_awaitable"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["is_awaitable", "leaves_of"]
 
 _MRO: Final = type.__dict__["__mro__"]
+_MEMBERS: Final = BaseExceptionGroup.__dict__["exceptions"]
 _NAMES: Final = type.__dict__["__dict__"]
 
 
@@ -23,3 +27,12 @@ def is_awaitable(value: object) -> bool:
         generator: Any = value
         return bool(generator.gi_code.co_flags & CO_ITERABLE_COROUTINE)
     return any("__await__" in _NAMES.__get__(base) for base in _MRO.__get__(kind))
+
+
+def leaves_of(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error, or each one in a group that is no group."""
+    if not issubclass(type(error), BaseExceptionGroup):
+        yield error
+        return
+    for each in _MEMBERS.__get__(error):
+        yield from leaves_of(each)

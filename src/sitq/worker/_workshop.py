@@ -32,6 +32,8 @@ class Workshop:
         limiter: the worker's threads.
         scope: makes a cancel scope of the worker's loop.
         freed: called, in a thread, when a plain function that was left to itself has ended.
+        leave: ends the worker by what a signal has raised.
+        is_ending: tells whether the worker ends.
     """
 
     function: TaskFunction[Any]
@@ -42,3 +44,5 @@ class Workshop:
     limiter: anyio.CapacityLimiter
     scope: type[anyio.CancelScope]
     freed: Callable[[Execution], object]
+    leave: Callable[[BaseException], object]
+    is_ending: Callable[[], bool]
