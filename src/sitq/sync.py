@@ -8,6 +8,8 @@ from concurrent.futures import CancelledError, wait
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, Self, TypeVar, overload
 
+import anyio
+
 from sitq._loops import LoopThread, in_event_loop, run_inline
 from sitq._ports import checked_serializer
 from sitq.backends.sqlite import SQLiteBackend
@@ -256,6 +258,8 @@ class SyncTaskQueue(SyncEnqueueMethods):
         self._serializer: Final = serializer
         self._queue: Final = TaskQueue(self._backend, serializer)
         self._portal: Final = _Portal()
+        # The drains that run, by the event of their end; for the portal's loop.
+        self._drains: Final[dict[anyio.Event, anyio.CancelScope]] = {}
         if isinstance(self._backend, BlockingBackend):
             runner = _Direct(self._portal, self._queue.connect)
             super().__init__(runner, _direct(self._backend, serializer))
@@ -271,7 +275,7 @@ class SyncTaskQueue(SyncEnqueueMethods):
 
     def close(self) -> None:
         """See `TaskQueue.close`; ends the calls of other threads too."""
-        self._portal.close(self._queue.close)
+        self._portal.close(self._end)
 
     def __enter__(self) -> Self:
         self.connect()
@@ -377,9 +381,24 @@ class SyncTaskQueue(SyncEnqueueMethods):
 
         async def work() -> int:
             await self._queue.connect()
-            return await worker.drain()
+            ended = anyio.Event()
+            with anyio.CancelScope() as scope:
+                self._drains[ended] = scope
+                try:
+                    return await worker.drain()
+                finally:
+                    del self._drains[ended]
+                    ended.set()
+            raise UsageError("the queue was closed during this call")
 
         return self._portal.run(work)
+
+    async def _end(self) -> None:
+        """Have the drains hand their tasks back, and close the queue."""
+        for ended, scope in list(self._drains.items()):
+            scope.cancel()
+            await ended.wait()
+        await self._queue.close()
 
 
 def _direct(backend: BlockingBackend, serializer: Serializer | None) -> EnqueueMethods:
