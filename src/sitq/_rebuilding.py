@@ -62,39 +62,43 @@ class RebuildLimits:
         self._max_values: Final = _MAX_MODEL_VALUES // max(choices, 1) if is_bounded else None
         self._builds_keys: Final = any(map(_builds_keys, found))
 
-    def check(self, plain: object) -> None:
-        """Check a plain value before it is rebuilt.
+    def check(self, plain: object) -> float:
+        """Check a plain value before it is rebuilt; return which share of the limits it uses.
 
         Raises:
             SerializationError: rebuilding it would take too long.
         """
         if not self._has and self._max_values is None and not self._builds_keys:
-            return
+            return 0.0
         values = 0
-        texts: list[str] = []
+        texts: list[str] = [plain] if type(plain) is str else []
         for container in _containers(plain):
             values += len(container)
             texts += [item for item in _items(container) if type(item) is str]
             if self._builds_keys and len(container) > 1:
                 _check_keys(container)
-        if self._max_values is not None and values > self._max_values:
-            _refuse(f"more than {self._max_values:,} values")
+        used = [] if self._max_values is None else [(values, self._max_values, "values")]
         if self._has:
-            if type(plain) is str:
-                texts.append(plain)
-            self._check_texts(texts)
+            used += self._use_of_texts(texts)
+        for count, limit, what in used:
+            if count > limit:
+                _refuse(f"more than {limit:,} {what}")
+        return max((count / limit for count, limit, _ in used), default=0.0)
 
-    def _check_texts(self, texts: list[str]) -> None:
-        if "slow" in self._has and len(texts) > _MAX_SLOW_TEXTS:
-            _refuse(f"more than {_MAX_SLOW_TEXTS:,} texts")
-        if "zone" in self._has and len(texts) > _MAX_ZONES and len(set(texts)) > _MAX_ZONES:
-            _refuse(f"more than {_MAX_ZONES:,} texts")
+    def _use_of_texts(self, texts: list[str]) -> Iterator[tuple[int, int, str]]:
+        """Yield what there is of each kind, how much there may be, and what it is."""
+        if "slow" in self._has:
+            yield len(texts), _MAX_SLOW_TEXTS, "texts"
+        if "zone" in self._has:
+            few = len(texts) <= _MAX_ZONES
+            yield len(texts) if few else len(set(texts)), _MAX_ZONES, "texts"
         if "pattern" in self._has:
             wide = sum(text.count("[") for text in texts if _is_wide(text))
-            if sum(map(len, texts)) > _MAX_PATTERN_CHARACTERS or wide > _MAX_WIDE_SETS:
-                _refuse(f"regular expressions of more than {_MAX_PATTERN_CHARACTERS:,} characters")
-        if "json" in self._has and sum(map(len, texts)) > _MAX_JSON_CHARACTERS:
-            _refuse(f"more than {_MAX_JSON_CHARACTERS:,} characters of JSON")
+            yield wide, _MAX_WIDE_SETS, "sets of characters beyond ASCII"
+            length = sum(map(len, texts))
+            yield length, _MAX_PATTERN_CHARACTERS, "characters of regular expressions"
+        if "json" in self._has:
+            yield sum(map(len, texts)), _MAX_JSON_CHARACTERS, "characters of JSON"
         if "fraction" in self._has and any(map(_is_large_number, texts)):
             _refuse("a number of too many digits, or of too large an exponent")
 

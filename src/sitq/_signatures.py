@@ -41,6 +41,10 @@ class Slot:
     def lower(self, value: object) -> object:
         return value if type(value) in self.leaves else self._ready().lower(value)
 
+    def share(self, plain: object) -> float:
+        """Return which share of the limits a plain value takes; see `ValueCodec.share`."""
+        return 0.0 if self._problem or type(plain) in self.leaves else self._codec.share(plain)
+
     def restore(self, plain: object) -> Any:
         return plain if type(plain) in self.leaves else self._ready().restore(plain)
 

@@ -156,6 +156,17 @@ class ValueCodec:
         except RecursionError:
             raise SerializationError("the value is nested too deeply") from None
 
+    def share(self, plain: Any) -> float:
+        """Return which share of what an annotation's value may cost this one takes.
+
+        Raises:
+            SerializationError: it takes more than there is.
+        """
+        if _is_plain(self._annotation) or (self._fits is not None and self._fits(plain)):
+            return 0.0
+        self._build()
+        return 0.0 if self._limits is None else self._limits.check(plain)
+
     def _lower(self, value: Any) -> object:
         adapter = self._build()
         valid = _validate(self._check, value, self._fields)

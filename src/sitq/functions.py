@@ -6,6 +6,7 @@ runs before the names in the function's annotations exist.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from typing import TYPE_CHECKING, Any, Final, Generic, cast
 
@@ -17,7 +18,7 @@ from sitq.ids import R_co
 from sitq.models import RetryPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from sitq.protocols import Serializer
 
@@ -28,6 +29,12 @@ NOT_STORED: Final = b""
 _ENVELOPE: Final = 2
 # Each is checked by itself.
 _MAX_ARGUMENTS: Final = 10_000
+# Smaller payloads need no check of what their arguments cost together.
+_SMALL: Final = 4096
+_TOO_DEAR: Final = (
+    "the arguments together would take too long to read; "
+    "store the data elsewhere and pass where it is"
+)
 _TOO_MANY_ARGUMENTS: Final = f"more than {_MAX_ARGUMENTS:,} arguments; pass one list of them"
 
 
@@ -117,11 +124,14 @@ class TaskFunction(Generic[R_co]):
                 raise SerializationError(f"{self.label}: {_TOO_MANY_ARGUMENTS}")
             plain, keywords = self._lower_all(signature, args, kwargs)
         try:
-            return serializer.dumps([plain, keywords])
+            data = serializer.dumps([plain, keywords])
         except SerializationError as error:
             given = (*args, *kwargs.values())
             self._blame(serializer, zip(signature.slots(plain, keywords), given, strict=True))
             raise SerializationError(f"{self.label}: the arguments together: {error}") from None
+        if len(data) > _SMALL:
+            self._check_together(signature, plain, keywords)
+        return data
 
     def load_arguments(
         self, serializer: Serializer, payload: bytes
@@ -142,6 +152,8 @@ class TaskFunction(Generic[R_co]):
         if len(args) + len(kwargs) > _MAX_ARGUMENTS:
             raise SerializationError(f"{self.label}: {_TOO_MANY_ARGUMENTS}")
         fits = signature.fits(args, kwargs) if kwargs else len(args) in signature.positional_counts
+        if len(payload) > _SMALL and (fits or {str}.issuperset(map(type, kwargs))):
+            self._check_together(signature, args, kwargs)
         if fits:
             slots, named = zip(signature.positional, args, strict=False), signature.named
             values = [
@@ -191,6 +203,18 @@ class TaskFunction(Generic[R_co]):
             return cast("R_co", None)
         slot = (self._signature or self._inspect()).result
         return cast("R_co", self._restore(slot, serializer.loads(data)))
+
+    def _check_together(
+        self, signature: Signature, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> None:
+        """Check that all arguments together can be rebuilt in the time that one may take."""
+        if len(args) + len(kwargs) < 2:  # noqa: PLR2004 - one has its own limits
+            return
+        with contextlib.suppress(TypeError):  # what does not fit is found elsewhere
+            signature.check(args, kwargs)
+            shares = (slot.share(plain) for slot, plain in signature.slots(args, kwargs))
+            if sum(shares) > 1:
+                raise SerializationError(f"{self.label}: {_TOO_DEAR}")
 
     def _inspect(self) -> Signature:
         try:

@@ -215,6 +215,22 @@ def test_the_number_of_arguments_is_bounded_where_they_are_given_and_where_they_
     assert cost(lambda: function.load_arguments(serializer, data)) < LIMIT
 
 
+def reach(*hosts: list[ipaddress.IPv6Interface]) -> None:
+    pass
+
+
+def test_arguments_share_one_limit_where_they_are_given_and_where_they_are_read() -> None:
+    function = TaskFunction[None]("m:reach", reach)
+    hosts = [ipaddress.IPv6Interface("::1/64")] * 100
+    function.dump_arguments(serializer, (hosts,) * 50, {})
+    with pytest.raises(SerializationError, match="together"):
+        function.dump_arguments(serializer, (hosts,) * 51, {})
+    data = serializer.dumps([[["::1/64"] * 100] * 500, {}])
+    with pytest.raises(SerializationError, match="together"):
+        function.load_arguments(serializer, data)
+    assert cost(lambda: function.load_arguments(serializer, data)) < LIMIT
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [
