@@ -54,6 +54,12 @@ async def until_told(path: str) -> str:
 async def for_ever() -> None:
     say("running")
     await anyio.sleep_forever()
+
+
+async def compute() -> None:
+    say("running")
+    while True:
+        sum(range(1000))
 """
 
 WORK = """
@@ -148,7 +154,7 @@ def test_the_first_signal_lets_running_tasks_finish(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("name", ["for_ever"])
+@pytest.mark.parametrize("name", ["for_ever", "compute"])
 @pytest.mark.parametrize("loop", LOOPS)
 def test_the_second_signal_ends_the_worker_at_once_and_hands_tasks_back(
     script: Script, loop: str, name: str, number: signal.Signals
