@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from sitq._extensions import LEAVES
-from sitq._unknown_fields import nodes
+from sitq._reading import nodes
 from sitq.errors import SerializationError
 
 __all__ = ["RebuildLimits"]

@@ -17,12 +17,12 @@ import pydantic
 import pydantic_core
 from pydantic_core import core_schema
 
+from sitq._by_name import by_name
 from sitq._comparison import a, difference, loss
-from sitq._extensions import CONTAINERS, LEAVES
-from sitq._named_tuples import by_name
+from sitq._extensions import LEAVES
 from sitq._plain import plain, plain_member
+from sitq._reading import OTHER_MEMBER, ROUNDED, UNKNOWN_FIELD, nodes, stored_validator
 from sitq._rebuilding import RebuildLimits
-from sitq._unknown_fields import UNKNOWN_FIELD, nodes, refusing_validator
 from sitq.errors import SerializationError, ValidationError
 from sitq.ids import TaskId
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
     from pydantic_core import ErrorDetails
 
-    from sitq._unknown_fields import Validate
+    from sitq._reading import Validate
 
     Fits = Callable[[Any], bool]
 
@@ -67,11 +67,13 @@ _TELLTALE: Final = frozenset(
         "value_error",
     }
 )
-_KNOWN_ERRORS: Final = frozenset(get_args(core_schema.ErrorType)) - _TELLTALE
+_KNOWN_ERRORS: Final = frozenset(
+    {*get_args(core_schema.ErrorType), OTHER_MEMBER, ROUNDED} - _TELLTALE
+)
 _UNKNOWN: Final = frozenset({"extra_forbidden", "unexpected_keyword_argument", UNKNOWN_FIELD})
 _FIELD_NAME: Final = re.compile(r"\bfield_name='(\w+)'")
-# In core schemas of pydantic 2.14, and of those before.
-_NAMED_TUPLES: Final = frozenset({"named-tuple", "call"})
+# Of core schemas: what has names that travel. A "call" makes a NamedTuple before pydantic 2.14.
+_NAMED: Final = frozenset({"call", "enum", "literal", "model", "named-tuple"})
 _MAX_ERRORS: Final = 1000
 _SHOWN: Final = 3
 _LONGEST_NAME: Final = 100
@@ -96,7 +98,7 @@ class ValueCodec:
         "_annotation",
         "_fields",
         "_fits",
-        "_has_named_tuples",
+        "_has_names",
         "_limits",
         "_read",
         "leaves",
@@ -108,7 +110,7 @@ class ValueCodec:
         self._limits: RebuildLimits | None = None
         self._read: Validate | None = None
         self._fields: frozenset[str] = frozenset()
-        self._has_named_tuples = False
+        self._has_names = False
         self._fits = _fitter(self._annotation)
         self.leaves: frozenset[type] = (
             LEAVES if annotation in _ANYTHING else _leaves(annotation) or frozenset()
@@ -146,9 +148,7 @@ class ValueCodec:
             return plain
         adapter = self._build()
         if self._read is None:
-            # A plain value of another type was stored under another annotation: "5" is no int.
-            is_plain = _is_plain(self._annotation)
-            self._read = self._check if is_plain else refusing_validator(adapter)
+            self._read = stored_validator(adapter)
         try:
             if self._limits is not None:
                 self._limits.check(plain)
@@ -162,7 +162,7 @@ class ValueCodec:
         Raises:
             SerializationError: it takes more than there is.
         """
-        if _is_plain(self._annotation) or (self._fits is not None and self._fits(plain)):
+        if self._fits is not None and self._fits(plain):
             return 0.0
         self._build()
         return 0.0 if self._limits is None else self._limits.check(plain)
@@ -185,18 +185,7 @@ class ValueCodec:
                 f"{where}{a(type(value))} cannot be turned into plain values "
                 f"({type(error).__name__}); pass plain values instead"
             ) from None
-        if self._has_named_tuples:
-            named = by_name(valid, plain)
-            with suppress(ValidationError):
-                if difference(valid, self.restore(named)) is None:
-                    plain = named  # or it stays a tuple, where a union would take a dict otherwise
-        try:
-            back = self.restore(plain)
-        except ValidationError as error:
-            raise SerializationError(f"{a(type(value))} could not be read back: {error}") from None
-        found = difference(valid, back, self._fields)
-        if found:
-            raise SerializationError(f"the value would not come back as what it is: {found}")
+        plain, back = self._read_back(valid, plain)
         found = None if valid is value else loss(value, back, self._fields)
         if found:
             raise ValidationError(
@@ -204,6 +193,24 @@ class ValueCodec:
                 "or annotate it with its own type"
             )
         return plain
+
+    def _read_back(self, valid: Any, plain: object) -> tuple[object, Any]:
+        """Return the plain value to store, with names if these can be read, and what it becomes."""
+        if self._has_names:
+            named = by_name(valid, plain, _simplify)
+            # Within a union another member may take what has names, so that it stays as it is.
+            with suppress(ValidationError):
+                back = self.restore(named)
+                if difference(valid, back) is None:
+                    return named, back
+        try:
+            back = self.restore(plain)
+        except ValidationError as error:
+            raise SerializationError(f"{a(type(valid))} could not be read back: {error}") from None
+        found = difference(valid, back, self._fields)
+        if found:
+            raise SerializationError(f"the value would not come back as what it is: {found}")
+        return plain, back
 
     def _check(self, value: object) -> Any:
         # By name: that is how fields are stored, whatever their aliases are.
@@ -223,7 +230,7 @@ class ValueCodec:
                 self._fields = frozenset(_field_names(schema))
                 kinds = {node.get("type") for node in nodes(schema)}
                 self._limits = RebuildLimits(schema)
-                self._has_named_tuples = not _NAMED_TUPLES.isdisjoint(kinds)
+                self._has_names = not _NAMED.isdisjoint(kinds)
             except Exception as error:  # noqa: BLE001 - hooks of types are anybody's code
                 reason = str(error).split("\n", 1)[0].split(". ", 1)[0]
                 raise ValidationError(
@@ -375,14 +382,6 @@ def _leaves(annotation: Any) -> frozenset[type] | None:
         if None not in members:
             return frozenset().union(*filter(None, members))
     return None
-
-
-def _is_plain(annotation: Any) -> bool:
-    """Return whether values travel as they are: leaves, and containers of nothing else."""
-    if annotation is Ellipsis or annotation in _ANYTHING or _leaves(annotation) is not None:
-        return True
-    origin = get_origin(annotation) or annotation
-    return (origin in CONTAINERS or origin in _UNIONS) and all(map(_is_plain, get_args(annotation)))
 
 
 def _fitter(annotation: Any) -> Fits | None:

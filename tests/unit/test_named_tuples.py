@@ -60,9 +60,9 @@ def taking(annotation: Any) -> TaskFunction[Any]:
             Nested(Pair(1)),
             {"pair": {"left": 1, "right": None}, "number": 0},
         ),
-        # Neither can be hashed as a dict.
-        (set[Shorter], {Shorter(1)}, {(1,)}),
-        (dict[Shorter, int], {Shorter(1): 2}, {(1,): 2}),
+        # A dict cannot be in these.
+        (set[Shorter], {Shorter(1)}, {("", ("left", 1))}),
+        (dict[Shorter, int], {Shorter(1): 2}, {("", ("left", 1)): 2}),
         # As a dict it would arrive as one.
         (Shorter | dict[str, int], Shorter(1), (1,)),
     ],

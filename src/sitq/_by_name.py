@@ -1,0 +1,109 @@
+"""Values by the names of their fields and members, which a deploy may reorder.
+
+Plain values can carry these names as they are; what reads them is in `sitq._reading`.
+
+1. A NamedTuple is a dict of its fields. In a set, or as the key of a dict, where no dict can be, it
+   is a tuple of the tag and a pair for each field.
+2. A member of an enum whose value is an int is a tuple of the tag, its name and its value.
+3. A model with fields that were not set has the names of these under the tag.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Callable, Mapping
+from enum import Enum
+from typing import Any, Final
+
+from pydantic import BaseModel, RootModel
+
+__all__ = ["TAG", "by_name"]
+
+# No field and no member has this name.
+TAG: Final = ""
+_NAMED_KEYS: Final = (Enum, tuple, frozenset)
+
+Simplify = Callable[[Any], Any]
+
+
+def by_name(value: Any, plain: Any, simplify: Simplify) -> Any:
+    """Return ``plain`` with the names of fields and members in it.
+
+    Args:
+        value: a value.
+        plain: what it was turned into; where the shapes differ, it is left as it is.
+        simplify: turns into a plain value what can be the key of a dict.
+    """
+    kind = type(value)
+    if isinstance(value, Enum):
+        return _member(value, plain)
+    if type(plain) is dict:
+        return _of_dict(value, plain, simplify)
+    if isinstance(value, RootModel):
+        return by_name(value.root, plain, simplify)
+    if (
+        type(plain) in {list, tuple}
+        and isinstance(value, list | tuple | deque)
+        and len(value) == len(plain)
+    ):
+        pairs = zip(value, plain, strict=True)
+        items = [by_name(inner, item, simplify) for inner, item in pairs]
+        fields = getattr(kind, "_fields", None)
+        if isinstance(value, tuple) and type(plain) is tuple and fields:
+            return dict(zip(fields, items, strict=True))
+        return type(plain)(items)
+    is_set = type(plain) in {set, frozenset} and isinstance(value, set | frozenset)
+    if is_set and any(isinstance(item, _NAMED_KEYS) for item in value):
+        return type(plain)(_key(item, simplify) for item in value)
+    return plain
+
+
+def _of_dict(value: Any, plain: dict[Any, Any], simplify: Simplify) -> Any:
+    kind = type(value)
+    if isinstance(value, RootModel):
+        return by_name(value.root, plain, simplify)
+    if isinstance(value, BaseModel):
+        named = _fields_by_name({**vars(value), **(value.model_extra or {})}, plain, simplify)
+        unset = [name for name in plain if name not in value.model_fields_set]
+        return {**named, TAG: unset} if unset and TAG not in named else named
+    if dataclasses.is_dataclass(kind):
+        names = [field.name for field in dataclasses.fields(kind)]
+        fields = {each: getattr(value, each, None) for each in names}
+        return _fields_by_name(fields, plain, simplify)
+    if isinstance(value, Mapping) and len(value) == len(plain):
+        pairs = zip(plain.items(), value.items(), strict=True)
+        return {
+            _key(given, simplify) if isinstance(given, _NAMED_KEYS) else key: by_name(
+                inner, item, simplify
+            )
+            for (key, item), (given, inner) in pairs
+        }
+    return plain
+
+
+def _fields_by_name(
+    fields: Mapping[str, Any], plain: dict[Any, Any], simplify: Simplify
+) -> dict[Any, Any]:
+    return {
+        name: by_name(fields[name], item, simplify) if name in fields else item
+        for name, item in plain.items()
+    }
+
+
+def _key(value: Any, simplify: Simplify) -> Any:
+    """Return the plain value for what can be a key: one that has a hash."""
+    if isinstance(value, Enum):
+        return _member(value, simplify(value))
+    if isinstance(value, tuple):
+        items = [_key(item, simplify) for item in value]
+        fields = getattr(type(value), "_fields", None)
+        return (TAG, *zip(fields, items, strict=True)) if fields else tuple(items)
+    if isinstance(value, frozenset):
+        return frozenset(_key(item, simplify) for item in value)
+    return simplify(value)
+
+
+def _member(value: Enum, plain: Any) -> Any:
+    is_counted = type(plain) is int and value.name  # a flag with no bits set has none
+    return (TAG, value.name, plain) if is_counted else plain
