@@ -142,6 +142,7 @@ def test_every_call_ends_and_nothing_stays_open(
         run(SQLiteBackend(path) if store == "sqlite" else MemoryBackend(), steps, leaves=leaves)
         gc.collect()
         give_up = time.monotonic() + PATIENCE
-        while open_files() != before and time.monotonic() < give_up:
-            time.sleep(0.001)  # a thread is about to end
-        assert open_files() == before
+        while open_files() > before and time.monotonic() < give_up:
+            time.sleep(0.001)  # a thread is about to end, and lets go of what it has
+            gc.collect()
+        assert open_files() <= before
