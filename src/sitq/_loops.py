@@ -190,6 +190,25 @@ class LoopRef:
         trio.lowlevel.spawn_system_task(wait)
         return end
 
+    def call_later(self, seconds: float, function: Callable[[], object]) -> Callable[[], object]:
+        """Have the loop call ``function`` after so many seconds; from its own thread.
+
+        What is returned takes that back, from the same thread.
+        """
+        if self._asyncio is not None:
+            return self._asyncio.call_later(seconds, function).cancel
+        import trio
+
+        scope = trio.CancelScope()
+
+        async def call() -> None:
+            with scope:
+                await trio.sleep(seconds)
+                function()
+
+        trio.lowlevel.spawn_system_task(call)
+        return scope.cancel
+
     def call_next(self, function: Callable[[], object]) -> None:
         """Have the loop call ``function`` in its next turn; from its own thread."""
         if self._asyncio is not None:

@@ -41,6 +41,36 @@ async def return_at_the_end() -> str:
     return "never"
 
 
+async def clean_up() -> None:
+    GATE.enter()
+    try:
+        await anyio.sleep_forever()
+    finally:
+        for number in range(3):
+            await anyio.sleep(0.001)
+            GATE.log.append(number)
+
+
+async def clean_up_for_ever() -> None:
+    GATE.enter()
+    try:
+        await anyio.sleep_forever()
+    finally:
+        await anyio.sleep_forever()
+
+
+async def finish_in_a_shield() -> None:
+    with anyio.CancelScope(shield=True):
+        GATE.enter()
+        await until(GATE.opened.is_set)
+        GATE.log.append("shielded")
+    try:
+        await anyio.sleep_forever()
+    finally:
+        await anyio.sleep(0.001)
+        GATE.log.append("clean")
+
+
 def until_cancelled() -> str:
     GATE.enter()
     while not current_task().cancel_requested:
@@ -189,3 +219,62 @@ async def test_a_worker_is_stopped_from_another_thread(
         await group.start(worker.start)
         other = "trio" if anyio_backend_name == "asyncio" else "asyncio"
         await to_thread.run_sync(lambda: anyio.run(worker.stop, backend=other))
+
+
+async def test_clean_up_that_awaits_works_at_a_timeout(queue: TaskQueue, tmp_path: Path) -> None:
+    async with working(tmp_path):
+        result = await ended(queue, await queue.options(timeout=0.02).enqueue(clean_up))
+    assert GATE.log == [0, 1, 2]
+    assert "timeout of 0.02 s" in str(result.error)
+
+
+async def test_clean_up_that_awaits_works_at_a_cancellation(
+    queue: TaskQueue, tmp_path: Path
+) -> None:
+    async with working(tmp_path):
+        task_id = await queue.enqueue(clean_up)
+        await until(GATE.entered.is_set)
+        await queue.cancel(task_id)
+        assert (await ended(queue, task_id)).status is TaskStatus.CANCELLED
+    assert GATE.log == [0, 1, 2]
+
+
+@pytest.mark.parametrize("way", ["stop", "cancel"])
+async def test_clean_up_that_awaits_works_at_the_end_of_the_worker(
+    queue: TaskQueue, tmp_path: Path, way: str
+) -> None:
+    task_id = await queue.enqueue(clean_up)
+    worker = Worker(SQLiteBackend(tmp_path / "q.db"), shutdown_timeout=0)
+    async with anyio.create_task_group() as group:
+        await group.start(worker.start)
+        await until(GATE.entered.is_set)
+        if way == "stop":
+            await worker.stop()
+        else:
+            group.cancel_scope.cancel()
+    assert GATE.log == [0, 1, 2]
+    assert (await queue.get_task(task_id)).status is TaskStatus.PENDING
+
+
+@pytest.mark.parametrize("grace", [0, 0.05])
+async def test_clean_up_that_does_not_end_is_cut_after_the_grace(
+    queue: TaskQueue, tmp_path: Path, grace: float
+) -> None:
+    async with working(tmp_path, cancel_grace=grace):
+        task_id = await queue.enqueue(clean_up_for_ever)
+        await until(GATE.entered.is_set)
+        await queue.cancel(task_id)
+        assert (await ended(queue, task_id)).status is TaskStatus.CANCELLED
+
+
+async def test_a_cancellation_waits_for_a_shield_and_the_grace_begins_then(
+    queue: TaskQueue, tmp_path: Path
+) -> None:
+    async with working(tmp_path):
+        task_id = await queue.enqueue(finish_in_a_shield)
+        await until(GATE.entered.is_set)
+        await queue.cancel(task_id)
+        await anyio.wait_all_tasks_blocked()
+        GATE.opened.set()
+        assert (await ended(queue, task_id)).status is TaskStatus.CANCELLED
+    assert GATE.log == ["shielded", "clean"]

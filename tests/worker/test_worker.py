@@ -154,6 +154,7 @@ async def test_only_the_queues_that_were_named_are_served(queue: TaskQueue, tmp_
         ({"lease": float("nan")}, "lease"),
         ({"poll_interval": -1}, "poll_interval"),
         ({"shutdown_timeout": float("inf")}, "shutdown_timeout"),
+        ({"cancel_grace": -1}, "cancel_grace"),
         ({"tasks": 7}, "tasks"),
         ({"tasks": ["add"]}, "tasks"),
         ({"tasks": [lambda: None]}, "lambda"),

@@ -9,14 +9,15 @@ from enum import Enum, auto
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-import anyio
 from anyio import to_thread
 
 from sitq._logging import Log
+from sitq._loops import nothing
 from sitq.context import CURRENT, TaskContext
 from sitq.errors import SitqError, UsageError, ValidationError
 from sitq.models import Outcome
 from sitq.signing import unseal
+from sitq.worker._cancelling import AttemptScope
 from sitq.worker._errors import Raised
 from sitq.worker._exits import end_child, exit_of
 from sitq.worker._fallbacks import Fallback
@@ -27,7 +28,7 @@ from sitq.worker._types import is_awaitable
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine
     from contextvars import Context
 
     from sitq.models import Lease, ReservedTask
@@ -75,6 +76,7 @@ class Execution:
         "_end",
         "_scope",
         "_thread",
+        "_timed_out",
         "_workshop",
         "cancelled_from_outside",
         "host",
@@ -93,7 +95,8 @@ class Execution:
         self._context: TaskContext | None = None
         # The context variables that the function sees; set once it has begun.
         self.variables: Context
-        self._scope: anyio.CancelScope | None = None
+        self._scope: AttemptScope | None = None
+        self._timed_out = False
         self._end: End | None = None
         # The call of a plain function, until it has ended.
         self._thread: ThreadedCall | None = None
@@ -127,7 +130,23 @@ class Execution:
         # A plain function cannot be stopped: cancelled on request, it is waited for; at a
         # shutdown and after the loss of its lease it is left to itself.
         if self._scope is not None and (why is not End.CANCEL or self._thread is None):
-            self._scope.cancel()
+            self._cancel(self._scope, has_grace=why in {End.CANCEL, End.SHUTDOWN})
+
+    def _cancel(self, scope: AttemptScope, *, has_grace: bool) -> None:
+        # A plain function that is left to itself has no use for a grace.
+        if has_grace and self._thread is None:
+            scope.cancel()
+        else:
+            scope.cancel_now()
+
+    def _time_out(self) -> None:
+        """End the attempt at its timeout; in the loop."""
+        if self._scope is None or self._end is not None:
+            return
+        self._timed_out = True
+        if self._context is not None:
+            self._context.request_cancel()
+        self._cancel(self._scope, has_grace=True)
 
     def begin(self) -> Coroutine[Any, Any, Outcome | None] | Outcome | None:
         """Rebuild the arguments, and return what makes the call, to be run in a task of its own.
@@ -159,13 +178,13 @@ class Execution:
     ) -> Outcome | None:
         """Call the function within a scope that ends the attempt, and return the outcome."""
         seconds = self.task.timeout
-        if seconds is None:
-            scope = self._workshop.scope()
-        else:
-            context.deadline = self._workshop.clock.now() + timedelta(seconds=seconds)
-            scope = self._workshop.scope(deadline=anyio.current_time() + seconds)
-        self._scope = scope
+        scope = self._scope = AttemptScope(self._workshop.scope, self._workshop.grace)
+        scope.host = self.host
         ended: tuple[Any] | Raised | None = None
+        late_call: Callable[[], object] = nothing
+        if seconds is not None:
+            context.deadline = self._workshop.clock.now() + timedelta(seconds=seconds)
+            late_call = self._workshop.call_later(seconds, self._time_out)
         try:
             with scope:
                 if self._end is None:
@@ -173,15 +192,14 @@ class Execution:
         except RuntimeError:
             # anyio does not let anybody leave a scope around one that was left open.
             _log.warning("task %s left a cancel scope open", self.lease.task_id)
+        late_call()
         self._scope = None
-        if seconds is not None and self._end is None and scope.cancel_called:
-            context.request_cancel()
-            # What it raises on its way out is no reason of its own; what it returns all the same
-            # is a result.
-            if not isinstance(ended, tuple):
-                late = TimeoutError(f"the attempt ran out of its timeout of {seconds:g} s")
-                late.__cause__ = ended.error if ended else None
-                ended = Raised(late)
+        # What it raises on its way out is no reason of its own; what it returns all the same is a
+        # result.
+        if self._timed_out and self._end is None and not isinstance(ended, tuple):
+            late = TimeoutError(f"the attempt ran out of its timeout of {seconds:g} s")
+            late.__cause__ = ended.error if ended else None
+            ended = Raised(late)
         return self._outcome(ended)
 
     async def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any] | Raised:
@@ -190,11 +208,11 @@ class Execution:
         process = os.getpid()
         try:
             if function.is_async:
-                ended: tuple[Any] | Raised = (await function.func(*args, **kwargs),)
+                ended: tuple[Any] | Raised = (await self._watched(function.func(*args, **kwargs)),)
             else:
                 ended = await self._call_in_thread(args, kwargs)
                 if isinstance(ended, tuple) and is_awaitable(ended[0]):
-                    ended = (await ended[0],)
+                    ended = (await self._watched(ended[0]),)
         except NoThreadError:
             raise
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is the task's
@@ -205,6 +223,11 @@ class Execution:
         if os.getpid() != process:
             end_child(None)
         return ended
+
+    def _watched(self, awaitable: Awaitable[Any]) -> Awaitable[Any]:
+        if self.host is not None or self._scope is None:
+            return awaitable
+        return self._scope.watched(awaitable)
 
     async def _call_in_thread(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]

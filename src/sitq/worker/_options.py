@@ -22,5 +22,6 @@ class WorkerOptions(BaseModel):
     poll_interval: PositiveSeconds
     lease: Annotated[PositiveSeconds, Field(ge=0.1)]
     shutdown_timeout: Seconds
+    cancel_grace: Seconds
     retry: RetryPolicy | None
     max_crashes: Annotated[int, Field(ge=1, le=1000)]

@@ -125,6 +125,7 @@ class Runners:
         # The asyncio task that the worker is.
         self._host = asyncio.current_task() if loop.asyncio is not None else None
         self._closing = False
+        self._grace = min(options.cancel_grace, options.lease)
         # How many attempts have begun.
         self.started = 0
         # What anyio makes on this loop: asking it each time takes as long as a short task does.
@@ -231,6 +232,8 @@ class Runners:
             self._options.retry,
             self._clock,
             self._threads,
+            self._grace,
+            self._loop.call_later,
             self._scopes,
             self._thread_ended,
             self._leave,
@@ -432,10 +435,10 @@ class Runners:
             self._closed.set()
 
     async def _end_all(self, seconds: float) -> None:
-        """End what runs; what refuses for so long is handed back as it runs."""
+        """End what runs; what refuses for so long after its grace is handed back as it runs."""
         for execution in list(self._running.values()):
             execution.end(End.SHUTDOWN)
-        with anyio.move_on_after(seconds):
+        with anyio.move_on_after(self._grace + seconds):
             await self._all_ended()
         for lease, execution in list(self._running.items()):
             # It swallows its cancellation: others may run it all the same.

@@ -54,6 +54,8 @@ class Worker:
         poll_interval: seconds between two looks at the store when nothing wakes the worker.
         lease: seconds after which a task is taken back from a worker that died or hung.
         shutdown_timeout: seconds that `stop` lets running tasks finish.
+        cancel_grace: seconds that an async function has to clean up after it was cancelled, before
+            each ``await`` is cancelled; the lease at most. 0: no such time.
         retry: the retry policy of tasks that have none of their own.
         max_crashes: a task whose worker was lost so often is failed.
 
@@ -73,6 +75,7 @@ class Worker:
         poll_interval: float = 1.0,
         lease: float = 30.0,
         shutdown_timeout: float = 30.0,
+        cancel_grace: float = 5.0,
         retry: RetryPolicy | None = None,
         max_crashes: int = 3,
     ) -> None:
@@ -96,6 +99,7 @@ class Worker:
                 poll_interval=plain(poll_interval),
                 lease=plain(lease),
                 shutdown_timeout=plain(shutdown_timeout),
+                cancel_grace=plain(cancel_grace),
                 retry=retry.as_plain() if isinstance(retry, RetryPolicy) else retry,
                 max_crashes=plain(max_crashes),
             )

@@ -30,6 +30,9 @@ class Workshop:
         retry: the policy of tasks that have none of their own.
         clock: tells when a timeout ends.
         limiter: the worker's threads.
+        grace: seconds that the clean-up of a cancelled attempt may take.
+        call_later: has the loop call a function after so many seconds, and returns what takes
+            that back.
         scope: makes a cancel scope of the worker's loop.
         freed: called, in a thread, when a plain function that was left to itself has ended.
         leave: ends the worker by what a signal has raised.
@@ -42,6 +45,8 @@ class Workshop:
     retry: RetryPolicy | None
     clock: Clock
     limiter: anyio.CapacityLimiter
+    grace: float
+    call_later: Callable[[float, Callable[[], object]], Callable[[], object]]
     scope: type[anyio.CancelScope]
     freed: Callable[[Execution], object]
     leave: Callable[[BaseException], object]

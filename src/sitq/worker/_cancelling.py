@@ -1,0 +1,135 @@
+"""How an attempt is cancelled: once, then a grace for its clean-up, then at every await."""
+
+from __future__ import annotations
+
+from types import CoroutineType, coroutine
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import anyio
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Awaitable, Coroutine, Generator
+    from types import TracebackType
+
+__all__ = ["AttemptScope"]
+
+T = TypeVar("T")
+
+
+class AttemptScope:
+    """The scope that an attempt runs in.
+
+    anyio and trio cancel again at each ``await``. So there are two scopes: the outer one is
+    cancelled first, and once that has reached the attempt, the inner one shields it for the grace.
+    At its end the inner one is cancelled for good.
+
+    Args:
+        scope: makes a cancel scope of the running loop.
+        grace: seconds that clean-up may take.
+    """
+
+    __slots__ = ("_grace", "_inner", "_outer", "cancel_called", "host")
+
+    def __init__(self, scope: type[anyio.CancelScope], grace: float) -> None:
+        self._outer = scope()
+        self._inner = scope()
+        self._grace = grace
+        self.host: asyncio.Task[Any] | None = None
+        """The attempt's task, on asyncio."""
+        self.cancel_called = False
+        """True once the attempt is cancelled."""
+
+    def __enter__(self) -> Self:
+        self._outer.__enter__()
+        self._inner.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self._inner.__exit__(kind, error, trace)
+        finally:
+            self._outer.__exit__(kind, error, trace)
+
+    def cancel(self) -> None:
+        """Cancel the attempt once, and for good after its grace; in the loop."""
+        if self._grace <= 0:
+            self.cancel_now()
+            return
+        if self.cancel_called:
+            return
+        self.cancel_called = True
+        before = 0 if self.host is None else self.host.cancelling()
+        if before:
+            self._begin_grace()  # asyncio has cancelled it already
+            return
+        self._outer.cancel(self._reason)
+        if self.host is not None:
+            self._look(self.host)
+
+    def cancel_now(self) -> None:
+        """Cancel the attempt for good, without a grace; in the loop."""
+        self.cancel_called = True
+        self._inner.cancel()
+
+    @property
+    def _reason(self) -> str:
+        return f"the attempt is to end ({id(self):x})"
+
+    def _look(self, host: asyncio.Task[Any]) -> None:
+        """Begin the grace once the cancellation has reached the task: it may be shielded."""
+        if host.cancelling():
+            self._begin_grace()
+        elif not host.done():
+            host.get_loop().call_soon(self._look, host)
+
+    def _begin_grace(self) -> None:
+        if not self._inner.shield:
+            host = self.host
+            now = anyio.current_time() if host is None else host.get_loop().time()
+            self._inner.deadline = now + self._grace
+            self._inner.shield = True
+
+    @coroutine
+    def watched(self, awaitable: Awaitable[T]) -> Generator[Any, Any, T]:
+        """Await something on trio, and begin the grace when a cancellation reaches it."""
+        steps: Coroutine[Any, Any, T] = (
+            awaitable if isinstance(awaitable, CoroutineType) else _awaited(awaitable)
+        )
+        step, value = steps.send, None
+        while True:
+            try:
+                request = step(value)
+            except StopIteration as stop:
+                result: T = stop.value
+                return result
+            try:
+                value = yield request
+            except GeneratorExit:
+                steps.close()
+                raise
+            except BaseException as error:  # noqa: BLE001 - it is for the awaited one to judge
+                step, value = steps.throw, error
+            else:
+                step = steps.send
+                self._note(getattr(value, "error", None))
+
+    def _note(self, raised: BaseException | None) -> None:
+        """Begin the grace if what trio raises in the attempt is the cancellation of it.
+
+        Scopes of its own cancel it too, that of every ``trio.sleep()`` for one.
+        """
+        if not self.cancel_called or raised is None:
+            return
+        is_cancelled = issubclass(type(raised), anyio.get_cancelled_exc_class())
+        if is_cancelled and getattr(raised, "reason", self._reason) == self._reason:
+            self._begin_grace()
+
+
+async def _awaited(awaitable: Awaitable[T]) -> T:
+    return await awaitable
