@@ -154,3 +154,38 @@ async def test_objects_that_bite_end_their_own_attempt_only(
         assert result is not None
         assert queue.deserialize_result(result) == 3
         await worker.stop()
+
+
+def raise_deep_plainly(depth: int) -> None:
+    error: Exception = ValueError("leaf")
+    for _ in range(depth):
+        error = ExceptionGroup("text", [error])
+    raise error
+
+
+async def raise_deep_at_once(depth: int) -> None:
+    raise_deep_plainly(depth)
+
+
+async def raise_deep_later(depth: int) -> None:
+    await anyio.lowlevel.checkpoint()
+    raise_deep_plainly(depth)
+
+
+@pytest.mark.parametrize("timeout", [None, 20.0])
+@pytest.mark.parametrize("function", [raise_deep_plainly, raise_deep_at_once, raise_deep_later])
+async def test_groups_that_lie_deep_in_each_other_fail_their_task(
+    function: Any, timeout: float | None
+) -> None:
+    """Their task is not put back, to be run again at once and for ever."""
+    backend = MemoryBackend()
+    async with TaskQueue(backend) as queue, Worker(backend, tasks=[function]):
+        task_id = await queue.options(timeout=timeout).enqueue(function, 20_000)
+        with anyio.fail_after(30):
+            result = await queue.get_result(task_id)
+        assert result is not None
+        assert (result.status, result.attempts) == (TaskStatus.FAILED, 1)
+        assert result.error == "ExceptionGroup: text (1 sub-exception)"
+        task = await queue.get_task(task_id)
+        assert task.attempts == 1
+        assert await queue.result(await queue.enqueue(add, 1, 2), timeout=30) == 3

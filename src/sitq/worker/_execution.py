@@ -190,6 +190,8 @@ class Execution:
                 if self._end is None:
                     ended = await self._call(args, kwargs)
         except RuntimeError:
+            if ended is None and self._end is None and not self._timed_out:
+                raise  # of sitq's own: to release the task would run it again and again
             # anyio does not let anybody leave a scope around one that was left open.
             _log.warning("task %s left a cancel scope open", self.lease.task_id)
         late_call()

@@ -30,9 +30,11 @@ def is_awaitable(value: object) -> bool:
 
 
 def leaves_of(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error, or each one in a group that is no group."""
-    if not issubclass(type(error), BaseExceptionGroup):
-        yield error
-        return
-    for each in _MEMBERS.__get__(error):
-        yield from leaves_of(each)
+    """Yield an error, or each one in a group that is no group; however deep groups are nested."""
+    waiting = [error]
+    while waiting:
+        each = waiting.pop()
+        if issubclass(type(each), BaseExceptionGroup):
+            waiting += reversed(_MEMBERS.__get__(each))
+        else:
+            yield each
