@@ -51,7 +51,7 @@ class _Portal:
         self._pid = os.getpid()
         self._closed = False
         # True from the opening of the store to the closing.
-        self.is_connected = False
+        self.is_connected: bool = False
 
     def run(self, work: Callable[[], Coroutine[Any, Any, T]], *, reopen: bool = False) -> T:
         """Return what ``work`` returns; an exception in the caller's thread cancels it."""
