@@ -30,13 +30,14 @@ from sitq.worker._errors import error_text
 from sitq.worker._execution import End, Execution, NoThreadError
 from sitq.worker._exits import end_child, exit_of
 from sitq.worker._fallbacks import Fallback
+from sitq.worker._nurseries import Nurseries
 from sitq.worker._outcomes import log_end
 from sitq.worker._workshop import Workshop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
 
-    from anyio.abc import TaskGroup, TaskStatus
+    from anyio.abc import TaskStatus
 
     from sitq._loops import LoopRef
     from sitq.context import TaskContext
@@ -137,11 +138,10 @@ class Runners:
         self._left: set[Execution] = set()
         # Handed back while they run on; they keep their places.
         self._refusing: set[Execution] = set()
-        # On trio, the nursery of the attempts.
-        self._nursery: TaskGroup | None = None
+        # On trio, where the attempts run.
+        self._nurseries = Nurseries() if loop.asyncio is None else None
         self._woken = anyio.Event()
         self._ended = anyio.Event()
-        self._closed = anyio.Event()
         self._shares_interpreter = bool(getattr(backend, "_shares_interpreter", False))
         # At the end of how many turns the loop is still to give way.
         self._gives_way = 0
@@ -297,9 +297,8 @@ class Runners:
         if loop is not None:
             attempt = self._attempt(execution, begun, started_at)
             AttemptTask(attempt, execution, loop)
-        elif self._nursery is not None:
-            start_soon = self._nursery.start_soon
-            execution.variables.run(start_soon, self._contained, execution, begun, started_at)
+        elif self._nurseries is not None:
+            self._nurseries.start(execution.variables, self._attempt, execution, begun, started_at)
 
     async def _attempt(
         self,
@@ -320,31 +319,12 @@ class Runners:
         self._settle(execution, self._clock.monotonic() - started_at)
         self._conclude(execution, outcome)
 
-    async def _contained(
-        self,
-        execution: Execution,
-        call: Coroutine[Any, Any, Outcome | None],
-        started_at: float,
-    ) -> None:
-        """Make an attempt on trio, which objects at its end to a nursery that was left open."""
-        try:
-            async with anyio.create_task_group() as group:
-                group.start_soon(self._attempt, execution, call, started_at)
-        except ExceptionGroup:
-            _log.warning(
-                "task %s left a nursery open; what runs in it is nobody's any more",
-                execution.lease.task_id,
-            )
-
     async def host(self, *, task_status: TaskStatus[None]) -> None:
         """Hold trio's attempts until `close`, out of reach of the worker's own cancellation."""
-        if self._loop.asyncio is not None:
+        if self._nurseries is None:
             task_status.started()
-            return
-        with anyio.CancelScope(shield=True):
-            async with anyio.create_task_group() as self._nursery:
-                task_status.started()
-                await self._closed.wait()
+        else:
+            await self._nurseries.run(task_status=task_status)
 
     def _settle(self, execution: Execution, seconds: float) -> None:
         """Learn how long an attempt took."""
@@ -432,7 +412,8 @@ class Runners:
             self.hand_back(at_once=True)
             await self._end_all(last_words)
             await self._all_ended()
-            self._closed.set()
+            if self._nurseries is not None:
+                self._nurseries.close()
 
     async def _end_all(self, seconds: float) -> None:
         """End what runs; what refuses for so long after its grace is handed back as it runs."""
