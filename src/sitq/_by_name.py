@@ -5,7 +5,7 @@ Plain values can carry these names as they are; what reads them is in `sitq._rea
 1. A NamedTuple is a dict of its fields. In a set, or as the key of a dict, where no dict can be, it
    is a tuple of the tag and a pair for each field.
 2. A member of an enum whose value is an int is a tuple of the tag, its name and its value.
-3. A model with fields that were not set has the names of these under the tag.
+3. A model with fields that were not set has the names of these under the tag, in one text.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ __all__ = ["TAG", "by_name"]
 # No field and no member has this name.
 TAG: Final = ""
 _NAMED_KEYS: Final = (Enum, tuple, frozenset)
+# Most of what there is.
+_NAMELESS: Final = frozenset({type(None), bool, int, float, str})
 
 Simplify = Callable[[Any], Any]
 
@@ -36,6 +38,8 @@ def by_name(value: Any, plain: Any, simplify: Simplify) -> Any:
         simplify: turns into a plain value what can be the key of a dict.
     """
     kind = type(value)
+    if kind in _NAMELESS:
+        return plain
     if isinstance(value, Enum):
         return _member(value, plain)
     if type(plain) is dict:
@@ -64,13 +68,18 @@ def _of_dict(value: Any, plain: dict[Any, Any], simplify: Simplify) -> Any:
     if isinstance(value, RootModel):
         return by_name(value.root, plain, simplify)
     if isinstance(value, BaseModel):
-        named = _fields_by_name({**vars(value), **(value.model_extra or {})}, plain, simplify)
-        unset = [name for name in plain if name not in value.model_fields_set]
-        return {**named, TAG: unset} if unset and TAG not in named else named
+        extra = value.model_extra
+        fields = {**vars(value), **extra} if extra else vars(value)
+        named = _fields_by_name(fields, plain, simplify)
+        unset = plain.keys() - value.model_fields_set
+        if unset and TAG not in named:
+            named[TAG] = " ".join(sorted(unset))
+        return named
     if dataclasses.is_dataclass(kind):
         names = [field.name for field in dataclasses.fields(kind)]
-        fields = {each: getattr(value, each, None) for each in names}
-        return _fields_by_name(fields, plain, simplify)
+        return _fields_by_name(
+            {each: getattr(value, each, None) for each in names}, plain, simplify
+        )
     if isinstance(value, Mapping) and len(value) == len(plain):
         pairs = zip(plain.items(), value.items(), strict=True)
         return {

@@ -160,11 +160,11 @@ def _wrapped(
 def _with_fields_set(value: Any, handler: core_schema.ValidatorFunctionWrapHandler) -> Any:
     """Read a model, and mark those fields as not set that were stored as such."""
     unset = value.get(TAG) if type(value) is dict else None
-    if type(unset) is not list:
+    if type(unset) is not str:
         return handler(value)
     made = handler({name: each for name, each in value.items() if name != TAG})
     if isinstance(made, BaseModel):
-        made.__pydantic_fields_set__.difference_update(unset)
+        made.__pydantic_fields_set__.difference_update(unset.split(" "))
     return made
 
 
