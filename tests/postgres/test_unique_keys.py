@@ -10,6 +10,7 @@ import psycopg
 import pytest
 
 from sitq.backends.postgres import PostgresBackend
+from sitq.errors import BackendBusyError
 from tests.postgres.samples import new_task
 from tests.postgres.servers import dsn, new_schema, query
 
@@ -46,3 +47,41 @@ async def test_a_call_that_waits_for_a_key_has_taken_no_later_one() -> None:
     assert {task.id for task in taken} == set(found)
     await two.close()
     await one.close()
+
+
+async def test_a_call_that_waits_for_a_key_keeps_no_other_key_waiting() -> None:
+    """Not even one of the call that the open transaction itself waits for."""
+    backend = PostgresBackend(dsn(), schema=new_schema())
+    await backend.open()
+    found = []
+
+    async def enqueue() -> None:
+        found.extend(await backend.enqueue([new_task(unique_key="held")]))
+
+    with closing(psycopg.connect(dsn())) as connection:
+        (holder,) = await backend.join(connection).enqueue([new_task(unique_key="held")])
+        with anyio.fail_after(20):
+            async with anyio.create_task_group() as group:
+                for _ in range(5):
+                    group.start_soon(enqueue)
+                await anyio.wait_all_tasks_blocked()
+                for key in ("a", "b", "c"):
+                    task = new_task(unique_key=key)
+                    assert await backend.enqueue([task]) == [task.id]
+                assert found == []
+                await anyio.to_thread.run_sync(connection.commit)
+    assert found == [holder] * 5
+    await backend.close()
+
+
+async def test_a_call_that_waits_for_a_key_ends_with_the_statement_timeout() -> None:
+    backend = PostgresBackend(dsn(), schema=new_schema(), statement_timeout=0.2)
+    await backend.open()
+    task = new_task(unique_key="held")
+    with closing(psycopg.connect(dsn())) as connection:
+        await backend.join(connection).enqueue([new_task(unique_key="held")])
+        with anyio.fail_after(8), pytest.raises(BackendBusyError, match="statement timeout"):
+            await backend.enqueue([task])
+        connection.rollback()
+    assert await backend.get_tasks([task.id]) == [None]
+    await backend.close()

@@ -124,8 +124,10 @@ class PostgresBackend:
 
     async def enqueue(self, tasks: Sequence[Task]) -> list[TaskId[Any]]:
         """See `sitq.protocols.Backend.enqueue`."""
-        unit = _units.enqueue_unique if has_keys(tasks) else _units.enqueue
-        return (await self._users.use().database.write(unit, (tasks,)))[0]
+        database = self._users.use().database
+        if has_keys(tasks):
+            return (await database.insist(_units.enqueue_unique, (tasks,), database.timeout))[0]
+        return (await database.write(_units.enqueue, (tasks,)))[0]
 
     async def reserve(
         self, worker: str, queues: Sequence[str], limit: int, lease: float
@@ -139,7 +141,7 @@ class PostgresBackend:
 
     async def finish(self, outcomes: Sequence[Outcome]) -> list[bool]:
         """See `sitq.protocols.Backend.finish`."""
-        return await self._users.use().database.judge(finish, outcomes)
+        return await self._users.use().database.insist(finish, outcomes)
 
     async def sweep(self, max_crashes: int, limit: int = 1000) -> Sweep:
         """See `sitq.protocols.Backend.sweep`."""
@@ -153,12 +155,12 @@ class PostgresBackend:
 
     async def cancel(self, task_id: TaskId[Any]) -> bool:
         """See `sitq.protocols.Backend.cancel`."""
-        return (await self._users.use().database.judge(_units.cancel, (task_id,)))[0]
+        return (await self._users.use().database.insist(_units.cancel, (task_id,)))[0]
 
     async def set_progress(self, lease: Lease, progress: Progress) -> bool:
         """See `sitq.protocols.Backend.set_progress`."""
         note = (lease, progress)
-        return (await self._users.use().database.judge(_units.set_progress, (note,)))[0]
+        return (await self._users.use().database.insist(_units.set_progress, (note,)))[0]
 
     async def get_tasks(self, task_ids: Sequence[TaskId[Any]]) -> list[TaskInfo | None]:
         """See `sitq.protocols.Backend.get_tasks`."""

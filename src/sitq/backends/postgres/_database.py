@@ -1,18 +1,19 @@
 """The store's connections: what waits for one is gathered, and what was lost is found again.
 
-Four lanes, each with one statement under way at a time: enqueues, those with unique keys, which may
-have to wait for a user's transaction, outcomes, and all that picks tasks for itself. So callers
-share statements, and the lanes do not wait for each other.
+Four lanes, each with one statement under way at a time: enqueues, those with unique keys, outcomes,
+and all that picks tasks for itself. So callers share statements, and the lanes do not wait for each
+other. What an open transaction of a user's holds is waited for by its caller, beside the lanes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
+import time
 from contextlib import suppress
 from functools import partial
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import anyio
 
@@ -40,7 +41,13 @@ from sitq.backends.postgres._units import (
     enqueued_before,
 )
 from sitq.backends.postgres._work import Work
-from sitq.errors import BackendConnectionError, SitqError, UnknownOutcomeError, UsageError
+from sitq.errors import (
+    BackendBusyError,
+    BackendConnectionError,
+    SitqError,
+    UnknownOutcomeError,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -113,10 +120,11 @@ class Database:
         self._statements = schema[1]
         self._changed = changed
         self._is_shut = False
+        self.timeout: Final = target.timeout
+        """Seconds that a statement may take; ``None``: no limit of sitq's."""
         self.teller: Final = Teller(schema[0], self._tell, home.start)
         lane = partial(TaskGroupCommit, loop, home.start, home.tell, self._write)
         self._picking = lane()
-        # What waits for a key that an open transaction holds is in nobody else's way.
         self._lanes = {enqueue: lane(), enqueue_unique: lane(), finish: lane()}
 
     async def write(
@@ -131,22 +139,38 @@ class Database:
         lane = self._lanes.get(operation, self._picking)
         return await lane.submit(operation, items, undo)
 
-    async def judge(
-        self, operation: Callable[..., Awaitable[list[bool | None]]], items: Sequence[Any]
-    ) -> list[bool]:
+    async def insist(
+        self,
+        operation: Callable[..., Awaitable[list[T | None]]],
+        items: Sequence[Any],
+        limit: float | None = None,
+    ) -> list[T]:
         """Carry out a unit of work again and again for what somebody else holds.
 
         That is an open transaction, most likely. Its end is waited for by the caller alone.
+
+        Args:
+            operation: gives ``None`` for what is held.
+            items: what it is carried out for.
+            limit: seconds to wait; ``None``: without end.
+
+        Raises:
+            BackendBusyError: the limit is over.
         """
         answers = await self.write(operation, items)
-        pause = _FIRST_PAUSE / 10
+        pause, begun = _FIRST_PAUSE / 10, time.monotonic()
         while held := [place for place, answer in enumerate(answers) if answer is None]:
+            if limit is not None and time.monotonic() - begun > limit:
+                raise BackendBusyError(
+                    f"{operation.__name__} on {self.place}: an open transaction of another "
+                    f"connection is in the way for more than {limit:g} s (statement timeout)"
+                )
             await anyio.sleep(random.uniform(pause / 2, pause))
             pause = min(pause * 2, _LONGEST_PAUSE)
             again = await self.write(operation, [items[place] for place in held])
             for place, answer in zip(held, again, strict=True):
                 answers[place] = answer
-        return [answer is True for answer in answers]
+        return cast("list[T]", answers)
 
     async def read(self, unit: Callable[..., Awaitable[T]], *parameters: Any) -> T:
         """Run a unit of work that changes nothing."""

@@ -99,6 +99,14 @@ SELECT holders, expired,
 FROM sitq.enqueue({_MOMENT}, {_BATCH})
 """
 
+# The same, unless an open transaction has stored one of the keys: then there are no holders.
+TRY_INSERT_UNIQUE: Final = f"""
+SELECT holders, expired,
+       (SELECT count(*) FROM (SELECT pg_notify(channel, $17) FROM unnest($18::text[]) AS channel
+                              WHERE holders IS NOT NULL) AS told)
+FROM sitq.try_enqueue({_MOMENT}, {_BATCH})
+"""
+
 # Which tasks of a batch exist.
 EXISTING: Final = """
 SELECT id FROM sitq.tasks WHERE id = ANY ($1::text[])

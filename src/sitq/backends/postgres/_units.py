@@ -92,20 +92,26 @@ async def _insert(work: Work, tasks: Sequence[Task]) -> None:
             await work.rows(_sql.INSERT_ONE, *values)
 
 
-async def enqueue_unique(work: Work, batches: Sequence[Sequence[Task]]) -> list[list[TaskId[Any]]]:
+async def enqueue_unique(
+    work: Work, batches: Sequence[Sequence[Task]]
+) -> list[list[TaskId[Any]] | None]:
     """Store tasks of which some have unique keys; one that is held gives its holder's id.
 
-    It waits for the end of an open transaction that has stored one of the keys.
+    ``None``: nothing is stored yet, since an open transaction has stored one of the keys. Who asks
+    again waits for its end, and keeps nobody else from storing tasks with other keys.
     """
-    return split(await _insert_unique(work, join(batches)), batches)
+    ids = await _insert_unique(work, join(batches))
+    return [None] * len(batches) if ids is None else [*split(ids, batches)]
 
 
-async def _insert_unique(work: Work, tasks: Sequence[Task]) -> list[TaskId[Any]]:
-    work.changed.add("tasks")
+async def _insert_unique(work: Work, tasks: Sequence[Task]) -> list[TaskId[Any]] | None:
     token, channels = work.news(["tasks"])
     fields = columns(tasks)
-    rows = await work.rows(_sql.INSERT_UNIQUE, work.moment, *fields, token, channels)
+    rows = await work.rows(_sql.TRY_INSERT_UNIQUE, work.moment, *fields, token, channels)
     holders, expired, _ = rows[0]
+    if holders is None:
+        return None
+    work.changed.add("tasks")
     if expired:
         work.changed.add("results")
     return [TaskId(holder) for holder in holders]
@@ -113,7 +119,7 @@ async def _insert_unique(work: Work, tasks: Sequence[Task]) -> list[TaskId[Any]]
 
 async def enqueued_before(
     work: Work, batches: Sequence[Sequence[Task]]
-) -> list[list[TaskId[Any]]] | None:
+) -> list[list[TaskId[Any]] | None] | None:
     """What an `enqueue` whose answer was lost has done; ``None``: nothing.
 
     Ids are new, and what was sent together is stored as a whole or not at all: one of its tasks
@@ -125,11 +131,14 @@ async def enqueued_before(
         return None
     # Those that are missing gave way to holders of their keys: it is safe to ask for them again.
     missing = [task for task in tasks if task.id not in stored]
-    holders = iter(await _insert_unique(work, missing) if missing else ())
+    found = await _insert_unique(work, missing) if missing else []
+    if found is None:
+        return [None] * len(batches)
+    holders = iter(found)
     if any(task.unique_key is not None for task in tasks):
         work.changed.add("results")  # it may have expired holders
     ids = [task.id if task.id in stored else next(holders) for task in tasks]
-    return split(ids, batches)
+    return [*split(ids, batches)]
 
 
 async def renew(work: Work, leases: Sequence[Lease], seconds: float) -> list[LeaseState]:

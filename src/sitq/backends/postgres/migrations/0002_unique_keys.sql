@@ -84,6 +84,24 @@ BEGIN
 END
 $$;
 
+-- The same without waiting for long: "holders" is NULL, and nothing is stored, if an open transaction
+-- has stored one of the keys. What waits in a transaction of the user's calls "enqueue" instead.
+CREATE FUNCTION sitq.try_enqueue(
+    moment timestamptz, ids text[], queues text[], priorities smallint[], etas timestamptz[],
+    functions text[], limits integer[], timeouts double precision[], keys text[], untils text[],
+    expiries timestamptz[], ttls double precision[], origins text[], policies text[],
+    header_texts text[], payloads bytea[], OUT holders text[], OUT expired integer
+) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '50ms' AS $$
+BEGIN
+    SELECT stored.holders, stored.expired INTO holders, expired
+    FROM sitq.enqueue(moment, ids, queues, priorities, etas, functions, limits, timeouts, keys, untils,
+                      expiries, ttls, origins, policies, header_texts, payloads) AS stored;
+EXCEPTION WHEN lock_not_available THEN
+    holders := NULL;
+    expired := 0;
+END
+$$;
+
 -- The functions name what they use from "pg_catalog" without its schema. Whoever may create functions
 -- or operators in another schema of the caller's search path could offer one that fits the arguments
 -- more exactly, and run code as the caller. So every function finds "pg_catalog" only. Temporary
