@@ -110,9 +110,10 @@ class Session:
                 services.start_soon(self._watch)
                 services.start_soon(self._sweep)
                 runners = self._runners = self._make_runners()
-                await services.start(runners.host)
-                services.start_soon(runners.run)
                 try:
+                    # On trio the host is shielded: only `close` ends it.
+                    await services.start(runners.host)
+                    services.start_soon(runners.run)
                     services.start_soon(
                         warn_of_saturation,
                         self._clock,
