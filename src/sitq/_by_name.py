@@ -18,15 +18,22 @@ from typing import Any, Final
 
 from pydantic import BaseModel, RootModel
 
-__all__ = ["TAG", "by_name"]
+__all__ = ["TAG", "by_name", "is_tagged"]
 
-# No field and no member has this name.
-TAG: Final = ""
+# No field and no member has this name, and hardly any dict such a key.
+TAG: Final = "sitq:"
 _NAMED_KEYS: Final = (Enum, tuple, frozenset)
 # Most of what there is.
 _NAMELESS: Final = frozenset({type(None), bool, int, float, str})
 
 Simplify = Callable[[Any], Any]
+
+
+def is_tagged(plain: Any) -> bool:
+    """Return whether a plain value stands for a model or a member: as itself it means nothing."""
+    if type(plain) is dict:
+        return TAG in plain
+    return type(plain) is tuple and bool(plain) and type(plain[0]) is str and plain[0] == TAG
 
 
 def by_name(value: Any, plain: Any, simplify: Simplify) -> Any:

@@ -17,7 +17,7 @@ import pydantic
 import pydantic_core
 from pydantic_core import core_schema
 
-from sitq._by_name import by_name
+from sitq._by_name import by_name, is_tagged
 from sitq._comparison import a, difference, loss
 from sitq._extensions import LEAVES
 from sitq._plain import plain, plain_member
@@ -145,14 +145,14 @@ class ValueCodec:
                 know.
         """
         if self._fits is not None and self._fits(plain):
-            return plain
+            return _untagged(plain)
         adapter = self._build()
         if self._read is None:
             self._read = stored_validator(adapter)
         try:
             if self._limits is not None:
                 self._limits.check(plain)
-            return _validate(self._read, plain, self._fields)
+            return _untagged(_validate(self._read, plain, self._fields))
         except RecursionError:
             raise SerializationError("the value is nested too deeply") from None
 
@@ -238,6 +238,13 @@ class ValueCodec:
                     "annotate plain types, pydantic models or dataclasses"
                 ) from None
         return self._adapter
+
+
+def _untagged(value: Any) -> Any:
+    """Take nothing for a plain value that was stored as a value of another type."""
+    if is_tagged(value):
+        raise ValidationError("a model or a member of an enum was stored, and it is none here")
+    return value
 
 
 def _validate(validate: Validate, value: object, fields: frozenset[str]) -> Any:

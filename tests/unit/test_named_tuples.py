@@ -61,8 +61,8 @@ def taking(annotation: Any) -> TaskFunction[Any]:
             {"pair": {"left": 1, "right": None}, "number": 0},
         ),
         # A dict cannot be in these.
-        (set[Shorter], {Shorter(1)}, {("", ("left", 1))}),
-        (dict[Shorter, int], {Shorter(1): 2}, {("", ("left", 1)): 2}),
+        (set[Shorter], {Shorter(1)}, {("sitq:", ("left", 1))}),
+        (dict[Shorter, int], {Shorter(1): 2}, {("sitq:", ("left", 1)): 2}),
         # As a dict it would arrive as one.
         (Shorter | dict[str, int], Shorter(1), (1,)),
     ],
