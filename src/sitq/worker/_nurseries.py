@@ -39,9 +39,11 @@ class Nurseries:
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Hold the attempts until `close` is called and all of them have ended."""
+        task_status.started()
+        # A caller that was cancelled meanwhile waits for this task, which the shield would keep.
+        await self._trio.lowlevel.checkpoint_if_cancelled()
         with self._trio.CancelScope(shield=True):
             async with self._trio.open_nursery() as self._outer:
-                task_status.started()
                 await self._closed.wait()
 
     def close(self) -> None:
