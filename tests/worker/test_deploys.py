@@ -7,16 +7,19 @@ import re
 import sys
 import types
 from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 from sitq import SQLiteBackend, TaskId, TaskQueue, TaskStatus, Worker, call
 from sitq.backends.memory import MemoryBackend
 from sitq.protocols import Backend
 from sitq.testing import FakeClock
+from tests.worker.gate import working
 
 pytestmark = pytest.mark.anyio
 
@@ -139,7 +142,7 @@ async def test_arguments_that_do_not_fit_here_are_put_back_and_fail_in_the_end(
     result = await queue.get_result(task_id, timeout=0)
     assert result is not None
     assert (result.status, result.attempts) == (TaskStatus.FAILED, 1)
-    assert re.search(f"ValidationError: f.*{text}.*no worker takes them", str(result.error))
+    assert re.search(f"ValidationError: f.*{text}.*no worker that takes them", str(result.error))
     assert "secret" not in str(result.error)
 
 
@@ -157,6 +160,23 @@ async def test_a_task_that_was_put_back_runs_once_a_worker_takes_its_arguments(
     await Worker(backend, tasks=[program]).drain()
     assert await queue.result(task_id, timeout=0) == 3
     assert (await queue.get_task(task_id)).attempts == 1
+
+
+async def test_a_worker_that_has_put_a_task_back_lets_others_look_first(
+    queue: TaskQueue, tmp_path: Path, program: types.ModuleType
+) -> None:
+    deploy(program, "def f(a, b): ...")
+    task_id = await enqueue(queue, program, "f(1, 2)")
+    deploy(program, "def f(a): ...")
+    etas = [(await queue.get_task(task_id)).eta]
+    async with working(tmp_path, tasks=[program]):
+        while len(etas) < 3:
+            eta = (await queue.get_task(task_id)).eta
+            if eta != etas[-1]:
+                etas.append(eta)
+            await anyio.sleep(0.005)
+    put_back_again = (etas[2] - timedelta(seconds=2)).timestamp()
+    assert put_back_again - etas[1].timestamp() >= 0.1
 
 
 async def enqueue(queue: TaskQueue, program: types.ModuleType, source: str) -> TaskId[Any]:

@@ -11,6 +11,7 @@ import pytest
 from anyio import to_thread
 
 from sitq import SQLiteBackend, TaskQueue, TaskStatus, UsageError, Worker, current_task
+from sitq.models import Reservation
 from tests.worker.gate import (
     GATE,
     add,
@@ -171,6 +172,30 @@ async def test_stop_lets_what_runs_finish(queue: TaskQueue, tmp_path: Path) -> N
         await anyio.wait_all_tasks_blocked()
         GATE.opened.set()
     assert (await ended(queue, task_id)).status is TaskStatus.SUCCESS
+
+
+async def test_what_is_reserved_as_the_worker_is_stopped_is_handed_back(
+    queue: TaskQueue, tmp_path: Path
+) -> None:
+    path = tmp_path / "q.db"
+    asked, goes_on = anyio.Event(), anyio.Event()
+
+    class Slow(SQLiteBackend):
+        async def reserve(self, *wish: Any) -> Reservation:
+            asked.set()
+            await goes_on.wait()
+            return await super().reserve(*wish)
+
+    worker = Worker(Slow(path))
+    async with anyio.create_task_group() as group:
+        await group.start(worker.start)
+        await asked.wait()
+        group.start_soon(worker.stop)
+        await anyio.wait_all_tasks_blocked()
+        task_id = await queue.enqueue(add, 1, 2)
+        goes_on.set()
+    info = await queue.get_task(task_id)
+    assert (info.status, info.attempts) == (TaskStatus.PENDING, 0)
 
 
 async def test_what_does_not_finish_in_time_is_handed_back_unspent(

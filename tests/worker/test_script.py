@@ -60,6 +60,11 @@ async def compute() -> None:
     say("running")
     while True:
         sum(range(1000))
+
+
+async def compute_in_group() -> None:
+    async with anyio.create_task_group() as group:
+        group.start_soon(compute)
 """
 
 WORK = """
@@ -80,6 +85,23 @@ print("started", worker.run(drain="drain" in sys.argv, backend=sys.argv[1]), flu
 assert before == [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
 """
 
+BESIDE = """
+import sys
+
+import anyio
+import jobs
+
+from sitq import SQLiteBackend, Worker
+
+
+async def main() -> None:
+    async with Worker(SQLiteBackend("q.db"), tasks=[jobs], lease=60.0):
+        await anyio.sleep_forever()
+
+
+anyio.run(main, backend=sys.argv[1])
+"""
+
 
 class Script:
     """A folder with a script that runs a worker, and a queue on the same store."""
@@ -87,6 +109,7 @@ class Script:
     def __init__(self, folder: Path) -> None:
         (folder / "jobs.py").write_text(JOBS)
         (folder / "work.py").write_text(WORK)
+        (folder / "beside.py").write_text(BESIDE)
         self.folder = folder
         sys.path.insert(0, str(folder))
         try:
@@ -101,8 +124,10 @@ class Script:
         return task_id
 
     @contextmanager
-    def process(self, *args: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
-        command = [sys.executable, "work.py", *args]
+    def process(
+        self, *args: str, name: str = "work.py", **options: Any
+    ) -> Iterator[subprocess.Popen[str]]:
+        command = [sys.executable, name, *args]
         with subprocess.Popen(
             command, cwd=self.folder, stdout=subprocess.PIPE, text=True, **options
         ) as process:
@@ -154,7 +179,7 @@ def test_the_first_signal_lets_running_tasks_finish(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("name", ["for_ever", "compute"])
+@pytest.mark.parametrize("name", ["for_ever", "compute", "compute_in_group"])
 @pytest.mark.parametrize("loop", LOOPS)
 def test_the_second_signal_ends_the_worker_at_once_and_hands_tasks_back(
     script: Script, loop: str, name: str, number: signal.Signals
@@ -170,6 +195,23 @@ def test_the_second_signal_ends_the_worker_at_once_and_hands_tasks_back(
     info = script.queue.get_task(task_id)
     assert (info.status, info.attempts) == (TaskStatus.PENDING, 0)
     assert "Traceback" not in errors
+
+
+# asyncio waits for a computation before it acts on the first one.
+@pytest.mark.parametrize(("loop", "signals"), [("asyncio", 2), ("trio", 1)])
+def test_ctrl_c_hands_back_what_computes_beside_an_async_with(
+    script: Script, loop: str, signals: int
+) -> None:
+    task_id = script.enqueue("compute_in_group")
+    with script.process(loop, name="beside.py", stderr=subprocess.PIPE) as process:
+        assert line(process) == "running"
+        for _ in range(signals):
+            process.send_signal(signal.SIGINT)
+            wait_until_handled(process, signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+    assert errors.strip().endswith("KeyboardInterrupt")
+    info = script.queue.get_task(task_id)
+    assert (info.status, info.attempts) == (TaskStatus.PENDING, 0)
 
 
 def wait_until_handled(process: subprocess.Popen[str], number: signal.Signals) -> None:

@@ -27,6 +27,11 @@ __all__ = ["FULL_SWEEP", "Fetcher"]
 
 # A sweep that did so much may have left more to do.
 FULL_SWEEP: Final = 1000
+# For so many seconds after it has put back a task that it cannot start, a worker looks so much
+# later at the store when time makes a task due: another that has a place, and may be able to start
+# it, comes first. No task is put back for longer than that.
+_DEFERRING: Final = 120.0
+_DEFERENCE: Final = 0.1
 
 
 class Fetcher:
@@ -97,7 +102,7 @@ class Fetcher:
                     self._look_in(self._asking.fail(error))
                 else:
                     self._asking.succeed()
-                    self._note(wait)
+                    self._note(wait, runners)
                     if self._due:
                         # More of it is fetched when there is room again.
                         if runners.room:
@@ -107,12 +112,15 @@ class Fetcher:
                         return
             await self._sleep(runners)
 
-    def _note(self, wait: float | None) -> None:
+    def _note(self, wait: float | None, runners: Runners) -> None:
         """Note when a reservation has said that more is due."""
         if wait == 0.0:
             self._due = True
             wait = None
         self._look_in(wait)
+        is_timed = wait is not None and wait <= self._options.poll_interval
+        if is_timed and self._clock.monotonic() - runners.missed_at < _DEFERRING:
+            self._look_at += _DEFERENCE
 
     def _look_in(self, seconds: float | None) -> None:
         """Have the store looked at after so many seconds, or a poll's interval if that is less."""
@@ -133,8 +141,16 @@ class Fetcher:
         options = self._options
         with runners.asking():
             reservation = await self._backend.reserve(self._id, options.queues, room, options.lease)
-        self._launch(runners, reservation, asked_at)
+        if self._stopping:
+            self._give_back(reservation)
+        else:
+            self._launch(runners, reservation, asked_at)
         return reservation.wait
+
+    def _give_back(self, reservation: Reservation) -> None:
+        """Release what was reserved as the worker was asked to stop."""
+        for task in reservation.tasks:
+            self._reporter.add(task.lease, Outcome.release(task.lease))
 
     def _launch(self, runners: Runners, reservation: Reservation, asked_at: float) -> None:
         """Run what was reserved, under leases that were asked for at that time."""
@@ -152,6 +168,7 @@ class Fetcher:
             workshop = workshops[name]
             if workshop is None:
                 outcome = missed(task, similar[name])
+                runners.missed_at = self._clock.monotonic()
                 self._reporter.add(lease, runners.sealed(task, outcome) or outcome)
             else:
                 runners.launch(task, lease, workshop)
@@ -243,10 +260,9 @@ class Fetcher:
             return
         self._standing.succeed()
         if self._stopping:
-            for task in reservation.tasks:
-                self._reporter.add(task.lease, Outcome.release(task.lease))
+            self._give_back(reservation)
         else:
-            self._note(reservation.wait)
+            self._note(reservation.wait, runners)
             self._launch(runners, reservation, standby.asked_at)
 
     def freed(self) -> None:

@@ -25,6 +25,7 @@ _log: Final = Log(__name__)
 
 _MAX_MISSES: Final = 10
 _LONGEST_DELAY: Final = 60.0
+_NO_WORKER: Final = f"in {_MAX_MISSES} tries the task met no worker that"
 
 
 def missed(task: ReservedTask, similar: Sequence[str] = ()) -> Outcome:
@@ -46,10 +47,10 @@ def missed(task: ReservedTask, similar: Sequence[str] = ()) -> Outcome:
     outcome = _put_back(
         task,
         f"this worker does not know {name}; {hint}{advice}",
-        f"UnknownFunctionError: no worker knows {name}: {hint}{advice}",
+        f"UnknownFunctionError: {_NO_WORKER} knows {name}: {hint}{advice}",
     )
     if outcome.kind is OutcomeKind.FAILURE:
-        _log.error("task %s failed: no worker knows %s; %s%s", task.id, name, hint, advice)
+        _log.error("task %s failed: %s knows %s; %s%s", task.id, _NO_WORKER, name, hint, advice)
     return outcome
 
 
@@ -63,7 +64,7 @@ def mismatched(task: ReservedTask, error: ValidationError) -> Outcome:
     advice = "run the version of the program that stored it, or one that takes these arguments"
     reason = f"{shown(task.function)} takes no such arguments here: {shown(str(error), 1000)}"
     return _put_back(
-        task, f"{reason}; {advice}", f"{error_text(error)}; no worker takes them: {advice}"
+        task, f"{reason}; {advice}", f"{error_text(error)}; {_NO_WORKER} takes them: {advice}"
     )
 
 

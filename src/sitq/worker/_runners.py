@@ -129,6 +129,8 @@ class Runners:
         self._grace = min(options.cancel_grace, options.lease)
         # How many attempts have begun.
         self.started = 0
+        # When a task was put back that this worker cannot start, by the monotonic clock.
+        self.missed_at = float("-inf")
         # What anyio makes on this loop: asking it each time takes as long as a short task does.
         self._scopes = type(anyio.CancelScope())
         self._threads = anyio.CapacityLimiter(options.max_concurrency)
@@ -352,6 +354,7 @@ class Runners:
             if outcome is not None and outcome.kind is not OutcomeKind.SUCCESS:
                 if outcome.kind is OutcomeKind.MISS:
                     self.started -= 1  # its function was not called
+                    self.missed_at = self._clock.monotonic()
                 if type(outcome) is not Fallback:  # which is most likely refused, and logged if not
                     log_end(execution.task, outcome, execution.raised, self._worker_id)
         else:
