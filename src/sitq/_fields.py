@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -17,8 +18,10 @@ from pydantic import (
     Field,
     PlainSerializer,
 )
+from pydantic_core import PydanticCustomError
 
 from sitq._modules import class_name
+from sitq._plain import plain
 
 __all__ = [
     "MAX_PRIORITY",
@@ -36,6 +39,7 @@ __all__ = [
     "QueueName",
     "Seconds",
     "describe",
+    "has_module",
 ]
 
 # A reservation looks at each priority that is in use, so their number is bounded.
@@ -48,14 +52,34 @@ def _utc(moment: datetime) -> datetime:
     return moment if moment.tzinfo is UTC else moment.astimezone(UTC)
 
 
+def has_module(name: str) -> bool:
+    """Return whether the name of an exception class says its module; without, it matches none."""
+    return "." in name or ":" in name
+
+
 def _name_of_exception(entry: object) -> object:
     if isinstance(entry, type) and issubclass(entry, BaseException):
         return class_name(entry)
+    entry = plain(entry)
+    if not isinstance(entry, str):
+        message = "give exception classes, or their names with the module"
+        raise PydanticCustomError("exception_name", message)
+    if not has_module(entry):
+        found = getattr(builtins, entry, None)
+        is_builtin = isinstance(found, type) and issubclass(found, BaseException)
+        example = f"builtins.{entry}" if is_builtin else "package.module.Class"
+        message = "give the class itself, or its name with the module, '{example}' say"
+        raise PydanticCustomError("exception_name", message, {"example": example})
     return entry
 
 
 def _as_tuple(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
+    if isinstance(value, list):
+        return tuple(value)
+    if not isinstance(value, tuple):
+        message = "give a tuple of exception classes, (ValueError,) say"
+        raise PydanticCustomError("exception_names", message)
+    return value
 
 
 Moment = Annotated[AwareDatetime, AfterValidator(_utc)]

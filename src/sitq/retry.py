@@ -34,7 +34,8 @@ class Retry(Exception):  # noqa: N818 - a request, no error
         delay: seconds until the next attempt (0 to 10 years); ``None``: as the policy says.
 
     Raises:
-        ValidationError: the delay is out of its range, or no number.
+        ValidationError: the delay is out of its range, or no number. In a task that is an exception
+            like any other, and the policy says whether the task is tried again.
     """
 
     delay: float | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -119,6 +120,33 @@ def test_a_policy_is_stored_as_before_where_it_has_nothing_new() -> None:
     assert load_policy(dump_policy(RetryPolicy())).no_retry_on == ()
     policy = RetryPolicy(no_retry_on=(AppError, "builtins.OSError"))
     assert load_policy(dump_policy(policy)) == policy
+
+
+@pytest.mark.parametrize("field", ["retry_on", "no_retry_on"])
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (("ValueError",), r"0: .*'builtins\.ValueError' say \(got str\)"),
+        ((OSError, "AppError"), r"1: .*'package\.module\.Class' say \(got str\)"),
+        (("",), r"0: .*'package\.module\.Class' say"),
+        (("print",), r"0: .*'package\.module\.Class' say"),
+        ((5,), r"0: give exception classes, or their names with the module \(got int\)$"),
+        (ValueError, r": give a tuple of exception classes, \(ValueError,\) say \(got type\)$"),
+        ("builtins.ValueError", r": give a tuple .*\(got str\)$"),
+    ],
+)
+def test_exceptions_that_could_never_match_are_refused(field: str, value: Any, text: str) -> None:
+    with pytest.raises(ValidationError, match=f"^RetryPolicy: {field}.?{text}") as caught:
+        RetryPolicy(**{field: value})
+    assert "; " not in str(caught.value)
+
+
+def test_a_stored_policy_with_a_name_that_matches_nothing_is_read() -> None:
+    stored = '{"max_attempts":7,"retry_on":["ValueError","a.B"],"no_retry_on":["KeyError"]}'
+    assert load_policy(stored) == RetryPolicy(max_attempts=7, retry_on=("a.B",))
+    for text in ("[1]", "5", '{"retry_on": 5}', '{"retry_on": [5]}', '{"more": 1}', "{"):
+        with pytest.raises(ValueError, match=r"\w"):
+            load_policy(text)
 
 
 def test_a_retry_carries_its_delay() -> None:

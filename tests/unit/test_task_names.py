@@ -267,14 +267,7 @@ def test_a_class_is_known_by_what_a_module_calls_it(load: Load) -> None:
     for name in ("names_l.errors.LostError", "names_l.errors:LostError", "names_l.Lost"):
         policy = RetryPolicy(retry_on=(name,))
         assert wants_retry(policy, 1, inner.LostError()), name
-    for name in (
-        "names_l.LostError",
-        "errors.LostError",
-        "LostError",
-        "names_l",
-        "",
-        "builtins.int",
-    ):
+    for name in ("names_l.LostError", "errors.LostError", "builtins.int"):
         assert not wants_retry(RetryPolicy(retry_on=(name,)), 1, inner.LostError()), name
 
 

@@ -165,6 +165,21 @@ def test_a_bad_option_is_named(options: dict[str, Any], name: str) -> None:
         Worker(SQLiteBackend("q.db"), **options)
 
 
+@pytest.mark.parametrize(
+    ("queues", "text"),
+    [
+        ([], "queues: give at least one name"),
+        (["*", "a"], r"queues: '\*' means every queue"),
+        (["with space"], r"queues\.0: String should match"),
+        ([5], r"queues\.0: Input should be a valid string"),
+    ],
+)
+def test_bad_names_of_queues_are_told_in_one_sentence(queues: Any, text: str) -> None:
+    with pytest.raises(ValidationError, match=text) as caught:
+        Worker(SQLiteBackend("q.db"), queues=queues)
+    assert "; " not in str(caught.value)
+
+
 def test_a_worker_needs_a_store() -> None:
     with pytest.raises(ValidationError, match="backend: .*got str"):
         Worker("q.db")  # type: ignore[arg-type]

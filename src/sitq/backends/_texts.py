@@ -7,6 +7,9 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
+from pydantic_core import from_json
+
+from sitq._fields import has_module
 from sitq.models import Progress, RetryPolicy
 
 if TYPE_CHECKING:
@@ -48,8 +51,20 @@ def _bounded(text: str) -> str:
 
 @lru_cache(maxsize=256)
 def load_policy(text: str) -> RetryPolicy:
-    """A retry policy as it was stored."""
-    return RetryPolicy.model_validate_json(_bounded(text))
+    """Return a retry policy as it was stored.
+
+    Names of exceptions without a module, which match none, were stored by earlier versions: they
+    are left out.
+
+    Raises:
+        ValueError: the text holds something else.
+    """
+    fields = from_json(_bounded(text))
+    for key in ("retry_on", "no_retry_on") if type(fields) is dict else ():
+        names = fields.get(key)
+        if type(names) is list:
+            fields[key] = [each for each in names if type(each) is not str or has_module(each)]
+    return RetryPolicy.model_validate(fields)
 
 
 @lru_cache(maxsize=256)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sitq._fields import PositiveSeconds, QueueName, Seconds
+from sitq._fields import PositiveSeconds, Seconds
 from sitq.models import RetryPolicy
 
 __all__ = ["WorkerOptions"]
@@ -17,7 +17,7 @@ class WorkerOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", defer_build=True)
 
-    queues: tuple[Literal["*"]] | Annotated[tuple[QueueName, ...], Field(min_length=1)]
+    queues: tuple[Annotated[str, Field(pattern=r"^(\*|[A-Za-z0-9_.:/-]{1,128})$")], ...]
     max_concurrency: Annotated[int, Field(ge=1, le=10_000)]
     poll_interval: PositiveSeconds
     lease: Annotated[PositiveSeconds, Field(ge=0.1)]

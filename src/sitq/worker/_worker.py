@@ -79,14 +79,6 @@ class Worker:
         retry: RetryPolicy | None = None,
         max_crashes: int = 3,
     ) -> None:
-        queues = plain(queues)
-        if isinstance(queues, str) and queues == "*":
-            queues = ALL_QUEUES
-        if isinstance(queues, str) or not isinstance(queues, Iterable):
-            kind = type(queues).__name__
-            raise ValidationError(
-                f"queues: give a sequence of names, ('default',) say, or '*' (got {kind})"
-            )
         self._backend: Final = checked_backend(backend)
         self._serializer: Final = checked_serializer(serializer)
         self._registry: Final = _registry_of(tasks)
@@ -94,7 +86,7 @@ class Worker:
         self._background: Background | None = None
         try:
             self._options: Final = WorkerOptions(
-                queues=tuple(map(plain, queues)),
+                queues=_names_of_queues(plain(queues)),
                 max_concurrency=plain(max_concurrency),
                 poll_interval=plain(poll_interval),
                 lease=plain(lease),
@@ -229,6 +221,26 @@ class Worker:
             self._session = None
             session.finished.set()
         return session.started
+
+
+def _names_of_queues(queues: object) -> tuple[str, ...]:
+    """Return what is given as ``queues`` as a tuple; each name is checked elsewhere."""
+    if isinstance(queues, str) and queues == "*":
+        return ALL_QUEUES
+    if isinstance(queues, str) or not isinstance(queues, Iterable):
+        kind = type(queues).__name__
+        raise ValidationError(
+            f"queues: give a sequence of names, ('default',) say, or '*' (got {kind})"
+        )
+    names = tuple(map(plain, queues))
+    if not names:
+        raise ValidationError("queues: give at least one name, or '*' for every queue (got none)")
+    if "*" in names and len(names) > 1:
+        raise ValidationError(
+            "queues: '*' means every queue, so give it without other names "
+            f"(got {len(names)} names)"
+        )
+    return names
 
 
 def _registry_of(tasks: Iterable[ModuleType | Callable[..., object]] | None) -> Registry:
