@@ -80,9 +80,9 @@ class Registry:
 
         1. Those that it defines itself at its top level, and the static and class methods of its
            classes.
-        2. Of what it imports: what its ``__all__`` lists, what is marked with `task`, and, of a
-           package, what its own modules define.
-        3. What it has under another name than that of its definition is known by both names.
+        2. Imported functions that its ``__all__`` lists or that are marked with `task`. In a
+           package, also those that a module of the package defines. Submodules are not searched.
+        3. A function that has another name here than where it is defined is known by both names.
 
         Raises:
             ValidationError: two functions claim one name.

@@ -119,7 +119,7 @@ class Worker:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> bool:
-        """Stop the worker as `stop` does; a body that was cancelled ends it at once.
+        """Stop the worker as `stop` does; a body that was cancelled or interrupted ends it at once.
 
         What has made the worker fail is raised here, and cancels the body before. An error of the
         body's own goes first.
@@ -143,9 +143,10 @@ class Worker:
         await self._run(task_status, drain=False)
 
     async def drain(self) -> int:
-        """Run tasks until none is due any more, and return how many were started.
+        """Run tasks until none is due any more, and return how many attempts were started.
 
-        Tasks with a later eta, and those that wait for a retry, are left.
+        Tasks with a later eta, and those that wait for a retry, are left. A task that is tried
+        again counts once for each attempt.
 
         Raises:
             UsageError: this worker is running already.
