@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -189,8 +189,7 @@ def test_the_second_signal_ends_the_worker_at_once_and_hands_tasks_back(
         assert line(process) == "running"
         process.send_signal(signal.SIGINT)
         wait_until_handled(process, signal.SIGINT)
-        process.send_signal(number)
-        _, errors = process.communicate(timeout=20)
+        errors = errors_after(process, number)
     assert process.returncode == 128 + number, errors
     info = script.queue.get_task(task_id)
     assert (info.status, info.attempts) == (TaskStatus.PENDING, 0)
@@ -205,13 +204,22 @@ def test_ctrl_c_hands_back_what_computes_beside_an_async_with(
     task_id = script.enqueue("compute_in_group")
     with script.process(loop, name="beside.py", stderr=subprocess.PIPE) as process:
         assert line(process) == "running"
-        for _ in range(signals):
+        if signals == 2:
             process.send_signal(signal.SIGINT)
             wait_until_handled(process, signal.SIGINT)
-        _, errors = process.communicate(timeout=20)
-    assert errors.strip().endswith("KeyboardInterrupt")
+        errors = errors_after(process, signal.SIGINT)
+    assert "KeyboardInterrupt" in errors
     info = script.queue.get_task(task_id)
     assert (info.status, info.attempts) == (TaskStatus.PENDING, 0)
+
+
+def errors_after(process: subprocess.Popen[str], number: signal.Signals) -> str:
+    """Send a signal, and once more if it came together with the one before: they count as one."""
+    for _ in range(5):
+        process.send_signal(number)
+        with suppress(subprocess.TimeoutExpired):
+            return process.communicate(timeout=5)[1]
+    raise AssertionError("the process does not end")
 
 
 def wait_until_handled(process: subprocess.Popen[str], number: signal.Signals) -> None:
