@@ -82,7 +82,9 @@ def join(batches: Sequence[Sequence[Task]]) -> Sequence[Task]:
         return []
     first, *others = patterns
     common = _common(first)
-    if all(other is first or _common(other) == common for other in others):
+    # How long a key is held is no column of those that tasks without keys are stored with.
+    alike = first.unique_until == "end"
+    if alike and all(other is first or _common(other) == common for other in others):
         ids = list(chain.from_iterable(map(ids_of, batches)))
         return AlikeTasks(first, ids, list(chain.from_iterable(map(_payloads_of, batches))))
     return list(chain.from_iterable(batches))

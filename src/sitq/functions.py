@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import math
 from typing import TYPE_CHECKING, Any, Final, Generic, cast
 
 from sitq._fields import Model, PositiveSeconds, Priority, QueueName, Seconds
@@ -213,7 +214,7 @@ class TaskFunction(Generic[R_co]):
         with contextlib.suppress(TypeError):  # what does not fit is found elsewhere
             signature.check(args, kwargs)
             shares = (slot.share(plain) for slot, plain in signature.slots(args, kwargs))
-            if sum(shares) > 1:
+            if math.fsum(shares) > 1:  # sum() rounds at each step before Python 3.12
                 raise SerializationError(f"{self.label}: {_TOO_DEAR}")
 
     def _inspect(self) -> Signature:

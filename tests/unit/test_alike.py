@@ -53,6 +53,11 @@ def test_batches_that_differ_stay_a_list_in_order(option: dict[str, Any]) -> Non
     assert has_keys(joined) == has_keys(batches[1]) == ("unique_key" in option)
 
 
+def test_tasks_whose_keys_end_at_the_start_stay_a_list() -> None:
+    made = [new_task(unique_until="start"), new_task(unique_until="start")]
+    assert not isinstance(join([made]), AlikeTasks)
+
+
 def test_nothing_joined_is_nothing() -> None:
     assert list(join([])) == list(join([[], []])) == []
 
