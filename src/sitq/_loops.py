@@ -209,17 +209,20 @@ class LoopRef:
         trio.lowlevel.spawn_system_task(call)
         return scope.cancel
 
-    def call_next(self, function: Callable[[], object]) -> None:
-        """Have the loop call ``function`` in its next turn; from its own thread."""
+    def before_waiting(self, function: Callable[[], object]) -> None:
+        """Have the loop call ``function`` before it waits for events again; from its own thread."""
         if self._asyncio is not None:
+            # asyncio handles events only after what was to be called before they came.
             self._asyncio.call_soon(function)
             return
         import trio
 
-        async def call() -> None:
-            function()
+        class Instrument(trio.abc.Instrument):
+            def before_io_wait(self, timeout: float) -> None:  # noqa: ARG002 - trio's signature
+                trio.lowlevel.remove_instrument(self)
+                function()
 
-        trio.lowlevel.spawn_system_task(call)
+        trio.lowlevel.add_instrument(Instrument())
 
     def call_soon(self, function: Callable[[], object]) -> bool:
         """Have the loop call ``function`` soon; from any thread. False if it has ended."""

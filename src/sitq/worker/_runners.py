@@ -214,7 +214,8 @@ class Runners:
     def end_in_child(self) -> None:
         """End a child that was forked by a task as soon as it comes back to the worker's loop."""
         if threading.get_ident() == self._thread:  # otherwise the child has no such thread
-            self._loop.call_next(partial(end_child, None))
+            # Before it waits: the events of the loop's descriptors are the parent's.
+            self._loop.before_waiting(partial(end_child, None))
 
     def _is_ending(self) -> bool:
         """Return whether the worker ends, or asyncio cancels it with all other tasks."""
