@@ -6,7 +6,7 @@ import anyio
 import pytest
 
 from sitq._loops import LoopRef
-from sitq.backends._batching import Request, wake_all
+from sitq.backends._batching import Gathering, Request, wake_all
 
 
 class Raising(Request[None]):
@@ -26,3 +26,28 @@ async def test_one_that_cannot_be_woken_keeps_nobody_waiting() -> None:
     with anyio.fail_after(5):
         for request in batch:
             await request.wait()
+
+
+class Interrupt(BaseException):
+    """What a signal handler raises in these tests."""
+
+
+class InterruptedGathering(Gathering):
+    """Is interrupted before the writer is told the first time."""
+
+    def __init__(self, loop: LoopRef) -> None:
+        super().__init__(loop)
+        self.told: list[bool] = []
+
+    def _begin(self) -> None:
+        self.told.append(True)
+        if len(self.told) == 1:
+            raise Interrupt
+
+
+@pytest.mark.anyio
+async def test_an_interrupt_does_not_leave_requests_without_a_writer() -> None:
+    gathering = InterruptedGathering(LoopRef())
+    with pytest.raises(Interrupt):
+        await gathering.submit(list, ())
+    assert len(gathering.told) == 2

@@ -139,13 +139,13 @@ class Gathering:
         cancelled later has its answers undone, where they can be.
         """
         request = Request(self._loop, operation, items, undo)
-        self.post(request)
         try:
+            self.post(request)
             await request.wait()
+            return request.result()
         except BaseException:
             self._abandon(request)
             raise
-        return request.result()
 
     def submit_blocking(self, request: BlockingRequest[O]) -> list[O]:
         """Have a request carried out together with others, and block until it is settled."""
@@ -159,15 +159,22 @@ class Gathering:
 
     def post(self, request: Request[Any]) -> None:
         """Queue a request; from any thread."""
-        with self._lock:
-            self._pending.append(request)
-            if self._scheduled:
-                return
-            self._scheduled = True
-        self._begin()
+        begins = False
+        try:
+            with self._lock:
+                self._pending.append(request)
+                if self._scheduled:
+                    return
+                self._scheduled = begins = True
+            self._begin()
+        except BaseException:
+            # A signal handler may raise anywhere: without a writer, all would wait for ever.
+            if begins:
+                self._begin()
+            raise
 
     def _begin(self) -> None:
-        """Have the writer begin soon; from any thread."""
+        """Have the writer begin soon; from any thread. A second time does no harm."""
         raise NotImplementedError
 
     def _abandon(self, request: Request[Any]) -> None:

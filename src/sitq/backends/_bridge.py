@@ -50,6 +50,8 @@ class _Answer(Generic[T]):
     def result(self) -> T:
         if self.error is not None:
             raise self.error
+        if not self.value:
+            raise UsageError(_CLOSED)  # cancelled before the first step
         return self.value[0]
 
 
@@ -119,8 +121,15 @@ class Home:
             with suppress(RuntimeError):  # the thread has ended, and nobody waits any more
                 self._loop.call_soon_threadsafe(self._begin, work)
 
-    def _begin(self, work: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.Task[None]:
+    def _begin(
+        self,
+        work: Callable[[], Coroutine[Any, Any, None]],
+        ended: Callable[[], object] | None = None,
+    ) -> asyncio.Task[None]:
+        """Run ``work`` as a task, and call ``ended`` then, also if it ends without a step."""
         task = self._loop.create_task(work())
+        if ended is not None:
+            task.add_done_callback(lambda _: ended())
         self._tasks.add(task)
         _RUNNING.add(task)
         task.add_done_callback(self._ended)
@@ -140,9 +149,9 @@ class Home:
         else:
             done = anyio.Event()
             tell = partial(self._callers.call_soon, done.set)
-            unit = partial(_carry_out, answer, work, parameters, tell)
+            unit = partial(_carry_out, answer, work, parameters)
             try:
-                self._loop.call_soon_threadsafe(self._begin, unit)
+                self._loop.call_soon_threadsafe(self._begin, unit, tell)
             except RuntimeError:
                 raise UsageError(_CLOSED) from None
             await done.wait()
@@ -155,7 +164,12 @@ class Home:
             RuntimeError: the loop has ended.
         """
         future = Future[T]()
-        self._loop.call_soon_threadsafe(self._begin, partial(_settle, future, work))
+
+        def end() -> None:
+            if not future.done():
+                future.set_exception(UsageError(_CLOSED))
+
+        self._loop.call_soon_threadsafe(self._begin, partial(_settle, future, work), end)
         return future
 
     def tell(self, function: Callable[[], object]) -> None:
@@ -247,7 +261,6 @@ async def _carry_out(
     answer: _Answer[T],
     work: Callable[..., Awaitable[T]],
     parameters: tuple[Any, ...],
-    tell: Callable[[], object] | None = None,
 ) -> None:
     try:
         answer.value.append(await work(*parameters))
@@ -255,9 +268,6 @@ async def _carry_out(
         answer.error = UsageError(_CLOSED)
     except BaseException as error:  # noqa: BLE001 - it belongs to the caller
         answer.error = error
-    finally:
-        if tell is not None:
-            tell()
 
 
 async def _settle(future: Future[T], work: Callable[[], Coroutine[Any, Any, T]]) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from inspect import CORO_CREATED, getcoroutinestate
 from typing import TYPE_CHECKING, Any, Final
 
 from sitq.context import CURRENT
+from sitq.worker._execution import End
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -28,7 +30,7 @@ class AttemptTask(asyncio.Task[None]):
         loop: the worker's loop.
     """
 
-    __slots__ = ("_execution",)
+    __slots__ = ("_call", "_execution")
 
     def __init__(
         self,
@@ -36,21 +38,35 @@ class AttemptTask(asyncio.Task[None]):
         execution: Execution,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
+        self._call = call
         self._execution = execution
         execution.host = self
-        super().__init__(
-            call,
-            loop=loop,
-            name=execution.task.function,
-            context=execution.variables,
-            **_EAGERLY,
-        )
+        try:
+            super().__init__(
+                call,
+                loop=loop,
+                name=execution.task.function,
+                context=execution.variables,
+                **_EAGERLY,
+            )
+        except BaseException:
+            execution.host = None  # it may be half made, and crashes the interpreter if it is used
+            raise
+
+    @property
+    def has_begun(self) -> bool:
+        """True once the attempt has made its first step."""
+        return bool(_EAGERLY) or getcoroutinestate(self._call) != CORO_CREATED
 
     def cancel(self, msg: Any | None = None) -> bool:
         """Cancel the attempt, and note if its own code does not ask for it.
 
         Code of the attempt runs in its context, and so do its timers and its child tasks.
         """
+        if not self.has_begun:
+            # asyncio would end it without a single step: nobody would hear of its end.
+            self._execution.end(End.SHUTDOWN)
+            return True
         if CURRENT.get(None) is not self._execution.context:
             self._execution.cancelled_from_outside = True
         return super().cancel(msg)

@@ -62,7 +62,7 @@ class Background:
     async def enter(self) -> None:
         """Start the service and return once it is ready; raise what ended it before."""
         if self._on_asyncio:
-            _spawn_on_asyncio(self._run)
+            _spawn_on_asyncio(self._run).add_done_callback(self._note_end)
         else:
             _spawn_on_trio(self._run)
         try:
@@ -119,6 +119,14 @@ class Background:
             self._ready.set()
             self._ended.set()
 
+    def _note_end(self, task: asyncio.Task[None]) -> None:
+        """Note the end of a task that asyncio has cancelled before its first step."""
+        if not self._ended.is_set():
+            if task.cancelled():
+                self._error = asyncio.CancelledError()
+            self._ready.set()
+            self._ended.set()
+
     def _must_pass(self, error: BaseException) -> bool:
         """Return whether the loop has to see the error too."""
         if isinstance(error, anyio.get_cancelled_exc_class()):
@@ -163,10 +171,11 @@ class _TrioBody:
         return bool(self._scope.__exit__(kind, error, trace))
 
 
-def _spawn_on_asyncio(run: Callable[[], Coroutine[Any, Any, None]]) -> None:
+def _spawn_on_asyncio(run: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.Task[None]:
     task = asyncio.create_task(run())
     _TASKS.add(task)  # the loop alone would let it be collected
     task.add_done_callback(_TASKS.discard)
+    return task
 
 
 _TASKS: Final[set[asyncio.Task[None]]] = set()

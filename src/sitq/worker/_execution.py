@@ -117,6 +117,11 @@ class Execution:
         """True once the task has completed itself in a transaction, committed or not."""
         return self._context is not None and self._context.completed
 
+    @property
+    def is_hosted(self) -> bool:
+        """True while an asyncio task makes the attempt."""
+        return self.host is not None and not self.host.done()
+
     def leave(self) -> bool:
         """Tell that nobody waits for the attempt any more; True if a thread still runs it."""
         return self._thread is not None and self._thread.leave()

@@ -141,10 +141,16 @@ class Fetcher:
         options = self._options
         with runners.asking():
             reservation = await self._backend.reserve(self._id, options.queues, room, options.lease)
-        if self._stopping:
-            self._give_back(reservation)
-        else:
-            self._launch(runners, reservation, asked_at)
+        try:
+            if self._stopping:
+                self._give_back(reservation)
+            else:
+                self._launch(runners, reservation, asked_at)
+        except BaseException:
+            # A signal handler may raise anywhere; the end of the worker hands back what is kept.
+            if reservation.tasks and not self._beats.keeps(reservation.tasks[0].lease):
+                self._beats.add([task.lease for task in reservation.tasks], asked_at)
+            raise
         return reservation.wait
 
     def _give_back(self, reservation: Reservation) -> None:

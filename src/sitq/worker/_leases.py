@@ -106,6 +106,11 @@ class Heartbeats:
         with self._lock:
             return lease in self._renewed
 
+    def kept(self) -> list[Lease]:
+        """Return all leases that are kept."""
+        with self._lock:
+            return list(self._renewed)
+
     def beat_now(self) -> None:
         """Renew all leases without waiting for the next beat."""
         self._wake.set()

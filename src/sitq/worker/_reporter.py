@@ -112,6 +112,10 @@ class Reporter:
         """Tell if the outcome of a lease is with the store at this moment."""
         return lease in self._group
 
+    def has_outcome(self, lease: Lease) -> bool:
+        """Return whether an outcome of a lease waits to be written, or is written."""
+        return lease in self._waiting or lease in self._group or lease in self._fallbacks
+
     def expects_refusal(self, lease: Lease) -> bool:
         """Tell if what waits for a lease is there only in case that its success was rolled back."""
         return lease in self._fallbacks

@@ -289,19 +289,26 @@ class Runners:
 
     def _start(self, execution: Execution) -> None:
         """Start an attempt in a task of its own."""
-        self._running[execution.lease] = execution
-        self.started += 1
-        started_at = self._clock.monotonic()
-        begun = execution.begin()
-        if begun is None or isinstance(begun, Outcome):
-            self._conclude(execution, begun)
-            return
-        loop = self._loop.asyncio
-        if loop is not None:
-            attempt = self._attempt(execution, begun, started_at)
-            AttemptTask(attempt, execution, loop)
-        elif self._nurseries is not None:
-            self._nurseries.start(execution.variables, self._attempt, execution, begun, started_at)
+        try:
+            self._running[execution.lease] = execution
+            self.started += 1
+            started_at = self._clock.monotonic()
+            begun = execution.begin()
+            if begun is None or isinstance(begun, Outcome):
+                self._conclude(execution, begun)
+                return
+            loop = self._loop.asyncio
+            if loop is not None:
+                attempt = self._attempt(execution, begun, started_at)
+                AttemptTask(attempt, execution, loop)
+            elif self._nurseries is not None:
+                self._nurseries.start(
+                    execution.variables, self._attempt, execution, begun, started_at
+                )
+        except BaseException:  # what a signal handler raises here ends the worker
+            if not execution.is_hosted:
+                self._drop(execution)
+            raise
 
     async def _attempt(
         self,
@@ -311,16 +318,30 @@ class Runners:
     ) -> None:
         """Make an attempt; whatever it does, it ends here."""
         try:
-            outcome = await call
-        except BaseException as error:  # noqa: BLE001 - a worker never dies of a task
-            leaving = exit_of(error)
-            if leaving is None:
-                outcome = _not_run(execution, error)
-            else:
-                self._leave(leaving)
-                outcome = Outcome.release(execution.lease)
-        self._settle(execution, self._clock.monotonic() - started_at)
-        self._conclude(execution, outcome)
+            try:
+                outcome = await call
+            except BaseException as error:  # noqa: BLE001 - a worker never dies of a task
+                leaving = exit_of(error)
+                if leaving is None:
+                    outcome = _not_run(execution, error)
+                else:
+                    self._leave(leaving)
+                    outcome = Outcome.release(execution.lease)
+            self._settle(execution, self._clock.monotonic() - started_at)
+            self._conclude(execution, outcome)
+        except BaseException as error:  # noqa: BLE001 - of a signal handler: no user's code runs here
+            self._leave(error)
+            self._drop(execution)
+
+    def _drop(self, execution: Execution) -> None:
+        """Give up the place of an attempt that a signal handler has cut short in sitq's own code.
+
+        The end of the worker hands its task back, with all that is still held.
+        """
+        self._running.pop(execution.lease, None)
+        self._refusing.discard(execution)
+        if not (self._running or self._refusing):
+            self._ended.set()
 
     async def host(self, *, task_status: TaskStatus[None]) -> None:
         """Hold trio's attempts until `close`, out of reach of the worker's own cancellation."""
@@ -411,11 +432,17 @@ class Runners:
 
     async def close(self, last_words: float) -> None:
         """End what runs, hand it back, and return once it has ended."""
-        with anyio.CancelScope(shield=True):
-            self._closing = True
-            self.hand_back(at_once=True)
-            await self._end_all(last_words)
-            await self._all_ended()
+        try:
+            with anyio.CancelScope(shield=True):
+                self._closing = True
+                self.hand_back(at_once=True)
+                if self._loop.asyncio is not None:
+                    for execution in [*self._running.values(), *self._refusing]:
+                        if not execution.is_hosted:
+                            self._drop(execution)
+                await self._end_all(last_words)
+                await self._all_ended()
+        finally:
             if self._nurseries is not None:
                 self._nurseries.close()
 

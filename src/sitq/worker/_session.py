@@ -11,8 +11,9 @@ import anyio
 from sitq._logging import Log
 from sitq._loops import LoopRef, SharedEvent
 from sitq.errors import SitqError
-from sitq.models import LeaseState
+from sitq.models import LeaseState, Outcome
 from sitq.worker._execution import End
+from sitq.worker._exits import exit_of
 from sitq.worker._fetching import FULL_SWEEP, Fetcher
 from sitq.worker._leases import Heartbeats
 from sitq.worker._reporter import Reporter, Streak
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from anyio.abc import TaskStatus
 
     from sitq.context import TaskContext
-    from sitq.models import Lease, Outcome, Progress
+    from sitq.models import Lease, Progress
     from sitq.protocols import Backend, Listener, Serializer, Topic
     from sitq.registry import Registry
     from sitq.worker._options import WorkerOptions
@@ -129,6 +130,11 @@ class Session:
                     finally:
                         self._reporter.hurry(_LAST_WRITES)
                 services.cancel_scope.cancel()
+        except BaseExceptionGroup as group:
+            leaving = exit_of(group)
+            if leaving is None or _is_cancelled():
+                raise  # asyncio has seen it, and ends its loop
+            self._error = self._error or leaving
         finally:
             # What is ready is written, and what is held handed back, even if all is cancelled.
             if self._runners is not None:
@@ -144,6 +150,10 @@ class Session:
     async def _write_the_rest(self) -> None:
         """Write what waits, for some seconds at the most, and end the heartbeats."""
         last = self._reporter.hurry(_LAST_WRITES)
+        # What a signal handler raises in sitq's own code may have cut off the way of some.
+        for lease in self._beats.kept():
+            if not self._reporter.has_outcome(lease):
+                self._reporter.add(lease, Outcome.release(lease))
         with anyio.CancelScope(deadline=last, shield=True) as scope:
             await self._reporter.flush()
             self._beats.stop()
@@ -311,6 +321,15 @@ class Session:
                     await self._backend.set_progress(lease, progress)
                 except Exception as error:  # noqa: BLE001 - the next word may get through
                     _log.warning("task %s: its progress was not stored: %s", lease.task_id, error)
+
+
+def _is_cancelled() -> bool:
+    """Return whether asyncio has cancelled the caller's task."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # trio
+        return False
+    return task is not None and task.cancelling() > 0
 
 
 async def _to_the_end(work: Callable[[], Awaitable[None]]) -> None:
