@@ -56,9 +56,9 @@ def baseline() -> float:
 
 
 def cost(work: Callable[[], object]) -> float:
-    """How long a piece of work takes, in units of the baseline: the best of three."""
+    """How long a piece of work takes, in units of the baseline: the best of ten."""
     best = float("inf")
-    for _ in range(3):
+    for _ in range(10):
         unit = min(baseline() for _ in range(2))
         start = time.thread_time()
         with contextlib.suppress(SitqError):
