@@ -207,6 +207,43 @@ def test_a_statement_under_way_at_the_end_of_asyncio_run_has_its_true_answer() -
     assert {task_id for (task_id,) in answers} <= stored
 
 
+@pytest.mark.parametrize("steps", range(6))
+@pytest.mark.parametrize("call", ["enqueue", "listen"])
+def test_what_asyncio_run_cancels_before_its_first_step_keeps_nobody_waiting(
+    call: str, steps: int
+) -> None:
+    """The driver's tasks begin a moment after the call that needs them."""
+    schema, where = new_schema(), dsn()
+    ends: list[str] = []
+    tasks: list[asyncio.Task[None]] = []
+
+    async def use(backend: PostgresBackend) -> None:
+        if call == "enqueue":
+            await backend.enqueue([new_task()])
+        else:
+            async with backend.listen("results"):
+                pass
+
+    async def use_twice(backend: PostgresBackend) -> None:
+        try:
+            await use(backend)
+            await asyncio.sleep(100)
+        finally:
+            with anyio.CancelScope(shield=True), anyio.fail_after(20):
+                await use(backend)
+            ends.append("well")
+
+    async def main() -> None:
+        backend = PostgresBackend(where, schema=schema)
+        await backend.open()
+        tasks.append(asyncio.create_task(use_twice(backend)))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+
+    asyncio.run(main())
+    assert ends == ["well"]
+
+
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize("seed", range(6))
 async def test_every_call_ends_when_closing_meets_cancellations(seed: int) -> None:

@@ -113,13 +113,34 @@ class Home:
         """
         return self._is_ending
 
-    def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run ``work``, which raises nothing, as a task; from the callers' loop or from here."""
+    def start(
+        self,
+        work: Callable[[], Coroutine[Any, Any, None]],
+        missed: Callable[[], object] = nothing,
+    ) -> None:
+        """Run ``work``, which raises nothing, as a task; from the callers' loop or from here.
+
+        Args:
+            work: what to run.
+            missed: called instead if the task is cancelled before its first step, as the tasks
+                that a loop has at its end are.
+        """
+        has_begun = False
+
+        async def run() -> None:
+            nonlocal has_begun
+            has_begun = True
+            await work()
+
+        def ended() -> None:
+            if not has_begun:
+                missed()
+
         if self._thread is None or _is_running(self._loop):
-            self._begin(work)
+            self._begin(run, ended)
         else:
             with suppress(RuntimeError):  # the thread has ended, and nobody waits any more
-                self._loop.call_soon_threadsafe(self._begin, work)
+                self._loop.call_soon_threadsafe(self._begin, run, ended)
 
     def _begin(
         self,

@@ -23,7 +23,8 @@ class TaskGroupCommit(Gathering):
 
     Args:
         loop: the loop that all requests come from.
-        start: has a coroutine function run as a task of the driver's loop; from any thread.
+        start: has a coroutine function run as a task of the driver's loop; from any thread. Calls
+            the second function instead if that task is cancelled before its first step.
         tell: has a function called in the loop that requests come from.
         write: carries out a batch; answers or an error go into each request.
     """
@@ -31,7 +32,7 @@ class TaskGroupCommit(Gathering):
     def __init__(
         self,
         loop: LoopRef,
-        start: Callable[[Callable[[], Coroutine[Any, Any, None]]], None],
+        start: Callable[[Callable[[], Coroutine[Any, Any, None]], Callable[[], object]], None],
         tell: Callable[[Callable[[], None]], None],
         write: Callable[[list[Request[Any]]], Coroutine[Any, Any, None]],
     ) -> None:
@@ -43,7 +44,8 @@ class TaskGroupCommit(Gathering):
         self._undoing = 0
 
     def _begin(self) -> None:
-        self._start(self._flush)
+        # Again where the loop ends meanwhile: those who clean up wait for their answers.
+        self._start(self._flush, self._begin)
 
     async def undone(self) -> None:
         """Return once the answers of all callers that are gone have been taken back."""

@@ -77,7 +77,7 @@ class Listeners:
         """Listen from now on."""
         if not self._begun:
             self._begun = True
-            self._home.start(self._serve)
+            self._home.start(self._serve, self._settle)
         await self._settled.wait()
         ear = _Ear()
         self._ears[topic].add(ear)
@@ -102,6 +102,12 @@ class Listeners:
     async def _serve(self) -> None:
         """Listen, and look while that does not work; for ever."""
         self._task = asyncio.current_task()
+        try:
+            await self._listen_again_and_again()
+        finally:
+            self._settle()  # the loop ends; those who clean up are not kept waiting
+
+    async def _listen_again_and_again(self) -> None:
         pause = _FIRST_PAUSE
         while True:
             link = None
