@@ -16,6 +16,7 @@ from sitq import BackendConnectionError, BackendError, BackendFormatError, Valid
 from sitq.backends.postgres import PostgresBackend, _schema
 from sitq.backends.postgres._driver import Target
 from sitq.ids import new_task_id
+from tests.migrated_keys import check_keys
 from tests.postgres.samples import new_task
 from tests.postgres.servers import Server, dsn, new_schema, query
 
@@ -114,15 +115,7 @@ async def test_a_store_of_the_first_format_keeps_its_tasks_and_their_keys(
         f" ('{ended}', 'failed', 1, now(), NULL, false))"
         " AS row (id, status, epoch, done, lease, cancelled)"
     )
-    backend = PostgresBackend(dsn(), schema=schema)
-    await backend.open()
-    fresh = [new_task(unique_key=key) for key in old]
-    assert await backend.enqueue(fresh) == [waits, runs, fresh[2].id, fresh[3].id]
-    stored = await backend.get_stored(asked)
-    assert (stored.unique_key, stored.unique_until) == (asked, "end")
-    reserved = (await backend.reserve("w", ["default"], 9, 30.0)).tasks
-    assert [task.id for task in reserved] == [waits, fresh[2].id, fresh[3].id]
-    await backend.close()
+    await check_keys(PostgresBackend(dsn(), schema=schema), *old)
 
 
 async def test_a_store_that_is_not_there_is_not_made_without_being_told_to() -> None:

@@ -12,7 +12,8 @@ import pytest
 from sitq.backends.sqlite import SQLiteBackend, _schema
 from sitq.errors import BackendError
 from sitq.ids import new_task_id
-from tests.sqlite.samples import make_store, some_task
+from tests.migrated_keys import check_keys
+from tests.sqlite.samples import make_store
 
 pytestmark = pytest.mark.anyio
 
@@ -111,12 +112,4 @@ async def test_a_file_of_the_first_format_keeps_its_tasks_and_their_keys(
         )
         connection.commit()
     path.chmod(0o600)
-    backend = SQLiteBackend(path)
-    await backend.open()
-    fresh = [some_task(unique_key=key) for key in old]
-    assert await backend.enqueue(fresh) == [waits, runs, fresh[2].id, fresh[3].id]
-    stored = await backend.get_stored(asked)
-    assert (stored.unique_key, stored.unique_until) == (asked, "end")
-    reserved = (await backend.reserve("w", ["default"], 9, 30.0)).tasks
-    assert [task.id for task in reserved] == [waits, fresh[2].id, fresh[3].id]
-    await backend.close()
+    await check_keys(SQLiteBackend(path), *old)

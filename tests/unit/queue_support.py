@@ -35,6 +35,18 @@ def mail(to: str) -> None:
     """A function with options of its own."""
 
 
+class SpySerializer(MsgpackSerializer):
+    """Notes what it decodes."""
+
+    def __init__(self, *keys: bytes) -> None:
+        super().__init__(keys=keys or None)
+        self.decoded: list[bytes] = []
+
+    def loads(self, data: bytes) -> Any:
+        self.decoded.append(data)
+        return super().loads(data)
+
+
 class SpyBackend(MemoryBackend):
     """A store that notes what is asked of it, and fails when told to."""
 

@@ -28,21 +28,10 @@ from sitq.errors import BackendValueError
 from sitq.models import Lease, Outcome
 from sitq.serialization import MsgpackSerializer as Msgpack
 from sitq.worker import _refusals
+from tests.unit.queue_support import SpySerializer
 
 KEY, OTHER = b"k" * 32, b"o" * 32
 _: ResultSigningSerializer = Msgpack()
-
-
-class Spy(MsgpackSerializer):
-    """Notes what it decodes."""
-
-    def __init__(self, *keys: bytes) -> None:
-        super().__init__(keys=keys or None)
-        self.decoded: list[bytes] = []
-
-    def loads(self, data: bytes) -> Any:
-        self.decoded.append(data)
-        return super().loads(data)
 
 
 def double(number: int) -> int:
@@ -69,7 +58,7 @@ def alter(path: Path, change: str, *values: object) -> None:
 
 
 async def worked(backend: SQLiteBackend, serializer: MsgpackSerializer | None = None) -> None:
-    await Worker(backend, serializer or Spy(KEY), tasks=[double, fail]).drain()
+    await Worker(backend, serializer or SpySerializer(KEY), tasks=[double, fail]).drain()
 
 
 FORGED = MsgpackSerializer().dumps(666)
@@ -80,7 +69,7 @@ SUCCESS = "status = 'success', error = NULL, traceback = NULL, value = ?"
 async def test_a_signed_result_is_read_as_the_value_that_was_returned(
     backend: SQLiteBackend,
 ) -> None:
-    async with TaskQueue(backend, Spy(KEY)) as queue:
+    async with TaskQueue(backend, SpySerializer(KEY)) as queue:
         task_id = await queue.enqueue(double, 21)
         await worked(backend)
         assert await queue.result(task_id) == 42
@@ -95,7 +84,7 @@ async def test_a_signed_result_is_read_as_the_value_that_was_returned(
 async def test_a_signed_failure_is_read_with_its_error_and_traceback(
     backend: SQLiteBackend, text: str
 ) -> None:
-    async with TaskQueue(backend, Spy(KEY)) as queue:
+    async with TaskQueue(backend, SpySerializer(KEY)) as queue:
         task_id = await queue.enqueue(fail, text)
         await worked(backend)
         result = await queue.get_result(task_id)
@@ -128,7 +117,7 @@ async def test_a_signed_failure_is_read_with_its_error_and_traceback(
 async def test_a_forged_result_is_refused_before_any_of_it_is_decoded(
     backend: SQLiteBackend, path: Path, change: str, values: list[object]
 ) -> None:
-    serializer = Spy(KEY)
+    serializer = SpySerializer(KEY)
     async with TaskQueue(backend, serializer) as queue:
         task_id = await queue.enqueue(double, 21)
         await worked(backend)
@@ -157,7 +146,7 @@ async def test_a_forged_result_is_refused_before_any_of_it_is_decoded(
 async def test_a_failure_that_was_altered_is_refused(
     backend: SQLiteBackend, path: Path, change: str, values: list[object]
 ) -> None:
-    async with TaskQueue(backend, Spy(KEY)) as queue:
+    async with TaskQueue(backend, SpySerializer(KEY)) as queue:
         task_id = await queue.enqueue(fail, "boom")
         await worked(backend)
         alter(path, change, *values)
@@ -167,7 +156,7 @@ async def test_a_failure_that_was_altered_is_refused(
 
 @pytest.mark.anyio
 async def test_a_result_of_another_task_is_refused(backend: SQLiteBackend, path: Path) -> None:
-    async with TaskQueue(backend, Spy(KEY)) as queue:
+    async with TaskQueue(backend, SpySerializer(KEY)) as queue:
         ids = [await queue.enqueue(double, number) for number in (1, 2)]
         await worked(backend)
         with closing(sqlite3.connect(path)) as database, database:
@@ -183,7 +172,7 @@ async def test_a_result_of_another_task_is_refused(backend: SQLiteBackend, path:
 async def test_ends_that_the_store_writes_are_read_without_a_signature(
     backend: SQLiteBackend, path: Path
 ) -> None:
-    async with TaskQueue(backend, Spy(KEY)) as queue:
+    async with TaskQueue(backend, SpySerializer(KEY)) as queue:
         task_id = await queue.enqueue(double, 1)
         await queue.cancel(task_id)
         result = await queue.get_result(task_id)
@@ -218,7 +207,7 @@ _LEASE = Lease(TaskId("01900000-0000-7000-8000-000000000000"), 1)
 async def test_every_text_of_the_stores_own_is_known(
     backend: SQLiteBackend, path: Path, error: str
 ) -> None:
-    async with TaskQueue(backend, Spy(KEY)) as queue:
+    async with TaskQueue(backend, SpySerializer(KEY)) as queue:
         task_id = await queue.enqueue(double, 1)
         await queue.cancel(task_id)
         alter(path, "status = 'failed', error = ?", error)
@@ -232,7 +221,7 @@ async def test_a_task_whose_attempts_are_spent_at_the_fence_has_a_signed_error(
     backend: SQLiteBackend,
 ) -> None:
     """The store makes a failure of a retry where the task's own policy allows no more."""
-    async with TaskQueue(backend, Spy(KEY)) as queue:
+    async with TaskQueue(backend, SpySerializer(KEY)) as queue:
         bound = queue.options(retry=RetryPolicy(max_attempts=2, delay=0))
         task_id = await bound.enqueue(fail, "boom")
         await worked(backend)
@@ -244,12 +233,12 @@ async def test_a_task_whose_attempts_are_spent_at_the_fence_has_a_signed_error(
 
 @pytest.mark.anyio
 async def test_an_old_key_still_reads_and_an_unknown_one_does_not(backend: SQLiteBackend) -> None:
-    async with TaskQueue(backend, Spy(KEY)) as queue:
+    async with TaskQueue(backend, SpySerializer(KEY)) as queue:
         task_id = await queue.enqueue(double, 21)
         await worked(backend)
-    async with TaskQueue(backend, Spy(OTHER, KEY)) as queue:
+    async with TaskQueue(backend, SpySerializer(OTHER, KEY)) as queue:
         assert await queue.result(task_id) == 42
-    async with TaskQueue(backend, Spy(OTHER)) as queue:
+    async with TaskQueue(backend, SpySerializer(OTHER)) as queue:
         with pytest.raises(SerializationError, match="key that is not known"):
             await queue.get_result(task_id)
     async with TaskQueue(backend) as queue:
@@ -262,7 +251,7 @@ async def test_a_result_that_was_never_signed_is_refused(backend: SQLiteBackend)
     async with TaskQueue(backend) as queue:
         task_id = await queue.enqueue(double, 21)
         await worked(backend, MsgpackSerializer())
-    async with TaskQueue(backend, Spy(KEY)) as queue:
+    async with TaskQueue(backend, SpySerializer(KEY)) as queue:
         with pytest.raises(SerializationError, match="not signed"):
             await queue.get_result(task_id)
 
@@ -321,9 +310,9 @@ async def test_a_task_that_completes_itself_has_a_signed_result(
     backend: SQLiteBackend, path: Path
 ) -> None:
     PATHS[:] = [path]
-    async with TaskQueue(backend, Spy(KEY)) as queue:
+    async with TaskQueue(backend, SpySerializer(KEY)) as queue:
         task_id = await queue.enqueue(complete, 7)
-        await Worker(backend, Spy(KEY)).drain()
+        await Worker(backend, SpySerializer(KEY)).drain()
         result = await queue.get_result(task_id)
         assert result is not None
         assert result.value == MsgpackSerializer().dumps(7)

@@ -28,23 +28,11 @@ from sitq.backends.memory import MemoryBackend
 from sitq.ids import new_task_id
 from sitq.protocols import Backend
 from sitq.testing import FakeClock
-from tests.unit.queue_support import SpyBackend
+from tests.unit.queue_support import SpyBackend, SpySerializer
 
 KEY = b"k" * 32
 OTHER = b"o" * 32
 RAN: list[str] = []
-
-
-class Spy(MsgpackSerializer):
-    """Notes what it decodes."""
-
-    def __init__(self, *keys: bytes) -> None:
-        super().__init__(keys=keys or None)
-        self.decoded: list[bytes] = []
-
-    def loads(self, data: bytes) -> Any:
-        self.decoded.append(data)
-        return super().loads(data)
 
 
 def note(text: str) -> str:
@@ -108,7 +96,9 @@ async def result_of(queue: TaskQueue, task_id: TaskId[Any]) -> Result[Any]:
     return result
 
 
-def assert_refused(result: Result[Any], serializer: Spy, text: str = "bad signature") -> None:
+def assert_refused(
+    result: Result[Any], serializer: SpySerializer, text: str = "bad signature"
+) -> None:
     assert result.status is TaskStatus.FAILED
     assert result.error is not None
     assert text in result.error
@@ -120,7 +110,7 @@ def assert_refused(result: Result[Any], serializer: Spy, text: str = "bad signat
 
 @pytest.mark.anyio
 async def test_signed_tasks_run_and_give_results_that_are_signed(backend: Backend) -> None:
-    serializer = Spy(KEY)
+    serializer = SpySerializer(KEY)
     past = datetime(2020, 1, 1, tzinfo=UTC)
     async with TaskQueue(backend, serializer) as queue:
         ids = [
@@ -164,7 +154,7 @@ EARLIER = datetime(2020, 1, 1, tzinfo=UTC)
 async def test_an_altered_task_fails_undecoded_and_its_neighbour_runs(
     backend: Backend, column: str, value: object
 ) -> None:
-    serializer = Spy(KEY)
+    serializer = SpySerializer(KEY)
     async with TaskQueue(backend, serializer) as queue:
         task_id = await queue.options(eta=EARLIER + timedelta(days=1)).enqueue(note, "victim")
         if value == "spend":
@@ -179,7 +169,7 @@ async def test_an_altered_task_fails_undecoded_and_its_neighbour_runs(
 
 @pytest.mark.anyio
 async def test_a_task_moved_to_before_its_eta_does_not_run(backend: Backend) -> None:
-    serializer = Spy(KEY)
+    serializer = SpySerializer(KEY)
     async with TaskQueue(backend, serializer) as queue:
         far = datetime.now(UTC) + timedelta(days=1)
         task_id = await queue.options(eta=far).enqueue(note, "tomorrow")
@@ -201,8 +191,8 @@ async def test_a_task_moved_to_before_its_eta_does_not_run(backend: Backend) -> 
 async def test_a_worker_whose_keys_do_not_fit_fails_the_task_undecoded(
     backend: Backend, signing: list[bytes], verifying: list[bytes], text: str
 ) -> None:
-    serializer = Spy(*verifying)
-    async with TaskQueue(backend, Spy(*signing)) as queue:
+    serializer = SpySerializer(*verifying)
+    async with TaskQueue(backend, SpySerializer(*signing)) as queue:
         task_id = await queue.enqueue(note, "one")
         await worked(backend, serializer)
     async with TaskQueue(backend, serializer) as queue:
@@ -211,11 +201,11 @@ async def test_a_worker_whose_keys_do_not_fit_fails_the_task_undecoded(
 
 @pytest.mark.anyio
 async def test_what_the_old_key_signed_runs_after_the_rotation(backend: Backend) -> None:
-    async with TaskQueue(backend, Spy(KEY)) as queue:
+    async with TaskQueue(backend, SpySerializer(KEY)) as queue:
         await queue.enqueue(note, "old")
-    async with TaskQueue(backend, Spy(OTHER, KEY)) as queue:
+    async with TaskQueue(backend, SpySerializer(OTHER, KEY)) as queue:
         await queue.enqueue(note, "new")
-        await worked(backend, Spy(KEY, OTHER))
+        await worked(backend, SpySerializer(KEY, OTHER))
     assert sorted(RAN) == ["new", "old"]  # plain functions run side by side
 
 
@@ -223,7 +213,7 @@ async def test_what_the_old_key_signed_runs_after_the_rotation(backend: Backend)
 async def test_a_signed_task_with_an_eta_is_still_good_when_it_is_tried_again() -> None:
     clock = FakeClock()
     backend = MemoryBackend(clock=clock)
-    serializer = Spy(KEY)
+    serializer = SpySerializer(KEY)
     policy = RetryPolicy(max_attempts=2, delay=5, jitter=0)
     async with TaskQueue(backend, serializer) as queue:
         patient = queue.options(eta=clock.now(), retry=policy)
@@ -248,11 +238,11 @@ async def cancelled(queue: TaskQueue, eta: datetime | None = None) -> TaskId[Any
 @pytest.mark.anyio
 async def test_a_retried_task_is_signed_as_the_new_task_that_it_is(backend: Backend) -> None:
     eta = datetime.now(UTC) + timedelta(days=1)
-    async with TaskQueue(backend, Spy(KEY)) as queue:
+    async with TaskQueue(backend, SpySerializer(KEY)) as queue:
         old = await cancelled(queue, eta)
-    async with TaskQueue(backend, Spy(OTHER, KEY)) as queue:
+    async with TaskQueue(backend, SpySerializer(OTHER, KEY)) as queue:
         new = await queue.retry(old)
-        await worked(backend, Spy(OTHER))
+        await worked(backend, SpySerializer(OTHER))
         result = await result_of(queue, new)
     assert (result.status, result.error) == ("success", None)
     assert RAN == ["again"]
@@ -260,7 +250,7 @@ async def test_a_retried_task_is_signed_as_the_new_task_that_it_is(backend: Back
 
 @pytest.mark.anyio
 async def test_an_altered_task_cannot_be_retried_into_a_good_signature(backend: Backend) -> None:
-    serializer = Spy(KEY)
+    serializer = SpySerializer(KEY)
     async with TaskQueue(backend, serializer) as queue:
         task_id = await cancelled(queue)
         name = (await queue.get_task(task_id)).function.replace("note", "spend")
@@ -277,7 +267,10 @@ async def test_a_queue_whose_keys_do_not_fit_cannot_retry_a_task(
     before: list[bytes], after: list[bytes]
 ) -> None:
     backend = SpyBackend()
-    async with TaskQueue(backend, Spy(*before)) as queue, TaskQueue(backend, Spy(*after)) as other:
+    async with (
+        TaskQueue(backend, SpySerializer(*before)) as queue,
+        TaskQueue(backend, SpySerializer(*after)) as other,
+    ):
         task_id = await cancelled(queue)
         with pytest.raises(SerializationError, match="signature"):
             await other.retry(task_id)

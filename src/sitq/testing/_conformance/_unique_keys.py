@@ -23,6 +23,20 @@ __all__ = ["UniqueKeyChecks"]
 _RETURNS = (OutcomeKind.RETRY, OutcomeKind.RELEASE, OutcomeKind.MISS)
 
 
+async def _add_at_once(store: Store, callers: int) -> list[TaskId[Any]]:
+    """Have callers enqueue under one key at the same time; return the ids that they get."""
+    ids: list[TaskId[Any]] = []
+
+    async def add() -> None:
+        ids.append(await store.add(unique_key="k"))
+
+    with anyio.fail_after(PATIENCE):
+        async with anyio.create_task_group() as group:
+            for _ in range(callers):
+                group.start_soon(add)
+    return ids
+
+
 class UniqueKeyChecks(Suite):
     """`Backend.enqueue` of tasks with a ``unique_key``."""
 
@@ -89,15 +103,7 @@ class UniqueKeyChecks(Suite):
 
     async def test_callers_at_once_get_one_holder(self, store: Store) -> None:
         """Of many callers with one key, one stores, and all get its id."""
-        ids: list[TaskId[Any]] = []
-
-        async def put() -> None:
-            ids.append(await store.add(unique_key="k"))
-
-        with anyio.fail_after(PATIENCE):
-            async with anyio.create_task_group() as group:
-                for _ in range(20):
-                    group.start_soon(put)
+        ids = await _add_at_once(store, 20)
         assert len(ids) == 20
         assert len(set(ids)) == 1
         assert len(await store.take()) == 1
@@ -174,15 +180,7 @@ class UniqueKeyChecks(Suite):
         """One of many callers expires it and stores; all get the new holder's id."""
         old = await store.add(unique_key="k", expires_at=await store.later(1))
         await store.advance(1)
-        ids: set[TaskId[Any]] = set()
-
-        async def put() -> None:
-            ids.add(await store.add(unique_key="k"))
-
-        with anyio.fail_after(PATIENCE):
-            async with anyio.create_task_group() as group:
-                for _ in range(20):
-                    group.start_soon(put)
+        ids = set(await _add_at_once(store, 20))
         assert len(ids) == 1
         assert [task.id for task in await store.take()] == list(ids)
         assert await store.status(old) is TaskStatus.EXPIRED
