@@ -52,16 +52,19 @@ assert [queue.deserialize_result(queue.get_result(i)) for i in ids] == [3, 12]
 ENDS_IN_THE_MIDDLE_OF_A_WRITE = """
 import asyncio
 
-async def forever(queue: TaskQueue) -> None:
+async def forever(queue: TaskQueue, has_stored: anyio.Event) -> None:
     while True:
         await queue.enqueue(add, 1, 2)
+        has_stored.set()
 
 async def main() -> None:
     queue = TaskQueue(SQLiteBackend(database))
     async with anyio.create_task_group() as group:
-        for _ in range(20):
-            group.start_soon(forever, queue)
-        await anyio.sleep(0.2)
+        events = [anyio.Event() for _ in range(20)]
+        for event in events:
+            group.start_soon(forever, queue, event)
+        for event in events:
+            await event.wait()
         group.cancel_scope.cancel()
 
 anyio.run(main, backend=loop)
