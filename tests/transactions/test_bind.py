@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import anyio
 import pytest
@@ -220,3 +222,22 @@ async def test_a_worker_is_woken_after_the_commit(queue: TaskQueue, place: Place
 
 async def test_a_bound_queue_shows_no_connection(queue: TaskQueue, own: Own) -> None:
     assert repr(queue.bind(own.given)) == f"TransactionQueue({queue._backend!r})"
+
+
+@pytest.mark.parametrize("columns", ["id, title", "*"])
+@pytest.mark.parametrize("unique_key", [None, "key"])
+async def test_temporary_tables_of_the_same_names_are_not_taken_for_the_stores(
+    queue: TaskQueue, tmp_path: Path, columns: str, unique_key: str | None
+) -> None:
+    with closing(sqlite3.connect(tmp_path / "q.db")) as connection:
+        for table in ("tasks", "leases"):
+            source = f"SELECT * FROM main.{table} WHERE 0" if columns == "*" else "SELECT 1 AS id"
+            connection.execute(f"CREATE TEMP TABLE {table} AS {source}")
+        bound = queue.bind(connection)
+        keyed = bound.options(unique_key=unique_key) if unique_key else bound
+        ids = [await keyed.enqueue(add, 1, 2)]
+        held = [await keyed.enqueue(add, 1, 2), *await bound.enqueue_many([call(add, 3, 4)] * 2)]
+        connection.commit()
+    assert (held[0] == ids[0]) is (unique_key is not None)
+    for task_id in [*ids, *held]:
+        assert (await queue.get_task(task_id)).status is TaskStatus.PENDING

@@ -20,7 +20,7 @@ __all__ = ["insertion", "values_of"]
 _LENGTH_BITS: Final = 32
 
 _INSERT_COLUMNS: Final = """
-INSERT INTO tasks (id, queue, priority, eta, function, max_attempts, timeout, unique_key,
+INSERT INTO main.tasks (id, queue, priority, eta, function, max_attempts, timeout, unique_key,
                    unique_until, expires_at, result_ttl, enqueued_at, retry_of, retry, headers,
                    payload)
 """
@@ -66,14 +66,14 @@ SELECT id, seq,
             WHEN status = 'pending' AND expires_at <= :now THEN 'expire'
             WHEN status = 'pending' AND expires_at <= eta THEN 'release'
             WHEN expires_at <= :now AND EXISTS (
-                SELECT 1 FROM leases WHERE leases.seq = tasks.seq AND ends_at <= :now)
+                SELECT 1 FROM main.leases WHERE leases.seq = tasks.seq AND ends_at <= :now)
             THEN 'release' END
-FROM tasks WHERE unique_key = :key AND {_HOLDS_KEY}
+FROM main.tasks WHERE unique_key = :key AND {_HOLDS_KEY}
 """
 
 # Take the unique key from a task that is not final.
 RELEASE_KEY: Final = """
-UPDATE tasks SET key_released = 1
+UPDATE main.tasks SET key_released = 1
 WHERE seq = :seq AND unique_key IS NOT NULL AND finished_at IS NULL
 """
 

@@ -3,6 +3,9 @@
 Values are always bound. Batches travel as one JSON text (``:rows``) plus, where they carry bytes,
 one blob that is cut with ``substr``: the statement stays the same for any size, and the
 interpreter's lock is given up once a batch instead of once a row.
+
+Statements that run over users' connections name the schema, ``main``: SQLite would take a temporary
+table of the same name first.
 """
 
 from __future__ import annotations
@@ -140,7 +143,7 @@ WHERE tasks.id = :id AND status = 'in_progress' AND tasks.epoch = :epoch
 
 # Make a task final.
 SET_FINAL: Final = f"""
-UPDATE tasks SET status = :status, value = :value, error = :error, traceback = :traceback,
+UPDATE main.tasks SET status = :status, value = :value, error = :error, traceback = :traceback,
                  finished_at = :now, delete_at = {_DELETE_AT}
 WHERE seq = :seq
 """
@@ -164,7 +167,7 @@ WHERE seq = :seq
 """
 
 # End one lease.
-DELETE_LEASE: Final = "DELETE FROM leases WHERE seq = :seq"
+DELETE_LEASE: Final = "DELETE FROM main.leases WHERE seq = :seq"
 
 # -- leases ----------------------------------------------------------------------------------
 
@@ -289,7 +292,7 @@ DATABASES: Final = "PRAGMA database_list"
 
 # End one attempt well, if its epoch is the current one; tells by a row if it was.
 SUCCEED_TOLD: Final = f"""
-UPDATE tasks SET status = 'success', value = :value, error = NULL, traceback = NULL,
+UPDATE main.tasks SET status = 'success', value = :value, error = NULL, traceback = NULL,
                  finished_at = :now, delete_at = {_DELETE_AT}
 WHERE id = :id AND status = 'in_progress' AND epoch = :epoch
 RETURNING seq
