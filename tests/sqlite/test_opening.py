@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from sitq import SQLiteBackend, TaskQueue, UsageError
@@ -94,6 +95,36 @@ async def test_an_opening_that_is_cancelled_leaves_nothing_behind(tmp_path: Path
             await queue.connect()
         await queue.close()
     await until_closed(tmp_path, threads)
+
+
+@pytest.mark.anyio
+async def test_a_read_that_begins_during_the_closing_leaves_nothing_behind(tmp_path: Path) -> None:
+    await anyio.to_thread.run_sync(gc.collect)  # a thread of the loop's own
+    threads = len(_threads())
+    backend = SQLiteBackend(tmp_path / "q.db")
+    await backend.open()
+    await backend.enqueue([Task(id=new_task_id(), function="tests:nothing", payload=b"")])
+    await backend.reserve("w", ("default",), 1, 30.0)  # which a sweep flushes before it reads
+    gate = threading.Event()
+    database = backend._users.use().database
+    database._connection.post(gate.wait)
+    ends: list[str] = []
+
+    async def sweep() -> None:
+        with pytest.raises(UsageError, match="closed"):
+            await backend.sweep(3)
+        ends.append("sweep")
+
+    with anyio.fail_after(20):
+        async with anyio.create_task_group() as group:
+            group.start_soon(sweep)
+            await anyio.wait_all_tasks_blocked()
+            group.start_soon(backend.close)
+            await anyio.wait_all_tasks_blocked()
+            gate.set()
+    assert ends == ["sweep"]
+    await until_closed(tmp_path, threads)
+    del database  # what nobody has any more is closed by itself
 
 
 def test_asyncios_own_cancellation_of_an_opening_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -104,6 +104,7 @@ class Database:
         self._moved = moved
         self._connection = Connection(store.connect, disconnected)
         self._reader: Connection | None = None
+        self._is_closing = False
         self.commits: Final = GroupCommit(
             loop,
             mail,
@@ -148,6 +149,7 @@ class Database:
 
     def _close_soon(self, end: Callable[[], object]) -> None:
         """Have the reader's connection closed, then the one that writes."""
+        self._is_closing = True
         reader, self._reader = self._reader, None
 
         def end_writer() -> None:
@@ -214,7 +216,8 @@ class Database:
     async def read(self, unit: Callable[..., T], *parameters: Any) -> T:
         """Run a unit of work that changes nothing, outside any transaction."""
         connection = self._connection
-        if self._store.is_file and not connection.is_closed:
+        # Nobody would close a reader that is made while the backend is being closed.
+        if self._store.is_file and not self._is_closing:
             if self._reader is None:
                 self._reader = Connection(self._store.connect_for_reads, nothing)
             connection = self._reader
