@@ -105,7 +105,9 @@ def ids_of(tasks: Sequence[Task]) -> list[TaskId[Any]]:
 
 def has_keys(tasks: Sequence[Task]) -> bool:
     """Tell if any of the tasks has a unique key."""
-    return any(task.unique_key is not None for task in _patterns_of(tasks))
+    if isinstance(tasks, AlikeTasks):
+        return tasks.pattern.unique_key is not None
+    return any(task.unique_key is not None for task in tasks)
 
 
 def split(ids: Iterable[TaskId[Any]], batches: Sequence[Sequence[Task]]) -> list[list[TaskId[Any]]]:

@@ -18,7 +18,7 @@ from sitq.serialization import may_seal
 from sitq.signing import seal, unseal
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
     from datetime import datetime, timedelta
 
     from sitq.functions import TaskFunction
@@ -26,7 +26,16 @@ if TYPE_CHECKING:
     from sitq.models import RetryPolicy, Task
     from sitq.protocols import Clock, Serializer
 
-__all__ = ["BoundQueue", "EnqueueMethods", "Producer", "make_repeat", "refuse_own_eta"]
+__all__ = [
+    "BoundQueue",
+    "EnqueueMethods",
+    "Producer",
+    "TaskFactory",
+    "checked_ids",
+    "make_repeat",
+    "refuse_own_eta",
+    "take_eta",
+]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -36,55 +45,39 @@ _logger: Final = Log(__name__)
 _TURN: Final = 200
 
 
-class Producer:
-    """Encodes calls and stores them; nothing is stored unless all of them can be.
+class TaskFactory:
+    """Makes tasks of calls.
 
     Args:
-        name: what it stores in, for a ``repr``.
+        name: what they are stored in, for a ``repr``.
         clock: the store's clock.
         serializer: encodes the arguments.
-        store: takes what was encoded.
-        pause: lets others have their turn, in the middle of a long batch.
     """
 
-    def __init__(
-        self,
-        name: object,
-        clock: Clock,
-        serializer: Serializer,
-        store: Callable[[Sequence[Task]], Awaitable[list[TaskId[Any]]]],
-        pause: Callable[[], Awaitable[None]] = checkpoint,
-    ) -> None:
+    def __init__(self, name: object, clock: Clock, serializer: Serializer) -> None:
         self.name: Final = name
         self._clock: Final = clock
         self._serializer: Final = serializer
-        self._store: Final = store
-        self._pause: Final = pause
         self._seals: Final = may_seal(serializer)
         # For the options used last.
         self._recent: tuple[Options, dict[TaskFunction[Any], TaskMaker]] = (NO_OPTIONS, {})
 
-    async def enqueue(
+    def make(
         self,
         func: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         options: Options,
-    ) -> TaskId[Any]:
-        """Store one call."""
+    ) -> Sequence[Task]:
+        """Make the task of one call; a batch of one."""
         maker = self._maker(func, options)
-        payload = maker.encode(self._serializer, args, kwargs)
-        ids = await self._store(self._sealed(maker.make(payload)))
-        if options.unique_key is not None:
-            _warn_of_own_id(ids)
-        return ids[0]
+        return self._sealed(maker.make(maker.encode(self._serializer, args, kwargs)))
 
-    async def enqueue_many(self, calls: Iterable[Call[Any]], options: Options) -> list[TaskId[Any]]:
-        """Store calls, all or none."""
+    def make_many(self, calls: Iterable[Call[Any]], options: Options) -> Iterator[Sequence[Task]]:
+        """Make the tasks of calls, some at a time."""
         if not hasattr(calls, "__iter__"):
             hint = "give an iterable of call(func, ...)"
             raise ValidationError(f"calls: {hint} (got {type(calls).__name__})")
-        batches: list[Sequence[Task]] = []
         encoded: list[tuple[TaskMaker, bytes]] = []
         for index, item in enumerate(calls):
             try:
@@ -94,15 +87,10 @@ class Producer:
             except SerializationError as error:
                 raise SerializationError(f"calls[{index}]: {error}") from error
             if len(encoded) == _TURN:
-                batches.append(self._sealed(make_tasks(encoded)))
+                yield self._sealed(make_tasks(encoded))
                 encoded = []
-                await self._pause()
         if encoded:
-            batches.append(self._sealed(make_tasks(encoded)))
-        ids = await self._store(join(batches))
-        if options.unique_key is not None:
-            _warn_of_own_id(ids)
-        return ids
+            yield self._sealed(make_tasks(encoded))
 
     def _encode(self, item: object, options: Options) -> tuple[TaskMaker, bytes]:
         if not isinstance(item, Call):
@@ -132,9 +120,12 @@ class Producer:
         return [seal(self._serializer, task) for task in tasks] if self._seals else tasks
 
 
-def _warn_of_own_id(ids: Sequence[TaskId[Any]]) -> None:
-    """Warn a task that has got its own id back: it holds the key, and nothing was stored."""
-    running = CURRENT.get(None)
+def checked_ids(ids: list[TaskId[Any]], options: Options) -> list[TaskId[Any]]:
+    """Return ids that a store gave for tasks; warn a task that has got its own id back.
+
+    It holds the unique key itself, and nothing was stored.
+    """
+    running = CURRENT.get(None) if options.unique_key is not None else None
     if running is not None and running.id in ids:
         _logger.warning(
             "task %s of %s enqueued under the unique key that it holds itself: nothing was stored, "
@@ -143,6 +134,47 @@ def _warn_of_own_id(ids: Sequence[TaskId[Any]]) -> None:
             running.id,
             running.function,
         )
+    return ids
+
+
+class Producer:
+    """Makes tasks of calls and stores them; nothing is stored unless all of them can be.
+
+    Args:
+        factory: makes the tasks.
+        store: takes them.
+        pause: lets others have their turn, in the middle of a long batch.
+    """
+
+    def __init__(
+        self,
+        factory: TaskFactory,
+        store: Callable[[Sequence[Task]], Awaitable[list[TaskId[Any]]]],
+        pause: Callable[[], Awaitable[None]] = checkpoint,
+    ) -> None:
+        self.factory: Final = factory
+        self._store: Final = store
+        self._pause: Final = pause
+
+    async def enqueue(
+        self,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: Options,
+    ) -> TaskId[Any]:
+        """Store one call."""
+        tasks = self.factory.make(func, args, kwargs, options)
+        return checked_ids(await self._store(tasks), options)[0]
+
+    async def enqueue_many(self, calls: Iterable[Call[Any]], options: Options) -> list[TaskId[Any]]:
+        """Store calls, all or none."""
+        batches: list[Sequence[Task]] = []
+        for batch in self.factory.make_many(calls, options):
+            batches.append(batch)
+            if len(batch) == _TURN:
+                await self._pause()
+        return checked_ids(await self._store(join(batches)), options)
 
 
 class BoundQueue:
@@ -153,7 +185,7 @@ class BoundQueue:
         self._options: Final = options
 
     def __repr__(self) -> str:
-        return f"BoundQueue({self._producer.name!r}, {self._options!r})"
+        return f"BoundQueue({self._producer.factory.name!r}, {self._options!r})"
 
     @overload
     async def enqueue(
@@ -240,11 +272,7 @@ class EnqueueMethods:
             BackendError: the store could not take it.
             UsageError: the queue is closed.
         """
-        options = NO_OPTIONS
-        if "eta" in kwargs:
-            refuse_own_eta(func)
-            options = make_options(eta=kwargs.pop("eta"))
-        return await self._producer.enqueue(func, args, kwargs, options)
+        return await self._producer.enqueue(func, args, kwargs, take_eta(func, kwargs))
 
     async def enqueue_many(self, calls: Iterable[Call[R]]) -> list[TaskId[R]]:
         """Store a task for each ``call(func, ...)``, all or none; return their ids in order.
@@ -324,6 +352,18 @@ def make_repeat(serializer: Serializer, old: Task) -> Task:
         "retry_of": old.id,
     }
     return seal(serializer, old.model_copy(update=changed))
+
+
+def take_eta(func: Callable[..., Any], kwargs: dict[str, Any]) -> Options:
+    """Take the option ``eta=`` out of the keyword arguments of a call.
+
+    Raises:
+        ValidationError: the function has such a parameter itself, or it is no moment.
+    """
+    if "eta" not in kwargs:
+        return NO_OPTIONS
+    refuse_own_eta(func)
+    return make_options(eta=kwargs.pop("eta"))
 
 
 def refuse_own_eta(func: Callable[..., Any]) -> None:

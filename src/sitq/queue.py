@@ -6,14 +6,12 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, cast, overload
 
-from anyio.lowlevel import checkpoint
-
 from sitq._plain import plain
 from sitq._ports import checked_backend, checked_serializer
 from sitq.backends.sqlite import SQLiteBackend
 from sitq.binding import TransactionQueue, joined
 from sitq.connection import Connection
-from sitq.enqueueing import BoundQueue, EnqueueMethods, Producer, make_repeat
+from sitq.enqueueing import BoundQueue, EnqueueMethods, Producer, TaskFactory, make_repeat
 from sitq.errors import (
     SerializationError,
     TaskFailedError,
@@ -67,9 +65,8 @@ class TaskQueue(EnqueueMethods):
         )
         self._serializer: Final = checked_serializer(serializer)
         self._connection: Final = Connection(self._backend)
-        super().__init__(
-            Producer(self._backend, self._backend.clock, self._serializer, self._store)
-        )
+        factory = TaskFactory(self._backend, self._backend.clock, self._serializer)
+        super().__init__(Producer(factory, self._store))
 
     def __repr__(self) -> str:
         return f"TaskQueue({self._backend!r})"
@@ -116,7 +113,7 @@ class TaskQueue(EnqueueMethods):
         """
         transaction = joined(self._backend, connection)
         return TransactionQueue(
-            self._backend, self._serializer, transaction, self._connection.use, checkpoint
+            self._backend, self._producer.factory, transaction, self._connection.use
         )
 
     async def _store(self, tasks: Sequence[Task]) -> list[TaskId[Any]]:

@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, Self, TypeVar,
 
 import anyio
 
+from sitq._alike import join
 from sitq._loops import LoopThread, in_event_loop, run_inline
 from sitq._ports import checked_serializer
 from sitq.backends.sqlite import SQLiteBackend
+from sitq.binding import joined
 from sitq.blocking import BlockingBackend
-from sitq.enqueueing import EnqueueMethods, Producer
+from sitq.enqueueing import TaskFactory, checked_ids, take_eta
 from sitq.errors import UsageError
 from sitq.models import DEFAULT_QUEUE
+from sitq.options import NO_OPTIONS, Options, make_options
 from sitq.queue import TaskQueue
 
 if TYPE_CHECKING:
@@ -25,7 +28,6 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
     from types import ModuleType, TracebackType
 
-    from sitq.enqueueing import BoundQueue
     from sitq.ids import TaskId
     from sitq.models import Result, RetryPolicy, Task, TaskInfo
     from sitq.protocols import Backend, Serializer
@@ -122,53 +124,53 @@ def _refuse_event_loop() -> None:
         )
 
 
-class _Direct:
-    """Runs coroutines that never suspend in the caller's thread, on a store that is open."""
+class _SyncProducer:
+    """Makes tasks of calls and stores them, while the calling thread is blocked.
 
-    def __init__(self, portal: _Portal, connect: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        self._portal: Final = portal
-        self._connect: Final = connect
+    Args:
+        factory: makes the tasks.
+        check: refuses a caller that must not be blocked.
+        store: takes the tasks.
+    """
 
-    def run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Return what ``work`` returns."""
-        # The store itself refuses what was opened before a fork.
-        _refuse_event_loop()
-        if not self._portal.is_connected:
-            self._portal.connect(self._connect)
-        return run_inline(work())
+    def __init__(
+        self,
+        factory: TaskFactory,
+        check: Callable[[], None],
+        store: Callable[[Sequence[Task]], list[TaskId[Any]]],
+    ) -> None:
+        self.factory: Final = factory
+        self.check: Final = check
+        self._store: Final = store
 
-    def check(self) -> None:
-        """Refuse a caller that must not be blocked."""
-        self._portal.check()
-
-
-class _Inline:
-    """Runs coroutines that never suspend, in the caller's thread."""
-
-    def __init__(self, portal: _Portal) -> None:
-        self._portal: Final = portal
-
-    def run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Return what ``work`` returns."""
+    def enqueue(
+        self,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: Options,
+    ) -> TaskId[Any]:
+        """Store one call."""
         self.check()
-        return run_inline(work())
+        tasks = self.factory.make(func, args, kwargs, options)
+        return checked_ids(self._store(tasks), options)[0]
 
-    def check(self) -> None:
-        """Refuse a caller that must not be blocked."""
-        self._portal.check()
+    def enqueue_many(self, calls: Iterable[Call[Any]], options: Options) -> list[TaskId[Any]]:
+        """Store calls, all or none."""
+        self.check()
+        tasks = join(list(self.factory.make_many(calls, options)))
+        return checked_ids(self._store(tasks), options) if tasks else []
 
 
 class SyncEnqueueMethods:
     """What a queue and a queue bound to a transaction have in common.
 
     Args:
-        runner: runs what the source returns.
-        source: the same queue with ``async`` methods.
+        producer: encodes and stores.
     """
 
-    def __init__(self, runner: _Portal | _Inline | _Direct, source: EnqueueMethods) -> None:
-        self._runner: Final = runner
-        self._source: Final = source
+    def __init__(self, producer: _SyncProducer) -> None:
+        self._producer: Final = producer
 
     @overload
     def enqueue(
@@ -198,11 +200,11 @@ class SyncEnqueueMethods:
     ) -> TaskId[R]: ...
     def enqueue(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskId[Any]:
         """See `TaskQueue.enqueue`."""
-        return self._runner.run(partial(self._source.enqueue, func, *args, **kwargs))
+        return self._producer.enqueue(func, args, kwargs, take_eta(func, kwargs))
 
     def enqueue_many(self, calls: Iterable[Call[R]]) -> list[TaskId[R]]:
         """See `TaskQueue.enqueue_many`."""
-        return self._runner.run(partial(self._source.enqueue_many, calls))
+        return self._producer.enqueue_many(calls, NO_OPTIONS)
 
     def options(
         self,
@@ -220,7 +222,7 @@ class SyncEnqueueMethods:
         headers: Mapping[str, str] | None = None,
     ) -> SyncBoundQueue:
         """See `TaskQueue.options`."""
-        bound = self._source.options(
+        given = make_options(
             eta=eta,
             delay=delay,
             queue=queue,
@@ -233,8 +235,8 @@ class SyncEnqueueMethods:
             result_ttl=result_ttl,
             headers=headers,
         )
-        self._runner.check()
-        return SyncBoundQueue(self._runner, bound)
+        self._producer.check()
+        return SyncBoundQueue(self._producer, given)
 
 
 class SyncTaskQueue(SyncEnqueueMethods):
@@ -260,11 +262,29 @@ class SyncTaskQueue(SyncEnqueueMethods):
         self._portal: Final = _Portal()
         # The drains that run, by the event of their end; for the portal's loop.
         self._drains: Final[dict[anyio.Event, anyio.CancelScope]] = {}
+        checked = checked_serializer(serializer)
+        self._factory: Final = TaskFactory(self._backend, self._backend.clock, checked)
         if isinstance(self._backend, BlockingBackend):
-            runner = _Direct(self._portal, self._queue.connect)
-            super().__init__(runner, _direct(self._backend, serializer))
+            # The store itself refuses what was opened before a fork.
+            store = partial(self._store_here, self._backend)
+            super().__init__(_SyncProducer(self._factory, _refuse_event_loop, store))
         else:
-            super().__init__(self._portal, self._queue)
+            super().__init__(_SyncProducer(self._factory, self._portal.check, self._store))
+
+    def _store_here(self, backend: BlockingBackend, tasks: Sequence[Task]) -> list[TaskId[Any]]:
+        """Store tasks in the caller's thread."""
+        if not self._portal.is_connected:
+            self._portal.connect(self._queue.connect)
+        return backend.enqueue_blocking(tasks)
+
+    def _store(self, tasks: Sequence[Task]) -> list[TaskId[Any]]:
+        """Store tasks through the loop."""
+
+        async def store() -> list[TaskId[Any]]:
+            await self._queue.connect()
+            return await self._backend.enqueue(tasks)
+
+        return self._portal.run(store)
 
     def __repr__(self) -> str:
         return f"Sync{self._queue!r}"
@@ -291,9 +311,15 @@ class SyncTaskQueue(SyncEnqueueMethods):
 
     def bind(self, connection: SyncConnection) -> SyncTransactionQueue:
         """See `TaskQueue.bind`; a connection that must be awaited raises `UsageError`."""
-        bound = self._queue.bind(connection).inline()
+        transaction = joined(self._backend, connection)
+        if not transaction.blocking:
+            raise UsageError("bind: this connection has to be awaited: use TaskQueue.bind")
         self._portal.run(self._queue.connect)
-        return SyncTransactionQueue(_Inline(self._portal), bound)
+
+        def store(tasks: Sequence[Task]) -> list[TaskId[Any]]:
+            return run_inline(transaction.enqueue(tasks))
+
+        return SyncTransactionQueue(_SyncProducer(self._factory, self._portal.check, store))
 
     @overload
     def get_result(self, task_id: TaskId[R], timeout: float | None = None) -> Result[R] | None: ...
@@ -401,35 +427,22 @@ class SyncTaskQueue(SyncEnqueueMethods):
         await self._queue.close()
 
 
-def _direct(backend: BlockingBackend, serializer: Serializer | None) -> EnqueueMethods:
-    """Return methods that enqueue in the caller's thread, as coroutines that never suspend."""
-
-    async def store(tasks: Sequence[Task]) -> list[TaskId[Any]]:
-        return backend.enqueue_blocking(tasks) if tasks else []
-
-    async def pause() -> None:
-        """Give nobody a turn: no loop runs in this thread."""
-
-    checked = checked_serializer(serializer)
-    return EnqueueMethods(Producer(backend, backend.clock, checked, store, pause))
-
-
 class SyncTransactionQueue(SyncEnqueueMethods):
     """A queue within a transaction of the user's, from `SyncTaskQueue.bind`."""
 
     def __repr__(self) -> str:
-        return f"Sync{self._source!r}"
+        return f"SyncTransactionQueue({self._producer.factory.name!r})"
 
 
 class SyncBoundQueue:
     """A queue with options, from `SyncTaskQueue.options`; every keyword goes to the function."""
 
-    def __init__(self, runner: _Portal | _Inline | _Direct, bound: BoundQueue) -> None:
-        self._runner: Final = runner
-        self._bound: Final = bound
+    def __init__(self, producer: _SyncProducer, options: Options) -> None:
+        self._producer: Final = producer
+        self._options: Final = options
 
     def __repr__(self) -> str:
-        return f"Sync{self._bound!r}"
+        return f"SyncBoundQueue({self._producer.factory.name!r}, {self._options!r})"
 
     @overload
     def enqueue(
@@ -441,8 +454,8 @@ class SyncBoundQueue:
     ) -> TaskId[R]: ...
     def enqueue(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskId[Any]:
         """See `BoundQueue.enqueue`."""
-        return self._runner.run(partial(self._bound.enqueue, func, *args, **kwargs))
+        return self._producer.enqueue(func, args, kwargs, self._options)
 
     def enqueue_many(self, calls: Iterable[Call[R]]) -> list[TaskId[R]]:
         """See `BoundQueue.enqueue_many`."""
-        return self._runner.run(partial(self._bound.enqueue_many, calls))
+        return self._producer.enqueue_many(calls, self._options)

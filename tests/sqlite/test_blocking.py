@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -39,9 +39,9 @@ def writers(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     seen: list[tuple[str, int]] = []
     write = Database._transaction
 
-    def note(self: Database, batch: Any) -> Any:
-        seen.append((threading.current_thread().name, len(batch)))
-        return write(self, batch)
+    def note(self: Database, operations: Sequence[Any], *rest: Any) -> Any:
+        seen.append((threading.current_thread().name, len(operations)))
+        return write(self, operations, *rest)
 
     monkeypatch.setattr(Database, "_transaction", note)
     return seen

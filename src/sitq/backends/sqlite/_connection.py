@@ -12,7 +12,7 @@ import threading
 from contextlib import suppress
 from functools import partial
 from queue import Empty
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import aiosqlite
 from aiosqlite.core import _STOP_RUNNING_SENTINEL
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ["Connection"]
+
+T = TypeVar("T")
 
 
 class Connection(aiosqlite.Connection):
@@ -85,19 +87,19 @@ class Connection(aiosqlite.Connection):
                 return
         function()
 
-    def lend(self, function: Callable[[], object]) -> bool:
+    def lend(self, function: Callable[[], T]) -> T | None:
         """Call a function in the caller's own thread, if the connection is not in use.
 
         What it raises is raised here. It must leave the connection as the thread may find it.
 
         Returns:
-            False if the connection is in use: nothing was called.
+            What it returned; ``None`` if the connection is in use: nothing was called.
 
         Raises:
             UsageError: the caller has interrupted such a call of its own.
         """
         if not self._using.acquire(blocking=False):
-            return False
+            return None
         try:
             if self._is_lent:
                 raise UsageError(
@@ -105,12 +107,11 @@ class Connection(aiosqlite.Connection):
                 )
             self._is_lent = True
             try:
-                function()
+                return function()
             finally:
                 self._is_lent = False
         finally:
             self._using.release()
-        return True
 
     def attach(self, connector: Callable[[], sqlite3.Connection] | None = None) -> None:
         """Connect; in the thread.

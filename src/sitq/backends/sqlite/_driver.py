@@ -192,26 +192,32 @@ class Database:
 
         Where nobody else writes, the caller's own thread does it: no thread waits for another.
         """
-        request = BlockingRequest[T](self._loop, operation, items)
-        if not (
-            self.commits.is_idle and self._connection.lend(partial(self._write_alone, request))
-        ):
-            return self.commits.submit_blocking(request)
-        return request.result()
+        if self.commits.is_idle:
+            answers = self._connection.lend(partial(self._write_alone, operation, items))
+            if answers is not None:
+                return answers
+        return self.commits.submit_blocking(BlockingRequest(self._loop, operation, items))
 
-    def _write_alone(self, request: Request[Any]) -> None:
-        """Carry out one request, in a thread that a signal handler may interrupt.
+    def _write_alone(self, operation: Callable[..., list[T]], items: Sequence[Any]) -> list[T]:
+        """Carry out one unit of work, in a thread that a signal handler may interrupt.
 
         Raises:
-            BaseException: what the handler raised. It is unknown then if the request is stored.
+            BaseException: what the handler raised. It is unknown then if the work is stored.
         """
-        self._write([request])
-        error = request.error
-        cause = error if error is None else error.__cause__ or error
-        if cause is not None and not isinstance(cause, Exception):
-            raise cause
-        if error is None and self._needs_disk(request):
-            self._keep([request])
+        carry_out = partial(self._transaction, (operation,), operation, items)
+        try:
+            work, answers = retrying(carry_out, BUSY_SECONDS)
+        except BaseException as error:  # noqa: BLE001 - raised again, in the caller's words
+            cause = error.__cause__ or error
+            if isinstance(cause, Exception):
+                raise translated(operation.__name__, self._path, error) from error.__cause__
+            raise cause from None
+        self._tell(work)
+        if self._durability.needs_flush(operation):
+            failure = self._flush_for_long()
+            if failure is not None:
+                raise unknown(operation.__name__, self._path, failure)
+        return answers
 
     async def read(self, unit: Callable[..., T], *parameters: Any) -> T:
         """Run a unit of work that changes nothing, outside any transaction."""
@@ -316,9 +322,17 @@ class Database:
 
     def _write(self, batch: list[Request[Any]]) -> None:
         """Carry out requests in one transaction; one that fails must not fail the others."""
+        operations = [request.operation for request in batch]
         try:
-            work = retrying(partial(self._transaction, batch), BUSY_SECONDS)
+            work, _ = retrying(
+                partial(
+                    self._transaction, operations, _carry_out_all, batch, self._clock.monotonic
+                ),
+                BUSY_SECONDS,
+            )
         except BaseException as error:  # noqa: BLE001 - it belongs to the callers
+            for request in batch:
+                request.answers = None
             if len(batch) == 1 or _is_everyones(error):
                 for request in batch:
                     request.error = translated(_name(request), self._path, error)
@@ -326,6 +340,10 @@ class Database:
                 for request in batch:
                     self._write([request])
             return
+        self._tell(work)
+
+    def _tell(self, work: Work) -> None:
+        """Have others woken after a commit."""
         try:
             self._committed(work)
         except Exception as error:  # noqa: BLE001 - the transaction is committed all the same
@@ -336,48 +354,51 @@ class Database:
 
     def _keep(self, batch: list[Request[Any]]) -> None:
         """Have on the disk what is about to be acknowledged."""
+        failure = self._flush_for_long()
+        if failure is not None:
+            for request in batch:
+                request.error = unknown(_name(request), self._path, failure)
+
+    def _flush_for_long(self) -> Exception | None:
+        """Flush, again for a while where it fails; return why it could not be done."""
         give_up = time.monotonic() + FLUSH_SECONDS
         while True:
             try:
                 self._flush()
             except Exception as error:  # noqa: BLE001 - it belongs to the callers
                 if time.monotonic() >= give_up:
-                    for request in batch:
-                        request.error = unknown(_name(request), self._path, error)
-                    return
+                    return error
             else:
-                return
+                return None
             time.sleep(_LONGEST_PAUSE)
 
-    def _transaction(self, batch: list[Request[Any]]) -> Work:
+    def _transaction(
+        self,
+        operations: Sequence[Callable[..., Any]],
+        carry_out: Callable[..., T],
+        *parameters: Any,
+    ) -> tuple[Work, T]:
+        """Call ``carry_out`` in a transaction; return the transaction and what that returned."""
         connection = self._ready()
-        self._durability.prepare(connection, [request.operation for request in batch])
+        self._durability.prepare(connection, operations)
         changes = connection.total_changes
         is_ending = False
         try:
             connection.execute("BEGIN IMMEDIATE")
-            # Not before the lock was had: leases count from here.
-            asked_at = self._clock.monotonic()
-            for request in batch:
-                if isinstance(request, StandingRequest):
-                    request.asked_at = asked_at
             work = Work(connection, self._clock.now())
-            answers = [_carry_out(work, operation, group) for operation, group in join(batch)]
-            # Before the commit: nothing that can fail is to come between it and the answer.
-            for request, answer in zip(batch, chain.from_iterable(answers), strict=True):
-                request.answers = answer
+            answers = carry_out(work, *parameters)
             changed = connection.total_changes != changes
             is_ending = True
             connection.execute("COMMIT")
         except BaseException as error:
-            self._take_back(batch, connection, error, is_ending=is_ending)
+            self._take_back(operations[0].__name__, connection, error, is_ending=is_ending)
             raise
         self._durability.committed(changed=changed)
-        return work
+        return work, answers
 
     def _take_back(
         self,
-        batch: list[Request[Any]],
+        name: str,
         connection: sqlite3.Connection,
         error: BaseException,
         *,
@@ -388,14 +409,12 @@ class Database:
         Raises:
             UnknownOutcomeError: it may be committed all the same.
         """
-        for request in batch:
-            request.answers = None
         if connection.in_transaction:
             if not roll_back(connection):
                 self._replace()
         elif is_ending and not is_undone(error):
             self._durability.doubt()
-            raise unknown(_name(batch[0]), self._path, error)
+            raise unknown(name, self._path, error)
 
     def _ready(self) -> sqlite3.Connection:
         """Return the connection that writes, to the store that is at the path.
@@ -463,6 +482,19 @@ def _is_everyones(error: BaseException) -> bool:
     if isinstance(error, sqlite3.Error):
         return is_busy(error)
     return isinstance(error, BackendConnectionError | UsageError | OSError)
+
+
+def _carry_out_all(work: Work, batch: list[Request[Any]], monotonic: Callable[[], float]) -> None:
+    """Carry out all requests of a batch; to each its own answers."""
+    # Not before the lock was had: leases count from here.
+    asked_at = monotonic()
+    for request in batch:
+        if isinstance(request, StandingRequest):
+            request.asked_at = asked_at
+    answers = [_carry_out(work, operation, group) for operation, group in join(batch)]
+    # Before the commit: nothing that can fail is to come between it and the answer.
+    for request, answer in zip(batch, chain.from_iterable(answers), strict=True):
+        request.answers = answer
 
 
 def _carry_out(

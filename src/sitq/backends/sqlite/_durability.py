@@ -70,8 +70,8 @@ class Durability:
             # Before the commit: after it, an error would say that nothing has happened.
             # SQLite locks nothing in its log, so a descriptor of ours ends no lock of its own.
             self._file = os.open(self._log, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        strictest = max(self._promises.get(operation, Promise.SEEN) for operation in operations)
-        is_full = strictest is Promise.SEEN
+        promises = [self._promises.get(operation, Promise.SEEN) for operation in operations]
+        is_full = Promise.SEEN in promises
         if is_full is not self._is_full:
             connection.execute(f"PRAGMA synchronous = {'FULL' if is_full else 'NORMAL'}")
             self._is_full = is_full

@@ -105,10 +105,17 @@ FROM json_each(:places)
 
 def insertion(tasks: Sequence[Task], now: int) -> tuple[str, dict[str, Any]]:
     """The statement that stores tasks without unique keys, and its values."""
-    if len(tasks) == 1:
-        return INSERT_ONE, values_of(tasks[0], now)
     if not isinstance(tasks, AlikeTasks):
+        if len(tasks) == 1:
+            return INSERT_ONE, values_of(tasks[0], now)
         return INSERT_BATCH, _batch_values(tasks, now)
+    if len(tasks) == 1:
+        (task_id,), (payload,) = tasks.ids, tasks.payloads
+        return INSERT_ONE, _columns(tasks.pattern) | {
+            "id": task_id,
+            "payload": payload,
+            "now": now,
+        }
     lengths = [len(payload) for payload in tasks.payloads]
     places = [
         f'"{task_id}":{start << _LENGTH_BITS | length}'

@@ -109,8 +109,10 @@ class Listeners:
 
     def notify(self, topics: set[Topic]) -> None:
         """Tell of a commit of this instance, after its bell has rung; from any thread."""
-        if any(self._ears[topic] for topic in topics):
-            self._mail.post(lambda: self._ring(topics))
+        for topic in topics:
+            if self._ears[topic]:
+                self._mail.post(lambda: self._ring(topics))
+                return
 
     def _ring(self, topics: Iterable[Topic], told: Collection[Listener] = ()) -> None:
         for topic in topics:
