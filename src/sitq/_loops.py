@@ -344,16 +344,27 @@ async def to_its_end(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
     if _trio_token() is not None:
         with anyio.CancelScope(shield=True):
             return await work()
-    task = asyncio.get_running_loop().create_task(work())
-    _working.add(task)
-    task.add_done_callback(_working.discard)
+    has_begun = False
+
+    async def run() -> T:
+        nonlocal has_begun
+        has_begun = True
+        return await work()
+
     cancellation: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            with anyio.CancelScope(shield=True):
-                await asyncio.wait({task})
-        except asyncio.CancelledError as error:
-            cancellation = error
+    while True:
+        task = asyncio.get_running_loop().create_task(run())
+        _working.add(task)
+        task.add_done_callback(_working.discard)
+        while not task.done():
+            try:
+                with anyio.CancelScope(shield=True):
+                    await asyncio.wait({task})
+            except asyncio.CancelledError as error:
+                cancellation = error
+        # Whoever cancels all tasks of the loop cancels this one too, perhaps before its first step.
+        if has_begun or not task.cancelled():
+            break
     if cancellation is None:
         return task.result()
     if not task.cancelled():

@@ -146,6 +146,26 @@ def test_asyncios_own_cancellation_of_an_opening_leaves_nothing_behind(tmp_path:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("steps", range(6))
+def test_a_closing_leaves_nothing_behind_where_all_tasks_are_cancelled(
+    tmp_path: Path, steps: int
+) -> None:
+    async def main() -> None:
+        threads = len(_threads())
+        backend = SQLiteBackend(tmp_path / "q.db")
+        await backend.open()
+        close = asyncio.create_task(backend.close())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+        await asyncio.wait({close})
+        await backend.close()
+        await until_closed(tmp_path, threads)
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("loop", ["asyncio", "trio"])
 def test_of_many_loops_that_open_an_instance_at_once_one_has_it(tmp_path: Path, loop: str) -> None:
     async def use(backend: SQLiteBackend, start: threading.Barrier, end: threading.Barrier) -> str:
