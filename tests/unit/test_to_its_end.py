@@ -34,9 +34,7 @@ async def test_each_cancellation_of_asyncio_waits_for_the_end() -> None:
     assert ended
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
-@pytest.mark.anyio
-async def test_work_that_is_cancelled_before_its_first_step_is_done_all_the_same() -> None:
+def test_work_that_is_cancelled_before_its_first_step_is_done_all_the_same() -> None:
     """Whoever cancels all tasks of a loop cancels that of the work too."""
     ended = False
 
@@ -45,12 +43,15 @@ async def test_work_that_is_cancelled_before_its_first_step_is_done_all_the_same
         await anyio.lowlevel.checkpoint()
         ended = True
 
-    call = asyncio.create_task(to_its_end(work))
-    await asyncio.sleep(0)  # the call has made the work's task, which has not begun
-    for task in asyncio.all_tasks() - {asyncio.current_task()}:
-        task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await call
+    async def main() -> None:
+        call = asyncio.create_task(to_its_end(work))
+        await asyncio.sleep(0)  # the call has made the work's task, which has not begun
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+
+    asyncio.run(main())
     assert ended
 
 
