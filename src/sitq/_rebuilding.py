@@ -8,6 +8,7 @@ as long as reading it as a text, and numbers read from texts may share their has
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
@@ -42,6 +43,17 @@ _SAFE_KEYS: Final = frozenset(
 )
 _UNIONS: Final = frozenset({"union"})
 _RECORDS: Final = frozenset({"model", "dataclass", "typed-dict", "named-tuple", "call"})
+_COLLECTIONS: Final = {each.__name__: each for each in (dict, list, tuple, set, frozenset)}
+# The keys of core schemas under which there is another one for the same value.
+_INNER: Final = frozenset(
+    {"schema", "lax_schema", "strict_schema", "json_schema", "python_schema", "steps"}
+)
+_AMBIGUOUS: Final = (
+    ", each counted as often as its unions have types to try (a discriminator helps)"
+)
+
+# Into a container: the name of a field, or the type of a container of anything.
+_Step = str | type
 
 
 class RebuildLimits:
@@ -51,7 +63,7 @@ class RebuildLimits:
         schema: pydantic's core schema of the annotation.
     """
 
-    __slots__ = ("_builds_keys", "_has", "_max_values")
+    __slots__ = ("_builds_keys", "_has", "_max_values", "_tries")
 
     def __init__(self, schema: object) -> None:
         found = [node for node in nodes(schema) if isinstance(node.get("type"), str)]
@@ -61,6 +73,7 @@ class RebuildLimits:
         is_bounded = bool(choices) or not _RECORDS.isdisjoint(kinds)
         self._max_values: Final = _MAX_MODEL_VALUES // max(choices, 1) if is_bounded else None
         self._builds_keys: Final = any(map(_builds_keys, found))
+        self._tries: Final = _tries(found)
 
     def check(self, plain: object) -> float:
         """Check a plain value before it is rebuilt; return which share of the limits it uses.
@@ -72,12 +85,13 @@ class RebuildLimits:
             return 0.0
         values = 0
         texts: list[str] = [plain] if type(plain) is str else []
-        for container in _containers(plain):
-            values += len(container)
+        for container, times in _containers(plain, self._tries):
+            values += times * len(container)
             texts += [item for item in _items(container) if type(item) is str]
             if self._builds_keys and len(container) > 1:
                 _check_keys(container)
-        used = [] if self._max_values is None else [(values, self._max_values, "values")]
+        what = f"values{_AMBIGUOUS if self._tries else ''}"
+        used = [] if self._max_values is None else [(values, self._max_values, what)]
         if self._has:
             used += self._use_of_texts(texts)
         for count, limit, what in used:
@@ -101,6 +115,51 @@ class RebuildLimits:
             yield sum(map(len, texts)), _MAX_JSON_CHARACTERS, "characters of JSON"
         if "fraction" in self._has and any(map(_is_large_number, texts)):
             _refuse("a number of too many digits, or of too large an exponent")
+
+
+def _tries(found: list[Mapping[str, Any]]) -> dict[_Step, int]:
+    """Return how many choices of one union read what is behind a step, where it is more than one.
+
+    Each of them reads it by itself. In a recursive type these numbers multiply at each level.
+    """
+    definitions = {node["ref"]: node for node in found if isinstance(node.get("ref"), str)}
+    tries: dict[_Step, int] = {}
+    for union in found:
+        if union["type"] not in _UNIONS:
+            continue
+        steps = Counter(_steps(union["choices"], definitions, frozenset()))
+        for step, count in steps.items():
+            is_name = isinstance(step, str)
+            times = count + steps[dict] if is_name else count
+            tries[step] = max(times, tries.get(step, 1))
+    return {step: times for step, times in tries.items() if times > 1}
+
+
+def _steps(
+    schema: Any, definitions: Mapping[str, Mapping[str, Any]], seen: frozenset[str]
+) -> Iterator[_Step]:
+    """Yield the steps into the containers that a part of a core schema takes."""
+    if isinstance(schema, list | tuple):
+        for each in schema:
+            yield from _steps(each, definitions, seen)
+    if not isinstance(schema, Mapping):
+        return
+    kind, fields = schema.get("type"), schema.get("fields", schema.get("arguments_schema"))
+    if kind == "definition-ref":
+        ref = schema["schema_ref"]
+        if ref not in seen:
+            yield from _steps(definitions.get(ref), definitions, seen | {ref})
+    elif isinstance(fields, Mapping):
+        yield from fields
+    elif isinstance(fields, list):
+        yield from (each if isinstance(each, str) else each["name"] for each in fields)
+    elif kind in _COLLECTIONS:
+        yield _COLLECTIONS[kind]
+    else:
+        inner = [schema[key] for key in schema.keys() & _INNER]
+        choices = schema.get("choices", ())
+        inner.append([*choices.values()] if isinstance(choices, Mapping) else choices)
+        yield from _steps(inner, definitions, seen)
 
 
 def _refuse(what: str) -> None:
@@ -147,15 +206,27 @@ def _builds_keys(node: Mapping[str, Any]) -> bool:
     )
 
 
-def _containers(plain: object) -> Iterator[Any]:
-    waiting = [plain]
+def _containers(plain: object, tries: Mapping[_Step, int]) -> Iterator[tuple[Any, int]]:
+    """Yield the containers in a value, and how often each is read."""
+    waiting = [(plain, 1)]
     while waiting:
-        each = waiting.pop()
-        if type(each) in {list, tuple, set, frozenset, dict}:
-            yield each
-            items = _items(each)
-            if not LEAVES.issuperset(map(type, items)):
-                waiting += [item for item in items if type(item) not in LEAVES]
+        each, times = waiting.pop()
+        if type(each) not in {list, tuple, set, frozenset, dict}:
+            continue
+        yield each, times
+        items = _items(each)
+        if LEAVES.issuperset(map(type, items)):
+            continue
+        if tries and type(each) is dict:
+            other = tries.get(dict, 1)
+            waiting += [(key, times * other) for key in each]
+            waiting += [
+                (item, times * (tries.get(key, other) if type(key) is str else other))
+                for key, item in each.items()
+            ]
+        else:
+            more = times * tries.get(type(each), 1)
+            waiting += [(item, more) for item in items if type(item) not in LEAVES]
 
 
 def _items(container: Any) -> list[Any]:

@@ -19,6 +19,7 @@ import pydantic
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typing_extensions import TypeAliasType
 
 from sitq import SerializationError, SitqError
 from sitq._values import ValueCodec
@@ -145,7 +146,29 @@ class Numbers(pydantic.BaseModel):
     texts: list[str] = []
 
 
+class Plus(pydantic.BaseModel):
+    left: Plus | Minus | int
+    right: Plus | Minus | int = 0
+
+
+class Minus(pydantic.BaseModel):
+    left: Plus | Minus | int
+    right: Plus | Minus | int = 0
+
+
+Items = TypeAliasType("Items", "list[Items] | tuple[Items, ...] | int")
+Tree = TypeAliasType("Tree", "dict[str, Tree] | list[Tree] | int | None")
+
+
+def nested(levels: int, item: Any, wrap: Callable[[Any], Any]) -> Any:
+    for _ in range(levels):
+        item = wrap(item)
+    return item
+
+
 REBUILT: dict[str, tuple[Any, Any]] = {
+    "nested models of a union": (Plus, nested(16, 1, lambda inner: {"left": inner})),
+    "wrong models of a union": (Plus, nested(16, "x", lambda inner: {"left": inner})),
     "an int of text": (int, nines(1_000_000)),
     "ints of text": (list[int], [nines(4300)] * 240),
     "a Decimal of text": (decimal.Decimal, "1E+10000000"),
@@ -200,6 +223,20 @@ def test_a_value_is_rebuilt_or_refused_in_a_short_time(annotation: Any, plain: A
 )
 def test_large_values_that_are_quick_to_read_are_carried(value: pydantic.BaseModel) -> None:
     codec = ValueCodec(type(value))
+    assert codec.restore(serializer.loads(serializer.dumps(codec.lower(value)))) == value
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value"),
+    [
+        (Tree, nested(25, 1, lambda inner: {"a": [inner, None]} if inner else [inner])),
+        (Items, nested(50, 1, lambda inner: [inner])),
+        (Plus, nested(8, 1, lambda inner: Plus(left=inner))),
+    ],
+    ids=["tree", "items", "models"],
+)
+def test_nested_values_are_carried_where_few_types_read_each(annotation: Any, value: Any) -> None:
+    codec = ValueCodec(annotation)
     assert codec.restore(serializer.loads(serializer.dumps(codec.lower(value)))) == value
 
 
