@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from sitq import (
@@ -21,7 +23,7 @@ from sitq import (
     current_task,
 )
 from sitq.backends.memory import MemoryBackend
-from sitq.models import LeaseState, Outcome
+from sitq.models import LeaseState, Outcome, Reservation
 from sitq.testing import FakeClock, FaultyBackend
 from tests.worker.gate import until
 
@@ -267,6 +269,72 @@ class Silent(MemoryBackend):
         self.asked.set()
         await anyio.sleep_forever()
         raise AssertionError(outcomes)
+
+
+class Unsure(MemoryBackend):
+    """A store that cannot tell whether more is due."""
+
+    async def reserve(
+        self, worker_id: str, queues: Sequence[str], limit: int, lease: float
+    ) -> Reservation:
+        if not limit:
+            raise BROKEN
+        return await super().reserve(worker_id, queues, limit, lease)
+
+
+async def test_a_drain_says_that_the_store_has_failed_at_its_last_look() -> None:
+    with pytest.raises(BackendError, match="makes no sense"):
+        await Worker(Unsure()).drain()
+
+
+async def test_a_drain_whose_outcomes_cannot_be_written_is_stopped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sitq.worker._session._LAST_WRITES", 0.1)
+    backend = FaultyBackend(MemoryBackend())
+    async with TaskQueue(backend) as queue, anyio.create_task_group() as group:
+        backend.fail("finish", times=100_000, error=BUSY)
+        await queue.enqueue(held)
+        Gate.entered, Gate.opened = anyio.Event(), anyio.Event()
+        worker = Worker(backend)
+        group.start_soon(worker.drain)
+        await Gate.entered.wait()
+        Gate.opened.set()
+        await anyio.wait_all_tasks_blocked()
+        with anyio.fail_after(10):
+            await worker.stop()
+
+
+class OneByOne(MemoryBackend):
+    """A store that takes outcomes only one by one, and calls a function before the first."""
+
+    def __init__(self, before: Callable[[], object]) -> None:
+        super().__init__()
+        self._before: list[Callable[[], object]] = [before]
+
+    async def finish(self, outcomes: Sequence[Outcome]) -> list[bool]:
+        if len(outcomes) > 1:
+            raise BROKEN
+        if self._before:
+            self._before.pop()()
+            await anyio.lowlevel.checkpoint()
+        return await super().finish(outcomes)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_an_outcome_is_kept_when_asyncio_cancels_the_write_of_another() -> None:
+    others = asyncio.all_tasks()
+
+    def cancel_all() -> None:  # as the end of asyncio.run() does
+        for task in asyncio.all_tasks() - others:
+            task.cancel()
+
+    backend = OneByOne(cancel_all)
+    async with TaskQueue(backend) as queue:
+        task_ids = await queue.enqueue_many([call(number_of, value) for value in range(5)])
+        await asyncio.gather(asyncio.create_task(Worker(backend).drain()), return_exceptions=True)
+        for value, task_id in enumerate(task_ids):
+            assert await queue.result(task_id, timeout=0) == value
 
 
 @pytest.mark.parametrize("way", ["stop", "cancel"])

@@ -78,11 +78,14 @@ class Fetcher:
         self._due = True
         self._look_at = float("-inf")
         self._wants_room = False
+        # The wait of a drain until all outcomes are written.
+        self._writing = anyio.CancelScope()
 
     def stop(self) -> None:
         """Reserve no more."""
         self._stopping = True
         self._woken.set()
+        self._writing.cancel()
 
     async def run(self, runners: Runners) -> None:
         """Reserve whenever there is room and something may be due, until stopped or drained."""
@@ -132,7 +135,8 @@ class Fetcher:
         """Do what time has made due before a drain, which has no service for it."""
         try:
             while max(await self._backend.sweep(self._options.max_crashes)) >= FULL_SWEEP:
-                pass
+                if self._stopping:
+                    return
         except Exception as error:  # noqa: BLE001 - raised once all else has ended
             self.error = error
 
@@ -180,12 +184,20 @@ class Fetcher:
                 runners.launch(task, lease, workshop)
 
     async def _more_to_drain(self, runners: Runners) -> bool:
-        """Tell if a drain has to go on; an empty queue counts once all outcomes are written."""
+        """Return whether a drain goes on; an empty queue counts once all outcomes are written."""
         if not runners.busy:
-            await self._reporter.written()
-            reservation = await self._backend.reserve(
-                self._id, self._options.queues, 0, self._options.lease
-            )
+            # The store may not take them for a long time, and `stop` does not wait for that.
+            with anyio.CancelScope() as self._writing:
+                await self._reporter.written()
+            if self._stopping:
+                return False
+            try:
+                reservation = await self._backend.reserve(
+                    self._id, self._options.queues, 0, self._options.lease
+                )
+            except Exception as error:  # noqa: BLE001 - raised once all else has ended
+                self.error = error
+                return False
             if reservation.wait != 0.0 and not runners.busy:
                 return False
             self.look_again()

@@ -185,16 +185,21 @@ class Reporter:
             # One of the group may be to blame: each goes alone, that one last.
             return await self._write_each(group)
         except BaseException:
-            # asyncio's own cancellation knows no shield. What the store may have is written again
-            # by the last flush, and then refused.
-            self._unsure.update(group)
-            self._waiting = group | self._waiting
+            self._take_back(group)
             raise
         finally:
             self._group = {}
         self._streak.succeed()
         self._settle(group, accepted)
         return 0.0
+
+    def _take_back(self, group: dict[Lease, Outcome]) -> None:
+        """Keep outcomes whose write asyncio's own cancellation has cut short: it knows no shield.
+
+        What the store may have is written again by the last flush, and then refused.
+        """
+        self._unsure.update(group)
+        self._waiting = group | self._waiting
 
     async def _send(self, outcomes: list[Outcome]) -> list[bool]:
         """Hand outcomes to the store; but for the end of `hurry`, nothing cuts that in two."""
@@ -210,13 +215,19 @@ class Reporter:
 
     async def _write_each(self, group: dict[Lease, Outcome]) -> float:
         pause = 0.0
-        for lease, outcome in list(group.items()):
-            try:
-                accepted = await self._send([outcome])
-            except Exception as error:  # noqa: BLE001 - see above
-                pause = max(pause, self._keep(lease, outcome, error))
-            else:
-                self._settle({lease: outcome}, accepted)
+        rest = dict(group)
+        try:
+            for lease, outcome in group.items():
+                try:
+                    accepted = await self._send([outcome])
+                except Exception as error:  # noqa: BLE001 - see above
+                    pause = max(pause, self._keep(lease, outcome, error))
+                else:
+                    self._settle({lease: outcome}, accepted)
+                del rest[lease]
+        except BaseException:
+            self._take_back(rest)
+            raise
         return pause
 
     def _keep(self, lease: Lease, outcome: Outcome, error: Exception) -> float:
