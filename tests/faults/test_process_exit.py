@@ -42,6 +42,9 @@ def computes_in_a_thread():
     while time.monotonic() < end and not current_task().cancel_requested:
         sum(range(1000))
 
+async def does_nothing():
+    pass
+
 async def exits():
     sys.exit(3)
 
@@ -56,6 +59,17 @@ async def forks():
     if child == 0:
         sys.exit(7)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+class Odd(SystemExit):
+    @property
+    def code(self):
+        raise ValueError
+
+async def forks_and_raises():
+    child = os.fork()
+    if child == 0:
+        raise Odd
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
 
 async def forks_and_waits():
     child = os.fork()
@@ -114,6 +128,25 @@ async def main():
     print(await new_worker().drain(), flush=True)
 
 anyio.run(main, backend=loop)
+"""
+
+FORKS_AFTERWARDS = """
+import gc
+gc.disable()
+
+async def main():
+    await put(1)
+    await new_worker().drain()
+    child = os.fork()
+    if child == 0:
+        await anyio.sleep(0)
+        os._exit(7)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+anyio.run(main, backend=loop)
+if (child := os.fork()) == 0:
+    os._exit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
@@ -192,7 +225,9 @@ def test_what_a_task_raises_itself_is_a_failure_of_its_own(
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
 @pytest.mark.parametrize("loop", ["asyncio", "trio"])
-@pytest.mark.parametrize("function", ["forks", "forks_and_waits", "forks_in_a_thread"])
+@pytest.mark.parametrize(
+    "function", ["forks", "forks_and_raises", "forks_and_waits", "forks_in_a_thread"]
+)
 def test_a_child_that_a_task_forked_is_no_second_worker(
     tmp_path: Path, loop: str, function: str
 ) -> None:
@@ -203,3 +238,13 @@ def test_a_child_that_a_task_forked_is_no_second_worker(
             process.kill()
     assert (process.returncode, output) == (0, "1\n"), errors
     assert rows(tmp_path) == [("success", 1, None)]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
+@pytest.mark.parametrize("loop", ["asyncio", "trio"])
+def test_a_child_forked_after_the_end_of_the_worker_is_left_alone(
+    tmp_path: Path, loop: str
+) -> None:
+    with started(tmp_path, FORKS_AFTERWARDS, loop, "does_nothing") as process:
+        output, errors = process.communicate(timeout=20)
+    assert (output, errors) == ("7\n7\n", "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from anyio import to_thread
 
 from sitq import SQLiteBackend, TaskQueue, TaskStatus, UsageError, Worker, current_task
 from sitq.models import Reservation
+from sitq.worker._threaded import ThreadedCall
 from tests.worker.gate import (
     GATE,
     add,
@@ -72,6 +74,19 @@ async def finish_in_a_shield() -> None:
         GATE.log.append("clean")
 
 
+async def shielded_for_a_while() -> None:
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, CountingLoop)
+    with anyio.CancelScope(shield=True):
+        GATE.enter()
+        await until(lambda: current_task().cancel_requested)
+        GATE.log.append("cancelled")
+        await until(GATE.opened.is_set)
+        await anyio.sleep(0.3)
+        GATE.log.append(loop.turns)
+    await anyio.sleep_forever()
+
+
 def until_cancelled() -> str:
     GATE.enter()
     while not current_task().cancel_requested:
@@ -123,6 +138,27 @@ async def test_a_thread_that_runs_on_after_its_timeout_keeps_its_place(
         GATE.opened.set()
         assert (await ended(queue, waiting)).status is TaskStatus.SUCCESS
     assert GATE.most == 1
+
+
+async def test_a_plain_function_that_ignores_its_cancellation_is_left_at_its_timeout(
+    queue: TaskQueue, tmp_path: Path
+) -> None:
+    async with working(tmp_path, shutdown_timeout=0):
+        task_id = await queue.options(timeout=0.5).enqueue(bounded_in_thread)
+        await until(GATE.entered.is_set)
+        await queue.cancel(task_id)
+        try:
+            assert (await ended(queue, task_id)).status is TaskStatus.CANCELLED
+        finally:
+            GATE.opened.set()
+
+
+def test_a_call_that_was_left_before_a_thread_began_it_is_not_made() -> None:
+    done: list[str] = []
+    call = ThreadedCall(lambda: done.append("freed"))
+    assert not call.leave()
+    call.run(done.append, ("called",), {})
+    assert done == ["freed"]
 
 
 @pytest.mark.parametrize("timeout", [1e-6, 1e-4])
@@ -303,3 +339,32 @@ async def test_a_cancellation_waits_for_a_shield_and_the_grace_begins_then(
         GATE.opened.set()
         assert (await ended(queue, task_id)).status is TaskStatus.CANCELLED
     assert GATE.log == ["shielded", "clean"]
+
+
+class CountingLoop(asyncio.SelectorEventLoop):
+    """Counts its turns."""
+
+    turns = 0
+
+    def _run_once(self) -> None:
+        self.turns += 1
+        super()._run_once()  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "anyio_backend", [pytest.param(("asyncio", {"loop_factory": CountingLoop}), id="asyncio")]
+)
+async def test_a_loop_rests_while_a_shield_holds_a_cancellation_up(
+    queue: TaskQueue, tmp_path: Path
+) -> None:
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, CountingLoop)
+    async with working(tmp_path):
+        task_id = await queue.enqueue(shielded_for_a_while)
+        await until(GATE.entered.is_set)
+        await queue.cancel(task_id)
+        await until(lambda: GATE.log)
+        before = loop.turns
+        GATE.opened.set()
+        assert (await ended(queue, task_id)).status is TaskStatus.CANCELLED
+    assert GATE.log[1] - before < 200

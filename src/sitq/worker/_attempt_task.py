@@ -69,4 +69,6 @@ class AttemptTask(asyncio.Task[None]):
             return True
         if CURRENT.get(None) is not self._execution.context:
             self._execution.cancelled_from_outside = True
-        return super().cancel(msg)
+        is_cancelled = super().cancel(msg)
+        self._execution.note_cancel(msg)
+        return is_cancelled

@@ -64,13 +64,10 @@ class AttemptScope:
         if self.cancel_called:
             return
         self.cancel_called = True
-        before = 0 if self.host is None else self.host.cancelling()
-        if before:
+        if self.host is not None and self.host.cancelling():
             self._begin_grace()  # asyncio has cancelled it already
-            return
-        self._outer.cancel(self._reason)
-        if self.host is not None:
-            self._look(self.host)
+        else:
+            self._outer.cancel(self._reason)
 
     def cancel_now(self) -> None:
         """Cancel the attempt for good, without a grace; in the loop."""
@@ -81,12 +78,16 @@ class AttemptScope:
     def _reason(self) -> str:
         return f"the attempt is to end ({id(self):x})"
 
-    def _look(self, host: asyncio.Task[Any]) -> None:
-        """Begin the grace once the cancellation has reached the task: it may be shielded."""
-        if host.cancelling():
+    def note_cancel(self, message: object) -> None:
+        """Begin the grace if asyncio cancels the task by order of the outer scope.
+
+        That is once the task is no longer shielded. Scopes of its own may cancel it before.
+
+        Args:
+            message: the message of the cancellation.
+        """
+        if self.cancel_called and type(message) is str and self._reason in message:
             self._begin_grace()
-        elif not host.done():
-            host.get_loop().call_soon(self._look, host)
 
     def _begin_grace(self) -> None:
         if not self._inner.shield:

@@ -144,13 +144,22 @@ class Execution:
         else:
             scope.cancel_now()
 
+    def note_cancel(self, message: object) -> None:
+        """Note that its asyncio task is cancelled, with that message."""
+        if self._scope is not None:
+            self._scope.note_cancel(message)
+
     def _time_out(self) -> None:
         """End the attempt at its timeout; in the loop."""
-        if self._scope is None or self._end is not None:
+        if self._scope is None:
             return
-        self._timed_out = True
-        if self._context is not None:
-            self._context.request_cancel()
+        if self._end is None:
+            self._timed_out = True
+            if self._context is not None:
+                self._context.request_cancel()
+        elif self._thread is None:
+            return  # it is cancelled already
+        # A plain function that was asked to end and has not done so is left to itself.
         self._cancel(self._scope, has_grace=True)
 
     def begin(self) -> Coroutine[Any, Any, Outcome | None] | Outcome | None:

@@ -68,8 +68,10 @@ def end_child(error: BaseException | None) -> NoReturn:
     """
     code: object = 0
     if error is not None:
-        code = getattr(error, "code", 1) if issubclass(type(error), SystemExit) else 1
-        with suppress(BaseException):
+        code = 1
+        with suppress(BaseException):  # its class may have a property of that name
+            if issubclass(type(error), SystemExit):
+                code = getattr(error, "code", 1)
             if code is not None and type(code) is not int:
                 sys.stderr.write(f"{code}\n")
             elif not issubclass(type(error), SystemExit):

@@ -13,7 +13,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -76,7 +76,8 @@ _POOLS: Final[weakref.WeakSet[Runners]] = weakref.WeakSet()
 
 def _end_in_child() -> None:
     for pool in list(_POOLS):
-        pool.end_in_child()
+        with suppress(RuntimeError):  # its loop has ended
+            pool.end_in_child()
 
 
 if hasattr(os, "register_at_fork"):
@@ -443,6 +444,7 @@ class Runners:
                 await self._end_all(last_words)
                 await self._all_ended()
         finally:
+            _POOLS.discard(self)
             if self._nurseries is not None:
                 self._nurseries.close()
 

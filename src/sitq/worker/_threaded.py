@@ -21,35 +21,44 @@ class ThreadedCall:
         freed: called, in the thread, when a call that was left to itself has ended.
     """
 
-    __slots__ = ("_done", "_freed", "_left", "begun")
+    __slots__ = ("_begun", "_done", "_freed", "_left")
 
     def __init__(self, freed: Callable[[], object]) -> None:
         self._freed: Final = freed
-        self.begun = False
-        """True once a thread makes the call."""
+        self._begun = False
         self._done = False
         self._left = False
 
     def run(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any] | Raised:
-        """Make the call, in the thread: the value in a tuple, or what was raised."""
-        self.begun = True
-        process = os.getpid()
-        try:
-            ended: tuple[Any] | Raised = (function(*args, **kwargs),)
-        except BaseException as error:  # noqa: BLE001 - whatever it is, it is the task's
-            if os.getpid() != process:
-                end_child(error)
-            ended = Raised(error)
-        if os.getpid() != process:
-            end_child(None)
+        """Make the call, in the thread, and return the value in a tuple, or what was raised.
+
+        A call that was left to itself before it began is not made: its task may run elsewhere.
+        """
+        self._begun = True
+        ended = (None,) if self._left else _called(function, args, kwargs)
         self._done = True
         if self._left:
             self._freed()
         return ended
 
     def leave(self) -> bool:
-        """Tell that nobody waits for it any more; True if a thread still makes the call."""
+        """Note that nobody waits for it any more; return whether a thread still makes the call."""
         self._left = True
-        return self.begun and not self._done
+        return self._begun and not self._done
+
+
+def _called(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any] | Raised:
+    process = os.getpid()
+    try:
+        ended: tuple[Any] | Raised = (function(*args, **kwargs),)
+    except BaseException as error:  # noqa: BLE001 - whatever it is, it is the task's
+        if os.getpid() != process:
+            end_child(error)
+        ended = Raised(error)
+    if os.getpid() != process:
+        end_child(None)
+    return ended
