@@ -14,17 +14,16 @@ from typing import Any
 import anyio.lowlevel
 import pytest
 from hypothesis import HealthCheck, Phase, settings
-from hypothesis.stateful import run_state_machine_as_test
 
 from sitq.backends.memory import MemoryBackend, _backend
 from sitq.backends.memory._rows import Row, after, delete_at, reached, reclaimed
 from sitq.ids import TaskId
 from sitq.models import Lease, Outcome, OutcomeKind, Reservation, ReservedTask, Task
-from sitq.protocols import Backend, Clock, Sweep
+from sitq.protocols import Clock, Sweep
 from sitq.states import TaskStatus
 from tests.properties.history import BrokenRuleError
-from tests.properties.machine import StoreMachine
-from tests.properties.stores import Maker, memory
+from tests.properties.machine import search
+from tests.properties.stores import Place, memory
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -38,11 +37,6 @@ SEARCH = settings(
     report_multiple_bugs=False,
     suppress_health_check=list(HealthCheck),
 )
-
-
-def search(maker: Maker) -> None:
-    machine = type("Machine", (StoreMachine,), {"makers": (maker,)})
-    run_state_machine_as_test(machine, settings=SEARCH)
 
 
 # -- operations that are wrong ---------------------------------------------------------------
@@ -265,17 +259,17 @@ def name_of(parameter: object) -> str:
 
 
 def test_the_search_finds_nothing_in_the_store_itself() -> None:
-    search(memory)
+    search(SEARCH, memory)
 
 
 @pytest.mark.parametrize("mutant", WRONG_OPERATIONS, ids=name_of)
 def test_a_wrong_operation_is_found(mutant: type[MemoryBackend]) -> None:
-    def make(clock: Clock, _folder: Path) -> Callable[[], Backend]:
+    def make(clock: Clock, _folder: Path) -> Place:
         backend = mutant(clock=clock)
-        return lambda: backend
+        return Place(lambda: backend)
 
     with pytest.raises(BrokenRuleError):
-        search(make)
+        search(SEARCH, make)
 
 
 @pytest.mark.parametrize(("place", "name", "wrong"), WRONG_ROWS, ids=name_of)
@@ -288,4 +282,4 @@ def test_a_wrong_rule_of_a_row_is_found(
     right = place.__dict__[name]
     monkeypatch.setattr(place, name, property(wrong) if isinstance(right, property) else wrong)
     with pytest.raises(BrokenRuleError):
-        search(memory)
+        search(SEARCH, memory)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.errors import Flaky
-from hypothesis.stateful import run_state_machine_as_test
 
 from sitq.backends.postgres import _schema, _sql
-from sitq.protocols import Backend, Clock
+from sitq.protocols import Clock
 from tests.properties.history import BrokenRuleError
-from tests.properties.machine import StoreMachine
-from tests.properties.stores import postgres
+from tests.properties.machine import search
+from tests.properties.stores import Place, postgres
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -89,12 +88,11 @@ def chosen(names: Mapping[str, object]) -> list[str]:
     return [name for name in names if LONG or name in QUICK]
 
 
-def search() -> None:
-    def make(clock: Clock, folder: Path) -> Callable[[], Backend]:
+def search_all() -> None:
+    def make(clock: Clock, folder: Path) -> Place:
         return postgres(clock, folder)
 
-    machine = type("Machine", (StoreMachine,), {"makers": (make,)})
-    run_state_machine_as_test(machine, settings=SEARCH)
+    search(SEARCH, make)
 
 
 @pytest.mark.parametrize("name", chosen(STATEMENTS))
@@ -104,7 +102,7 @@ def test_a_wrong_statement_is_found(name: str, monkeypatch: pytest.MonkeyPatch) 
     assert right in sql
     monkeypatch.setattr(_sql, statement, sql.replace(right, wrong))
     with pytest.raises((BrokenRuleError, Flaky)):  # races do not always end the same way
-        search()
+        search_all()
 
 
 @pytest.mark.parametrize("name", chosen(FUNCTIONS))
@@ -113,14 +111,14 @@ def test_a_wrong_function_of_the_schema_is_found(
 ) -> None:
     break_functions(monkeypatch, FUNCTIONS[name])
     with pytest.raises((BrokenRuleError, Flaky)):  # races do not always end the same way
-        search()
+        search_all()
 
 
 @pytest.mark.parametrize("name", chosen(STEPS))
 def test_a_function_in_two_steps_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     break_functions(monkeypatch, *STEPS[name])
     with pytest.raises((BrokenRuleError, Flaky)):
-        search()
+        search_all()
 
 
 def break_functions(monkeypatch: pytest.MonkeyPatch, *changes: tuple[str, str]) -> None:

@@ -7,26 +7,29 @@ priorities, and leases drawn from all that were ever issued.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack
 from datetime import timedelta
 from itertools import combinations, permutations, product
-from pathlib import Path
 from typing import Any, ClassVar
 
-from anyio.from_thread import start_blocking_portal
+from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from sitq.ids import TaskId
 from sitq.models import Lease, Outcome, OutcomeKind, Progress, RetryPolicy, Task
-from sitq.testing import FakeClock
 from tests.properties.history import BrokenRuleError, Call, History
 from tests.properties.lives import present
-from tests.properties.stores import Maker, Seen, Store, memory, postgres
+from tests.properties.runs import OpenStores, call, in_loop
+from tests.properties.stores import Maker, Seen, postgres
 
-__all__ = ["StoreMachine"]
+__all__ = ["StoreMachine", "search"]
 
 QUEUES = ("a", "b", "c")
 EVERYTHING = 1000
@@ -92,24 +95,18 @@ def _outcome(lease: Lease, kind: OutcomeKind, delay: float) -> Outcome:
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """Drives the stores of ``makers`` on the event loop ``loop``."""
+    """Drives the stores of ``makers``, which stay in ``open_stores``."""
 
-    makers: ClassVar[tuple[Maker, ...]] = (memory,)
-    loop: ClassVar[str] = "asyncio"
+    makers: ClassVar[tuple[Maker, ...]]
+    open_stores: ClassVar[OpenStores]
 
     def __init__(self) -> None:
         super().__init__()
-        self.clock = FakeClock()
+        self.clock = self.open_stores.clock
         self.history = History()
         self.task_ids: list[TaskId[Any]] = [_id(0)]  # the first one is never enqueued
         self.failed = True  # until the stores are open
-        self.exit = ExitStack()
-        folder = Path(self.exit.enter_context(tempfile.TemporaryDirectory()))
-        self.portal = self.exit.enter_context(start_blocking_portal(self.loop))
-        self.stores = [Store(make(self.clock, folder)) for make in self.makers]
-        for store in self.stores:
-            self.exit.callback(self.portal.call, store.close)
-            self.portal.call(store.open)
+        self.stores = self.open_stores.begin()
         self.failed = False
 
     def teardown(self) -> None:
@@ -117,7 +114,7 @@ class StoreMachine(RuleBasedStateMachine):
             if not self.failed:
                 self.drain()
         finally:
-            self.exit.close()
+            self.open_stores.end(failed=self.failed)
 
     def drain(self) -> None:
         """Once every lease and eta is over, work gives an end to all that was enqueued."""
@@ -139,7 +136,7 @@ class StoreMachine(RuleBasedStateMachine):
     def race(self, calls: Sequence[Call]) -> None:
         """Run calls at once: the answers must be those of some order, one after the other."""
         self.failed = True
-        first, *others = self.portal.call(self._run, calls)
+        first, *others = call(self._run, calls)
         self.history = self._judged(calls, first)
         for other in others:
             assert other == first, f"the stores disagree: {first} and {other}"
@@ -320,7 +317,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule()
     def reopen(self) -> None:
         for store in self.stores:
-            self.portal.call(store.reopen)
+            call(store.reopen)
         self.race([])
 
     # Which of two racers is first may differ from store to store, so one store runs alone.
@@ -353,3 +350,17 @@ class StoreMachine(RuleBasedStateMachine):
                 return Call("reserve", ("racer", QUEUES, data.draw(_limits), 30.0))
             case _:
                 return Call("sweep", (data.draw(_crashes), EVERYTHING))
+
+
+def search(chosen: settings, *makers: Maker, loop: str = "asyncio") -> None:
+    """Look for calls after which a store breaks a rule, or the stores of ``makers`` disagree."""
+    stores = OpenStores(makers)
+    machine = type("Machine", (StoreMachine,), {"makers": makers, "open_stores": stores})
+
+    def run() -> None:
+        try:
+            run_state_machine_as_test(machine, settings=chosen)
+        finally:
+            stores.end(failed=True)
+
+    in_loop(loop, run)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import anyio
+import psycopg
 
 from sitq import SQLiteBackend
 from sitq.backends.memory import MemoryBackend
@@ -19,28 +22,52 @@ from tests.postgres.servers import dsn, new_schema
 from tests.properties.history import Call
 from tests.properties.lives import present
 
-__all__ = ["Maker", "Seen", "Store", "memory", "postgres", "private_sqlite", "sqlite_file"]
-
-Maker = Callable[[Clock, Path], Callable[[], Backend]]
+__all__ = ["Maker", "Place", "Seen", "Store", "memory", "postgres", "private_sqlite", "sqlite_file"]
 
 
-def memory(clock: Clock, _folder: Path) -> Callable[[], Backend]:
+class Place(NamedTuple):
+    """How to get at a store, and how to make it an empty one from outside, where that can be."""
+
+    make: Callable[[], Backend]
+    empty: Callable[[], object] | None = None
+    forget: Callable[[], object] | None = None
+
+
+Maker = Callable[[Clock, Path], Place]
+
+
+def memory(clock: Clock, _folder: Path) -> Place:
     backend = MemoryBackend(clock=clock)
-    return lambda: backend
+    return Place(lambda: backend)
 
 
-def sqlite_file(clock: Clock, folder: Path) -> Callable[[], Backend]:
-    return lambda: SQLiteBackend(folder / "tasks.db", synchronous="NORMAL", clock=clock)
+def sqlite_file(clock: Clock, folder: Path) -> Place:
+    path = folder / "tasks.db"
+
+    def empty() -> None:
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute("PRAGMA synchronous = OFF")
+            connection.execute("DELETE FROM leases")
+            connection.execute("DELETE FROM tasks")
+
+    return Place(lambda: SQLiteBackend(path, synchronous="NORMAL", clock=clock), empty)
 
 
-def private_sqlite(clock: Clock, _folder: Path) -> Callable[[], Backend]:
+def private_sqlite(clock: Clock, _folder: Path) -> Place:
     backend = SQLiteBackend(":memory:", clock=clock)
-    return lambda: backend
+    return Place(lambda: backend)
 
 
-def postgres(clock: Clock, _folder: Path) -> Callable[[], Backend]:
+def postgres(clock: Clock, _folder: Path) -> Place:
     schema = new_schema()
-    return lambda: PostgresBackend(dsn(), schema=schema, clock=clock)
+    connection = psycopg.connect(dsn(), autocommit=True)
+
+    def empty() -> None:
+        connection.execute(f'TRUNCATE "{schema}".tasks')
+
+    return Place(
+        lambda: PostgresBackend(dsn(), schema=schema, clock=clock), empty, connection.close
+    )
 
 
 class Seen(NamedTuple):
@@ -54,8 +81,10 @@ class Seen(NamedTuple):
 class Store:
     """One store with one lease keeper; errors that the port promises come back as their names."""
 
-    def __init__(self, make: Callable[[], Backend]) -> None:
-        self._make = make
+    def __init__(self, place: Place, forget: Callable[[], object]) -> None:
+        self._place = place
+        self._make = place.make
+        self._forget = forget
         self._backend: Backend | None = None
         self._keeper: LeaseKeeper | None = None
 
@@ -69,6 +98,17 @@ class Store:
             self._keeper.close()
         if self._backend is not None:
             await self._backend.close()
+        if self._place.forget is not None:
+            self._place.forget()
+        self._forget()
+
+    @property
+    def can_be_emptied(self) -> bool:
+        return self._place.empty is not None
+
+    def empty(self) -> None:
+        """Delete all tasks from outside, as another program could."""
+        present(self._place.empty)()
 
     async def reopen(self) -> None:
         """Close and open; a store that would not outlive that is opened first."""

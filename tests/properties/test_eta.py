@@ -59,7 +59,7 @@ class Desk:
     def __init__(self, portal: BlockingPortal, maker: Maker, start: datetime) -> None:
         self._portal = portal
         self.clock = FakeClock(start)
-        self._backend: Backend = maker(self.clock, Path())()
+        self._backend: Backend = maker(self.clock, Path()).make()
         self._queue = TaskQueue(self._backend)
 
     @contextmanager

@@ -6,9 +6,8 @@ import os
 
 import pytest
 from hypothesis import settings
-from hypothesis.stateful import run_state_machine_as_test
 
-from tests.properties.machine import StoreMachine
+from tests.properties.machine import search
 from tests.properties.stores import Maker, memory, postgres, private_sqlite, sqlite_file
 
 # Enough for slow machines, and for coverage. A soak takes its time.
@@ -16,11 +15,10 @@ pytestmark = pytest.mark.timeout(0 if "SITQ_SOAK" in os.environ else 300)
 
 
 def run(loop: str, *stores: Maker) -> None:
-    machine = type("Machine", (StoreMachine,), {"makers": stores, "loop": loop})
     profile = settings()
     if postgres in stores:  # a server takes its time
         profile = settings(max_examples=max(10, profile.max_examples // 5))
-    run_state_machine_as_test(machine, settings=profile)
+    search(profile, *stores, loop=loop)
 
 
 def test_the_file_agrees_with_the_reference(anyio_backend: str) -> None:

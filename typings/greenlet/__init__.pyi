@@ -1,0 +1,13 @@
+"""The part of greenlet that the tests use."""
+
+from collections.abc import Callable
+from typing import Any
+
+class greenlet:
+    parent: greenlet | None
+    dead: bool
+    def __init__(self, run: Callable[..., object]) -> None: ...
+    def switch(self, *args: object) -> Any: ...
+    def throw(self, error: BaseException, /) -> Any: ...
+
+def getcurrent() -> greenlet: ...
