@@ -159,7 +159,7 @@ class Users(Generic[S]):
     def _disclaim(self) -> None:
         """Let other loops have the instance, if nobody uses it."""
         with self._claiming:
-            if self._open is None and not self._opening.statistics().tasks_waiting:
+            if self._open is None and not self._opening.locked():
                 self._holder = None
 
     async def _connect(self, loop: LoopRef) -> S:
