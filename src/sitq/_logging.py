@@ -1,4 +1,4 @@
-"""Loggers whose calls never raise: filters and handlers are the user's code."""
+"""Loggers for calls that must not raise: filters and handlers are the user's code."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import sys
 import traceback
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
+
+from sitq._exceptions import exit_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,7 +23,7 @@ _TRACEBACK: Final = BaseException.__dict__["__traceback__"]
 
 
 class Log:
-    """A logger of the standard library whose calls never raise.
+    """A logger of the standard library whose calls raise nothing but what ends the process.
 
     What a filter or a handler raises is shown on stderr, once for each kind of error, as
     ``logging.raiseExceptions`` has it.
@@ -80,7 +82,9 @@ class Log:
                 )
         except KeyboardInterrupt:
             raise  # the user's own, most likely
-        except BaseException as failure:  # noqa: BLE001 - of a filter's or an error's __str__, say
+        except BaseException as failure:  # of a filter's or an error's __str__, say
+            if exit_of(failure) is not None:
+                raise
             with suppress(Exception):
                 self._show(failure)
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from sitq._exceptions import leaves_of
 from sitq._modules import is_class_named
 from sitq._plain import plain
 from sitq.errors import ValidationError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection
 
     from sitq.models import RetryPolicy
 
@@ -100,7 +101,7 @@ def decide(policy: RetryPolicy | None, error: BaseException) -> Decision:
         policy: the retry policy; ``None``: there is none.
         error: what the task raised.
     """
-    leaves = list(_leaves(error))
+    leaves = list(leaves_of(error))
     if any(issubclass(type(leaf), Fail) for leaf in leaves):
         return Decision(again=False)
     if all(issubclass(type(leaf), Retry) for leaf in leaves):
@@ -112,17 +113,6 @@ def decide(policy: RetryPolicy | None, error: BaseException) -> Decision:
     if refused and _is_refused(refused, error):
         return Decision(again=False)
     return Decision(again=_listed(frozenset(map(str, policy.retry_on)), error))
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    """Return the exceptions in a group and in the groups in it; or the error, if it is none."""
-    waiting = [error]
-    while waiting:
-        each = waiting.pop()
-        if issubclass(type(each), BaseExceptionGroup):
-            waiting += _MEMBERS.__get__(each)
-        else:
-            yield each
 
 
 def _delay_of(error: BaseException) -> float | None:

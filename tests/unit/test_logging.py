@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import signal
+import sys
 from collections.abc import Iterator
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -94,3 +97,22 @@ def test_no_code_of_an_errors_class_runs(logger: logging.Logger) -> None:
     logger.propagate = False
     Log(NAME).warning("a fact", error=kind())
     assert [record.exc_info and record.exc_info[0] for record in handler.records] == [kind]
+
+
+class SignallingHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        assert record.name == NAME
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_what_a_signal_handler_raises_meanwhile_ends_the_process(logger: logging.Logger) -> None:
+    def on_term(number: int, frame: FrameType | None) -> None:
+        sys.exit(5)
+
+    logger.addHandler(SignallingHandler())
+    before = signal.signal(signal.SIGTERM, on_term)
+    try:
+        with pytest.raises(SystemExit):
+            Log(NAME).warning("a fact")
+    finally:
+        signal.signal(signal.SIGTERM, before)

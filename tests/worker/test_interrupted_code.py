@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import sys
 import threading
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import anyio
@@ -64,6 +67,35 @@ async def test_what_a_signal_handler_raises_anywhere_ends_the_worker_and_hands_b
     while await interrupted_drain(tmp_path / f"{moment}.db", moment):
         moment += 1
     assert moment > 10
+
+
+class Signalling(Exception):
+    """A signal comes while sitq asks for its text."""
+
+    def __str__(self) -> str:
+        signal.raise_signal(signal.SIGTERM)
+        return "text"
+
+
+async def raise_signalling() -> None:
+    raise Signalling
+
+
+async def test_what_a_signal_handler_raises_while_an_error_becomes_text_is_no_outcome(
+    queue: TaskQueue, tmp_path: Path
+) -> None:
+    def on_term(number: int, frame: FrameType | None) -> None:
+        sys.exit(5)
+
+    before = signal.signal(signal.SIGTERM, on_term)
+    try:
+        task_id = await queue.enqueue(raise_signalling)
+        with pytest.raises(SystemExit):
+            await Worker(SQLiteBackend(tmp_path / "q.db")).drain()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    info = await queue.get_task(task_id)
+    assert (info.status, info.attempts) == (TaskStatus.PENDING, 0)
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])

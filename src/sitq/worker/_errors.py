@@ -7,6 +7,8 @@ from pathlib import Path
 from traceback import TracebackException
 from typing import Final
 
+from sitq._exceptions import exit_of
+
 __all__ = ["MAX_ERROR", "MAX_TRACEBACK", "Raised", "error_text", "traceback_text"]
 
 MAX_ERROR: Final = 4_000
@@ -34,6 +36,7 @@ def error_text(error: BaseException) -> str:
     try:
         text = str.__str__(str(error))  # of a subclass, the formatting would be a stranger's
     except BaseException as inner:  # noqa: BLE001 - the error's own __str__ is user code
+        _raise_exit(inner)
         text = f"<str() of it raised {_name_of(type(inner))}>"
     return _clean(f"{name}: {text}" if text else name, MAX_ERROR)
 
@@ -44,7 +47,8 @@ def _name_of(kind: type[BaseException]) -> str:
         if kind.__module__ in {"builtins", "__main__", "__mp_main__"}:
             return name
         name = f"{kind.__module__!s}.{name}"
-    except BaseException:  # noqa: BLE001 - a metaclass is a stranger's code too
+    except BaseException as inner:  # noqa: BLE001 - a metaclass is a stranger's code too
+        _raise_exit(inner)
         return "Exception"
     return name
 
@@ -55,8 +59,15 @@ def traceback_text(error: BaseException) -> str | None:
         trace = TracebackException.from_exception(error, compact=True)
         _only_theirs(trace)
         return _clean("".join(trace.format()), MAX_TRACEBACK)
-    except BaseException:  # noqa: BLE001 - strange errors must not become errors of ours
+    except BaseException as inner:  # noqa: BLE001 - strange errors must not become errors of ours
+        _raise_exit(inner)
         return None
+
+
+def _raise_exit(inner: BaseException) -> None:
+    """Raise what a signal handler raised meanwhile: it is for the process."""
+    if exit_of(inner) is not None:
+        raise inner
 
 
 def _only_theirs(trace: TracebackException) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from anyio import to_thread
 
+from sitq._exceptions import exit_of
 from sitq._logging import Log
 from sitq._loops import nothing
 from sitq.context import CURRENT, TaskContext
@@ -19,7 +20,7 @@ from sitq.models import Outcome
 from sitq.signing import unseal
 from sitq.worker._cancelling import AttemptScope
 from sitq.worker._errors import Raised
-from sitq.worker._exits import end_child, exit_of
+from sitq.worker._exits import end_child
 from sitq.worker._fallbacks import Fallback
 from sitq.worker._misses import mismatched
 from sitq.worker._outcomes import outcome_of_error, outcome_of_refusal

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, Final
 
+from sitq._exceptions import exit_of
 from sitq._logging import Log
 from sitq.models import Outcome, OutcomeKind, RetryPolicy
 from sitq.retry import Decision, backoff, decide
@@ -33,7 +34,9 @@ def outcome_of_error(
     policy, attempt = task.retry or default, task.attempt
     try:
         decision = decide(policy, error)
-    except BaseException:  # noqa: BLE001 - a metaclass of the user's, say
+    except BaseException as inner:  # of a metaclass of the user's, say
+        if exit_of(inner) is not None:
+            raise
         decision = Decision(again=False)
     if decision.asked:
         policy = policy or RetryPolicy()

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 import anyio.lowlevel
 
+from sitq._exceptions import exit_of
 from sitq._logging import Log
 from sitq.context import Ties
 from sitq.models import Outcome, OutcomeKind
@@ -28,7 +29,7 @@ from sitq.signing import seal_outcome
 from sitq.worker._attempt_task import AttemptTask
 from sitq.worker._errors import error_text
 from sitq.worker._execution import End, Execution, NoThreadError
-from sitq.worker._exits import end_child, exit_of
+from sitq.worker._exits import end_child
 from sitq.worker._fallbacks import Fallback
 from sitq.worker._nurseries import Nurseries
 from sitq.worker._outcomes import log_end

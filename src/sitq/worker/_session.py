@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
+from sitq._exceptions import exit_of
 from sitq._logging import Log
 from sitq._loops import LoopRef, SharedEvent
 from sitq.errors import SitqError
 from sitq.models import LeaseState, Outcome
 from sitq.worker._execution import End
-from sitq.worker._exits import exit_of
 from sitq.worker._fetching import FULL_SWEEP, Fetcher
 from sitq.worker._leases import Heartbeats
 from sitq.worker._reporter import Reporter, Streak

@@ -8,15 +8,11 @@ from __future__ import annotations
 
 from inspect import CO_ITERABLE_COROUTINE
 from types import GeneratorType
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-__all__ = ["is_awaitable", "leaves_of"]
+__all__ = ["is_awaitable"]
 
 _MRO: Final = type.__dict__["__mro__"]
-_MEMBERS: Final = BaseExceptionGroup.__dict__["exceptions"]
 _NAMES: Final = type.__dict__["__dict__"]
 
 
@@ -27,14 +23,3 @@ def is_awaitable(value: object) -> bool:
         generator: Any = value
         return bool(generator.gi_code.co_flags & CO_ITERABLE_COROUTINE)
     return any("__await__" in _NAMES.__get__(base) for base in _MRO.__get__(kind))
-
-
-def leaves_of(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error, or each one in a group that is no group; however deep groups are nested."""
-    waiting = [error]
-    while waiting:
-        each = waiting.pop()
-        if issubclass(type(each), BaseExceptionGroup):
-            waiting += reversed(_MEMBERS.__get__(each))
-        else:
-            yield each
