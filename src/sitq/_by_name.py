@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, RootModel
 
-__all__ = ["TAG", "by_name", "is_tagged"]
+__all__ = ["TAG", "by_name", "is_tagged", "without_names"]
 
 # No field and no member has this name, and hardly any dict such a key.
 TAG: Final = "sitq:"
@@ -34,6 +34,23 @@ def is_tagged(plain: Any) -> bool:
     if type(plain) is dict:
         return TAG in plain
     return type(plain) is tuple and bool(plain) and type(plain[0]) is str and plain[0] == TAG
+
+
+def without_names(plain: Any) -> Any:
+    """Return a plain value without the tags, for those who do not know what it was made of."""
+    kind = type(plain)
+    if kind is dict:
+        items = plain.items()
+        return {without_names(key): without_names(item) for key, item in items if key != TAG}
+    if kind is tuple and is_tagged(plain):
+        parts = plain[1:]
+        if len(parts) == 2 and type(parts[0]) is str:  # noqa: PLR2004 - a member's name and value
+            return parts[1]
+        if all(type(part) is tuple and len(part) == 2 for part in parts):  # noqa: PLR2004 - a field
+            return tuple(without_names(item) for _, item in parts)
+    if kind in {list, tuple, set, frozenset}:
+        return kind(map(without_names, plain))
+    return plain
 
 
 def by_name(value: Any, plain: Any, simplify: Simplify) -> Any:

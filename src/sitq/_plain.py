@@ -80,5 +80,11 @@ def plain(value: Any) -> Any:
 
 
 def plain_member(value: Any) -> Any:
-    """Return `plain` of a value that is no member of an enum, which is more than its value."""
-    return value if issubclass(type(value), Enum) else plain(value)
+    """Return `plain` of a value, or the value itself if it is more than one of the plain type.
+
+    A member of an enum is more than its value. A pandas ``Timestamp`` has nanoseconds, and ``NaT``
+    is a datetime that stands for no moment at all.
+    """
+    kind = type(value)
+    is_more = issubclass(kind, Enum) or str(kind.__module__).partition(".")[0] == "pandas"
+    return value if is_more else plain(value)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, cast, overload
 
+from sitq._by_name import without_names
 from sitq._plain import plain
 from sitq._ports import checked_backend, checked_serializer
 from sitq.backends.sqlite import SQLiteBackend
@@ -184,7 +185,8 @@ class TaskQueue(EnqueueMethods):
         """Return the value that the task returned, as what it was.
 
         If this process does not know the function (it neither enqueued it nor marked it with
-        ``@task``), models and dataclasses come back as plain dicts. The value is ``None`` if the
+        ``@task``), models, dataclasses and NamedTuples come back as plain dicts, and members of
+        enums as their values. The value is ``None`` if the
         function is marked with ``@task(store_result=False)``.
 
         Raises:
@@ -207,7 +209,7 @@ class TaskQueue(EnqueueMethods):
         if function is None:
             if result.value == NOT_STORED:
                 return cast("R", None)
-            return cast("R", self._serializer.loads(result.value))
+            return cast("R", without_names(self._serializer.loads(result.value)))
         return cast("R", function.load_result(self._serializer, result.value))
 
     async def get_task(self, task_id: str) -> TaskInfo:

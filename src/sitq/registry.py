@@ -91,8 +91,8 @@ class Registry:
             try:
                 check_kind(entry)
                 check_reachable(entry)
-            except ValidationError:  # classes, generator functions, callable objects
-                continue
+            except Exception:  # noqa: BLE001, S112 - classes and callable objects, some with code
+                continue  # of their own that runs at any attribute
             added = self.add(entry)
             name = f"{module_name(module.__name__)}:{path}"
             if self.owner(name) is None:
@@ -274,18 +274,23 @@ def _offered(module: ModuleType) -> Iterator[tuple[str, Any]]:
     listed = getattr(module, "__all__", ())
     listed = listed if isinstance(listed, list | tuple) else ()
     for attribute, entry in list(vars(module).items()):
-        origin = getattr(entry, "__module__", None)
-        is_own = origin == module.__name__
-        is_inner = isinstance(origin, str) and origin.startswith(f"{module.__name__}.")
-        if not callable(entry) or not (
-            is_own or is_inner or attribute in listed or _mark_of(entry) is not None
-        ):
+        if not callable(entry) or not (attribute in listed or _is_of(entry, module)):
             continue
         yield attribute, entry
         if isinstance(entry, type):
             for name, member in list(vars(entry).items()):
                 if isinstance(member, staticmethod | classmethod):
                     yield f"{attribute}.{name}", getattr(entry, name)
+
+
+def _is_of(entry: Any, module: ModuleType) -> bool:
+    """Return whether a module or one that lies in it defines this, or ``@task`` marks it."""
+    try:
+        origin, mark = getattr(entry, "__module__", None), _mark_of(entry)
+    except Exception:  # noqa: BLE001 - a proxy such as flask.request, which leads nowhere now
+        return False
+    is_inner = isinstance(origin, str) and f"{origin}.".startswith(f"{module.__name__}.")
+    return is_inner or mark is not None
 
 
 def _layers(func: Any) -> list[object]:

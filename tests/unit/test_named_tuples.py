@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 from pydantic import BaseModel
 
+from sitq._by_name import without_names
 from sitq._comparison import difference
 from sitq.errors import ValidationError
 from sitq.functions import TaskFunction
@@ -99,3 +100,17 @@ def test_a_field_that_a_named_tuple_does_not_know_is_refused_and_named() -> None
 def test_a_named_tuple_that_was_stored_by_position_is_read() -> None:
     payload = serializer.dumps([[(1, {"name": "Ann"})], {}])
     assert taking(Pair).load_arguments(serializer, payload) == ((Pair(1, ANN),), {})
+
+
+@pytest.mark.parametrize(
+    ("plain", "value"),
+    [
+        (("sitq:",), ()),
+        (("sitq:", 5), ("sitq:", 5)),
+        (("sitq:", "RED", 1), 1),
+        ({("sitq:", "RED", 1): [("sitq:", ("x", 1))]}, {1: [(1,)]}),
+        ({"a": {"sitq:": "b", "b": None}}, {"a": {"b": None}}),
+    ],
+)
+def test_names_are_taken_out_of_plain_values_of_any_shape(plain: object, value: object) -> None:
+    assert without_names(plain) == value

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from datetime import datetime, timedelta
-from typing import Any
+from enum import Enum
+from typing import Any, NamedTuple
 
 import anyio
+import pydantic
 import pytest
 
 from sitq import (
@@ -22,6 +24,7 @@ from sitq import (
     UsageError,
     ValidationError,
 )
+from sitq._values import ValueCodec
 from sitq.ids import new_task_id
 from tests.unit.queue_support import SpyBackend, add, finish, greet, mail, spied_queue
 
@@ -145,6 +148,39 @@ async def test_the_value_of_an_unknown_function_comes_back_plain() -> None:
         assert result is not None
         foreign = result.model_copy(update={"function": "elsewhere:greet"})
         assert queue.deserialize_result(foreign) == {"a": 1}
+
+
+class Level(Enum):
+    LOW = 1
+
+
+class Point(NamedTuple):
+    x: int
+    y: int
+
+
+class Shape(pydantic.BaseModel):
+    level: Level = Level.LOW
+    points: set[Point] = set()
+    name: str = ""
+
+
+def draw() -> list[Shape]:
+    return []
+
+
+async def test_the_value_of_an_unknown_function_has_no_names_of_sitqs_own() -> None:
+    async with spied_queue() as (queue, backend, _):
+        task_id = await queue.enqueue(draw)
+        shapes = [Shape(points={Point(1, 2)})]
+        lowered = ValueCodec(list[Shape]).lower(shapes)
+        await finish(backend, lowered)
+        result: Result[Any] | None = await queue.get_result(str(task_id))
+        assert result is not None
+        assert queue.deserialize_result(result) == shapes
+        foreign = result.model_copy(update={"function": "elsewhere:draw"})
+        expected = [{"level": 1, "points": {(1, 2)}, "name": ""}]
+        assert queue.deserialize_result(foreign) == expected
 
 
 async def test_a_value_that_cannot_be_decoded_is_a_serialization_error() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import types
 from typing import Any
 from unittest import mock
@@ -149,6 +150,30 @@ def test_a_registry_asks_its_parent_and_tells_it_nothing() -> None:
 )
 def test_a_name_that_nobody_added_is_not_known(name: str) -> None:
     assert Registry().get(name) is None
+
+
+class Proxy:
+    """Stands for nothing outside of a request, as ``flask.request`` does."""
+
+    def __getattr__(self, name: str) -> object:
+        raise RuntimeError(name)
+
+    def __call__(self) -> None: ...
+
+
+@pytest.mark.parametrize("listed", [[], ["request"]], ids=["imported", "listed"])
+@pytest.mark.parametrize("origin", ["elsewhere", "with_proxies"])
+def test_a_module_may_hold_proxies(
+    listed: list[str], origin: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = types.ModuleType("with_proxies")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(Proxy, "__module__", origin)
+    exec("def send(): ...", vars(module))
+    vars(module).update(request=Proxy(), __all__=listed)
+    registry = Registry()
+    registry.add_module(module)
+    assert registry.names() == {"with_proxies:send"}
 
 
 def test_a_module_adds_the_static_and_class_methods_of_its_classes() -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from datetime import datetime
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
-from sitq.errors import SerializationError, ValidationError
+from sitq.errors import SerializationError, SitqError, ValidationError
 from sitq.functions import TaskFunction
 from sitq.serialization import MsgpackSerializer
 
@@ -87,3 +88,21 @@ def test_a_value_that_holds_itself_is_not_walked_for_ever() -> None:
     loop += [loop, loop]
     with pytest.raises(SerializationError, match="over the limit|holds itself"):
         taking(Any).dump_arguments(serializer, (loop,), {})
+
+
+class Timestamp(datetime):
+    """Has nanoseconds beside, as that of pandas."""
+
+    __module__ = "pandas._libs.tslibs.timestamps"
+
+
+@pytest.mark.parametrize("annotation", [datetime, Any, list[datetime], datetime | None])
+def test_a_datetime_of_pandas_is_not_taken_for_a_plain_one(annotation: Any) -> None:
+    def at(moment: Any) -> None: ...
+
+    at.__annotations__["moment"] = annotation
+    moment: Any = Timestamp(2026, 1, 2)
+    if annotation == list[datetime]:
+        moment = [moment]
+    with pytest.raises(SitqError, match=r"timestamp\.to_pydatetime\(\)"):
+        TaskFunction[None]("m:at", at).dump_arguments(MsgpackSerializer(), (moment,), {})
