@@ -48,7 +48,7 @@ def _trio_token() -> trio.lowlevel.TrioToken | None:
 
 
 def in_event_loop() -> bool:
-    """Tell if the calling thread runs an event loop."""
+    """Return whether the calling thread runs an event loop."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -237,7 +237,7 @@ class LoopRef:
 
 
 def nothing() -> None:
-    """Do nothing, where something has to be called."""
+    """No-op callback."""
 
 
 class SharedEvent:
@@ -249,7 +249,7 @@ class SharedEvent:
         self._waiting: list[tuple[LoopRef, anyio.Event]] = []
 
     def is_set(self) -> bool:
-        """Tell if it has been set."""
+        """Return whether it has been set."""
         return self._set
 
     def set(self) -> None:

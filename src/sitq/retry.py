@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from sitq.models import RetryPolicy
 
-__all__ = ["Decision", "Fail", "Retry", "backoff", "decide", "wants_retry"]
+__all__ = ["Decision", "Fail", "Retry", "backoff", "decide"]
 
 _LONGEST: Final = 10 * 365 * 86400.0
 # A subclass may have attributes of its own by these names, or a metaclass that does.
@@ -141,17 +141,6 @@ def backoff(policy: RetryPolicy, attempt: int, draw: float) -> float:
     except OverflowError:
         wait = math.inf
     return min(wait, policy.max_delay) * (1 - policy.jitter * draw)
-
-
-def wants_retry(policy: RetryPolicy, attempt: int, error: BaseException) -> bool:
-    """Return whether a task is to be tried again: see `decide`, while attempts are left.
-
-    Args:
-        policy: the retry policy.
-        attempt: the attempt that failed; 1 for the first.
-        error: what the task raised.
-    """
-    return attempt < policy.max_attempts and decide(policy, error).again
 
 
 def _listed(names: Collection[str], error: BaseException) -> bool:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sitq.backends._texts import dump_policy, load_policy
 from sitq.errors import ValidationError
 from sitq.models import RetryPolicy
-from sitq.retry import Fail, Retry, backoff, decide, wants_retry
+from sitq.retry import Fail, Retry, backoff, decide
 
 
 def test_each_wait_is_longer_by_the_factor() -> None:
@@ -93,18 +93,11 @@ ONLY_APP = RetryPolicy(retry_on=(AppError,))
     ],
 )
 def test_what_is_listed_is_retried(policy: RetryPolicy, error: BaseException, wanted: bool) -> None:
-    assert wants_retry(policy, 1, error) is wanted
-
-
-def test_nothing_is_retried_once_the_attempts_are_spent() -> None:
-    policy = RetryPolicy(max_attempts=3)
-    assert wants_retry(policy, 2, ValueError())
-    assert not wants_retry(policy, 3, ValueError())
-    assert not wants_retry(policy, 3, Retry())
+    assert decide(policy, error).again is wanted
 
 
 def test_asking_for_a_retry_needs_no_listing() -> None:
-    assert wants_retry(RetryPolicy(retry_on=()), 1, Retry(delay=3))
+    assert decide(RetryPolicy(retry_on=()), Retry(delay=3)).again
 
 
 def test_the_longest_delay_of_a_group_of_retries_counts() -> None:

@@ -14,7 +14,7 @@ from sitq.backends.memory import MemoryBackend
 from sitq.ids import new_task_id
 from sitq.models import ReservedTask, RetryPolicy
 from sitq.registry import Registry, known
-from sitq.retry import wants_retry
+from sitq.retry import decide
 from sitq.worker._misses import missed
 from tests.unit.queue_support import spied_queue
 
@@ -266,9 +266,9 @@ def test_a_class_is_known_by_what_a_module_calls_it(load: Load) -> None:
     load("names_l", "from names_l.errors import LostError as Lost")
     for name in ("names_l.errors.LostError", "names_l.errors:LostError", "names_l.Lost"):
         policy = RetryPolicy(retry_on=(name,))
-        assert wants_retry(policy, 1, inner.LostError()), name
+        assert decide(policy, inner.LostError()).again, name
     for name in ("names_l.LostError", "errors.LostError", "builtins.int"):
-        assert not wants_retry(RetryPolicy(retry_on=(name,)), 1, inner.LostError()), name
+        assert not decide(RetryPolicy(retry_on=(name,)), inner.LostError()).again, name
 
 
 @pytest.mark.parametrize("main", ["__main__", "__mp_main__"])
@@ -281,8 +281,8 @@ def test_a_class_of_a_script_is_named_by_its_path(load: Load, main: str) -> None
     old = RetryPolicy(retry_on=("__main__.LostError",))  # how it was stored before
     by_name = RetryPolicy(retry_on=("names.app.LostError",))
     for each in (policy, again, old, by_name):
-        assert wants_retry(each, 1, script.LostError())
+        assert decide(each, script.LostError()).again
     imported = load("app", ERRORS, path)
-    assert wants_retry(policy, 1, imported.LostError())
+    assert decide(policy, imported.LostError()).again
     other = load("other", ERRORS, "/srv/names/other.py")
-    assert not wants_retry(policy, 1, other.LostError())
+    assert not decide(policy, other.LostError()).again

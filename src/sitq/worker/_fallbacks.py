@@ -107,7 +107,7 @@ class Fallbacks:
         while True:
             try:
                 (is_accepted,) = await self._backend.finish([outcome])
-            except Exception as error:  # noqa: BLE001 - a store in trouble never ends a worker
+            except Exception as error:  # noqa: BLE001 - an unavailable store never ends a worker
                 plain = replaced(outcome, error) if isinstance(error, BackendValueError) else None
                 if plain is None:
                     await anyio.sleep(self._streak.fail(error))

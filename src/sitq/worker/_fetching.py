@@ -98,7 +98,7 @@ class Fetcher:
                 self._due = False  # what is stored from now on makes it true again
                 try:
                     wait = await self._reserve(runners, room)
-                except Exception as error:  # noqa: BLE001 - a store in trouble never ends a worker
+                except Exception as error:  # noqa: BLE001 - an unavailable store never ends a worker
                     if self._drain:
                         self.error = error
                         return
@@ -243,7 +243,7 @@ class Fetcher:
         wake = self._woken.set
         try:
             return self._hands_over.stand_by(self._id, queues, room, lease, self._listener, wake)
-        except Exception as error:  # noqa: BLE001 - a store in trouble never ends a worker
+        except Exception as error:  # noqa: BLE001 - an unavailable store never ends a worker
             self._not_granted(error)
             return None
 
@@ -271,7 +271,7 @@ class Fetcher:
     async def _take(self, standby: Standby, runners: Runners) -> None:
         try:
             reservation = await standby.end()
-        except Exception as error:  # noqa: BLE001 - a store in trouble never ends a worker
+        except Exception as error:  # noqa: BLE001 - an unavailable store never ends a worker
             self._not_granted(error)
             return
         if reservation is None:

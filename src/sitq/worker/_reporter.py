@@ -1,4 +1,4 @@
-"""Outcomes on their way to the store: written in groups, kept while the store is in trouble."""
+"""Outcomes on their way to the store: written in groups, kept while the store is unavailable."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class Reporter:
         return self._streak.is_failing and bool(self._waiting or self._group)
 
     def is_writing(self, lease: Lease) -> bool:
-        """Tell if the outcome of a lease is with the store at this moment."""
+        """Return whether the outcome of a lease is with the store at this moment."""
         return lease in self._group
 
     def has_outcome(self, lease: Lease) -> bool:
@@ -117,7 +117,7 @@ class Reporter:
         return lease in self._waiting or lease in self._group or lease in self._fallbacks
 
     def expects_refusal(self, lease: Lease) -> bool:
-        """Tell if what waits for a lease is there only in case that its success was rolled back."""
+        """Return whether what waits for a lease counts only if its success was rolled back."""
         return lease in self._fallbacks
 
     def _update(self) -> None:
@@ -176,7 +176,7 @@ class Reporter:
         group = self._group = self._next_group()
         try:
             accepted = await self._send(list(group.values()))
-        except Exception as error:  # noqa: BLE001 - a store in trouble never ends a worker
+        except Exception as error:  # noqa: BLE001 - an unavailable store never ends a worker
             if isinstance(error, _PASSING):
                 self._waiting = group | self._waiting
                 return self._streak.fail(error)

@@ -189,7 +189,7 @@ class Session:
         )
 
     def runs(self, context: TaskContext) -> bool:
-        """Tell if a task is one that this worker runs; from any thread."""
+        """Return whether a task is one that this worker runs; from any thread."""
         return self._runners is not None and self._runners.runs(context)
 
     # -- reporting ---------------------------------------------------------------------------
@@ -218,7 +218,7 @@ class Session:
                 await anyio.sleep(streak.fail(error))
 
     def _hear_of(self, lease: Lease, state: LeaseState) -> None:
-        """Act on what a heartbeat was told."""
+        """End the attempt whose lease is lost or whose task is to be cancelled."""
         if state is LeaseState.LOST:
             self._lose(lease)
         elif self._runners is not None:
@@ -251,7 +251,7 @@ class Session:
         )
 
     def _has_completed(self, lease: Lease) -> bool:
-        """Tell if an attempt has completed itself in a transaction, committed or not."""
+        """Return whether an attempt has completed itself in a transaction, committed or not."""
         is_running = self._runners is not None and self._runners.has_completed(lease)
         return is_running or self._reporter.expects_refusal(lease)
 
