@@ -279,7 +279,7 @@ class LoopThread:
     """An asyncio loop in a daemon thread: a forgotten stop never keeps the process alive."""
 
     def __init__(self, name: str) -> None:
-        """Start the loop.
+        """Make what `start` runs.
 
         Args:
             name: the thread's name.
@@ -288,19 +288,42 @@ class LoopThread:
             UsageError: gevent has replaced the threads of this process.
         """
         refuse_green_threads("a queue with an event loop of its own")
-        self._loop = asyncio.new_event_loop()
+        self._name: Final = name
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._error: BaseException | None = None
+        self._claim: Final = threading.Lock()
+        self._made: Final = threading.Lock()
+        self._made.acquire()
+        self._thread: threading.Thread | None = None
         self._ending = False
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+
+    def start(self) -> None:
+        """Run the loop, unless it runs already; also after an interrupt in the middle of this.
+
+        The thread makes it: no signal handler runs there.
+        """
+        if not self._claim.locked():
+            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            self._thread.start()
 
     def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
+        if not self._claim.acquire(blocking=False):
+            return  # the first start was interrupted, but its thread has begun
+        self._thread = threading.current_thread()
         try:
-            self._loop.run_forever()
+            loop = self._loop = asyncio.new_event_loop()
+        except BaseException as error:  # noqa: BLE001 - it is raised where the loop is asked for
+            self._error = error
+            return
         finally:
-            self._loop.run_until_complete(self._end_tasks())
-            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-            self._loop.close()
+            self._made.release()
+        asyncio.set_event_loop(loop)
+        try:
+            loop.run_forever()
+        finally:
+            loop.run_until_complete(self._end_tasks())
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.close()
 
     async def _end_tasks(self) -> None:
         """Cancel what still runs, so that nobody waits for it for ever."""
@@ -311,29 +334,51 @@ class LoopThread:
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
-        """The loop."""
+        """The loop, once it has been started.
+
+        Raises:
+            OSError: the system has no files left for it.
+        """
+        with self._made:
+            pass
+        if self._loop is None:
+            raise self._error or RuntimeError("there is no loop")
         return self._loop
+
+    @property
+    def is_alive(self) -> bool:
+        """False once the loop has ended, and in a process that was forked."""
+        return self._thread is not None and self._thread.is_alive()
 
     def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         """Start ``work`` on the loop."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
+        return asyncio.run_coroutine_threadsafe(work, self.loop)
+
+    def call_soon(self, function: Callable[[], object]) -> None:
+        """Have the loop call ``function`` soon, unless it has ended; from any thread."""
+        loop = self.loop
+        if not loop.is_closed():
+            with suppress(RuntimeError):  # closed in between
+                loop.call_soon_threadsafe(function)
 
     def stop_soon(self) -> None:
         """End the loop, without waiting for it; from anywhere, a garbage collection too."""
-        if not self._loop.is_closed():
-            with suppress(RuntimeError):  # closed in between
-                self._loop.call_soon_threadsafe(self._end)
+        self.call_soon(self._end)
 
     def _end(self) -> None:
         if not self._ending:  # the tasks that end now must not be stopped too
             self._ending = True
-            self._loop.stop()
+            self.loop.stop()
 
     def stop(self) -> None:
         """End the loop and wait for its thread. Calling it twice is fine."""
         self.stop_soon()
-        if self._thread is not threading.current_thread():
-            self._thread.join()
+        self.join()
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait for the end of the thread, for at most ``timeout`` seconds."""
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout)
 
 
 async def to_its_end(work: Callable[[], Coroutine[Any, Any, T]]) -> T:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import threading
-from concurrent.futures import CancelledError, wait
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, Self, TypeVar, overload
 
 import anyio
 
 from sitq._alike import join
-from sitq._loops import LoopThread, in_event_loop, run_inline
+from sitq._loops import run_inline
+from sitq._portal import Portal, refuse_event_loop
 from sitq._ports import checked_serializer
 from sitq.backends.sqlite import SQLiteBackend
 from sitq.binding import joined
@@ -23,8 +21,7 @@ from sitq.options import NO_OPTIONS, Options, make_options
 from sitq.queue import TaskQueue
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-    from concurrent.futures import Future
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
     from datetime import datetime, timedelta
     from types import ModuleType, TracebackType
 
@@ -39,89 +36,6 @@ __all__ = ["SyncBoundQueue", "SyncEnqueueMethods", "SyncTaskQueue", "SyncTransac
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
-
-_TURN: Final = 1.0  # seconds
-
-
-class _Portal:
-    """Runs coroutines on a loop in a thread, and has the callers wait for them."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._thread: LoopThread | None = None
-        self._calls: set[Future[Any]] = set()
-        self._pid = os.getpid()
-        self._closed = False
-        # True from the opening of the store to the closing.
-        self.is_connected: bool = False
-
-    def run(self, work: Callable[[], Coroutine[Any, Any, T]], *, reopen: bool = False) -> T:
-        """Return what ``work`` returns; an exception in the caller's thread cancels it."""
-        self.check()
-        future: Future[T] | None = None
-        try:
-            with self._lock:
-                future = self._submit(work, reopen=reopen)
-                self._calls.add(future)
-            # In turns: an interrupt that comes just before a wait would not end it.
-            while wait([future], timeout=_TURN).not_done:
-                pass
-            return future.result()
-        except CancelledError:
-            message = "the queue was closed during this call, which may have been carried out"
-            raise UsageError(message) from None
-        finally:
-            if future is not None:
-                self._calls.discard(future)
-                future.cancel()  # of a KeyboardInterrupt here, the loop would not know
-
-    def _submit(self, work: Callable[[], Coroutine[Any, Any, T]], *, reopen: bool) -> Future[T]:
-        if self._closed and not reopen:
-            raise UsageError("this queue is closed: call connect(), or use 'with' again")
-        self._closed = False
-        if self._thread is None:
-            self._thread = LoopThread("sitq-sync-queue")
-            self._pid = os.getpid()
-        return self._thread.submit(work())
-
-    def connect(
-        self, work: Callable[[], Coroutine[Any, Any, None]], *, reopen: bool = False
-    ) -> None:
-        """Run what opens the store, and note that it is open."""
-        self.run(work, reopen=reopen)
-        with self._lock:
-            self.is_connected = not self._closed
-
-    def close(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run ``last``, end what else runs, and stop the loop. Twice is fine."""
-        if self._thread is not None and self._pid != os.getpid():
-            return  # the thread is the parent's
-        self.check()
-        with self._lock:
-            thread, self._thread = self._thread, None
-            self._closed = True
-            self.is_connected = False
-        if thread is not None:
-            try:
-                thread.submit(last()).result()
-                # The others have an answer by now, and are about to return it.
-                wait(list(self._calls), timeout=_TURN)
-            finally:
-                thread.stop()
-
-    def check(self) -> None:
-        """Refuse a caller that must not be blocked, or that has no loop after a fork."""
-        _refuse_event_loop()
-        if self._thread is not None and self._pid != os.getpid():
-            raise UsageError("this queue was opened before a fork: make a new one in the child")
-
-
-def _refuse_event_loop() -> None:
-    if in_event_loop():
-        raise UsageError(
-            "SyncTaskQueue would block the event loop that runs in this thread: "
-            "use TaskQueue and await its methods"
-        )
 
 
 class _SyncProducer:
@@ -244,6 +158,7 @@ class SyncTaskQueue(SyncEnqueueMethods):
 
     Use it as ``with SyncTaskQueue(backend) as queue:``, or call `connect` and `close`. The first
     use connects by itself. In a thread that runs an event loop each method raises `UsageError`.
+    A queue that is collected as garbage closes by itself.
 
     Args:
         backend: the store, for this queue alone; ``None``: ``SQLiteBackend("sitq.db")``.
@@ -259,32 +174,18 @@ class SyncTaskQueue(SyncEnqueueMethods):
         self._backend: Final = SQLiteBackend() if backend is None else backend
         self._serializer: Final = serializer
         self._queue: Final = TaskQueue(self._backend, serializer)
-        self._portal: Final = _Portal()
         # The drains that run, by the event of their end; for the portal's loop.
         self._drains: Final[dict[anyio.Event, anyio.CancelScope]] = {}
+        self._portal: Final = Portal(partial(_end, self._queue, self._drains))
         checked = checked_serializer(serializer)
         self._factory: Final = TaskFactory(self._backend, self._backend.clock, checked)
         if isinstance(self._backend, BlockingBackend):
             # The store itself refuses what was opened before a fork.
-            store = partial(self._store_here, self._backend)
-            super().__init__(_SyncProducer(self._factory, _refuse_event_loop, store))
+            store = partial(_store_here, self._portal, self._queue, self._backend)
+            super().__init__(_SyncProducer(self._factory, refuse_event_loop, store))
         else:
-            super().__init__(_SyncProducer(self._factory, self._portal.check, self._store))
-
-    def _store_here(self, backend: BlockingBackend, tasks: Sequence[Task]) -> list[TaskId[Any]]:
-        """Store tasks in the caller's thread."""
-        if not self._portal.is_connected:
-            self._portal.connect(self._queue.connect)
-        return backend.enqueue_blocking(tasks)
-
-    def _store(self, tasks: Sequence[Task]) -> list[TaskId[Any]]:
-        """Store tasks through the loop."""
-
-        async def store() -> list[TaskId[Any]]:
-            await self._queue.connect()
-            return await self._backend.enqueue(tasks)
-
-        return self._portal.run(store)
+            store = partial(_store, self._portal, self._queue, self._backend)
+            super().__init__(_SyncProducer(self._factory, self._portal.check, store))
 
     def __repr__(self) -> str:
         return f"Sync{self._queue!r}"
@@ -294,8 +195,11 @@ class SyncTaskQueue(SyncEnqueueMethods):
         self._portal.connect(self._queue.connect, reopen=True)
 
     def close(self) -> None:
-        """See `TaskQueue.close`; ends the calls of other threads too."""
-        self._portal.close(self._end)
+        """See `TaskQueue.close`; ends the calls of other threads too.
+
+        If a signal handler raises meanwhile, the closing goes on in the queue's own thread.
+        """
+        self._portal.close()
 
     def __enter__(self) -> Self:
         self.connect()
@@ -419,12 +323,34 @@ class SyncTaskQueue(SyncEnqueueMethods):
 
         return self._portal.run(work)
 
-    async def _end(self) -> None:
-        """Have the drains hand their tasks back, and close the queue."""
-        for ended, scope in list(self._drains.items()):
-            scope.cancel()
-            await ended.wait()
-        await self._queue.close()
+
+def _store_here(
+    portal: Portal, queue: TaskQueue, backend: BlockingBackend, tasks: Sequence[Task]
+) -> list[TaskId[Any]]:
+    """Store tasks in the caller's thread."""
+    if not portal.is_connected:
+        portal.connect(queue.connect)
+    return backend.enqueue_blocking(tasks)
+
+
+def _store(
+    portal: Portal, queue: TaskQueue, backend: Backend, tasks: Sequence[Task]
+) -> list[TaskId[Any]]:
+    """Store tasks through the loop."""
+
+    async def store() -> list[TaskId[Any]]:
+        await queue.connect()
+        return await backend.enqueue(tasks)
+
+    return portal.run(store)
+
+
+async def _end(queue: TaskQueue, drains: dict[anyio.Event, anyio.CancelScope]) -> None:
+    """Have the drains hand their tasks back, and close the queue."""
+    for ended, scope in list(drains.items()):
+        scope.cancel()
+        await ended.wait()
+    await queue.close()
 
 
 class SyncTransactionQueue(SyncEnqueueMethods):

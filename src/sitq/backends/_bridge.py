@@ -58,6 +58,7 @@ class _Answer(Generic[T]):
 def begin_thread(name: str) -> LoopThread:
     """A loop for a driver; where nobody ends it, the end of the process does, without a word."""
     thread = LoopThread(name)
+    thread.start()
     atexit.register(thread.stop)
     return thread
 
