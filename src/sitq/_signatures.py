@@ -59,7 +59,6 @@ class Signature:
 
     Args:
         func: the function.
-        is_async: whether what it returns is awaited.
 
     Raises:
         TypeError: Python knows no signature of it.
@@ -78,7 +77,7 @@ class Signature:
         "result",
     )
 
-    def __init__(self, func: Callable[..., Any], *, is_async: bool) -> None:
+    def __init__(self, func: Callable[..., Any]) -> None:
         scope = _Scope(func)
         signature = scope.spell_out(inspect.signature(func))
         self._bind: Final = signature.bind
@@ -115,7 +114,10 @@ class Signature:
         self.positional_counts: Final = frozenset(
             count for count, names in self._needed.items() if not names
         )
-        self.result: Final = scope.slot("the return value", signature.return_annotation, is_async)
+        # A worker awaits what can be awaited, of a plain function too.
+        self.result: Final = scope.slot(
+            "the return value", signature.return_annotation, awaited=True
+        )
 
     def fits(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
         """Return whether a call fits; False also for one that only `check` can judge.
@@ -163,7 +165,7 @@ class _Scope:
             param.__name__: param for param in getattr(inner, "__type_params__", ())
         }
 
-    def slot(self, label: str, annotation: Any, awaited: bool = False) -> Slot:  # noqa: FBT001, FBT002
+    def slot(self, label: str, annotation: Any, *, awaited: bool = False) -> Slot:
         problem = None
         try:
             resolved = Any if annotation is inspect.Parameter.empty else self._resolve(annotation)

@@ -219,9 +219,7 @@ class TaskFunction(Generic[R_co]):
 
     def _inspect(self) -> Signature:
         try:
-            self._signature = signature = Signature(
-                self.func, is_async=_is_annotated_async(self.func)
-            )
+            self._signature = signature = Signature(self.func)
         except (TypeError, ValueError, NameError) as error:
             raise ValidationError(
                 f"{self.label}: it has no signature that Python can tell "
@@ -271,17 +269,3 @@ class TaskFunction(Generic[R_co]):
     ) -> ValidationError | SerializationError:
         """Return the error to raise about a value: which one, what is wrong, and what to do."""
         return type(error)(f"{self.label}: {slot.label}: {error}{advice_for(value)}")
-
-
-def _is_annotated_async(func: object) -> bool:
-    """Tell if the annotation of what a function returns is that of a coroutine function.
-
-    A wrapper has it from what it wraps, whatever its own calls give.
-    """
-    seen: set[int] = set()
-    while id(func) not in seen:
-        if inspect.iscoroutinefunction(func):
-            return True
-        seen.add(id(func))
-        func = getattr(func, "__wrapped__", func)
-    return False

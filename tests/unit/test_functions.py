@@ -384,6 +384,13 @@ def test_coroutine_functions_are_told_apart_and_a_plain_wrapper_is_none_of_them(
     assert not task(starts).is_async
 
 
+def test_what_a_plain_function_gives_to_be_awaited_is_of_the_type_behind_it() -> None:
+    for function in (task(starts), task(declared)):
+        assert function.load_result(serializer, function.dump_result(serializer, 3)) == 3
+        with pytest.raises(ValidationError, match="the return value: Input should be a valid int"):
+            function.dump_result(serializer, "3")
+
+
 def test_the_result_of_an_awaitable_is_what_travels() -> None:
     function = task(declared)
     assert function.load_result(serializer, function.dump_result(serializer, 1)) == 1
