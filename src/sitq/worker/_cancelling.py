@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from types import CoroutineType, coroutine
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Awaitable, Coroutine, Generator
-    from types import TracebackType
 
 __all__ = ["AttemptScope"]
 
@@ -18,7 +17,7 @@ T = TypeVar("T")
 
 
 class AttemptScope:
-    """The scope that an attempt runs in.
+    """What cancels an attempt; it runs in ``with scope.outer, scope.inner``.
 
     anyio and trio cancel again at each ``await``. So there are two scopes: the outer one is
     cancelled first, and once that has reached the attempt, the inner one shields it for the grace.
@@ -27,34 +26,23 @@ class AttemptScope:
     Args:
         scope: makes a cancel scope of the running loop.
         grace: seconds that clean-up may take.
+        host: the attempt's task, on asyncio.
     """
 
-    __slots__ = ("_grace", "_inner", "_outer", "cancel_called", "host")
+    __slots__ = ("_grace", "_host", "cancel_called", "inner", "outer")
 
-    def __init__(self, scope: type[anyio.CancelScope], grace: float) -> None:
-        self._outer = scope()
-        self._inner = scope()
+    def __init__(
+        self,
+        scope: type[anyio.CancelScope],
+        grace: float,
+        host: asyncio.Task[Any] | None = None,
+    ) -> None:
+        self.outer = scope()
+        self.inner = scope()
         self._grace = grace
-        self.host: asyncio.Task[Any] | None = None
-        """The attempt's task, on asyncio."""
+        self._host = host
         self.cancel_called = False
         """True once the attempt is cancelled."""
-
-    def __enter__(self) -> Self:
-        self._outer.__enter__()
-        self._inner.__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        try:
-            self._inner.__exit__(kind, error, trace)
-        finally:
-            self._outer.__exit__(kind, error, trace)
 
     def cancel(self) -> None:
         """Cancel the attempt once, and for good after its grace; in the loop."""
@@ -64,15 +52,15 @@ class AttemptScope:
         if self.cancel_called:
             return
         self.cancel_called = True
-        if self.host is not None and self.host.cancelling():
+        if self._host is not None and self._host.cancelling():
             self._begin_grace()  # asyncio has cancelled it already
         else:
-            self._outer.cancel(self._reason)
+            self.outer.cancel(self._reason)
 
     def cancel_now(self) -> None:
         """Cancel the attempt for good, without a grace; in the loop."""
         self.cancel_called = True
-        self._inner.cancel()
+        self.inner.cancel()
 
     @property
     def _reason(self) -> str:
@@ -90,11 +78,11 @@ class AttemptScope:
             self._begin_grace()
 
     def _begin_grace(self) -> None:
-        if not self._inner.shield:
-            host = self.host
+        if not self.inner.shield:
+            host = self._host
             now = anyio.current_time() if host is None else host.get_loop().time()
-            self._inner.deadline = now + self._grace
-            self._inner.shield = True
+            self.inner.deadline = now + self._grace
+            self.inner.shield = True
 
     @coroutine
     def watched(self, awaitable: Awaitable[T]) -> Generator[Any, Any, T]:

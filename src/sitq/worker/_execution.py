@@ -75,7 +75,6 @@ class Execution:
     __slots__ = (
         "_context",
         "_end",
-        "_scope",
         "_thread",
         "_timed_out",
         "_workshop",
@@ -83,6 +82,7 @@ class Execution:
         "host",
         "lease",
         "raised",
+        "scope",
         "since",
         "task",
         "variables",
@@ -96,7 +96,8 @@ class Execution:
         self._context: TaskContext | None = None
         # The context variables that the function sees; set once it has begun.
         self.variables: Context
-        self._scope: AttemptScope | None = None
+        # What cancels it, while it can be cancelled.
+        self.scope: AttemptScope | None = None
         self._timed_out = False
         self._end: End | None = None
         # The call of a plain function, until it has ended.
@@ -135,8 +136,8 @@ class Execution:
             self._end = why
         # A plain function cannot be stopped: cancelled on request, it is waited for; at a
         # shutdown and after the loss of its lease it is left to itself.
-        if self._scope is not None and (why is not End.CANCEL or self._thread is None):
-            self._cancel(self._scope, has_grace=why in {End.CANCEL, End.SHUTDOWN})
+        if self.scope is not None and (why is not End.CANCEL or self._thread is None):
+            self._cancel(self.scope, has_grace=why in {End.CANCEL, End.SHUTDOWN})
 
     def _cancel(self, scope: AttemptScope, *, has_grace: bool) -> None:
         # A plain function that is left to itself has no use for a grace.
@@ -147,12 +148,12 @@ class Execution:
 
     def note_cancel(self, message: object) -> None:
         """Note that its asyncio task is cancelled, with that message."""
-        if self._scope is not None:
-            self._scope.note_cancel(message)
+        if self.scope is not None:
+            self.scope.note_cancel(message)
 
     def _time_out(self) -> None:
         """End the attempt at its timeout; in the loop."""
-        if self._scope is None:
+        if self.scope is None:
             return
         if self._end is None:
             self._timed_out = True
@@ -161,7 +162,7 @@ class Execution:
         elif self._thread is None:
             return  # it is cancelled already
         # A plain function that was asked to end and has not done so is left to itself.
-        self._cancel(self._scope, has_grace=True)
+        self._cancel(self.scope, has_grace=True)
 
     def begin(self) -> Coroutine[Any, Any, Outcome | None] | Outcome | None:
         """Rebuild the arguments, and return what makes the call, to be run in a task of its own.
@@ -193,16 +194,18 @@ class Execution:
     ) -> Outcome | None:
         """Call the function within a scope that ends the attempt, and return the outcome."""
         seconds = self.task.timeout
-        scope = self._scope = AttemptScope(self._workshop.scope, self._workshop.grace)
-        scope.host = self.host
         ended: tuple[Any] | Raised | None = None
         late_call: Callable[[], object] = nothing
         if seconds is not None:
             context.deadline = self._workshop.clock.now() + timedelta(seconds=seconds)
             late_call = self._workshop.call_later(seconds, self._time_out)
         try:
-            with scope:
-                if self._end is None:
+            if self.scope is not None:  # on trio, its nursery is in there
+                ended = await self._call(args, kwargs)
+            else:
+                scope = AttemptScope(self._workshop.scope, self._workshop.grace, self.host)
+                self.scope = scope
+                with scope.outer, scope.inner:
                     ended = await self._call(args, kwargs)
         except RuntimeError:
             if ended is None and self._end is None and not self._timed_out:
@@ -210,7 +213,7 @@ class Execution:
             # anyio does not let anybody leave a scope around one that was left open.
             _log.warning("task %s left a cancel scope open", self.lease.task_id)
         late_call()
-        self._scope = None
+        self.scope = None
         # What it raises on its way out is no reason of its own; what it returns all the same is a
         # result.
         if self._timed_out and self._end is None and not isinstance(ended, tuple):
@@ -219,8 +222,12 @@ class Execution:
             ended = Raised(late)
         return self._outcome(ended)
 
-    async def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any] | Raised:
-        """Return the value in a tuple, or what was raised."""
+    async def _call(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any] | Raised | None:
+        """Return the value in a tuple, or what was raised; ``None`` if it has to end already."""
+        if self._end is not None:
+            return None
         function = self._workshop.function
         process = os.getpid()
         try:
@@ -242,9 +249,9 @@ class Execution:
         return ended
 
     def _watched(self, awaitable: Awaitable[Any]) -> Awaitable[Any]:
-        if self.host is not None or self._scope is None:
+        if self.host is not None or self.scope is None:
             return awaitable
-        return self._scope.watched(awaitable)
+        return self.scope.watched(awaitable)
 
     async def _call_in_thread(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -1,40 +1,58 @@
 """Where attempts run on trio: each in a task of its own, in a nursery that it has to itself.
 
 An attempt may leave a nursery of its own open. trio reports that as an error of the attempt's task,
-which cancels the nursery around it and everything else in there. Opening a nursery for each attempt
-would cost as much as a short attempt does, so a nursery is used again once its attempt has ended.
+which cancels the nursery around it and everything else in there. Opening a nursery and the scopes
+that cancel the attempt would cost as much as a short attempt does, so they are used again once
+their attempt has ended, unless it was cancelled.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from math import inf
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import anyio
 
 from sitq._logging import Log
+from sitq.worker._cancelling import AttemptScope
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from contextvars import Context
 
     import trio
     from anyio.abc import TaskStatus
+
+    from sitq.worker._execution import Execution
 
 __all__ = ["Nurseries"]
 
 _log: Final = Log(__name__)
 
 
+class _Place(NamedTuple):
+    """Where one attempt runs at a time."""
+
+    scope: AttemptScope
+    nursery: trio.Nursery
+    is_over: trio.Event
+
+
 class Nurseries:
     """Starts attempts on trio, each in a nursery that no other attempt uses at the same time.
 
     They are out of reach of the worker's own cancellation.
+
+    Args:
+        grace: seconds that the clean-up of a cancelled attempt may take.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, grace: float) -> None:
         import trio
 
         self._trio: Final = trio
+        self._grace: Final = grace
         self._outer: trio.Nursery | None = None
-        self._idle: Final[list[trio.Nursery]] = []
+        self._idle: Final[list[_Place]] = []
         self._closed: Final = trio.Event()
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
@@ -49,38 +67,70 @@ class Nurseries:
     def close(self) -> None:
         """Let `run` return once the attempts have ended."""
         self._closed.set()
+        for place in self._idle:
+            place.is_over.set()
 
     def start(
-        self, variables: Context, attempt: Callable[..., Awaitable[None]], *arguments: Any
+        self, execution: Execution, attempt: Callable[..., Awaitable[None]], *arguments: Any
     ) -> None:
-        """Start an attempt in a copy of ``variables``; `run` has to be running.
+        """Start an attempt in a copy of its context; `run` has to be running.
 
         Args:
-            variables: the context variables of the attempt.
-            attempt: raises nothing.
-            arguments: its positional arguments.
+            execution: the attempt; its scope is set.
+            attempt: makes it; called with it, and raises nothing.
+            arguments: the other positional arguments.
         """
         while self._idle:
-            nursery = self._idle.pop()
-            if not nursery.cancel_scope.cancel_called:
-                variables.run(nursery.start_soon, self._attempt, nursery, attempt, arguments)
+            place = self._idle.pop()
+            if not place.nursery.cancel_scope.cancel_called:
+                self._start_in(place, execution, attempt, arguments)
                 return
+            place.is_over.set()
         if self._outer is not None:
-            self._outer.start_soon(self._open, variables, attempt, arguments)
+            self._outer.start_soon(self._open, execution, attempt, arguments)
+
+    def _start_in(
+        self,
+        place: _Place,
+        execution: Execution,
+        attempt: Callable[..., Awaitable[None]],
+        arguments: tuple[Any, ...],
+    ) -> None:
+        execution.scope = place.scope
+        start_soon = place.nursery.start_soon
+        execution.variables.run(start_soon, self._attempt, place, execution, attempt, arguments)
 
     async def _open(
-        self, variables: Context, attempt: Callable[..., Awaitable[None]], arguments: Any
+        self,
+        execution: Execution,
+        attempt: Callable[..., Awaitable[None]],
+        arguments: tuple[Any, ...],
     ) -> None:
-        """Open a nursery for an attempt and for those that follow it."""
+        """Open a place for an attempt and for those that follow it."""
+        scope, is_over = AttemptScope(anyio.CancelScope, self._grace), self._trio.Event()
         try:
-            async with self._trio.open_nursery() as nursery:
-                variables.run(nursery.start_soon, self._attempt, nursery, attempt, arguments)
-                await self._closed.wait()
+            with scope.outer, scope.inner:
+                async with self._trio.open_nursery() as nursery:
+                    place = _Place(scope, nursery, is_over)
+                    self._start_in(place, execution, attempt, arguments)
+                    # Or the cancellation of the attempt would end the nursery, which cancels again.
+                    with self._trio.CancelScope(shield=True):
+                        await is_over.wait()
         except ExceptionGroup:
             _log.warning("a task left a nursery open; what runs in it belongs to no task any more")
 
     async def _attempt(
-        self, nursery: trio.Nursery, attempt: Callable[..., Awaitable[None]], arguments: Any
+        self,
+        place: _Place,
+        execution: Execution,
+        attempt: Callable[..., Awaitable[None]],
+        arguments: tuple[Any, ...],
     ) -> None:
-        await attempt(*arguments)
-        self._idle.append(nursery)
+        await attempt(execution, *arguments)
+        left_open = self._trio.current_effective_deadline() < inf
+        if left_open and not place.scope.cancel_called:
+            _log.warning("task %s left a cancel scope open", execution.lease.task_id)
+        if left_open or place.scope.cancel_called or self._closed.is_set():
+            place.is_over.set()
+        else:
+            self._idle.append(place)

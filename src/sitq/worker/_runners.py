@@ -143,7 +143,7 @@ class Runners:
         # Handed back while they run on; they keep their places.
         self._refusing: set[Execution] = set()
         # On trio, where the attempts run.
-        self._nurseries = Nurseries() if loop.asyncio is None else None
+        self._nurseries = Nurseries(self._grace) if loop.asyncio is None else None
         self._woken = anyio.Event()
         self._ended = anyio.Event()
         self._shares_interpreter = bool(getattr(backend, "_shares_interpreter", False))
@@ -304,9 +304,7 @@ class Runners:
                 attempt = self._attempt(execution, begun, started_at)
                 AttemptTask(attempt, execution, loop)
             elif self._nurseries is not None:
-                self._nurseries.start(
-                    execution.variables, self._attempt, execution, begun, started_at
-                )
+                self._nurseries.start(execution, self._attempt, begun, started_at)
         except BaseException:  # what a signal handler raises here ends the worker
             if not execution.is_hosted:
                 self._drop(execution)
