@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import threading
-from collections.abc import AsyncGenerator, Callable
+import weakref
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import suppress
 from contextvars import ContextVar
 from pathlib import Path
@@ -121,6 +123,45 @@ async def test_a_context_variable_ends_with_its_task(tmp_path: Path, function: o
         results = [await queue.get_result(task_id, 0) for task_id in ids]
     assert {queue.deserialize_result(result) for result in results if result} == {"nothing"}
     assert None not in results
+
+
+class Kept:
+    """Something that an attempt keeps in a context variable."""
+
+
+KEPT: ContextVar[Kept] = ContextVar("KEPT")
+REFERENCES: list[weakref.ref[Kept]] = []
+
+
+async def keep_something() -> None:
+    KEPT.set(kept := Kept())
+    REFERENCES.append(weakref.ref(kept))
+
+
+async def keep_something_and_wait() -> None:
+    await keep_something()
+    await checkpoint()
+
+
+@pytest.fixture
+def _without_collector() -> Iterator[None]:
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+@pytest.mark.usefixtures("_without_collector")
+@pytest.mark.parametrize("function", [keep_something, keep_something_and_wait])
+async def test_what_an_attempt_held_is_freed_without_the_garbage_collector(
+    tmp_path: Path, function: Callable[..., object]
+) -> None:
+    REFERENCES.clear()
+    async with TaskQueue(SQLiteBackend(tmp_path / "q.db")) as queue:
+        await queue.enqueue_many([call(function) for _ in range(5)])
+        await Worker(SQLiteBackend(tmp_path / "q.db"), max_concurrency=2).drain()
+    assert [reference() for reference in REFERENCES] == [None] * 5
 
 
 @pytest.mark.parametrize(

@@ -332,6 +332,8 @@ class Runners:
         except BaseException as error:  # noqa: BLE001 - of a signal handler: no user's code runs here
             self._leave(error)
             self._drop(execution)
+        finally:
+            execution.host = None  # which refers to it: only the garbage collector would free them
 
     def _drop(self, execution: Execution) -> None:
         """Give up the place of an attempt that a signal handler has cut short in sitq's own code.
