@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 
     from sitq.worker._execution import Execution
 
-__all__ = ["AttemptTask"]
+__all__ = ["STARTS_EAGERLY", "AttemptTask"]
 
-# From this version on, a task may run to where it first waits as soon as it is made.
-_EAGERLY: Final[dict[str, Any]] = {"eager_start": True} if sys.version_info >= (3, 12) else {}
+STARTS_EAGERLY: Final = sys.version_info >= (3, 12)
+"""True if a task runs to where it first waits as soon as it is made."""
+
+_EAGERLY: Final[dict[str, Any]] = {"eager_start": True} if STARTS_EAGERLY else {}
 
 
 class AttemptTask(asyncio.Task[None]):
@@ -56,7 +58,7 @@ class AttemptTask(asyncio.Task[None]):
     @property
     def has_begun(self) -> bool:
         """True once the attempt has made its first step."""
-        return bool(_EAGERLY) or getcoroutinestate(self._call) != CORO_CREATED
+        return STARTS_EAGERLY or getcoroutinestate(self._call) != CORO_CREATED
 
     def cancel(self, msg: Any | None = None) -> bool:
         """Cancel the attempt, and note if its own code does not ask for it.

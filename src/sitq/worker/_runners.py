@@ -26,7 +26,7 @@ from sitq.context import Ties
 from sitq.models import Outcome, OutcomeKind
 from sitq.serialization import may_seal_results
 from sitq.signing import seal_outcome
-from sitq.worker._attempt_task import AttemptTask
+from sitq.worker._attempt_task import STARTS_EAGERLY, AttemptTask
 from sitq.worker._errors import error_text
 from sitq.worker._execution import End, Execution, NoThreadError
 from sitq.worker._exits import end_child
@@ -63,9 +63,13 @@ _MOMENT: Final = 0.00002
 _PATIENCE: Final = 0.25
 # For so many seconds after it met a task that was lost before, a worker reserves none ahead.
 _WARY: Final = 1.0
-# How many attempts are started, or for how many seconds, before the rest of the loop gets its turn.
+# How many attempts are started, or for how many seconds, before the rest of the loop gets its turn:
+# fewer where they only run once all of these are started, since their time is not known then.
 _TURN: Final = 20
-_LONG_TURN: Final = 0.005
+_EAGER_TURN: Final = 100
+_LONGEST_TURN: Final = 0.002
+# An attempt that takes more seconds than that may keep others waiting.
+_LONG: Final = 0.005
 # How long after no thread could be had a plain function is tried again, in seconds.
 _NO_THREAD: Final = 1.0
 # The weight of the last duration in the running mean.
@@ -144,6 +148,8 @@ class Runners:
         self._refusing: set[Execution] = set()
         # On trio, where the attempts run.
         self._nurseries = Nurseries(self._grace) if loop.asyncio is None else None
+        is_eager = loop.asyncio is not None and STARTS_EAGERLY
+        self._turn = _EAGER_TURN if is_eager else _TURN
         self._woken = anyio.Event()
         self._ended = anyio.Event()
         self._shares_interpreter = bool(getattr(backend, "_shares_interpreter", False))
@@ -281,8 +287,8 @@ class Runners:
         """Start some of those that wait, for a moment at the most."""
         if os.getpid() != self._process:
             end_child(None)
-        end = self._clock.monotonic() + _LONG_TURN
-        for _ in range(_TURN):
+        end = self._clock.monotonic() + _LONGEST_TURN
+        for _ in range(self._turn):
             if not self._ahead or self.idle_places <= 0:
                 return
             self._start(self._ahead.popleft())
@@ -357,7 +363,7 @@ class Runners:
         mean = seconds if self._mean is None else self._mean
         # One long task is reason enough for caution, a short one is not for its opposite.
         self._mean = max(mean + (seconds - mean) * _WEIGHT, 0.0)
-        if seconds > _LONG_TURN:
+        if seconds > _LONG:
             self.hand_back()
         if execution.leave():
             self._left.add(execution)
