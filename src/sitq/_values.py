@@ -19,7 +19,7 @@ from pydantic_core import core_schema
 
 from sitq._by_name import by_name, is_tagged
 from sitq._comparison import a, difference, loss
-from sitq._extensions import LEAVES
+from sitq._extensions import CONTAINERS, LEAVES
 from sitq._plain import plain, plain_member
 from sitq._reading import OTHER_MEMBER, ROUNDED, UNKNOWN_FIELD, nodes, stored_validator
 from sitq._rebuilding import RebuildLimits
@@ -130,7 +130,7 @@ class ValueCodec:
             if type(exact) in self.leaves:
                 return exact
         if self._fits is not None and self._fits(value):
-            return value
+            return _untagged(value)
         try:
             return self._lower(value)
         except RecursionError:
@@ -242,8 +242,19 @@ class ValueCodec:
 
 def _untagged(value: Any) -> Any:
     """Take nothing for a plain value that was stored as a value of another type."""
-    if is_tagged(value):
-        raise ValidationError("a model or a member of an enum was stored, and it is none here")
+    waiting, seen = [value], set[int]()
+    while waiting:
+        each = waiting.pop()
+        if type(each) not in CONTAINERS or id(each) in seen:
+            continue
+        seen.add(id(each))
+        if is_tagged(each):
+            raise ValidationError(
+                "it holds what a model or a member of an enum is stored as, and it is none here"
+            )
+        items = [*each, *each.values()] if type(each) is dict else each
+        if not LEAVES.issuperset(map(type, items)):
+            waiting += [item for item in items if type(item) not in LEAVES]
     return value
 
 

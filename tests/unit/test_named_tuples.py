@@ -114,3 +114,28 @@ def test_a_named_tuple_that_was_stored_by_position_is_read() -> None:
 )
 def test_names_are_taken_out_of_plain_values_of_any_shape(plain: object, value: object) -> None:
     assert without_names(plain) == value
+
+
+@pytest.mark.parametrize("value", [{"sitq:": "x"}, ("sitq:", "x"), [{"a": {"sitq:": 1}}]])
+def test_the_key_of_sitqs_own_is_refused_where_it_is_given(value: Any) -> None:
+    with pytest.raises(ValidationError, match="is stored as"):
+        TaskFunction[None]("m:take", take).dump_arguments(serializer, (value,), {})
+
+
+def take(value: Any) -> None: ...
+
+
+def take_users(value: list[User]) -> None: ...
+
+
+def take_some(value: list[Any]) -> None: ...
+
+
+def take_dicts(value: list[dict[str, Any]]) -> None: ...
+
+
+@pytest.mark.parametrize("reader", [take, take_some, take_dicts])
+def test_models_are_not_read_as_plain_values_with_names_of_sitqs_own(reader: Any) -> None:
+    data = TaskFunction[None]("m:take", take_users).dump_arguments(serializer, ([ANN],), {})
+    with pytest.raises(ValidationError, match="is stored as"):
+        TaskFunction[None]("m:take", reader).load_arguments(serializer, data)
