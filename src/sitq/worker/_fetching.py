@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 import anyio.lowlevel
 
+from sitq._logging import Log
+from sitq._names import shown
 from sitq.clock import within
 from sitq.models import Outcome
 from sitq.standby import StandbyBackend
@@ -14,6 +16,7 @@ from sitq.worker._misses import missed
 from sitq.worker._reporter import Reporter, Streak
 
 if TYPE_CHECKING:
+    from sitq.functions import TaskFunction
     from sitq.models import Reservation
     from sitq.protocols import Backend, Listener
     from sitq.registry import Registry
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
     from sitq.worker._workshop import Workshop
 
 __all__ = ["FULL_SWEEP", "Fetcher"]
+
+_log: Final = Log(__name__)
 
 # A sweep that did so much may have left more to do.
 FULL_SWEEP: Final = 1000
@@ -171,7 +176,7 @@ class Fetcher:
         for task, lease in zip(reservation.tasks, leases, strict=True):
             name = task.function
             if name not in workshops:
-                function = self._registry.get(name)
+                function = self._find(name)
                 workshops[name] = None if function is None else runners.workshop(function)
                 if function is None:
                     similar[name] = self._registry.similar_names(name)
@@ -182,6 +187,14 @@ class Fetcher:
                 self._reporter.add(lease, runners.sealed(task, outcome) or outcome)
             else:
                 runners.launch(task, lease, workshop)
+
+    def _find(self, name: str) -> TaskFunction[Any] | None:
+        """Return the function of a stored name; the search meets objects of the user's modules."""
+        try:
+            return self._registry.get(name)
+        except Exception as error:  # noqa: BLE001 - the other tasks must not wait for that
+            _log.warning("cannot look up %s", shown(name), error=error)
+            return None
 
     async def _more_to_drain(self, runners: Runners) -> bool:
         """Return whether a drain goes on; an empty queue counts once all outcomes are written."""
