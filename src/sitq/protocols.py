@@ -219,7 +219,11 @@ class Backend(Protocol):
         ...
 
     async def close(self) -> None:
-        """Count a user out; the last one disconnects, after what is under way has ended."""
+        """Count a user out; the last one disconnects, after what is under way has ended.
+
+        Raises:
+            UsageError: the instance is open in another event loop.
+        """
         ...
 
     async def enqueue(self, tasks: Sequence[Task]) -> list[TaskId[Any]]:

@@ -92,7 +92,13 @@ class MemoryBackend:
         self._users += 1
 
     async def close(self) -> None:
-        """Count a user out."""
+        """Count a user out.
+
+        Raises:
+            UsageError: the instance is open in another event loop.
+        """
+        if self._users and self._pid == os.getpid():
+            self._check_use()
         self._users = max(0, self._users - 1)
 
     def _check_use(self) -> None:

@@ -132,6 +132,8 @@ class OpenChecks(Suite):
                 await store.backend.open()
             with pytest.raises(UsageError):
                 await store.backend.get_tasks([])
+            with pytest.raises(UsageError):
+                await store.backend.close()
 
         await _in_another_loop(use, anyio_backend_name)
         await store.add()
