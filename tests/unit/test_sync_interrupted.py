@@ -75,7 +75,7 @@ def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
 
 
 @pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning")  # what never began was not awaited
-@pytest.mark.parametrize("name", ["connect", "close", "drain", "get_task"])
+@pytest.mark.parametrize("name", ["connect", "close", "drain", "get_task", "enqueue"])
 @pytest.mark.parametrize("reopened_by", ["connect", "close and connect"])
 def test_an_interrupted_call_leaves_a_queue_that_can_be_opened_and_closed(
     backend: Backend, name: str, reopened_by: str
@@ -87,6 +87,7 @@ def test_an_interrupted_call_leaves_a_queue_that_can_be_opened_and_closed(
         "close": queue.close,
         "drain": queue.drain,
         "get_task": lambda: queue.get_task(task_id),
+        "enqueue": lambda: queue.enqueue(add, 1, 2),
     }
     moment, was_interrupted = 1, True
     while was_interrupted:

@@ -98,8 +98,15 @@ class Connection(aiosqlite.Connection):
         Raises:
             UsageError: the caller has interrupted such a call of its own.
         """
-        if not self._using.acquire(blocking=False):
-            return None
+        try:
+            if not self._using.acquire(blocking=False):
+                return None
+        except BaseException:
+            # What a signal handler raises may come once the lock is held; no thread gets it then.
+            if not self._is_lent:
+                with suppress(RuntimeError):  # it is not held by this thread
+                    self._using.release()
+            raise
         try:
             if self._is_lent:
                 raise UsageError(
