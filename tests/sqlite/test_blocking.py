@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 from sitq import SQLiteBackend, SyncTaskQueue, TaskQueue, TaskStatus, UsageError, Worker
 from sitq.backends.sqlite import _durability, _store
 from sitq.backends.sqlite._driver import Database
+from sitq.backends.sqlite._work import Work
 from tests.unit.queue_support import add
 
 
@@ -289,3 +291,30 @@ def test_a_closed_queue_refuses(tmp_path: Path) -> None:
     queue.enqueue(add, 1, 2)
     with suppress(UsageError):
         queue.close()
+
+
+def test_a_finalizer_in_the_database_thread_does_not_end_the_transaction_that_it_interrupts(
+    queue: SyncTaskQueue,
+) -> None:
+    queue.enqueue(add, 1, 2)
+    refused: list[UsageError] = []
+
+    def enqueue_from_finalizer() -> None:
+        try:
+            queue.enqueue(add, 1, 2)
+        except UsageError as error:
+            refused.append(error)
+
+    def unit(work: Work) -> bool:
+        weakref.finalize(Collected(), enqueue_from_finalizer)
+        return work.connection.in_transaction
+
+    assert database_of(queue).call(unit)
+    assert len(refused) == 1
+    database_of(queue)._connection.post(enqueue_from_finalizer)  # while nothing is written
+    queue.get_task(queue.enqueue(add, 1, 2))
+    assert len(refused) == 2
+
+
+class Collected:
+    """An object that is collected at once."""

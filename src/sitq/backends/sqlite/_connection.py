@@ -47,9 +47,7 @@ class Connection(aiosqlite.Connection):
         self._closed = closed
         # A garbage collection may come while it is held, and end the connection.
         self._posting = threading.RLock()
-        # Who uses the connection; only the thread itself takes it twice.
-        self._using = threading.RLock()
-        self._is_lent = False
+        self._usage = _Usage()
         self._has_ended = False
         self._is_closed = False
         self._thread.daemon = True
@@ -83,7 +81,7 @@ class Connection(aiosqlite.Connection):
         """
         with self._posting:
             if not self._has_ended:
-                self._tx.put_nowait((None, _Once(function, self._using)))
+                self._tx.put_nowait((None, _Once(function, self._usage)))
                 return
         function()
 
@@ -96,29 +94,17 @@ class Connection(aiosqlite.Connection):
             What it returned; ``None`` if the connection is in use: nothing was called.
 
         Raises:
-            UsageError: the caller has interrupted such a call of its own.
+            UsageError: the caller has interrupted a use of its own.
         """
-        try:
-            if not self._using.acquire(blocking=False):
-                return None
-        except BaseException:
-            # What a signal handler raises may come once the lock is held; no thread gets it then.
-            if not self._is_lent:
-                with suppress(RuntimeError):  # it is not held by this thread
-                    self._using.release()
-            raise
-        try:
-            if self._is_lent:
-                raise UsageError(
-                    "a signal handler or a finalizer cannot enqueue while it interrupts an enqueue"
-                )
-            self._is_lent = True
-            try:
-                return function()
-            finally:
-                self._is_lent = False
-        finally:
-            self._using.release()
+        return self._usage.try_call(function)
+
+    def refuse_nested(self) -> None:
+        """Refuse a caller that has interrupted its thread's own use of the connection.
+
+        Raises:
+            UsageError: it has.
+        """
+        self._usage.refuse_nested()
 
     def attach(self, connector: Callable[[], sqlite3.Connection] | None = None) -> None:
         """Connect; in the thread.
@@ -167,6 +153,53 @@ class Connection(aiosqlite.Connection):
                 function()
 
 
+class _Usage:
+    """Who uses a connection: one thread at a time."""
+
+    __slots__ = ("_lock", "_thread")
+
+    def __init__(self) -> None:
+        # Only the connection's own thread takes it twice: at its end, for what is left.
+        self._lock = threading.RLock()
+        self._thread: int | None = None
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Call a function once nobody else uses the connection."""
+        with self._lock:
+            return self._call(function)
+
+    def try_call(self, function: Callable[[], T]) -> T | None:
+        """Call a function unless another thread uses the connection; see `Connection.lend`."""
+        self.refuse_nested()
+        try:
+            if not self._lock.acquire(blocking=False):
+                return None
+        except BaseException:
+            # What a signal handler raises may come once the lock is held; no thread gets it then.
+            with suppress(RuntimeError):  # it is not held by this thread
+                self._lock.release()
+            raise
+        try:
+            return self._call(function)
+        finally:
+            self._lock.release()
+
+    def _call(self, function: Callable[[], T]) -> T:
+        before, self._thread = self._thread, threading.get_ident()
+        try:
+            return function()
+        finally:
+            self._thread = before
+
+    def refuse_nested(self) -> None:
+        """See `Connection.refuse_nested`."""
+        if self._thread == threading.get_ident():
+            raise UsageError(
+                "a signal handler or a finalizer cannot enqueue while it interrupts the store's "
+                "work in its own thread"
+            )
+
+
 class _Once:
     """A call that keeps nothing once it has been made.
 
@@ -174,16 +207,15 @@ class _Once:
     connection that nobody has any more would stay open.
     """
 
-    __slots__ = ("_function", "_using")
+    __slots__ = ("_function", "_usage")
 
-    def __init__(self, function: Callable[[], object], using: threading.RLock) -> None:
+    def __init__(self, function: Callable[[], object], usage: _Usage) -> None:
         self._function = function
-        self._using = using
+        self._usage = usage
 
     def __call__(self) -> object:
         function, self._function = self._function, nothing
-        with self._using:
-            return function()
+        return self._usage.call(function)
 
 
 # Whatever is open, so that one that nobody has any more is closed and not just collected.

@@ -196,6 +196,8 @@ class Database:
             answers = self._connection.lend(partial(self._write_alone, operation, items))
             if answers is not None:
                 return answers
+        else:
+            self._connection.refuse_nested()  # the thread would wait for itself
         return self.commits.submit_blocking(BlockingRequest(self._loop, operation, items))
 
     def _write_alone(self, operation: Callable[..., list[T]], items: Sequence[Any]) -> list[T]:
@@ -253,7 +255,8 @@ class Database:
         connection = Connection(self._store.connect_for_reads, nothing)
 
         def shorten() -> None:
-            connection.attach()
+            if not connection.is_open:  # it is called again while the file is locked
+                connection.attach()
             for mode in ("PASSIVE", "TRUNCATE"):  # the second holds up writers, for a moment
                 busy, *_ = connection.opened.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
                 if busy:
