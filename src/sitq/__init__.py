@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from sitq.urls import connect
     from sitq.worker import Worker
 
+    __version__: str
+
 __all__ = [
     "Backend",
     "BackendBusyError",
@@ -120,6 +122,9 @@ if not TYPE_CHECKING:
     }
 
     def __getattr__(name: str) -> object:
+        if name == "__version__":
+            globals()[name] = version = _read_version()
+            return version
         for module, names in _HOMES.items():
             if name in names.split():
                 globals()[name] = found = getattr(_import_module(f"sitq.{module}"), name)
@@ -127,4 +132,13 @@ if not TYPE_CHECKING:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
     def __dir__() -> list[str]:
-        return sorted({*globals(), *__all__})
+        return sorted({*globals(), *__all__, "__version__"})
+
+    def _read_version() -> str:
+        """Read the version of the installed package; a bare source tree has none."""
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("sitq")
+        except PackageNotFoundError:
+            return "0+unknown"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import builtins
+import inspect
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Annotated, ClassVar, Final
+from typing import Annotated, ClassVar, Final, get_type_hints
 
 import pydantic
 from pydantic import (
@@ -101,8 +102,39 @@ Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Priority = Annotated[int, Field(ge=MIN_PRIORITY, le=MAX_PRIORITY)]
 
 
+class _Signature:
+    """Shows ``help`` and ``inspect.signature`` the parameters of a model.
+
+    pydantic makes a signature when a model is built, which is at its first use, and writes its
+    validators into the annotations.
+    """
+
+    def __get__(self, _: object, model: type[BaseModel]) -> inspect.Signature:
+        try:
+            hints = get_type_hints(model)
+        except NameError:  # a subclass has an annotation that only a type checker can resolve
+            hints = {}
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        return inspect.Signature(
+            [
+                inspect.Parameter(
+                    name,
+                    keyword,
+                    default=inspect.Parameter.empty
+                    if field.is_required()
+                    else field.get_default(call_default_factory=True),
+                    annotation=hints.get(name, field.annotation),
+                )
+                for name, field in model.model_fields.items()
+            ],
+            return_annotation=None,
+        )
+
+
 class Model(BaseModel):
     """Frozen and strict."""
+
+    __signature__: ClassVar = _Signature()
 
     model_config: ClassVar[ConfigDict] = ConfigDict(
         frozen=True,
@@ -110,6 +142,11 @@ class Model(BaseModel):
         extra="forbid",
         defer_build=True,  # what a program does not use, its start does not pay for
     )
+
+    @classmethod
+    def __pydantic_on_complete__(cls) -> None:
+        """Keep the signature, which pydantic has just replaced by its own."""
+        cls.__signature__ = Model.__dict__["__signature__"]
 
 
 def describe(error: pydantic.ValidationError) -> str:

@@ -49,6 +49,7 @@ from sitq import (
     UsageError,
     ValidationError,
     Worker,
+    __version__,
     call,
     current_task,
     task,
@@ -111,6 +112,8 @@ def marked(a: int) -> float:
     """A function marked with options too."""
     return a / 2
 
+
+assert_type(__version__, str)
 
 # The ports, and what keeps to them.
 _b1: Backend = SQLiteBackend("sitq.db", synchronous="NORMAL")

@@ -7,6 +7,7 @@ import importlib
 import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,23 @@ def test_every_public_name_leads_to_something_of_its_own_name() -> None:
         assert getattr(getattr(sitq, name), "__name__", name) == name
     with pytest.raises(AttributeError, match="'sitq' has no attribute 'enqueue'"):
         getattr(sitq, "enqueue")  # noqa: B009 - type checkers know that it is not there
+
+
+def test_the_version_is_that_of_the_installed_package() -> None:
+    assert sitq.__version__ == metadata.version("sitq")
+    assert "__version__" in dir(sitq)
+
+
+def test_the_version_is_read_when_it_is_asked_for_and_a_bare_tree_has_none(tmp_path: Path) -> None:
+    (tmp_path / "sitq").symlink_to(ROOT)
+    program = (
+        "import sys, sitq; assert 'importlib.metadata' not in sys.modules; "
+        "sys.path[:] = [path for path in sys.path if 'site-packages' not in path]; "
+        "assert sitq.__version__ == '0+unknown', sitq.__version__"
+    )
+    env = {"PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-S", "-W", "error", "-c", program]
+    subprocess.run(command, check=True, timeout=30, env=env)
 
 
 def test_marking_functions_loads_neither_the_store_nor_the_worker() -> None:
