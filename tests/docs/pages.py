@@ -24,7 +24,7 @@ class Block:
     """One fenced block.
 
     ``python`` belongs to the page's script, or is the file that its title names; ``bash run`` is
-    run after that; ``text output`` is what the page prints.
+    run after that; ``text output`` is what the page prints, and ``text log`` what it logs.
     """
 
     language: str

@@ -25,11 +25,21 @@ def name(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
-def run(command: list[str], folder: Path) -> str:
-    """Run a command that has to succeed; return what it printed.
+# What may stand on stderr: the log of tasks that fail, and of workers that are killed, on purpose.
+EXPECTED_LOG = re.compile(
+    r"""
+    (?:
+        task [ ] \S+: [ ] attempt [ ] \d+ [ ] of .* [ ] failed .*\n (?: (?!task [ ]) .*\n )*
+      | \d+ [ ] tasks [ ] of [ ] lost [ ] workers [ ] were [ ] reclaimed\n
+      | \S* bash: [ ] line [ ] \d+: [ ]+ \d+ [ ] Killed .*\n
+    )*
+    """,
+    re.VERBOSE,
+)
 
-    The log of tasks that fail on purpose is the only thing on stderr.
-    """
+
+def run(command: list[str], folder: Path) -> tuple[str, str]:
+    """Run a command that has to succeed; return what it printed and what it logged."""
     done = subprocess.run(
         command,
         cwd=folder,
@@ -39,25 +49,30 @@ def run(command: list[str], folder: Path) -> str:
         timeout=50,
         check=False,
     )
-    is_silent = not done.stderr or re.match(r"task \S+: attempt \d+ of .* failed", done.stderr)
-    assert is_silent, f"{done.stdout}\n{done.stderr}"
+    assert EXPECTED_LOG.fullmatch(done.stderr), f"{done.stdout}\n{done.stderr}"
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    return done.stdout
+    return done.stdout, done.stderr
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_every_block_of_a_page_runs_and_prints_what_the_page_says(
     page: Path, tmp_path: Path
 ) -> None:
-    printed = ""
-    expected = [b.text for b in blocks(page) if b.language == "text" and "output" in b.words]
-    if path := write(page, tmp_path):
-        printed += run([sys.executable, str(path)], tmp_path)
+    path = write(page, tmp_path)
+    commands = [[sys.executable, str(path)]] if path else []
+    commands += [
+        ["bash", "-euc", block.text]
+        for block in blocks(page)
+        if block.language == "bash" and "run" in block.words
+    ]
+    runs = [run(command, tmp_path) for command in commands]
+    printed = "".join(stdout for stdout, _ in runs)
+    logged = "".join(stderr for _, stderr in runs)
     for block in blocks(page):
-        if block.language == "bash" and "run" in block.words:
-            printed += run(["bash", "-euc", block.text], tmp_path)
-    for text in expected:
-        assert text in printed
+        if block.language == "text" and "output" in block.words:
+            assert block.text in printed
+        elif block.language == "text" and "log" in block.words:
+            assert block.text in logged
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
