@@ -12,7 +12,7 @@ from pathlib import Path
 
 import nox
 
-__all__ = ["bench", "bench_peers", "docs", "lint", "soak", "tests", "types"]
+__all__ = ["bench", "bench_peers", "docs", "docs_site", "lint", "soak", "tests", "types"]
 
 ROOT = Path(__file__).parent
 PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
@@ -21,7 +21,7 @@ COVERAGE_FILE = str(ROOT / ".nox" / ".coverage")
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 nox.needs_version = ">=2025.2.9"
-nox.options.sessions = ["lint", "types", "docs", "tests"]
+nox.options.sessions = ["lint", "types", "docs", "docs_site", "tests"]
 nox.options.default_venv_backend = "venv"
 nox.options.download_python = "never"
 nox.options.error_on_missing_interpreters = False
@@ -77,6 +77,18 @@ def docs(session: nox.Session) -> None:
     """Run every code block of the README and the docs."""
     install(session, "test", "example")
     session.run("python", "-m", "pytest", "tests/docs", *session.posargs)
+
+
+@nox.session
+def docs_site(session: nox.Session) -> None:
+    """Build the documentation site in build/site; a warning or a missing section fails."""
+    install(session, "docs")
+    site = ROOT / "build" / "site"
+    shutil.rmtree(site, ignore_errors=True)
+    options = ["--quiet", "--fail-on-warning", "--keep-going", "--fresh-env"]
+    cache = f"--doctree-dir={session.create_tmp()}"
+    session.run("python", "-m", "sphinx", *options, cache, "docs", str(site))
+    session.run("python", "-m", "tests.docs.site", str(site))
 
 
 @nox.session(python=sorted({*VERSIONS, HERE}, key=lambda version: int(version[2:])))

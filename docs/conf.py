@@ -1,0 +1,94 @@
+"""The settings of the documentation site, which `nox -s docs_site` builds.
+
+The pages are read as GitHub shows them, and the contents of the site are the lists of `index.md`.
+The pages below `reference/python` are made from the docstrings.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections import namedtuple
+from importlib.metadata import version as version_of
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel
+from sphinx.util.inspect import stringify_signature
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+
+project = "sitq"
+author = "The sitq developers"
+release = version_of("sitq")
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinxcontrib.mermaid"]
+
+html_theme = "furo"
+html_title = f"sitq {release}"
+html_show_copyright = False
+smartquotes = False  # the text is as it was written, options of commands too
+
+myst_heading_anchors = 4
+myst_fence_as_directive = ["mermaid"]
+
+default_role = "py:obj"  # a name in single backticks is a link where it can be one
+python_maximum_signature_line_length = 88
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+autodoc_typehints_format = "short"
+autodoc_default_options = {
+    "members": True,
+    "exclude-members": "model_config",
+    # The members of these and of their bases are no part of sitq.
+    "inherited-members": "BaseModel, BaseException, Enum, Generic, Protocol, str, tuple",
+}
+napoleon_numpy_docstring = False
+
+_SECTION = re.compile(r"(?ms)^## ([^\n]+)\n(.*?)(?=^## |\Z)")
+_PAGE = re.compile(r"\]\(([^)#\s]+\.md)\)")
+_TITLED_FENCE = re.compile(r'(?m)^```(\w+) title="([^"]+)"$')
+_FIELD_OF_A_TUPLE = type(namedtuple("Pair", "left right").left)  # noqa: PYI024 - its type is asked
+
+
+def contents(index: str) -> str:
+    """Return the site's tables of contents: one for each section of the index that links pages."""
+    tables = [(title, _PAGE.findall(text)) for title, text in _SECTION.findall(index)]
+    names = sorted(path.stem for path in Path(__file__).parent.glob("reference/python/*.rst"))
+    tables.append(("API from the docstrings", [f"reference/python/{name}" for name in names]))
+    return "\n".join(
+        "\n".join(["```{toctree}", ":hidden:", f":caption: {title}", "", *pages, "```"])
+        for title, pages in tables
+        if pages
+    )
+
+
+def read_page(_: Sphinx, name: str, source: list[str]) -> None:
+    """Show the names of files above their code, and give the index its tables of contents."""
+    source[0] = _TITLED_FENCE.sub(r"```{code-block} \1\n:caption: \2\n", source[0])
+    if name == "index":
+        source[0] += "\n" + contents(source[0])
+
+
+def skip_member(
+    _app: Sphinx, _kind: str, _name: str, member: object, _skip: object, _options: object
+) -> bool | None:
+    """Leave out the fields of named tuples: their class says what they are."""
+    return True if isinstance(member, _FIELD_OF_A_TUPLE) else None
+
+
+def show_fields(
+    _app: Sphinx, _kind: str, _name: str, member: object, _options: object, *_: str | None
+) -> tuple[str, str] | None:
+    """Show the parameters of a model as ``help`` does, without what pydantic adds to the types."""
+    if not (isinstance(member, type) and issubclass(member, BaseModel)):
+        return None
+    signature = inspect.signature(member).replace(return_annotation=inspect.Signature.empty)
+    return stringify_signature(signature, unqualified_typehints=True), ""
+
+
+def setup(app: Sphinx) -> None:
+    """Connect the functions above."""
+    app.connect("source-read", read_page)
+    app.connect("autodoc-skip-member", skip_member)
+    app.connect("autodoc-process-signature", show_fields)
