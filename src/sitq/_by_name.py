@@ -18,6 +18,8 @@ from typing import Any, Final
 
 from pydantic import BaseModel, RootModel
 
+from sitq._limits import check_keys
+
 __all__ = ["TAG", "by_name", "is_tagged", "without_names"]
 
 # No field and no member has this name, and hardly any dict such a key.
@@ -37,11 +39,17 @@ def is_tagged(plain: Any) -> bool:
 
 
 def without_names(plain: Any) -> Any:
-    """Return a plain value without the tags, for those who do not know what it was made of."""
+    """Return a plain value without the tags, for those who do not know what it was made of.
+
+    Raises:
+        SerializationError: the keys without tags would take too long to put into a dict or set.
+    """
     kind = type(plain)
     if kind is dict:
-        items = plain.items()
-        return {without_names(key): without_names(item) for key, item in items if key != TAG}
+        keys = [without_names(key) for key in plain if key != TAG]
+        items = [without_names(item) for key, item in plain.items() if key != TAG]
+        check_keys(keys, dict)
+        return dict(zip(keys, items, strict=True))
     if kind is tuple and is_tagged(plain):
         parts = plain[1:]
         if len(parts) == 2 and type(parts[0]) is str:  # noqa: PLR2004 - a member's name and value
@@ -49,7 +57,10 @@ def without_names(plain: Any) -> Any:
         if all(type(part) is tuple and len(part) == 2 for part in parts):  # noqa: PLR2004 - a field
             return tuple(without_names(item) for _, item in parts)
     if kind in {list, tuple, set, frozenset}:
-        return kind(map(without_names, plain))
+        inner = [*map(without_names, plain)]
+        if kind in {set, frozenset}:
+            check_keys(inner, set)
+        return kind(inner)
     return plain
 
 

@@ -20,7 +20,7 @@ from sitq._limits import check_decimal, check_decimal_text
 from sitq.errors import SerializationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     Pack = Callable[[object], bytes]
     Write = Callable[[Any, Pack], bytes]
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["CONTAINERS", "DECODERS", "ENCODERS", "LEAVES", "Source"]
 
 M = TypeVar("M", datetime, time)
+S = TypeVar("S", set[Any], frozenset[Any])
 
 CONTAINERS: Final = frozenset({list, tuple, dict, set, frozenset})
 _TUPLE, _SET, _FROZENSET, _DATETIME, _DATE, _TIME, _TIMEDELTA, _UUID, _DECIMAL, _PATH = range(1, 11)
@@ -53,7 +54,7 @@ class Source(Protocol):
         """Check that a named time zone can be looked up in a short time."""
         ...
 
-    def check_keys(self, keys: Collection[Any]) -> None:
+    def check_keys(self, keys: Sequence[Any]) -> None:
         """Check that a set can be built of keys in a short time."""
         ...
 
@@ -192,16 +193,21 @@ def _read_tuple(body: bytes, source: Source) -> tuple[Any, ...]:
 
 
 def _read_frozenset(body: bytes, source: Source) -> frozenset[Any]:
-    items = _read_items(body, source)
-    source.check_keys(items)
-    found = frozenset(items)
-    if len(found) != len(items):
-        raise SerializationError("malformed payload: a set holds an item twice")
-    return found
+    return _distinct(frozenset, body, source)
 
 
 def _read_set(body: bytes, source: Source) -> set[Any]:
-    return set(_read_frozenset(body, source))
+    return _distinct(set, body, source)
+
+
+def _distinct(kind: Callable[[list[Any]], S], body: bytes, source: Source) -> S:
+    items = _read_items(body, source)
+    source.check_keys(items)
+    # Of the list, in the order that was checked: a copy of a set is built in another one.
+    found = kind(items)
+    if len(found) != len(items):
+        raise SerializationError("malformed payload: a set holds an item twice")
+    return found
 
 
 ENCODERS: Final[Mapping[type, tuple[int, Write]]] = {

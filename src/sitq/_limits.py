@@ -7,21 +7,26 @@ send and dear to decode would stop every other task, their heartbeats included.
 from __future__ import annotations
 
 import sys
+import time
 from collections import Counter
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from sitq.errors import SerializationError
 
 if TYPE_CHECKING:
     import decimal
-    from collections.abc import Collection
+    from collections.abc import Callable, Iterable, Sequence
 
 __all__ = [
     "MAX_DIGITS",
     "MAX_EXPONENT",
+    "MAX_UNTIMED",
     "Budget",
+    "KeyTime",
     "check_decimal",
     "check_decimal_text",
+    "check_keys",
 ]
 
 MAX_DIGITS: Final = 1000
@@ -35,6 +40,13 @@ _FEW: Final = 4
 # What comparing the keys that share a hash may cost, in units of about 10 ns.
 _MAX_COMPARING: Final = 1_000_000
 _PER_KEY: Final = 20
+# Keys whose hashes differ can still meet at each place where a table looks for room. Building a
+# dict or set of more than so many is timed: the milliseconds for all, and those for each key.
+MAX_UNTIMED: Final = 1_000
+_BUILDING: Final = 0.010
+_BUILDING_PER_KEY: Final = 0.000_002
+_BATCH: Final = 128
+_COLLIDING: Final = "the payload holds a set or dict whose keys share their hashes; pass a list"
 # What `Budget.take` says.
 _TOO_MANY: Final = (
     "the payload holds more than %s values (a container or a value with a type of its own counts "
@@ -49,12 +61,13 @@ class Budget:
         values: how many values the payload may hold.
     """
 
-    __slots__ = ("_comparing", "_left", "_values")
+    __slots__ = ("_comparing", "_key_time", "_left", "_values")
 
     def __init__(self, values: int) -> None:
         self._values: Final = values
         self._left = values
         self._comparing = _MAX_COMPARING
+        self._key_time: Final = KeyTime()
 
     def take(self, values: int) -> None:
         """Count values.
@@ -66,23 +79,78 @@ class Budget:
         if self._left < 0:
             raise SerializationError(_TOO_MANY % f"{self._values:,}")
 
-    def take_keys(self, keys: Collection[Any]) -> None:
+    def take_keys(self, keys: Sequence[Any], container: type) -> None:
         """Count what it costs to put keys into a dict or a set.
 
+        Args:
+            keys: they, in their order.
+            container: dict or set.
+
         Raises:
-            SerializationError: too many of them share a hash.
+            SerializationError: it takes too long.
         """
-        self._comparing -= comparing(keys)
-        if self._comparing < 0:
-            raise SerializationError(
-                "the payload holds a set or dict whose keys share their hashes; pass a list"
-            )
+        if len(keys) <= _FEW or _RANDOM.issuperset(map(type, keys)):
+            return
+        if len(keys) > MAX_UNTIMED:
+            fits = self._key_time.fits(keys, container)
+        else:
+            self._comparing -= _comparing(keys)
+            fits = self._comparing >= 0
+        if not fits:
+            raise SerializationError(_COLLIDING)
 
 
-def comparing(keys: Collection[Any]) -> int:
+class KeyTime:
+    """Counts the time that the dicts and sets of one payload take to build.
+
+    It is the CPU time of the thread, so that a busy machine refuses nothing.
+    """
+
+    __slots__ = ("_left",)
+
+    def __init__(self) -> None:
+        self._left = _BUILDING
+
+    def fits(self, keys: Iterable[Any], container: type) -> bool:
+        """Return whether a dict or set is built of keys in the time that is left.
+
+        It is built here, some keys at a time, and given up once that takes too long. A dict and a
+        set look for room in different ways, so that each says nothing of the other.
+
+        Args:
+            keys: they, in the order in which they will be put in.
+            container: dict or set.
+        """
+        add: Callable[[Any], object]
+        add = set[Any]().add
+        if container is dict:
+            add = dict[Any, None]().setdefault
+        slowest = 0.0
+        waiting = iter(keys)
+        while batch := [*islice(waiting, _BATCH)]:
+            began = time.thread_time()
+            any(map(add, batch))  # what is added says nothing, or None
+            spent = time.thread_time() - began
+            # The slowest does not count: the garbage collector may have run meanwhile.
+            counted, slowest = min(spent, slowest), max(spent, slowest)
+            self._left += _BUILDING_PER_KEY * len(batch) - counted
+            if self._left < 0:
+                return False
+        return True
+
+
+def check_keys(keys: Sequence[Any], container: type) -> None:
+    """Check that a dict or set can be built of keys in a short time; see `KeyTime.fits`.
+
+    Raises:
+        SerializationError: it cannot.
+    """
+    if len(keys) > _FEW and not KeyTime().fits(keys, container):
+        raise SerializationError(_COLLIDING)
+
+
+def _comparing(keys: Sequence[Any]) -> int:
     """Return what comparing keys costs while a dict or set is built of them, in 10 ns."""
-    if len(keys) <= _FEW or _RANDOM.issuperset(map(type, keys)):
-        return 0
     shared = [count for count in Counter(map(hash, keys)).values() if count > 1]
     if not shared:
         return 0

@@ -12,7 +12,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from sitq._by_name import is_tagged, without_names
 from sitq._extensions import LEAVES
+from sitq._limits import MAX_UNTIMED, KeyTime
 from sitq._reading import nodes
 from sitq.errors import SerializationError
 
@@ -48,6 +50,7 @@ _COLLECTIONS: Final = {each.__name__: each for each in (dict, list, tuple, set, 
 _INNER: Final = frozenset(
     {"schema", "lax_schema", "strict_schema", "json_schema", "python_schema", "steps"}
 )
+_COLLIDING: Final = "keys that share their hashes"
 _AMBIGUOUS: Final = (
     ", each counted as often as its unions have types to try (a discriminator helps)"
 )
@@ -84,12 +87,13 @@ class RebuildLimits:
         if not self._has and self._max_values is None and not self._builds_keys:
             return 0.0
         values = 0
+        key_time = KeyTime()
         texts: list[str] = [plain] if type(plain) is str else []
         for container, times in _containers(plain, self._tries):
             values += times * len(container)
             texts += [item for item in _items(container) if type(item) is str]
             if self._builds_keys and len(container) > 1:
-                _check_keys(container)
+                _check_keys(container, key_time)
         what = f"values{_AMBIGUOUS if self._tries else ''}"
         used = [] if self._max_values is None else [(values, self._max_values, what)]
         if self._has:
@@ -235,18 +239,20 @@ def _items(container: Any) -> list[Any]:
     return [*container]
 
 
-def _check_keys(container: Any) -> None:
+def _check_keys(container: Any, key_time: KeyTime) -> None:
     """Check that a set or dict of a container's items could be built in a short time."""
+    keys = (key for key in map(_as_key, container) if key is not None)
+    if len(container) > MAX_UNTIMED:
+        if not key_time.fits(keys, dict if type(container) is dict else set):
+            _refuse(_COLLIDING)
+        return
     found: dict[int, list[Any]] = {}
     compared = 0
-    for item in container:
-        key = _as_key(item)
-        if key is None:
-            continue
+    for key in keys:
         same = found.setdefault(hash(key), [])
         compared += len(same)
         if compared > _MAX_COMPARED:
-            _refuse("keys that share their hashes")
+            _refuse(_COLLIDING)
         if key not in same:
             same.append(key)
 
@@ -260,6 +266,8 @@ def _as_key(item: Any) -> Any:
         if _UUID.fullmatch(item):
             return int(re.sub(r"[^0-9a-fA-F]", "", item.replace("urn:uuid:", "")) or "0", 16)
         return None
+    if kind is tuple and is_tagged(item):
+        return _as_key(without_names(item))
     if kind is list or kind is tuple:
         return tuple(map(_as_key, item))
     if kind is dict:

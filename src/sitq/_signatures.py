@@ -15,7 +15,7 @@ from sitq.errors import ValidationError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-__all__ = ["Signature", "Slot"]
+__all__ = ["Signature", "Slot", "spelled_out"]
 
 _AWAITABLES: Final = frozenset({"Awaitable", "Coroutine"})
 _UNPACKS: Final = (typing.Unpack, typing_extensions.Unpack)
@@ -153,6 +153,17 @@ class Signature:
     def slot_of(self, name: str) -> Slot:
         """Return the slot of an argument given by keyword."""
         return self.named.get(name) or cast("Slot", self.rest_named)
+
+
+def spelled_out(func: Callable[..., Any]) -> inspect.Signature:
+    """Return a function's signature, with the keywords that an ``Unpack`` stands for.
+
+    Raises:
+        TypeError: Python knows no signature of it.
+        ValueError: likewise.
+    """
+    signature = inspect.signature(func)
+    return _Scope(func).spell_out(signature)
 
 
 class _Scope:

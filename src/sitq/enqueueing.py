@@ -9,6 +9,7 @@ from anyio.lowlevel import checkpoint
 
 from sitq._alike import join
 from sitq._logging import Log
+from sitq._signatures import spelled_out
 from sitq.context import CURRENT
 from sitq.errors import SerializationError, ValidationError
 from sitq.ids import new_task_id
@@ -373,7 +374,7 @@ def refuse_own_eta(func: Callable[..., Any]) -> None:
         ValidationError: the function has one.
     """
     try:
-        parameter = inspect.signature(func).parameters.get("eta")
+        parameter = spelled_out(func).parameters.get("eta")
     except (TypeError, ValueError):  # no function at all: that is refused with its own text
         return
     if parameter is not None and parameter.kind in {

@@ -17,7 +17,7 @@ from sitq.errors import SerializationError, ValidationError
 from sitq.signing import Signer, is_signed
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Hashable, Sequence
+    from collections.abc import Hashable, Sequence
 
     from sitq.models import Outcome, ReservedTask, Result, Task
     from sitq.protocols import Serializer
@@ -320,7 +320,7 @@ class _Reader:
     def check_zone(self, key: str) -> None:
         """See `sitq._extensions.Source`; so small a payload needs no check."""
 
-    def check_keys(self, keys: Collection[Any]) -> None:
+    def check_keys(self, keys: Sequence[Any]) -> None:
         """See `sitq._extensions.Source`; so small a payload needs no check."""
 
 
@@ -350,7 +350,7 @@ class _CountingReader(_Reader):
 
     def _mapping(self, pairs: list[tuple[Hashable, Any]]) -> dict[Hashable, Any]:
         self._budget.take(_PER_MAP + _PER_PAIR * len(pairs))
-        self._budget.take_keys([key for key, _ in pairs])
+        self._budget.take_keys([key for key, _ in pairs], dict)
         return _mapping(pairs)
 
     def check_zone(self, key: str) -> None:
@@ -359,9 +359,9 @@ class _CountingReader(_Reader):
             self._zones.add(key)
             self._budget.take(_PER_ZONE)
 
-    def check_keys(self, keys: Collection[Any]) -> None:
+    def check_keys(self, keys: Sequence[Any]) -> None:
         """See `sitq._extensions.Source`."""
-        self._budget.take_keys(keys)
+        self._budget.take_keys(keys, set)
 
     def _extension(self, code: int, body: bytes) -> Any:
         self._budget.take(_PER_EXTENSION + len(body) // _BYTES_PER_VALUE)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypedDict
 
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
+from typing_extensions import Unpack
 
 from sitq import (
     Call,
@@ -99,6 +100,24 @@ async def test_an_eta_for_a_function_with_such_a_parameter_is_refused_with_the_w
         await queue.enqueue(remind, "tea", "soon")
         assert backend.stored[0].eta == LATER
         assert arguments(backend.stored[0]) == {"text": "tea", "eta": "soon"}
+
+
+class Reminder(TypedDict, total=False):
+    text: str
+    eta: str
+
+
+def remind_by_key(**reminder: Unpack[Reminder]) -> None:
+    pass
+
+
+async def test_an_eta_for_a_function_with_such_a_key_is_refused_with_the_way_out() -> None:
+    async with spied_queue() as (queue, backend, _):
+        with pytest.raises(ValidationError, match=r"queue\.options\(eta=\.\.\.\)\.enqueue"):
+            await queue.enqueue(remind_by_key, eta=LATER)
+        assert backend.stored == []
+        await queue.options(eta=LATER).enqueue(remind_by_key, eta="soon")
+        assert arguments(backend.stored[0]) == {"reminder": {"eta": "soon"}}
 
 
 @pytest.mark.parametrize(
