@@ -245,6 +245,9 @@ class TaskFunction(Generic[R_co]):
             return slot.lower(value)
         except (ValidationError, SerializationError) as error:
             raise self._refused(slot, value, error) from None
+        except Exception as error:
+            text = f"its type's own code raised {type(error).__name__}"
+            raise self._refused(slot, value, SerializationError(text)) from error
 
     def _restore(self, slot: Slot, plain: object) -> Any:
         if type(plain) in slot.leaves:

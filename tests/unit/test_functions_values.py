@@ -13,7 +13,7 @@ import pathlib
 import re
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import pydantic
 import pytest
@@ -424,3 +424,30 @@ def test_an_int_may_stand_for_a_float_also_within() -> None:
     assert type(back.x) is float
     with pytest.raises(SerializationError, match="rounded"):
         codec.dump_arguments(serializer, (_Spot(2**53 + 1, []),), {})
+
+
+@pytest.mark.parametrize("calls", range(12))
+def test_whatever_the_code_of_a_type_raises_is_an_error_that_names_the_argument(calls: int) -> None:
+    left = [1_000]
+
+    class Key(NamedTuple):
+        number: int
+
+        def __hash__(self) -> int:
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyError(self.number)
+            return self.number
+
+    def look_up(keys: set[Key]) -> None:
+        pass
+
+    look_up.__annotations__["keys"] = set[Key]
+    function = TaskFunction[None]("m:look_up", look_up)
+    keys = {Key(1)}
+    function.dump_arguments(MsgpackSerializer(), (keys,), {})
+    left[0] = calls
+    try:
+        function.dump_arguments(MsgpackSerializer(), (keys,), {})
+    except SitqError as error:
+        assert "parameter 'keys'" in str(error)  # noqa: PT017 - it need not be raised
