@@ -1,0 +1,71 @@
+"""What a page says that sitq logs or raises is a text of the code."""
+
+from __future__ import annotations
+
+import ast
+import re
+from functools import cache
+
+import pytest
+
+from tests.docs.pages import PAGES, ROOT, blocks
+
+PLACEHOLDER = re.compile(r"%[-\d.]*[sdrgf]|\0")  # of a format, and of an f-string
+
+
+def literals(tree: ast.AST) -> list[str]:
+    """Return the texts of a module; what an f-string fills in is a NUL."""
+    joined = [node for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)]
+    parts = {part for node in joined for part in node.values}
+    texts = [
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in parts
+    ]
+    return texts + [
+        "".join(str(part.value) if isinstance(part, ast.Constant) else "\0" for part in node.values)
+        for node in joined
+    ]
+
+
+@cache
+def patterns() -> list[re.Pattern[str]]:
+    """Return a pattern for each text of the code that has three words of its own."""
+    trees = [ast.parse(path.read_text()) for path in (ROOT / "src").rglob("*.py")]
+    texts = {text for tree in trees for text in literals(tree)}
+    pieces = [PLACEHOLDER.split(text) for text in sorted(texts)]
+    return [
+        re.compile(".*".join(map(re.escape, parts)))
+        for parts in pieces
+        if len(re.findall(r"[a-z]{2,}", " ".join(parts))) >= 3
+    ]
+
+
+def is_a_text_of_the_code(message: str) -> bool:
+    """Return whether the code has the message, or a format of it."""
+    return any(pattern.fullmatch(message) for pattern in patterns())
+
+
+LOGGED = [
+    (page.relative_to(ROOT).as_posix(), message)
+    for page in PAGES
+    for message in [
+        *re.findall(r"(?m)^\| `(?:ERROR|WARNING|INFO)` \| `([^`]+)` \|", page.read_text()),
+        *(
+            line
+            for block in blocks(page)
+            if {"text", "log"} <= {block.language, *block.words}
+            for line in block.text.splitlines()
+        ),
+    ]
+]
+
+
+@pytest.mark.parametrize(("page", "message"), LOGGED)
+def test_a_log_line_that_a_page_shows_is_a_text_of_the_code(page: str, message: str) -> None:
+    assert is_a_text_of_the_code(message), f"{page}: nothing logs {message!r}"
+
+
+def test_a_text_that_the_code_does_not_have_is_noticed() -> None:
+    assert LOGGED
+    assert not is_a_text_of_the_code("task 1: attempt 1 of f has collapsed (ValueError)")
