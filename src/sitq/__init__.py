@@ -8,9 +8,9 @@ from importlib import import_module as _import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sitq.backends._standby import StandbyBackend
     from sitq.backends.sqlite import SQLiteBackend
     from sitq.context import TaskContext, current_task
-    from sitq.enqueueing import BoundQueue
     from sitq.errors import (
         BackendBusyError,
         BackendConnectionError,
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     )
     from sitq.ids import TaskId
     from sitq.models import Progress, ReservedTask, Result, RetryPolicy, Task, TaskInfo
+    from sitq.payload.registry import Call, call, task
+    from sitq.payload.serialization import MsgpackSerializer
     from sitq.protocols import (
         Backend,
         Clock,
@@ -36,11 +38,8 @@ if TYPE_CHECKING:
         Serializer,
         SigningSerializer,
     )
-    from sitq.queue import TaskQueue
-    from sitq.registry import Call, call, task
+    from sitq.queue import BoundQueue, TaskQueue
     from sitq.retry import Fail, Retry
-    from sitq.serialization import MsgpackSerializer
-    from sitq.standby import StandbyBackend
     from sitq.states import TaskStatus
     from sitq.sync import SyncBoundQueue, SyncTaskQueue
     from sitq.transactions import TransactionalBackend
@@ -100,7 +99,7 @@ if not TYPE_CHECKING:
     _HOMES = {
         "backends.sqlite": "SQLiteBackend",
         "context": "TaskContext current_task",
-        "enqueueing": "BoundQueue",
+        "queue": "BoundQueue TaskQueue",
         "errors": (
             "BackendBusyError BackendConnectionError BackendError BackendFormatError "
             "BackendFullError BackendValueError LeaseLostError SerializationError SitqError "
@@ -109,11 +108,10 @@ if not TYPE_CHECKING:
         "ids": "TaskId",
         "models": "Progress ReservedTask Result RetryPolicy Task TaskInfo",
         "protocols": "Backend Clock ResultSigningSerializer Serializer SigningSerializer",
-        "queue": "TaskQueue",
-        "registry": "Call call task",
+        "payload.registry": "Call call task",
         "retry": "Fail Retry",
-        "serialization": "MsgpackSerializer",
-        "standby": "StandbyBackend",
+        "payload.serialization": "MsgpackSerializer",
+        "backends._standby": "StandbyBackend",
         "states": "TaskStatus",
         "sync": "SyncBoundQueue SyncTaskQueue",
         "transactions": "TransactionalBackend",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sitq.errors import ValidationError
-from sitq.serialization import MsgpackSerializer
+from sitq.payload.serialization import MsgpackSerializer
 
 if TYPE_CHECKING:
     from sitq.protocols import Backend, Serializer

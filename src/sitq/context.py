@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pydantic
 
-from sitq._fields import describe
 from sitq._loops import run_inline
 from sitq._plain import plain
+from sitq._validation import describe
 from sitq.errors import LeaseLostError, UsageError, ValidationError
 from sitq.models import Outcome, Progress
 from sitq.transactions import TransactionalBackend

@@ -6,16 +6,18 @@ tracebacks never show in a ``repr``.
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple, Self
 
 import pydantic
 from pydantic import AwareDatetime, Field, PrivateAttr
 
-from sitq._attempts import Lease, LeaseState, Outcome, OutcomeKind, Progress
-from sitq._fields import (
+from sitq._plain import plain
+from sitq._validation import (
     MAX_PRIORITY,
     MIN_PRIORITY,
     NO_HEADERS,
+    Count,
     ExceptionNames,
     FunctionName,
     Headers,
@@ -28,7 +30,6 @@ from sitq._fields import (
     Seconds,
     describe,
 )
-from sitq._plain import plain
 from sitq.errors import ValidationError
 from sitq.ids import R_co, TaskId
 from sitq.states import TaskStatus
@@ -51,6 +52,123 @@ __all__ = [
     "Task",
     "TaskInfo",
 ]
+
+
+class Lease(NamedTuple):
+    """The right to run a task: its id and the epoch of the reservation."""
+
+    task_id: TaskId[Any]
+    epoch: int
+
+
+class LeaseState(StrEnum):
+    """What a heartbeat is told of a lease."""
+
+    HELD = "held"
+    CANCEL_REQUESTED = "cancel_requested"
+    LOST = "lost"
+    UNKNOWN = "unknown"
+
+
+class OutcomeKind(StrEnum):
+    """How an attempt ended."""
+
+    SUCCESS = "success"
+    FAILURE = "failure"
+    RETRY = "retry"
+    RELEASE = "release"
+    MISS = "miss"
+    CANCELLED = "cancelled"
+
+
+class Outcome(Model):
+    """How the attempt under one lease ended; use the constructors named after the kinds.
+
+    ``delay`` (seconds) counts from the moment that the store accepts the outcome.
+    """
+
+    task_id: TaskId[Any]
+    epoch: int
+    kind: OutcomeKind
+    value: bytes | None = Field(default=None, repr=False)
+    error: str | None = Field(default=None, repr=False)
+    traceback: str | None = Field(default=None, repr=False)
+    delay: Seconds = 0.0
+
+    @classmethod
+    def success(cls, lease: Lease, value: bytes) -> Self:
+        """The function returned; ``value`` is its encoded result."""
+        # There is one of these for each task that runs: checked by the shortest way.
+        outcome: Self = cls.__pydantic_validator__.validate_python(
+            {
+                "task_id": lease.task_id,
+                "epoch": lease.epoch,
+                "kind": OutcomeKind.SUCCESS,
+                "value": value,
+            }
+        )
+        return outcome
+
+    @classmethod
+    def failure(cls, lease: Lease, error: str, traceback: str | None = None) -> Self:
+        """The task has failed for good."""
+        return cls(
+            task_id=lease.task_id,
+            epoch=lease.epoch,
+            kind=OutcomeKind.FAILURE,
+            error=error,
+            traceback=traceback,
+        )
+
+    @classmethod
+    def retry(cls, lease: Lease, delay: float, error: str, traceback: str | None = None) -> Self:
+        """This attempt failed; the next may start in ``delay`` seconds."""
+        return cls(
+            task_id=lease.task_id,
+            epoch=lease.epoch,
+            kind=OutcomeKind.RETRY,
+            error=error,
+            traceback=traceback,
+            delay=delay,
+        )
+
+    @classmethod
+    def release(cls, lease: Lease) -> Self:
+        """Handed back unfinished, at once due again; the attempt is not spent."""
+        return cls(task_id=lease.task_id, epoch=lease.epoch, kind=OutcomeKind.RELEASE)
+
+    @classmethod
+    def miss(cls, lease: Lease, delay: float) -> Self:
+        """Put back because this worker cannot start it; the attempt is not spent.
+
+        It does not know the function, or its version of the function takes other arguments.
+        """
+        return cls(task_id=lease.task_id, epoch=lease.epoch, kind=OutcomeKind.MISS, delay=delay)
+
+    @classmethod
+    def cancelled(cls, lease: Lease) -> Self:
+        """Ended because its cancellation was asked for."""
+        return cls(task_id=lease.task_id, epoch=lease.epoch, kind=OutcomeKind.CANCELLED)
+
+    @property
+    def lease(self) -> Lease:
+        """The lease that the attempt ran under."""
+        return Lease(self.task_id, self.epoch)
+
+
+class Progress(Model):
+    """How far a running task says that it is.
+
+    Args:
+        done: units done, 0 to 2**63 - 1.
+        total: units in all, where known.
+        note: a short text, at most 1,000 characters.
+    """
+
+    done: Count
+    total: Count | None = None
+    note: str = Field(default="", max_length=1000)
+
 
 DEFAULT_QUEUE: Final = "default"
 # Every queue, where names of queues are asked for; no queue has this name.

@@ -2,6 +2,9 @@
 
 The docstrings are the specification; `sitq.testing` holds checks of it that run against any
 backend.
+
+It is optional: to any other store `SyncTaskQueue` enqueues through its event loop, which costs two
+changes of threads a call.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Backend",
+    "BlockingBackend",
     "Clock",
     "LeaseKeeper",
     "Listener",
@@ -37,7 +41,6 @@ __all__ = [
     "Sweep",
     "Topic",
 ]
-
 
 Topic = Literal["tasks", "results", "cancels"]
 
@@ -365,4 +368,26 @@ class Backend(Protocol):
 
     def lease_keeper(self) -> LeaseKeeper:
         """Return a lease keeper for the calling thread. The backend must stay open around it."""
+        ...
+
+
+@runtime_checkable
+class BlockingBackend(Backend, Protocol):
+    """A `Backend` with a second way to enqueue, for threads in which no event loop runs.
+
+    A class that overrides `enqueue` of such a store has to override `enqueue_blocking` too.
+    """
+
+    def enqueue_blocking(self, tasks: Sequence[Task]) -> list[TaskId[Any]]:
+        """Do what `Backend.enqueue` does, and block the calling thread until it is done.
+
+        1. The store is open, in whichever event loop; if not, or if it is closed meanwhile, it
+           raises `UsageError`.
+        2. Any number of threads may call it at the same time. Calls that wait at the same time are
+           written together.
+        3. It may be interrupted by what a signal handler raises, a `KeyboardInterrupt` say: the
+           tasks are stored then, or not. No other call is harmed.
+        4. A signal handler or a finalizer that interrupts such a call in the middle of its
+           transaction cannot make another one: it gets a `UsageError`.
+        """
         ...

@@ -7,18 +7,17 @@ from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, Self, TypeVar,
 
 import anyio
 
-from sitq._alike import join
 from sitq._loops import run_inline
 from sitq._portal import Portal, refuse_event_loop
 from sitq._ports import checked_serializer
+from sitq._task_batch import join
 from sitq.backends.sqlite import SQLiteBackend
-from sitq.binding import joined
-from sitq.blocking import BlockingBackend
-from sitq.enqueueing import TaskFactory, checked_ids, take_eta
 from sitq.errors import UsageError
 from sitq.models import DEFAULT_QUEUE
-from sitq.options import NO_OPTIONS, Options, make_options
+from sitq.protocols import BlockingBackend
 from sitq.queue import TaskQueue
+from sitq.queue._enqueueing import TaskFactory, checked_ids, joined, take_eta
+from sitq.queue._options import NO_OPTIONS, Options, make_options
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -27,8 +26,8 @@ if TYPE_CHECKING:
 
     from sitq.ids import TaskId
     from sitq.models import Result, RetryPolicy, Task, TaskInfo
+    from sitq.payload.registry import Call
     from sitq.protocols import Backend, Serializer
-    from sitq.registry import Call
     from sitq.transactions import SyncConnection
 
 __all__ = ["SyncBoundQueue", "SyncEnqueueMethods", "SyncTaskQueue", "SyncTransactionQueue"]

@@ -45,7 +45,7 @@ class TestSQLiteFileThatCannotBeWatched(ListenChecks):
     @pytest.fixture(autouse=True)
     def _own_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.path = tmp_path / "q.db"
-        monkeypatch.setattr("sitq.backends.sqlite._bell._CAN_WATCH", False)
+        monkeypatch.setattr("sitq.backends.sqlite._wakeups._CAN_WATCH", False)
 
     make_backend = TestSQLiteFile.make_backend
     make_peer = TestSQLiteFile.make_peer

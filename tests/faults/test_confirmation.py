@@ -13,7 +13,7 @@ import anyio
 import pytest
 
 from sitq import SQLiteBackend, UnknownOutcomeError
-from sitq.backends.sqlite._bell import Bell
+from sitq.backends.sqlite._wakeups import Bell
 from sitq.models import Task
 from tests.sqlite.failing import Failing
 from tests.sqlite.samples import some_task

@@ -15,7 +15,7 @@ import anyio
 import pytest
 
 from sitq import SQLiteBackend, TaskQueue, Worker
-from sitq.backends.sqlite import _inserts, _schema, _sql
+from sitq.backends.sqlite import _schema, _sql
 from tests.faults import crew
 from tests.faults.breaking import point
 from tests.faults.crashes import (
@@ -45,10 +45,10 @@ def company(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Crew]:
 
 
 CRASHES = [
-    Crash("enqueue, before the commit", (), "enqueuer", "commit", _inserts._INSERT_COLUMNS, [], []),
+    Crash("enqueue, before the commit", (), "enqueuer", "commit", _sql._INSERT_COLUMNS, [], []),
     Crash(
         "enqueue, after the commit",
-        (), "enqueuer", "committed", _inserts._INSERT_COLUMNS, [NEW] * 3, [ONCE] * 3,
+        (), "enqueuer", "committed", _sql._INSERT_COLUMNS, [NEW] * 3, [ONCE] * 3,
     ),
     Crash(
         "reserve, between its statements",

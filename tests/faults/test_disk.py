@@ -25,7 +25,7 @@ from sitq import (
     Worker,
     call,
 )
-from sitq.backends.sqlite import _inserts
+from sitq.backends.sqlite import _sql
 from tests.faults import crew
 from tests.faults.breaking import point
 from tests.faults.crews import Crew, check_total, query
@@ -201,7 +201,7 @@ async def test_nothing_more_is_acknowledged_once_the_log_was_removed(tmp_path: P
 
 async def test_a_new_store_that_lost_its_log_in_a_crash_is_not_made_anew(company: Crew) -> None:
     """All of it was still in the log: there is nothing left to save, and it says so."""
-    dead = company.hire("enqueuer", point("die", "committed", _inserts._INSERT_COLUMNS))
+    dead = company.hire("enqueuer", point("die", "committed", _sql._INSERT_COLUMNS))
     dead.wait_for("broken")
     assert dead.process.wait(20) == 9
     company.database.with_name("q.db-wal").unlink()
@@ -214,7 +214,7 @@ async def test_an_old_store_that_lost_its_log_in_a_crash_is_as_it_was_before(
 ) -> None:
     """SQLite cannot tell: what stood only in the log is gone, the rest is whole."""
     before = await enqueue(company.database)
-    dead = company.hire("enqueuer", point("die", "committed", _inserts._INSERT_COLUMNS))
+    dead = company.hire("enqueuer", point("die", "committed", _sql._INSERT_COLUMNS))
     dead.wait_for("broken")
     assert dead.process.wait(20) == 9
     company.database.with_name("q.db-wal").unlink()

@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from sitq import BackendBusyError, SQLiteBackend, TaskQueue, TaskStatus, call
-from sitq.backends.sqlite import _driver, _sql
+from sitq.backends.sqlite import _database, _sql
 from tests.faults import crew
 from tests.faults.breaking import point
 from tests.faults.crews import Crew, check_total, query
@@ -48,7 +48,7 @@ def test_a_process_stopped_in_a_transaction_holds_up_writers_until_it_goes_on_or
     company: Crew, monkeypatch: pytest.MonkeyPatch, end: signal.Signals, text: str
 ) -> None:
     """Callers are told; readers read on; the other worker lives, and all is done once."""
-    monkeypatch.setattr(_driver, "BUSY_SECONDS", 0.2)
+    monkeypatch.setattr(_database, "BUSY_SECONDS", 0.2)
     lease = 5.0 if end is signal.SIGCONT else 1.0
     acknowledged = fill(company, 60)
     stopped = company.hire("worker", point("stop", "commit", text), lease=lease)

@@ -12,7 +12,7 @@ from sitq.models import Lease, Outcome, OutcomeKind, Task
 from tests.postgres.servers import new_schema
 
 if TYPE_CHECKING:
-    from sitq.backends.postgres._driver import Link
+    from sitq.backends.postgres._connection import Link
 
 __all__ = ["at_rest", "make_outcome", "new_task", "opened"]
 

@@ -18,9 +18,9 @@ from sitq import (
     BackendError,
     TaskQueue,
     UnknownOutcomeError,
-    waiting,
 )
 from sitq.backends.postgres import PostgresBackend, _session
+from sitq.queue import _waiting
 from tests.postgres.proxies import Proxy
 from tests.postgres.servers import dsn, new_schema
 from tests.unit.queue_support import add
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.anyio
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits as long as in real life."""
     monkeypatch.setattr(_session, "_PATIENCE", 0.2)
-    monkeypatch.setattr(waiting, "_LAST_LOOK", 0.2)
+    monkeypatch.setattr(_waiting, "_LAST_LOOK", 0.2)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ import asyncpg
 import pytest
 
 from sitq import TaskQueue
-from sitq.backends.postgres import _schema, _schema_sql, _sql
+from sitq.backends.postgres import _schema, _sql
 from tests.faults import crew
 from tests.faults.breaking import point
 from tests.faults.crashes import (
@@ -212,12 +212,12 @@ BIRTHS = [
     ("committed", SCRIPT, LATEST),
     *(
         [
-            ("at", _schema_sql.LOCK_MIGRATIONS, 0),
+            ("at", _schema.LOCK_MIGRATIONS, 0),
             ("at", "CREATE SCHEMA", 0),
-            ("at", _schema_sql.CREATE_RECORD, 0),
+            ("at", _schema.CREATE_RECORD, 0),
             ("at", SCRIPT, 0),
-            ("at", _schema_sql.RECORD_MIGRATION, 0),
-            ("answered", _schema_sql.RECORD_MIGRATION, 0),
+            ("at", _schema.RECORD_MIGRATION, 0),
+            ("answered", _schema.RECORD_MIGRATION, 0),
         ]
         if LONG
         else []

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from sitq import BackendError, TaskQueue, Worker
-from sitq.backends.postgres import PostgresBackend, _driver
+from sitq.backends.postgres import PostgresBackend, _connection
 from sitq.backends.postgres._dsn import servers_of
 from sitq.models import Lease, LeaseState, Outcome
 from tests.postgres.samples import new_task
@@ -198,7 +198,7 @@ async def test_a_standby_that_is_promoted_has_the_tasks_and_the_worker_goes_on(
 async def test_a_server_that_does_not_answer_leaves_time_for_the_next_one(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_driver, "_CONNECT_SECONDS", 0.6)
+    monkeypatch.setattr(_connection, "_CONNECT_SECONDS", 0.6)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         hosts = f"host=127.0.0.1,{server.socket}&port={silent.getsockname()[1]},5432"
         where = f"postgresql://postgres@/postgres?{hosts}"

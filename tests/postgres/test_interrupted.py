@@ -19,8 +19,8 @@ import pytest
 
 from sitq import TaskQueue, UsageError
 from sitq.backends.postgres import PostgresBackend
-from sitq.backends.postgres._telling import Teller
-from sitq.backends.postgres._work import Work
+from sitq.backends.postgres._notify_throttle import Teller
+from sitq.backends.postgres._operations import Work
 from sitq.models import Outcome
 from tests.postgres.samples import at_rest, new_task, opened
 from tests.postgres.servers import dsn, new_schema, query

@@ -14,7 +14,7 @@ from sitq import (
     BackendConnectionError,
     TaskStatus,
 )
-from sitq.backends.postgres import _database, _driver
+from sitq.backends.postgres import _connection, _database
 from sitq.ids import new_task_id
 from sitq.models import Lease, LeaseState, Outcome, OutcomeKind
 from tests.postgres.proxies import Proxy
@@ -148,7 +148,7 @@ async def test_a_server_that_falls_silent_is_given_up_in_time(
     proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_database, "_SEARCH_SECONDS", 0.2)
-    monkeypatch.setattr(_driver, "_CONNECT_SECONDS", 0.3)
+    monkeypatch.setattr(_connection, "_CONNECT_SECONDS", 0.3)
     backend = await opened(proxy.dsn, statement_timeout=0.3)
     proxy.fall_silent()
     # It depends on whether a notification that had been put off met the silence first.

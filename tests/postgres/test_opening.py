@@ -14,7 +14,7 @@ import pytest
 
 from sitq import BackendConnectionError, BackendError, BackendFormatError, ValidationError
 from sitq.backends.postgres import PostgresBackend, _schema
-from sitq.backends.postgres._driver import Target
+from sitq.backends.postgres._connection import Target
 from sitq.ids import new_task_id
 from tests.migrated_keys import check_keys
 from tests.postgres.samples import new_task

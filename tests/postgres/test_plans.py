@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 
 from sitq.backends.postgres import PostgresBackend, _sql
-from sitq.backends.postgres._driver import _SETTINGS
+from sitq.backends.postgres._connection import _SETTINGS
 from sitq.backends.postgres._sql import Statements
 from tests.postgres.servers import dsn, new_schema, query
 

@@ -21,8 +21,8 @@ from sitq import (
     current_task,
     task,
 )
-from sitq.backends.postgres import PostgresBackend, _listening
-from sitq.backends.postgres._driver import _SERVER_SIDE, _SETTINGS
+from sitq.backends.postgres import PostgresBackend, _wakeups
+from sitq.backends.postgres._connection import _SERVER_SIDE, _SETTINGS
 from sitq.ids import TaskId
 from tests.postgres.poolers import Pooler
 from tests.postgres.servers import Server, new_schema, query
@@ -42,7 +42,7 @@ def pooler(server: Server) -> Iterator[Pooler]:
 
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_listening, "_TEST_SECONDS", 0.2)  # no notification will come
+    monkeypatch.setattr(_wakeups, "_TEST_SECONDS", 0.2)  # no notification will come
     RUNS.clear()
 
 

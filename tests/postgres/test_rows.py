@@ -11,7 +11,7 @@ import pytest
 
 from sitq import BackendError, BackendFormatError, TaskStatus
 from sitq.backends.postgres import PostgresBackend
-from sitq.backends.postgres._reserving import Reserve, reserved_before
+from sitq.backends.postgres._operations import Reserve, reserved_before
 from sitq.models import Outcome
 from tests.postgres.samples import new_task
 from tests.postgres.servers import dsn, new_schema, query

@@ -24,7 +24,7 @@ from sitq import (
     current_task,
 )
 from sitq.backends.postgres import PostgresBackend
-from sitq.backends.postgres._driver import Target, connect
+from sitq.backends.postgres._connection import Target, connect
 from sitq.backends.postgres._errors import LostError
 from sitq.ids import TaskId
 from tests.postgres.samples import new_task, opened

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from sitq._comparison import difference
 from sitq.errors import SerializationError, ValidationError
-from sitq.functions import TaskFunction
-from sitq.serialization import MsgpackSerializer
+from sitq.payload._comparison import difference
+from sitq.payload.functions import TaskFunction
+from sitq.payload.serialization import MsgpackSerializer
 
 serializer = MsgpackSerializer()
 

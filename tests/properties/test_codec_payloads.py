@@ -10,9 +10,9 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sitq._comparison import difference
 from sitq.errors import SerializationError
-from sitq.serialization import MsgpackSerializer
+from sitq.payload._comparison import difference
+from sitq.payload.serialization import MsgpackSerializer
 
 serializer = MsgpackSerializer()
 

@@ -17,9 +17,9 @@ import anyio
 import pytest
 
 from sitq import SQLiteBackend, SyncTaskQueue, TaskQueue, TaskStatus, UsageError, Worker
-from sitq.backends.sqlite import _durability, _store
-from sitq.backends.sqlite._driver import Database
-from sitq.backends.sqlite._work import Work
+from sitq.backends.sqlite import _durability, _store_files
+from sitq.backends.sqlite._database import Database
+from sitq.backends.sqlite._operations import Work
 from tests.unit.queue_support import add
 
 
@@ -120,7 +120,7 @@ async def test_a_worker_elsewhere_is_woken(tmp_path: Path) -> None:
 
 Place = tuple[type, str]
 PLACES: list[Place] = [
-    (_store.Store, "check"),
+    (_store_files.Store, "check"),
     (_durability.Durability, "prepare"),
     (_durability.Durability, "committed"),
     (_durability.Durability, "flush"),
@@ -155,18 +155,18 @@ def test_a_handler_that_interrupts_an_enqueue_is_refused_another(
     queue: SyncTaskQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queue.enqueue(add, 1, 2)
-    original = _store.Store.check
+    original = _store_files.Store.check
     refused: list[UsageError] = []
 
-    def check(self: _store.Store) -> None:
-        monkeypatch.setattr(_store.Store, "check", original)
+    def check(self: _store_files.Store) -> None:
+        monkeypatch.setattr(_store_files.Store, "check", original)
         try:
             queue.enqueue(add, 3, 4)
         except UsageError as error:
             refused.append(error)
         original(self)
 
-    monkeypatch.setattr(_store.Store, "check", check)
+    monkeypatch.setattr(_store_files.Store, "check", check)
     task_id = queue.enqueue(add, 5, 6)
     assert len(refused) == 1
     assert queue.get_task(task_id).status is TaskStatus.PENDING

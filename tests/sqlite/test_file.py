@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from sitq.backends.sqlite import SQLiteBackend
-from sitq.backends.sqlite._work import Work
+from sitq.backends.sqlite._operations import Work
 from sitq.errors import (
     BackendConnectionError,
     BackendError,

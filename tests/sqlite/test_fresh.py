@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from sitq import SQLiteBackend, TaskId
-from sitq.backends.sqlite._bell import Bell
-from sitq.backends.sqlite._driver import Database
+from sitq.backends.sqlite._database import Database
+from sitq.backends.sqlite._wakeups import Bell
 from sitq.models import Outcome
 from sitq.protocols import Topic
 from tests.sqlite.samples import some_task

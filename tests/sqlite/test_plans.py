@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sitq.backends.sqlite import _inserts, _schema, _sql
+from sitq.backends.sqlite import _schema, _sql
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 BY_KEY = "INTEGER PRIMARY KEY"
 BY_ID = "sqlite_autoindex_tasks_1"
 
-STATEMENTS: dict[str, str] = vars(_sql) | vars(_inserts)
+STATEMENTS: dict[str, str] = vars(_sql)
 # Every statement, and what leads it to the rows.
 PLANS = {
     "INSERT_ONE": None,

@@ -10,7 +10,7 @@ import pytest
 
 from sitq import ReservedTask, SQLiteBackend, Task
 from sitq.backends.sqlite import _sql
-from sitq.backends.sqlite._work import Work
+from sitq.backends.sqlite._operations import Work
 from sitq.ids import new_task_id
 
 pytestmark = pytest.mark.anyio

@@ -12,10 +12,10 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from sitq import SQLiteBackend, TaskStatus
-from sitq.backends.sqlite._bell import Bell
+from sitq.backends._standby import Standby, StandbyBackend
+from sitq.backends.sqlite._wakeups import Bell
 from sitq.errors import BackendError
 from sitq.protocols import Listener
-from sitq.standby import Standby, StandbyBackend
 from tests.sqlite.samples import some_task
 
 pytestmark = pytest.mark.anyio

@@ -13,7 +13,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from sitq import TaskQueue, TaskStatus
-from sitq.backends._transactions import Fate, _fate
+from sitq.backends._transactions import Fate, _cancellation
 from sitq.transactions import TransactionalBackend
 from tests.transactions.kinds import AWAITED, AWAITED_POSTGRES, Own, opened
 from tests.transactions.places import Place
@@ -222,7 +222,7 @@ class TestTooLate:
 async def test_a_unit_that_cannot_be_interrupted_is_left_after_a_while(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_fate, "_GRACE", 0.05)
+    monkeypatch.setattr(_cancellation, "_GRACE", 0.05)
     fate, ended = Fate(), asyncio.Event()
 
     async def unit() -> None:

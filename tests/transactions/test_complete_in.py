@@ -61,7 +61,7 @@ async def test_a_commit_is_the_success_and_its_waiters_are_woken(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The waiter is told at the commit, while the function still runs; it looks by itself never."""
-    monkeypatch.setattr("sitq.waiting._LOOK_EVERY", 3600.0)
+    monkeypatch.setattr("sitq.queue._waiting._LOOK_EVERY", 3600.0)
     release = anyio.Event()
     Scene.after = staticmethod(release.wait)
     async with working(place):

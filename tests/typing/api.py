@@ -54,10 +54,10 @@ from sitq import (
     current_task,
     task,
 )
+from sitq.backends._standby import StandbyBackend
 from sitq.backends.memory import MemoryBackend
-from sitq.blocking import BlockingBackend
 from sitq.clock import SystemClock
-from sitq.standby import StandbyBackend
+from sitq.protocols import BlockingBackend
 from sitq.testing import FakeClock, FaultyBackend
 from sitq.transactions import TransactionalBackend
 

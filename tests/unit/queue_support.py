@@ -12,8 +12,8 @@ import anyio
 from sitq import MsgpackSerializer, Result, TaskId, TaskQueue, task
 from sitq.backends.memory import MemoryBackend
 from sitq.models import Outcome, Task
+from sitq.payload.registry import known
 from sitq.protocols import Backend, Clock, Listener, Topic
-from sitq.registry import known
 from sitq.testing import FakeClock
 
 

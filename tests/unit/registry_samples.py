@@ -10,7 +10,7 @@ from math import floor
 from typing import Any, NewType
 
 from sitq.models import RetryPolicy
-from sitq.registry import task
+from sitq.payload.registry import task
 
 UserId = NewType("UserId", int)
 imported = floor

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from sitq._comparison import difference, loss
+from sitq.payload._comparison import difference, loss
 from tests.unit.function_samples import Admin, Colour, Job, Loose, Name, User
 
 UTC = dt.datetime(2024, 10, 27, 0, 30, tzinfo=dt.UTC)

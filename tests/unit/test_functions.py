@@ -25,9 +25,9 @@ import pytest
 import typing_extensions
 
 from sitq.errors import SerializationError, ValidationError
-from sitq.functions import TaskDefaults, TaskFunction
 from sitq.models import RetryPolicy
-from sitq.serialization import MsgpackSerializer
+from sitq.payload.functions import TaskDefaults, TaskFunction
+from sitq.payload.serialization import MsgpackSerializer
 from tests.unit.function_samples import User
 
 if TYPE_CHECKING:

@@ -19,11 +19,11 @@ import pydantic
 import pytest
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 
-from sitq._comparison import difference
 from sitq.errors import SerializationError, SitqError, ValidationError
-from sitq.functions import TaskFunction
 from sitq.ids import TaskId, new_task_id
-from sitq.serialization import MsgpackSerializer
+from sitq.payload._comparison import difference
+from sitq.payload.functions import TaskFunction
+from sitq.payload.serialization import MsgpackSerializer
 from tests.unit.function_samples import (
     Admin,
     Box,

@@ -15,10 +15,10 @@ import pydantic
 import pytest
 
 from sitq import SerializationError
-from sitq._by_name import TAG, without_names
-from sitq._values import ValueCodec
-from sitq.functions import TaskFunction
-from sitq.serialization import MsgpackSerializer
+from sitq.payload._stored_form import TAG, without_names
+from sitq.payload._values import ValueCodec
+from sitq.payload.functions import TaskFunction
+from sitq.payload.serialization import MsgpackSerializer
 from tests.unit.attack_keys import attack_keys
 
 serializer = MsgpackSerializer()

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import pytest
 from pydantic import BaseModel
 
-from sitq._by_name import without_names
-from sitq._comparison import difference
 from sitq.errors import ValidationError
-from sitq.functions import TaskFunction
-from sitq.serialization import MsgpackSerializer
+from sitq.payload._comparison import difference
+from sitq.payload._stored_form import without_names
+from sitq.payload.functions import TaskFunction
+from sitq.payload.serialization import MsgpackSerializer
 from tests.unit.function_samples import Job, Pair, User
 
 serializer = MsgpackSerializer()

@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 from typing_extensions import TypeAliasType
 
 from sitq import SerializationError, SitqError
-from sitq._values import ValueCodec
-from sitq.functions import TaskFunction
-from sitq.serialization import MsgpackSerializer
+from sitq.payload._values import ValueCodec
+from sitq.payload.functions import TaskFunction
+from sitq.payload.serialization import MsgpackSerializer
 
 serializer = MsgpackSerializer()
 TUPLE, SET, FROZENSET, DATETIME, DATE, TIME, TIMEDELTA, UUID, DECIMAL, PATH = range(1, 11)

@@ -24,8 +24,8 @@ from sitq import (
     UsageError,
     ValidationError,
 )
-from sitq._values import ValueCodec
 from sitq.ids import new_task_id
+from sitq.payload._values import ValueCodec
 from tests.unit.queue_support import SpyBackend, add, finish, greet, mail, spied_queue
 
 pytestmark = pytest.mark.anyio

@@ -12,7 +12,7 @@ import pytest
 
 from sitq.errors import ValidationError
 from sitq.models import RetryPolicy
-from sitq.registry import Call, Registry, TaskDefaults, call, known, name_of, task
+from sitq.payload.registry import Call, Registry, TaskDefaults, call, known, name_of, task
 from tests.unit import registry_samples as samples
 from tests.unit.registry_samples import Service, Sub
 

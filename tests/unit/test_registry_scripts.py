@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from sitq.registry import Registry, known
+from sitq.payload.registry import Registry, known
 from tests.unit import registry_samples as samples
 
 HERE = "tests.unit.registry_samples"
 
 SCRIPT = """
     import multiprocessing
-    from sitq.registry import known, name_of, task
+    from sitq.payload.registry import known, name_of, task
 
     @task
     def job(): ...
@@ -36,7 +36,7 @@ SCRIPT = """
 """
 
 TYPED_IN = """
-from sitq.registry import name_of
+from sitq.payload.registry import name_of
 def job(): ...
 print(name_of(job))
 """
@@ -103,7 +103,7 @@ def test_a_script_that_is_imported_as_a_module_knows_the_name_that_it_had_as_a_s
 
 REFUSED_IN = """
 from sitq import ValidationError
-from sitq.registry import name_of
+from sitq.payload.registry import name_of
 def job(): ...
 try:
     name_of(job)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sitq.backends._texts import dump_policy, load_policy
+from sitq.backends._rows import dump_policy, load_policy
 from sitq.errors import ValidationError
 from sitq.models import RetryPolicy
 from sitq.retry import Fail, Retry, backoff, decide

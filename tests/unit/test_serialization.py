@@ -18,8 +18,8 @@ import pytest
 from pydantic import TypeAdapter
 
 from sitq.errors import SerializationError, ValidationError
+from sitq.payload.serialization import MsgpackSerializer
 from sitq.protocols import Serializer
-from sitq.serialization import MsgpackSerializer
 
 BERLIN = zoneinfo.ZoneInfo("Europe/Berlin")
 serializer = MsgpackSerializer()
@@ -267,7 +267,7 @@ def test_a_value_that_msgpack_has_no_memory_for_is_refused(monkeypatch: pytest.M
     def pack(_: object) -> bytes:
         raise MemoryError
 
-    monkeypatch.setattr("sitq.serialization._pack", pack)
+    monkeypatch.setattr("sitq.payload.serialization._pack", pack)
     with pytest.raises(SerializationError, match="too large"):
         serializer.dumps(1)
 

@@ -9,7 +9,7 @@ import msgpack
 import pytest
 
 from sitq.errors import SerializationError
-from sitq.serialization import MsgpackSerializer
+from sitq.payload.serialization import MsgpackSerializer
 
 serializer = MsgpackSerializer()
 

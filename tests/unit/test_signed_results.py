@@ -22,12 +22,12 @@ from sitq import (
     Worker,
     current_task,
 )
-from sitq.backends import _texts
+from sitq.backends import _rows
 from sitq.backends.memory import _rows as memory_rows
 from sitq.errors import BackendValueError
 from sitq.models import Lease, Outcome
-from sitq.serialization import MsgpackSerializer as Msgpack
-from sitq.worker import _refusals
+from sitq.payload.serialization import MsgpackSerializer as Msgpack
+from sitq.worker import _reporter
 from tests.unit.queue_support import SpySerializer
 
 KEY, OTHER = b"k" * 32, b"o" * 32
@@ -110,7 +110,7 @@ async def test_a_signed_failure_is_read_with_its_error_and_traceback(
         ("status = 'failed', value = NULL, error = 'ValueError: no'", []),
         ("status = 'cancelled', value = NULL, error = 'ValueError: no'", []),
         ("status = 'expired', value = NULL, traceback = 'frames'", []),
-        ("status = 'failed', value = NULL, error = ?, traceback = 'x'", [_texts.UNREADABLE]),
+        ("status = 'failed', value = NULL, error = ?, traceback = 'x'", [_rows.UNREADABLE]),
     ],
     ids=range(9),
 )
@@ -178,13 +178,13 @@ async def test_ends_that_the_store_writes_are_read_without_a_signature(
         result = await queue.get_result(task_id)
         assert result is not None
         assert result.status is TaskStatus.CANCELLED
-        alter(path, "status = 'failed', error = ?", _texts.LOST_ERROR % 3)
+        alter(path, "status = 'failed', error = ?", _rows.LOST_ERROR % 3)
         with pytest.raises(TaskFailedError, match="3 workers"):
             await queue.result(task_id)
 
 
 def _refused(outcome: Outcome) -> str:
-    plain = _refusals.replaced(outcome, BackendValueError("no"))
+    plain = _reporter.replaced(outcome, BackendValueError("no"))
     assert plain is not None
     assert plain.error is not None
     return plain.error
@@ -197,8 +197,8 @@ _LEASE = Lease(TaskId("01900000-0000-7000-8000-000000000000"), 1)
 @pytest.mark.parametrize(
     "error",
     [
-        _texts.LOST_ERROR % 3,
-        _texts.UNREADABLE,
+        _rows.LOST_ERROR % 3,
+        _rows.UNREADABLE,
         memory_rows.LOST_ERROR.format(crashes=3),
         _refused(Outcome.success(_LEASE, b"")),
         _refused(Outcome.failure(_LEASE, "no")),

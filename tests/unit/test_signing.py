@@ -21,7 +21,7 @@ from sitq import (
     ValidationError,
 )
 from sitq.ids import new_task_id
-from sitq.signing import MIN_KEY_BYTES, Signer, is_signed, seal, unseal
+from sitq.payload.signing import MIN_KEY_BYTES, Signer, is_signed, seal, unseal
 
 KEY = b"k" * MIN_KEY_BYTES
 OTHER = b"o" * MIN_KEY_BYTES

@@ -16,10 +16,10 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field, RootModel
 from typing_extensions import TypedDict
 
-from sitq._comparison import difference
 from sitq.errors import ValidationError
-from sitq.functions import TaskFunction
-from sitq.serialization import MsgpackSerializer
+from sitq.payload._comparison import difference
+from sitq.payload.functions import TaskFunction
+from sitq.payload.serialization import MsgpackSerializer
 
 serializer = MsgpackSerializer()
 

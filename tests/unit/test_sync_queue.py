@@ -28,9 +28,9 @@ from sitq import (
     ValidationError,
     call,
 )
-from sitq.enqueueing import BoundQueue
 from sitq.ids import new_task_id
 from sitq.models import Outcome
+from sitq.queue import BoundQueue
 from sitq.sync import SyncBoundQueue
 from tests.unit.queue_support import SpyBackend, add, greet, remind
 

@@ -13,9 +13,9 @@ from sitq import ValidationError, Worker, task
 from sitq.backends.memory import MemoryBackend
 from sitq.ids import new_task_id
 from sitq.models import ReservedTask, RetryPolicy
-from sitq.registry import Registry, known
+from sitq.payload.registry import Registry, known
 from sitq.retry import decide
-from sitq.worker._misses import missed
+from sitq.worker._outcomes import missed
 from tests.unit.queue_support import spied_queue
 
 Load = Callable[..., types.ModuleType]

@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
 from sitq.errors import ValidationError
-from sitq.functions import TaskFunction
-from sitq.serialization import MsgpackSerializer
+from sitq.payload.functions import TaskFunction
+from sitq.payload.serialization import MsgpackSerializer
 from tests.unit.function_samples import Cat, Dog, Node
 
 serializer = MsgpackSerializer()

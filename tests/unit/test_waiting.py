@@ -16,9 +16,9 @@ from sitq import (
     TaskNotFoundError,
     TaskQueue,
     call,
-    waiting,
 )
 from sitq.ids import new_task_id
+from sitq.queue import _waiting
 from tests.unit.queue_support import Waiter, add, finish, spied_queue
 
 pytestmark = pytest.mark.anyio
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture(autouse=True)
 def grown_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have each task looked for at once, as if it had not been stored just now."""
-    monkeypatch.setattr(waiting, "_YOUTH", 0.0)
+    monkeypatch.setattr(_waiting, "_YOUTH", 0.0)
 
 
 async def test_waiting_ends_with_the_task() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import anyio
 import pytest
 
-from sitq import TaskNotFoundError, waiting
+from sitq import TaskNotFoundError
 from sitq.ids import new_task_id
+from sitq.queue import _waiting
 from tests.unit.queue_support import Waiter, add, finish, spied_queue
 
 pytestmark = pytest.mark.anyio
@@ -15,7 +16,7 @@ NEVER = 3600.0
 
 
 async def test_a_new_task_is_looked_for_when_there_is_news(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting, "_YOUTH", NEVER)
+    monkeypatch.setattr(_waiting, "_YOUTH", NEVER)
     async with spied_queue() as (queue, backend, _), anyio.create_task_group() as group:
         waiter = Waiter()
         group.start_soon(waiter.run, queue, await queue.enqueue(add, 1, 2))
@@ -30,7 +31,7 @@ async def test_a_new_task_is_looked_for_when_there_is_news(monkeypatch: pytest.M
 async def test_it_is_looked_for_without_news_once_it_is_older(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(waiting, "_YOUTH", 0.05)
+    monkeypatch.setattr(_waiting, "_YOUTH", 0.05)
     async with spied_queue() as (queue, backend, _):
         task_id = await queue.enqueue(add, 1, 2)
         await finish(backend, 3)
@@ -39,7 +40,7 @@ async def test_it_is_looked_for_without_news_once_it_is_older(
 
 
 async def test_newcomers_do_not_make_others_be_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting, "_YOUTH", NEVER)
+    monkeypatch.setattr(_waiting, "_YOUTH", NEVER)
     async with spied_queue() as (queue, backend, _), anyio.create_task_group() as group:
         for _ in range(3):
             group.start_soon(Waiter().run, queue, await queue.enqueue(add, 1, 2))
@@ -49,7 +50,7 @@ async def test_newcomers_do_not_make_others_be_looked_for(monkeypatch: pytest.Mo
 
 
 async def test_a_short_timeout_is_one_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting, "_YOUTH", NEVER)
+    monkeypatch.setattr(_waiting, "_YOUTH", NEVER)
     async with spied_queue() as (queue, backend, clock), anyio.create_task_group() as group:
         waiter = Waiter()
         group.start_soon(waiter.run, queue, await queue.enqueue(add, 1, 2), 0.5)

@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 from sitq import BackendConnectionError, SQLiteBackend, TaskQueue, TaskStatus, UsageError, Worker
-from sitq.worker import _session
+from sitq.worker import _run
 from tests.worker.gate import GATE, add, bounded, until
 
 pytestmark = pytest.mark.anyio
@@ -35,7 +35,7 @@ def break_service(monkeypatch: pytest.MonkeyPatch) -> anyio.Event:
         await event.wait()
         raise Broken
 
-    monkeypatch.setattr(_session.Session, "_note_progress", fail)
+    monkeypatch.setattr(_run.Session, "_note_progress", fail)
     return event
 
 

@@ -13,7 +13,7 @@ from anyio import to_thread
 
 from sitq import SQLiteBackend, TaskQueue, TaskStatus, UsageError, Worker, current_task
 from sitq.models import Reservation
-from sitq.worker._threaded import ThreadedCall
+from sitq.worker._attempt import ThreadedCall
 from tests.worker.gate import (
     GATE,
     add,

@@ -218,7 +218,7 @@ async def test_a_bad_payload_touches_only_its_own_row(
 ) -> None:
     from sitq.ids import new_task_id
     from sitq.models import Task
-    from sitq.registry import known
+    from sitq.payload.registry import known
 
     name = known.add(add).name
     backend = SQLiteBackend(tmp_path / "q.db")

@@ -17,8 +17,8 @@ import pytest
 
 from sitq import SQLiteBackend, TaskId, TaskQueue, TaskStatus, Worker, call
 from sitq.clock import SystemClock
-from sitq.worker import _runners
-from sitq.worker._attempt_task import AttemptTask
+from sitq.worker import _runner_pool
+from sitq.worker._attempt_tasks import AttemptTask
 from tests.worker.gate import add
 
 pytestmark = pytest.mark.anyio
@@ -119,7 +119,7 @@ async def test_an_attempt_cancelled_before_its_first_step_is_handed_back(
             if len(cancelled) < 3:
                 cancelled.append(self.cancel())
 
-    monkeypatch.setattr(_runners, "AttemptTask", CancelledTask)
+    monkeypatch.setattr(_runner_pool, "AttemptTask", CancelledTask)
     task_ids = await queue.enqueue_many([call(add, number, 1) for number in range(4)])
     await Worker(SQLiteBackend(tmp_path / "q.db"), max_concurrency=2).drain()
     for number, task_id in enumerate(task_ids):

@@ -12,10 +12,10 @@ import anyio
 import pytest
 
 from sitq import SQLiteBackend, TaskQueue, TaskStatus, Worker
-from sitq.backends.sqlite._bell import Bell
+from sitq.backends._standby import Standby
+from sitq.backends.sqlite._wakeups import Bell
 from sitq.errors import BackendError
 from sitq.models import Reservation
-from sitq.standby import Standby
 from tests.sqlite.samples import locked
 from tests.worker.gate import GATE, bounded, ended, until
 

@@ -1,4 +1,8 @@
-"""The end of a child that a task forked."""
+"""What ends the process while a task runs; users' objects are judged by their types only.
+
+``isinstance`` reads ``__class__``, and ``inspect.isawaitable`` looks attributes up. Both may
+run the user's code.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,23 @@ import os
 import sys
 import traceback
 from contextlib import suppress
-from typing import NoReturn
+from inspect import CO_ITERABLE_COROUTINE
+from types import GeneratorType
+from typing import Any, Final, NoReturn
 
-__all__ = ["end_child"]
+__all__ = ["end_child", "is_awaitable"]
+
+_MRO: Final = type.__dict__["__mro__"]
+_NAMES: Final = type.__dict__["__dict__"]
+
+
+def is_awaitable(value: object) -> bool:
+    """Return whether ``await`` takes a value."""
+    kind = type(value)
+    if kind is GeneratorType:
+        generator: Any = value
+        return bool(generator.gi_code.co_flags & CO_ITERABLE_COROUTINE)
+    return any("__await__" in _NAMES.__get__(base) for base in _MRO.__get__(kind))
 
 
 def end_child(error: BaseException | None) -> NoReturn:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sitq._fields import PositiveSeconds, Seconds
+from sitq._validation import PositiveSeconds, Seconds
 from sitq.models import RetryPolicy
 
 __all__ = ["WorkerOptions"]

@@ -1,4 +1,8 @@
-"""Outcomes on their way to the store: written in groups, kept while the store is unavailable."""
+"""Outcomes on their way to the store: written in groups, kept while the store is unavailable.
+
+The store cannot judge such an outcome before that transaction has ended. So each is written by
+itself, and no other has to wait for it.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +20,141 @@ from sitq.errors import (
     BackendFullError,
     BackendValueError,
 )
-from sitq.worker._fallbacks import Fallback, Fallbacks
-from sitq.worker._refusals import replaced
+from sitq.models import Outcome, OutcomeKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sitq.models import Lease, Outcome
+    from sitq.models import Lease
     from sitq.protocols import Backend
 
-__all__ = ["Reporter", "Streak"]
+__all__ = ["Fallback", "Fallbacks", "Reporter", "Streak", "replaced"]
 
 _log: Final = Log(__name__)
+
+_ERROR: Final = "BackendValueError: the store cannot keep the error of this attempt"
+_VALUE: Final = "BackendValueError: the store cannot keep the result of this attempt"
+
+
+def replaced(outcome: Outcome, error: BackendValueError) -> Outcome | None:
+    """Return an outcome that every store can keep: plain text, no value and no traceback.
+
+    A retry stays one. If that is refused as well, a failure replaces it, and ``None`` that one.
+
+    Args:
+        outcome: what the store has refused.
+        error: what the store said; it goes into the log.
+    """
+    if outcome.kind is OutcomeKind.FAILURE and outcome.error in {_ERROR, _VALUE}:
+        return None
+    _log.error(
+        "task %s: the store cannot keep the %s of epoch %d, so a plain one takes its place: %s",
+        outcome.task_id,
+        outcome.kind,
+        outcome.epoch,
+        error,
+    )
+    if outcome.kind is OutcomeKind.RETRY and outcome.error != _ERROR:
+        return Outcome.retry(outcome.lease, outcome.delay, _ERROR)
+    return Outcome.failure(outcome.lease, _VALUE if outcome.kind is OutcomeKind.SUCCESS else _ERROR)
+
+
+class Fallback(Outcome):
+    """What becomes of a task that completed itself in a transaction that was not committed.
+
+    If it was committed, the store refuses this, and that is as it should be.
+    """
+
+    @classmethod
+    def of(cls, outcome: Outcome) -> Fallback:
+        """The same outcome, expected to be refused."""
+        return cls(**dict(outcome))
+
+
+def _log_end(outcome: Outcome) -> None:
+    """Log that a task has not completed itself after all."""
+    log = {OutcomeKind.FAILURE: _log.error, OutcomeKind.RETRY: _log.warning}
+    log.get(outcome.kind, _log.info)(
+        "task %s: the transaction that completed epoch %d was not committed; it ended as: %s",
+        outcome.task_id,
+        outcome.epoch,
+        outcome.kind,
+    )
+
+
+class Fallbacks:
+    """Writes fallbacks, each until the store has judged it.
+
+    One may be written twice: whichever comes second changes nothing.
+
+    Args:
+        backend: an open backend.
+        done: called with the leases whose outcomes need no more care.
+        streak: told of failures.
+    """
+
+    def __init__(
+        self, backend: Backend, done: Callable[[list[Lease]], None], streak: Streak
+    ) -> None:
+        self._backend = backend
+        self._done = done
+        self._streak = streak
+        self._waiting: dict[Lease, Fallback] = {}
+        self._new: list[Fallback] = []
+        self._added = anyio.Event()
+        self._judged = anyio.Event()
+
+    def add(self, outcome: Fallback) -> None:
+        """Have one written soon."""
+        self._waiting[outcome.lease] = outcome
+        self._new.append(outcome)
+        self._added.set()
+
+    def __contains__(self, lease: Lease) -> bool:
+        return lease in self._waiting
+
+    async def written(self) -> None:
+        """Return once none waits to be judged."""
+        while self._waiting:
+            await self._judged.wait()
+
+    async def run(self) -> None:
+        """Write what comes, for ever."""
+        async with anyio.create_task_group() as group:
+            while True:
+                await self._added.wait()
+                self._added = anyio.Event()
+                new, self._new = self._new, []
+                for outcome in new:
+                    group.start_soon(self._write, outcome)
+
+    async def flush(self) -> None:
+        """Write all that wait, once `run` has ended."""
+        async with anyio.create_task_group() as group:
+            for outcome in list(self._waiting.values()):
+                group.start_soon(self._write, outcome)
+
+    async def _write(self, outcome: Outcome) -> None:
+        is_accepted = False
+        while True:
+            try:
+                (is_accepted,) = await self._backend.finish([outcome])
+            except Exception as error:  # noqa: BLE001 - an unavailable store never ends a worker
+                plain = replaced(outcome, error) if isinstance(error, BackendValueError) else None
+                if plain is None:
+                    await anyio.sleep(self._streak.fail(error))
+                else:
+                    outcome = plain
+            else:
+                break
+        self._streak.succeed()
+        if is_accepted:
+            _log_end(outcome)
+        del self._waiting[outcome.lease]
+        self._done([outcome.lease])
+        self._judged.set()
+        self._judged = anyio.Event()
+
 
 _PASSING: Final = (BackendBusyError, BackendConnectionError, BackendFullError)
 _GROUP: Final = 1000

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self
 import anyio
 import pydantic
 
-from sitq._fields import describe
 from sitq._loops import refuse_green_threads
 from sitq._plain import plain
 from sitq._ports import checked_backend, checked_serializer
+from sitq._validation import describe
 from sitq.context import CURRENT
 from sitq.errors import UsageError, ValidationError
 from sitq.models import ALL_QUEUES, DEFAULT_QUEUE, RetryPolicy
-from sitq.registry import Registry, known
+from sitq.payload.registry import Registry, known
 from sitq.worker._background import Background
 from sitq.worker._options import WorkerOptions
+from sitq.worker._run import Session
 from sitq.worker._script import EventLoop, run_script
-from sitq.worker._session import Session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

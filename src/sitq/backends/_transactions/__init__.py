@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from sitq.backends._transactions._fate import Fate
-from sitq.backends._transactions._joined import Joined
+from sitq.backends._transactions._cancellation import Fate, savepoint
 from sitq.backends._transactions._kinds import link_to
-from sitq.backends._transactions._ports import Executor, Link, Row
-from sitq.backends._transactions._savepoint import savepoint
+from sitq.backends._transactions._protocols import Executor, Link, Row
+from sitq.backends._transactions._user_transaction import Joined
 
 __all__ = ["Executor", "Fate", "Joined", "Link", "Row", "link_to", "savepoint"]

@@ -17,7 +17,7 @@ from sitq.backends._transactions._sqlite import AiosqliteLink, SqliteLink
 from sitq.errors import UsageError
 
 if TYPE_CHECKING:
-    from sitq.backends._transactions._ports import Link
+    from sitq.backends._transactions._protocols import Link
 
 __all__ = ["link_to"]
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import asyncpg
     import psycopg
 
-    from sitq.backends._transactions._ports import Executor, Row, Values
+    from sitq.backends._transactions._protocols import Executor, Row, Values
 
 __all__ = ["AT_ONCE_THERE", "AsyncPsycopgLink", "AsyncpgLink", "PsycopgLink"]
 

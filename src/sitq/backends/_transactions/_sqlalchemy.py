@@ -22,7 +22,7 @@ from sitq.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from sitq.backends._transactions._ports import Executor, Link, Row, Values
+    from sitq.backends._transactions._protocols import Executor, Link, Row, Values
 
 __all__ = ["AsyncAlchemyLink", "SyncAlchemyLink", "link_to"]
 

@@ -9,17 +9,16 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from sitq._alike import has_keys
 from sitq._plain import plain
-from sitq.backends._batching import Request
-from sitq.backends._users import Users
-from sitq.backends.postgres import _units
-from sitq.backends.postgres._driver import Target
+from sitq._task_batch import has_keys
+from sitq.backends._batch_queue import Request
+from sitq.backends._open_counter import Users
+from sitq.backends.postgres import _operations
+from sitq.backends.postgres._connection import Target
 from sitq.backends.postgres._dsn import place_of
-from sitq.backends.postgres._finishing import finish, finish_all
-from sitq.backends.postgres._reserving import Reserve, reserve
+from sitq.backends.postgres._operations import Reserve, finish, finish_all, reserve
 from sitq.backends.postgres._session import Session, Settings
-from sitq.backends.postgres._transaction import join
+from sitq.backends.postgres._user_transaction import join
 from sitq.clock import checked_clock
 from sitq.errors import ValidationError
 from sitq.models import Outcome
@@ -126,8 +125,10 @@ class PostgresBackend:
         """See `sitq.protocols.Backend.enqueue`."""
         database = self._users.use().database
         if has_keys(tasks):
-            return (await database.insist(_units.enqueue_unique, (tasks,), database.timeout))[0]
-        return (await database.write(_units.enqueue, (tasks,)))[0]
+            return (await database.insist(_operations.enqueue_unique, (tasks,), database.timeout))[
+                0
+            ]
+        return (await database.write(_operations.enqueue, (tasks,)))[0]
 
     async def reserve(
         self, worker: str, queues: Sequence[str], limit: int, lease: float
@@ -145,36 +146,36 @@ class PostgresBackend:
 
     async def sweep(self, max_crashes: int, limit: int = 1000) -> Sweep:
         """See `sitq.protocols.Backend.sweep`."""
-        limits = _units.SweepLimits(max_crashes, limit, time.monotonic())
-        return (await self._users.use().database.write(_units.sweep, (limits,)))[0]
+        limits = _operations.SweepLimits(max_crashes, limit, time.monotonic())
+        return (await self._users.use().database.write(_operations.sweep, (limits,)))[0]
 
     async def prune(self, older_than: float, limit: int = 1000) -> int:
         """See `sitq.protocols.Backend.prune`."""
-        wish = _units.Prune(older_than, limit)
-        return (await self._users.use().database.write(_units.prune, (wish,)))[0]
+        wish = _operations.Prune(older_than, limit)
+        return (await self._users.use().database.write(_operations.prune, (wish,)))[0]
 
     async def cancel(self, task_id: TaskId[Any]) -> bool:
         """See `sitq.protocols.Backend.cancel`."""
-        return (await self._users.use().database.insist(_units.cancel, (task_id,)))[0]
+        return (await self._users.use().database.insist(_operations.cancel, (task_id,)))[0]
 
     async def set_progress(self, lease: Lease, progress: Progress) -> bool:
         """See `sitq.protocols.Backend.set_progress`."""
         note = (lease, progress)
-        return (await self._users.use().database.insist(_units.set_progress, (note,)))[0]
+        return (await self._users.use().database.insist(_operations.set_progress, (note,)))[0]
 
     async def get_tasks(self, task_ids: Sequence[TaskId[Any]]) -> list[TaskInfo | None]:
         """See `sitq.protocols.Backend.get_tasks`."""
-        return await self._users.use().database.read(_units.get_tasks, task_ids)
+        return await self._users.use().database.read(_operations.get_tasks, task_ids)
 
     async def get_results(
         self, task_ids: Sequence[TaskId[Any]]
     ) -> Mapping[TaskId[Any], Result[Any] | None]:
         """See `sitq.protocols.Backend.get_results`."""
-        return await self._users.use().database.read(_units.get_results, task_ids)
+        return await self._users.use().database.read(_operations.get_results, task_ids)
 
     async def get_stored(self, task_id: TaskId[Any]) -> Task:
         """See `sitq.protocols.Backend.get_stored`."""
-        return await self._users.use().database.read(_units.get_stored, task_id)
+        return await self._users.use().database.read(_operations.get_stored, task_id)
 
     @asynccontextmanager
     async def listen(self, topic: Topic) -> AsyncIterator[Listener]:

@@ -18,29 +18,24 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 import anyio
 
 from sitq._logging import Log
-from sitq.backends._batching import Request, Undo, join
+from sitq.backends._batch_queue import Gathering, Request, Undo, join, wake_all
 from sitq.backends.postgres import _sql
 from sitq.backends.postgres._dsn import place_of
-from sitq.backends.postgres._errors import (
-    LostError,
-    is_passing,
-    is_read_only,
-    state_of,
-    translated,
-)
-from sitq.backends.postgres._finishing import finish, finished_before
-from sitq.backends.postgres._group_commit import TaskGroupCommit
-from sitq.backends.postgres._pool import Pool
-from sitq.backends.postgres._reserving import reserve, reserved_before
-from sitq.backends.postgres._telling import Teller
-from sitq.backends.postgres._units import (
+from sitq.backends.postgres._errors import LostError, is_passing, is_read_only, state_of, translated
+from sitq.backends.postgres._notify_throttle import Teller
+from sitq.backends.postgres._operations import (
+    Work,
     cancel,
     cancelled_before,
     enqueue,
     enqueue_unique,
     enqueued_before,
+    finish,
+    finished_before,
+    reserve,
+    reserved_before,
 )
-from sitq.backends.postgres._work import Work
+from sitq.backends.postgres._pool import Pool
 from sitq.errors import (
     BackendBusyError,
     BackendConnectionError,
@@ -50,15 +45,96 @@ from sitq.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 
     from sitq._loops import LoopRef
-    from sitq.backends._bridge import Home
-    from sitq.backends.postgres._driver import Link, Target
+    from sitq.backends._driver_loop import Home
+    from sitq.backends.postgres._connection import Link, Target
     from sitq.backends.postgres._sql import Statements
     from sitq.protocols import Clock, Topic
 
-__all__ = ["Database"]
+__all__ = ["Database", "TaskGroupCommit"]
+
+
+class TaskGroupCommit(Gathering):
+    """Hands what gathered to a task of a driver's loop.
+
+    Args:
+        loop: the loop that all requests come from.
+        start: has a coroutine function run as a task of the driver's loop; from any thread. Calls
+            the second function instead if that task is cancelled before its first step.
+        tell: has a function called in the loop that requests come from.
+        write: carries out a batch; answers or an error go into each request.
+    """
+
+    def __init__(
+        self,
+        loop: LoopRef,
+        start: Callable[[Callable[[], Coroutine[Any, Any, None]], Callable[[], object]], None],
+        tell: Callable[[Callable[[], None]], None],
+        write: Callable[[list[Request[Any]]], Coroutine[Any, Any, None]],
+    ) -> None:
+        super().__init__(loop)
+        self._start = start
+        self._tell = tell
+        self._write = write
+        self._undone = anyio.Event()
+        self._undoing = 0
+
+    def _begin(self) -> None:
+        # Again where the loop ends meanwhile: those who clean up wait for their answers.
+        self._start(self._flush, self._begin)
+
+    async def undone(self) -> None:
+        """Return once the answers of all callers that are gone have been taken back."""
+        while self._undoing:
+            await self._undone.wait()
+
+    def _abandon(self, request: Request[Any]) -> None:
+        if request.undo is not None and not request.settled:
+            self._undoing += 1
+            request.undoing = True
+        super()._abandon(request)
+        if request.undoing and not request.abandoned:
+            self._has_undone(1)  # it had not been taken: there is nothing to undo
+
+    def _post_reverse(self, reverse: Request[Any]) -> None:
+        self._undoing += 1
+        reverse.undoing = True
+        self.post(reverse)
+
+    def _has_undone(self, count: int) -> None:
+        self._undoing -= count
+        self._undone.set()
+        self._undone = anyio.Event()
+
+    async def _flush(self) -> None:
+        while True:
+            batch = self._take()
+            await self._write_all(batch)
+            if reverses := self._settle(batch):
+                await self._write_all(reverses)
+            again = self._more()
+            self._tell(partial(self._end, batch))
+            if not again:
+                return
+
+    async def _write_all(self, batch: list[Request[Any]]) -> None:
+        """Write a batch; whatever happens, each request has an answer or an error."""
+        try:
+            if batch:
+                await self._write(batch)
+        except BaseException as error:  # noqa: BLE001 - it is told to those who wait
+            for request in batch:
+                if request.answers is None and request.error is None:
+                    name, kind = request.operation.__name__, type(error).__name__
+                    request.error = UnknownOutcomeError(f"{name}: the outcome is unknown: {kind}")
+
+    def _end(self, batch: list[Request[Any]]) -> None:
+        wake_all(batch)
+        if count := sum(request.undoing for request in batch):
+            self._has_undone(count)
+
 
 _log: Final = Log(__name__)
 

@@ -6,13 +6,13 @@ import asyncio
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
-from sitq.backends.postgres._driver import Link, connect
+from sitq.backends.postgres._connection import Link, connect
 from sitq.backends.postgres._errors import LostError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
-    from sitq.backends.postgres._driver import Target
+    from sitq.backends.postgres._connection import Target
 
 __all__ = ["Pool"]
 

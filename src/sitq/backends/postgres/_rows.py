@@ -6,8 +6,7 @@ from datetime import UTC, datetime, timedelta
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
-from sitq.backends._rows import Reader
-from sitq.backends._texts import dump_headers, dump_policy
+from sitq.backends._rows import Reader, dump_headers, dump_policy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -1,5 +1,7 @@
 """The schema: recognised, refused, or brought up to date by numbered migrations.
 
+As in `sitq.backends.postgres._sql`, the schema is written as ``sitq``.
+
 A migration and its record are committed together, one process at a time.
 """
 
@@ -9,18 +11,81 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Final
 
-from sitq.backends.postgres import _schema_sql as _sql
 from sitq.errors import BackendFormatError
+
+__all__ = [
+    "CREATE_RECORD",
+    "CREATE_SCHEMA",
+    "ENCODING",
+    "LOCK_MIGRATIONS",
+    "MADE",
+    "PRESENT",
+    "RECORD_MIGRATION",
+    "Migration",
+    "migrations",
+    "prepare",
+]
+
+# What texts are stored as.
+ENCODING: Final = """
+SELECT current_setting('server_encoding')
+"""
+
+# Whether the schema is there, and anything in it: what is in a schema depends on it. Then which
+# parts of a store are: the record of its migrations, its tasks, its functions.
+PRESENT: Final = """
+SELECT place.space IS NOT NULL,
+       EXISTS (SELECT FROM pg_depend WHERE refclassid = 'pg_namespace'::regclass
+               AND refobjid = place.space AND deptype = 'n')
+       OR EXISTS (SELECT FROM pg_class WHERE relnamespace = place.space),
+       (SELECT count(*) FROM pg_attribute WHERE attrelid = place.record
+        AND (attname, atttypid) IN (('number', 'int4'::regtype),
+                                    ('applied_at', 'timestamptz'::regtype))) = 2,
+       (SELECT count(*) FROM pg_attribute WHERE attrelid = place.tasks
+        AND attname IN ('id', 'status', 'queue', 'epoch', 'unique_key', 'payload')) = 6,
+       (SELECT count(DISTINCT proname) FROM pg_proc WHERE pronamespace = place.space
+        AND proname IN ('enqueue', 'reserve', 'sweep')) = 3
+FROM (SELECT to_regnamespace(quote_ident($1::text)) AS space,
+             to_regclass(quote_ident($1::text) || '.migrations') AS record,
+             to_regclass(quote_ident($1::text) || '.tasks') AS tasks) AS place
+"""
+
+# The numbers of the migrations that were made.
+MADE: Final = """
+SELECT array_agg(number ORDER BY number) FROM sitq.migrations
+"""
+
+# One migration at a time for one schema; held to the end of the transaction.
+LOCK_MIGRATIONS: Final = """
+SELECT pg_advisory_xact_lock(hashtextextended('sitq ' || $1, 0))
+"""
+
+# A place for the store.
+CREATE_SCHEMA: Final = """
+CREATE SCHEMA "sitq"
+"""
+
+# What the migrations are recorded in.
+CREATE_RECORD: Final = """
+CREATE TABLE sitq.migrations (
+    number     integer     PRIMARY KEY,
+    applied_at timestamptz NOT NULL DEFAULT statement_timestamp()
+)
+"""
+
+# Record a migration.
+RECORD_MIGRATION: Final = """
+INSERT INTO sitq.migrations (number) VALUES ($1)
+"""
+
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from sitq.backends.postgres._driver import Link, Row
+    from sitq.backends.postgres._connection import Link, Row
     from sitq.backends.postgres._sql import Statements
 
     Ask = Callable[..., Awaitable[list[Row]]]
-
-__all__ = ["Migration", "migrations", "prepare"]
 
 Migration = tuple[int, str]
 
@@ -55,7 +120,7 @@ async def prepare(
     async def ask(sql: str, *parameters: Any) -> list[Row]:
         return await link.fetch(statements[sql], parameters)
 
-    encoding = (await ask(_sql.ENCODING))[0][0]
+    encoding = (await ask(ENCODING))[0][0]
     if encoding != "UTF8":
         message = (
             f"the database of {place} stores texts as {encoding}, which cannot hold all of them: "
@@ -77,17 +142,17 @@ async def prepare(
         async def ask_within(sql: str, *parameters: Any) -> list[Row]:
             return await transaction.fetch(statements[sql], *parameters)
 
-        await ask_within(_sql.LOCK_MIGRATIONS, schema)
+        await ask_within(LOCK_MIGRATIONS, schema)
         # Others may have been here before.
         version = await _version(ask_within, schema, name)
         if version is None:
-            await transaction.run(statements[_sql.CREATE_SCHEMA])
+            await transaction.run(statements[CREATE_SCHEMA])
         if not version:
-            await transaction.run(statements[_sql.CREATE_RECORD])
+            await transaction.run(statements[CREATE_RECORD])
         for number, script in migrations():
             if number > (version or 0):
                 await transaction.run(statements[script])
-                await ask_within(_sql.RECORD_MIGRATION, number)
+                await ask_within(RECORD_MIGRATION, number)
 
 
 async def _version(ask: Ask, schema: str, name: str) -> int | None:
@@ -95,14 +160,14 @@ async def _version(ask: Ask, schema: str, name: str) -> int | None:
 
     A store is known by any two of its three parts: what has one of them or none is foreign.
     """
-    exists, used, *parts = (await ask(_sql.PRESENT, schema))[0]
+    exists, used, *parts = (await ask(PRESENT, schema))[0]
     if not used:
         return 0 if exists else None
     if sum(parts) < _ENOUGH:
         raise BackendFormatError(f"{name} belongs to another program; it was left as it is")
     has_record, has_tasks, has_functions = parts
     latest = migrations()[-1][0]
-    made: list[int] = ((await ask(_sql.MADE))[0][0] or []) if has_record else []
+    made: list[int] = ((await ask(MADE))[0][0] or []) if has_record else []
     version = made[-1] if made else 0
     problem = ""
     if not has_tasks:

@@ -7,20 +7,20 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
-from sitq.backends._bridge import Home
+from sitq.backends._driver_loop import Home
 from sitq.backends.postgres import _schema, _sql
 from sitq.backends.postgres._database import Database
 from sitq.backends.postgres._errors import translated
-from sitq.backends.postgres._keeper import PostgresLeaseKeeper
-from sitq.backends.postgres._listening import Listeners
+from sitq.backends.postgres._lease_keeper import PostgresLeaseKeeper
 from sitq.backends.postgres._sql import Statements
+from sitq.backends.postgres._wakeups import Listeners
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from concurrent.futures import Future
 
     from sitq._loops import LoopRef
-    from sitq.backends.postgres._driver import Link, Target
+    from sitq.backends.postgres._connection import Link, Target
     from sitq.protocols import Clock, LeaseKeeper, Topic
 
 __all__ = ["Session", "Settings"]

@@ -8,15 +8,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from sitq._plain import plain
-from sitq.backends._batching import Request
-from sitq.backends._users import Users
-from sitq.backends.sqlite import _units
-from sitq.backends.sqlite._finishing import cancel, finish
-from sitq.backends.sqlite._group_commit import StandingRequest
-from sitq.backends.sqlite._reserving import Reserve, reserve
+from sitq.backends._batch_queue import Request
+from sitq.backends._open_counter import Users
+from sitq.backends.sqlite import _operations
+from sitq.backends.sqlite._batch_writer import StandingRequest
+from sitq.backends.sqlite._operations import Reserve, cancel, finish, reserve
 from sitq.backends.sqlite._rows import to_micros
 from sitq.backends.sqlite._session import Session
-from sitq.backends.sqlite._transaction import join
+from sitq.backends.sqlite._user_transaction import join
 from sitq.clock import checked_clock
 from sitq.errors import BackendError, ValidationError
 from sitq.models import Outcome, Reservation
@@ -26,11 +25,11 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from sitq._loops import LoopRef
-    from sitq.backends.sqlite._group_commit import GroupCommit
+    from sitq.backends._standby import Standby
+    from sitq.backends.sqlite._batch_writer import GroupCommit
     from sitq.ids import TaskId
     from sitq.models import Lease, Progress, Result, Task, TaskInfo
     from sitq.protocols import Clock, LeaseKeeper, Listener, Topic
-    from sitq.standby import Standby
     from sitq.transactions import AnyConnection, Transaction
 
 __all__ = ["SQLiteBackend"]
@@ -101,12 +100,12 @@ class SQLiteBackend:
 
     async def enqueue(self, tasks: Sequence[Task]) -> list[TaskId[Any]]:
         """See `sitq.protocols.Backend.enqueue`."""
-        return (await self._use().database.write(_units.enqueue, (tasks,)))[0]
+        return (await self._use().database.write(_operations.enqueue, (tasks,)))[0]
 
     def enqueue_blocking(self, tasks: Sequence[Task]) -> list[TaskId[Any]]:
-        """See `sitq.blocking.BlockingBackend.enqueue_blocking`."""
+        """See `sitq.protocols.BlockingBackend.enqueue_blocking`."""
         database = self._users.use_from_thread().database
-        return database.write_blocking(_units.enqueue, (tasks,))[0]
+        return database.write_blocking(_operations.enqueue, (tasks,))[0]
 
     async def reserve(
         self, worker: str, queues: Sequence[str], limit: int, lease: float
@@ -126,7 +125,7 @@ class SQLiteBackend:
         listener: Listener,
         fulfilled: Callable[[], object],
     ) -> Standby:
-        """See `sitq.standby.StandbyBackend.stand_by`."""
+        """See `sitq.backends._standby.StandbyBackend.stand_by`."""
         state = self._use()
         wish = Reserve(worker, tuple(queues), limit, lease)
         undo = partial(_hand_back, state.loop)
@@ -144,15 +143,15 @@ class SQLiteBackend:
         with suppress(BackendError):  # it stays to be done, and what is due is due all the same
             await database.flush()
             await database.shorten_log()
-        if not await database.read(_units.sweep_is_due):
+        if not await database.read(_operations.sweep_is_due):
             return Sweep(0, 0, 0)
-        limits = _units.SweepLimits(max_crashes, limit, to_micros(asked_at))
-        return (await database.write(_units.sweep, (limits,)))[0]
+        limits = _operations.SweepLimits(max_crashes, limit, to_micros(asked_at))
+        return (await database.write(_operations.sweep, (limits,)))[0]
 
     async def prune(self, older_than: float, limit: int = 1000) -> int:
         """See `sitq.protocols.Backend.prune`."""
-        wish = _units.Prune(older_than, limit)
-        return (await self._use().database.write(_units.prune, (wish,)))[0]
+        wish = _operations.Prune(older_than, limit)
+        return (await self._use().database.write(_operations.prune, (wish,)))[0]
 
     async def cancel(self, task_id: TaskId[Any]) -> bool:
         """See `sitq.protocols.Backend.cancel`."""
@@ -160,11 +159,11 @@ class SQLiteBackend:
 
     async def set_progress(self, lease: Lease, progress: Progress) -> bool:
         """See `sitq.protocols.Backend.set_progress`."""
-        return (await self._use().database.write(_units.set_progress, ((lease, progress),)))[0]
+        return (await self._use().database.write(_operations.set_progress, ((lease, progress),)))[0]
 
     async def get_tasks(self, task_ids: Sequence[TaskId[Any]]) -> list[TaskInfo | None]:
         """See `sitq.protocols.Backend.get_tasks`."""
-        return await self._use().database.read(_units.get_tasks, task_ids)
+        return await self._use().database.read(_operations.get_tasks, task_ids)
 
     async def get_results(
         self, task_ids: Sequence[TaskId[Any]]
@@ -172,11 +171,13 @@ class SQLiteBackend:
         """See `sitq.protocols.Backend.get_results`."""
         state = self._use()
         fresh = state.take_fresh(task_ids)
-        return await state.database.read(_units.get_results, task_ids) if fresh is None else fresh
+        return (
+            await state.database.read(_operations.get_results, task_ids) if fresh is None else fresh
+        )
 
     async def get_stored(self, task_id: TaskId[Any]) -> Task:
         """See `sitq.protocols.Backend.get_stored`."""
-        return await self._use().database.read(_units.get_stored, task_id)
+        return await self._use().database.read(_operations.get_stored, task_id)
 
     @asynccontextmanager
     async def listen(self, topic: Topic) -> AsyncIterator[Listener]:
@@ -198,7 +199,7 @@ class SQLiteBackend:
 
 
 class _Standby:
-    """A wish for tasks; see `sitq.standby.Standby`."""
+    """A wish for tasks; see `sitq.backends._standby.Standby`."""
 
     def __init__(self, commits: GroupCommit, request: StandingRequest[Reservation]) -> None:
         self._commits = commits

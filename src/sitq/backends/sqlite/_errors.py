@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import sqlite3
-from typing import TYPE_CHECKING, Final
+import time
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from sitq.errors import (
     BackendBusyError,
@@ -17,9 +19,40 @@ from sitq.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
-__all__ = ["is_busy", "translated", "unknown"]
+__all__ = ["is_busy", "is_undone", "retrying", "roll_back", "translated", "unknown"]
+
+# A rollback that runs out of memory has done nothing, and may go well a moment later.
+_TRIES: Final = 3
+
+
+def roll_back(connection: sqlite3.Connection) -> bool:
+    """Roll back a transaction if one is open; return whether none is open any more.
+
+    It raises nothing: what went wrong before is what the caller is to hear of.
+    """
+    for _ in range(_TRIES):
+        if not connection.in_transaction:
+            return True
+        try:
+            connection.execute("ROLLBACK")
+        except BaseException:  # noqa: BLE001, S112 - tried again, or the connection is replaced
+            continue
+    return not connection.in_transaction
+
+
+def is_undone(error: BaseException) -> bool:
+    """Return whether a COMMIT that raised this error has certainly committed nothing.
+
+    An I/O error may come after the transaction was written to the log. Any other exception, such
+    as a MemoryError, may come after the commit itself.
+    """
+    code = getattr(error, "sqlite_errorcode", None)
+    if not isinstance(error, sqlite3.Error) or code is None:
+        return False
+    return bool(code == sqlite3.SQLITE_IOERR_WRITE or code & 0xFF != sqlite3.SQLITE_IOERR)
+
 
 # Primary result codes of https://www.sqlite.org/rescode.html
 _KINDS: Final[Mapping[int, type[BackendError]]] = {
@@ -88,3 +121,28 @@ def unknown(operation: str, path: str, error: BaseException) -> UnknownOutcomeEr
     told = UnknownOutcomeError(message)
     told.__cause__ = error
     return told
+
+
+T = TypeVar("T")
+
+BUSY_SECONDS: Final = 10.0
+_FIRST_PAUSE: Final = 0.0001
+_LONGEST_PAUSE: Final = 0.02
+
+
+def retrying(unit: Callable[[], T], seconds: float, longest: float = _LONGEST_PAUSE) -> T:
+    """Run ``unit``, again while the database is locked, for at most ``seconds``.
+
+    The pauses are drawn at random. SQLite's own busy handler sleeps by a fixed table, which lets
+    a greedy writer starve the others.
+    """
+    give_up = time.monotonic() + seconds
+    pause = _FIRST_PAUSE
+    while True:
+        try:
+            return unit()
+        except sqlite3.OperationalError as error:
+            if not is_busy(error) or time.monotonic() >= give_up:
+                raise
+        time.sleep(random.uniform(pause / 2, pause))
+        pause = min(pause * 1.5, longest)

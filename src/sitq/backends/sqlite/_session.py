@@ -5,22 +5,21 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, Final
 
-from sitq._mailbox import Mailbox
 from sitq.backends.sqlite import _sql
-from sitq.backends.sqlite._driver import Database
+from sitq.backends.sqlite._database import Database
 from sitq.backends.sqlite._durability import Durability, Promise
 from sitq.backends.sqlite._file import MEMORY
-from sitq.backends.sqlite._keeper import FileLeaseKeeper, MemoryLeaseKeeper
-from sitq.backends.sqlite._listening import Listeners
-from sitq.backends.sqlite._reserving import reserve
-from sitq.backends.sqlite._store import Store
-from sitq.backends.sqlite._units import enqueue, get_results, set_progress
+from sitq.backends.sqlite._lease_keeper import FileLeaseKeeper, MemoryLeaseKeeper
+from sitq.backends.sqlite._loop_waker import Mailbox
+from sitq.backends.sqlite._operations import enqueue, get_results, reserve, set_progress
+from sitq.backends.sqlite._store_files import Store
+from sitq.backends.sqlite._wakeups import Listeners
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from sitq._loops import LoopRef
-    from sitq.backends.sqlite._work import Work
+    from sitq.backends.sqlite._operations import Work
     from sitq.ids import TaskId
     from sitq.models import Result
     from sitq.protocols import Clock, LeaseKeeper, Listener, Topic

@@ -1,0 +1,161 @@
+"""All or nothing within a transaction that goes on.
+
+It is settled in one instant: by the unit before it lets go of its savepoint, or by the caller's
+cancellation, after which the unit rolls back to there. So a caller that is cancelled finds the
+transaction as it was, and the connection with nothing under way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import anyio
+
+from sitq.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterator
+
+    from sitq.backends._transactions._protocols import Executor
+
+__all__ = ["Fate", "savepoint"]
+
+T = TypeVar("T")
+
+# How long a unit that cannot be interrupted without harm may go on for a caller that is gone.
+_GRACE: Final = 5.0
+
+
+class _GivenUpError(Exception):
+    """Nobody waits for this unit any more."""
+
+
+class Fate:
+    """Of one unit of work; it may run in another thread than its caller.
+
+    Args:
+        interruptible: a statement of the unit may be cancelled, and the connection is as good as
+            before: what waits for somebody else's lock need not be waited for.
+    """
+
+    def __init__(self, *, interruptible: bool = False) -> None:
+        self._interruptible: Final = interruptible
+        self._lock: Final = threading.Lock()
+        self._working: asyncio.Task[Any] | None = None
+        self._given_up = False
+        self._kept = False
+
+    # -- for the unit ------------------------------------------------------------------------
+
+    @contextmanager
+    def work(self) -> Iterator[None]:
+        """What is done in this block is kept, unless it raises: as it does for nobody."""
+        self._check()
+        self._working = asyncio.current_task() if self._interruptible else None
+        try:
+            yield
+        finally:
+            self._working = None
+        with self._lock:
+            self._check()
+            self._kept = True
+
+    def _check(self) -> None:
+        if self._given_up:
+            raise _GivenUpError
+
+    # -- for the caller ----------------------------------------------------------------------
+
+    async def settle(self, run: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Run the unit in a task that no cancellation of the caller's can cut.
+
+        A cancellation that comes too late to undo the unit is raised by what the caller awaits
+        next, if it awaits anything.
+
+        Raises:
+            UsageError: the caller's loop is not asyncio's.
+        """
+        try:
+            unit = asyncio.get_running_loop().create_task(run())
+        except RuntimeError:
+            raise UsageError("bind: this connection can be awaited in asyncio only") from None
+        try:
+            await asyncio.wait({unit})
+        except asyncio.CancelledError as cancellation:
+            self._give_up()
+            await self._outlast(unit)
+            if unit.cancelled() or unit.exception() is not None:
+                raise
+            _cancel_later(cancellation)
+        return unit.result()
+
+    def _give_up(self) -> None:
+        with self._lock:
+            self._given_up = not self._kept
+        if self._working is not None:
+            self._working.cancel()
+
+    async def _outlast(self, unit: asyncio.Task[Any]) -> None:
+        """Return once the unit has ended, whatever else is cancelled."""
+        give_up_at = asyncio.get_running_loop().time() + _GRACE
+        with anyio.CancelScope(shield=True):
+            while not unit.done():
+                rest = give_up_at - asyncio.get_running_loop().time()
+                if rest <= 0 and not self._interruptible:
+                    unit.cancel()
+                try:
+                    await asyncio.wait({unit}, timeout=max(rest, _GRACE / 5))
+                except asyncio.CancelledError:
+                    continue  # the first one is raised, or comes again
+
+
+def _cancel_later(cancellation: asyncio.CancelledError) -> None:
+    """Have what the caller awaits next raise it; a scope of anyio's does so by itself."""
+    caller = asyncio.current_task()
+    if caller is None or anyio.current_effective_deadline() == float("-inf"):
+        return
+    wanted = caller.cancelling()
+
+    def cancel_again() -> None:
+        # Whoever asked for it, a timeout say, may have ended meanwhile and taken it back.
+        if caller.cancelling() >= wanted and not caller.done():
+            caller.uncancel()
+            caller.cancel(*cancellation.args)
+
+    asyncio.get_running_loop().call_soon(cancel_again)
+
+
+# A statement's cancellation may reach the server late, and end the next one.
+_TRIES: Final = 3
+
+
+async def savepoint(executor: Executor, work: Coroutine[Any, Any, T], fate: Fate) -> T:
+    """Run a unit of work; if it raises, the transaction is as it was before."""
+    try:
+        await executor.fetch("SAVEPOINT sitq")
+    except BaseException:
+        work.close()
+        raise
+    try:
+        with fate.work():
+            answer = await work
+        await executor.fetch("RELEASE SAVEPOINT sitq")
+    except BaseException:
+        work.close()
+        await _undo(executor)
+        raise
+    return answer
+
+
+async def _undo(executor: Executor) -> None:
+    for _ in range(_TRIES):
+        try:
+            await executor.fetch("ROLLBACK TO SAVEPOINT sitq")
+        except (Exception, KeyboardInterrupt):  # noqa: BLE001, S112
+            # An error that has ended the whole transaction has taken the savepoint along.
+            continue
+        await executor.fetch("RELEASE SAVEPOINT sitq")
+        return

@@ -1,0 +1,145 @@
+"""Tasks stored, and attempts ended, within a transaction of the user's in the same database."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from sitq.backends._transactions import Joined, link_to, savepoint
+from sitq.backends.postgres import _sql
+from sitq.backends.postgres._errors import said, state_of, translated
+from sitq.backends.postgres._notify_throttle import channels_of
+from sitq.backends.postgres._rows import columns
+from sitq.errors import SitqError, UsageError
+from sitq.ids import TaskId
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+
+    from sitq.backends._transactions import Executor, Fate, Row
+    from sitq.backends.postgres._session import Session
+    from sitq.models import Lease, Task
+    from sitq.protocols import Topic
+    from sitq.transactions import Transaction
+
+__all__ = ["join"]
+
+T = TypeVar("T")
+
+# What channels are told: no instance takes this for one of its own changes.
+_TOLD: Final = "bound"
+# How drivers read values, unless they were told of another way.
+_SAMPLE: Final = (datetime(1970, 1, 1, tzinfo=UTC), 1, b"s")
+_OWN_CODECS: Final = (
+    "the connection has codecs of its own for text, timestamptz, bigint or bytea: "
+    "use a connection without them"
+)
+_FAILED_BEFORE: Final = "25P02"
+
+
+def join(connection: object, place: str, session: Callable[[], Session]) -> Transaction:
+    """Return what writes to the schema through a connection of the user's.
+
+    Raises:
+        UsageError: the connection is none that leads to PostgreSQL.
+    """
+    link = link_to(connection)
+    if link.database != "postgresql":
+        message = f"bind: {link.kind} does not lead to PostgreSQL; the tasks are there"
+        raise UsageError(message)
+    return _Joined(link, place, session)
+
+
+class _Joined(Joined["Session"]):
+    """A transaction on PostgreSQL."""
+
+    async def _within(
+        self,
+        executor: Executor,
+        session: Session,
+        work: Callable[[Executor, Session], Coroutine[Any, Any, T]],
+        fate: Fate,
+    ) -> T:
+        async def unit() -> T:
+            # Where it raises, the savepoint has the user's path back too.
+            ((path, _),) = await executor.fetch(_sql.PIN_SEARCH_PATH)
+            await self._check(executor, session)
+            answer = await work(executor, session)
+            await executor.fetch(_sql.RESTORE_SEARCH_PATH, (path,))
+            return answer
+
+        await executor.begin()
+        return await savepoint(executor, unit(), fate)
+
+    async def _find(self, executor: Executor, session: Session) -> None:
+        schema = session.settings.schema
+        ((is_there, *sample),) = await executor.fetch(_sql.IS_THERE, (schema,))
+        if sample != [schema, *_SAMPLE]:
+            raise UsageError(f"bind: {_OWN_CODECS}")
+        if is_there:
+            rows = await executor.fetch(session.statements[_sql.BIRTH])
+            if [tuple(row) for row in rows] == session.birth:
+                return
+        raise UsageError(
+            f"bind: the connection leads to another database than {self._place}: "
+            "what must be committed together belongs in one database"
+        )
+
+    async def _store(
+        self, tasks: Sequence[Task], executor: Executor, session: Session
+    ) -> list[TaskId[Any]]:
+        is_keyed = any(task.unique_key is not None for task in tasks)
+        statement = _sql.INSERT_UNIQUE if is_keyed else _sql.INSERT_BATCH
+        # Storing a task may expire the one that holds its key.
+        topics: set[Topic] = {"tasks", "results"} if is_keyed else {"tasks"}
+        rows = await _tell(executor, session, topics, statement, *columns(tasks))
+        return [TaskId(holder) for holder in rows[0][0]] if is_keyed else [t.id for t in tasks]
+
+    async def _complete(
+        self, lease: Lease, value: bytes, executor: Executor, session: Session
+    ) -> bool:
+        batch = ([lease.task_id], [lease.epoch], [value])
+        return bool(await _tell(executor, session, {"results"}, _sql.SUCCEED, *batch))
+
+    def _told(self, operation: str, error: Exception) -> BaseException | None:
+        # No cause: the drivers' texts may quote rows and keys.
+        return None if isinstance(error, SitqError) else _told(operation, self._place, error)
+
+
+async def _tell(
+    executor: Executor, session: Session, topics: set[Topic], statement: str, *values: object
+) -> list[Row]:
+    """Run a statement that tells of a change; the server does so at the commit."""
+    clock = session.settings.clock
+    channels = [
+        channel for channel, each in channels_of(session.settings.schema).items() if each in topics
+    ]
+    moment = None if clock is None else clock.now()
+    wish = (moment, *values, _TOLD, channels)
+    return await executor.fetch(session.statements[statement], wish)
+
+
+class _ServerError(Exception):
+    """What the server said, in its first line only."""
+
+    def __init__(self, error: BaseException, state: str) -> None:
+        text = getattr(getattr(error, "diag", None), "message_primary", None)
+        super().__init__(text or said(error).partition("\n")[0])
+        self.sqlstate: Final = state
+
+
+def _told(operation: str, place: str, error: Exception) -> BaseException | None:
+    """An error of any driver as one of sitq's; `None`: it is no driver's."""
+    state = state_of(error) or state_of(error.__cause__ or error)
+    if state == _FAILED_BEFORE:
+        return UsageError("bind: the transaction has failed before: roll it back")
+    if state:
+        return translated(operation, place, _ServerError(error, state))
+    if isinstance(error, UnicodeError):
+        return UsageError("bind: the connection's encoding cannot carry this: use UTF8")
+    if isinstance(error, NotImplementedError):  # psycopg reads times in ISO form only
+        return UsageError("bind: the connection has a DateStyle of its own: use ISO")
+    if type(error).__module__.partition(".")[0] in {"asyncpg", "psycopg", "sqlalchemy"}:
+        text = str(error).partition("\n")[0]
+        return UsageError(f"bind: the connection cannot be used here: {text}")
+    return None

@@ -1,0 +1,225 @@
+"""Group commit by the one thread that writes to a SQLite file."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from sitq.backends._batch_queue import (
+    BlockingRequest,
+    Gathering,
+    Request,
+    Undo,
+    operation_of,
+    wake_all,
+)
+from sitq.errors import UnknownOutcomeError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from sitq._loops import LoopRef
+    from sitq.backends.sqlite._loop_waker import Mailbox
+    from sitq.protocols import Listener
+
+__all__ = ["GroupCommit", "StandingRequest"]
+
+O = TypeVar("O")  # noqa: E741 - what comes out
+
+
+class StandingRequest(Request[O]):
+    """A request that waits until carrying it out gives something, or there is news from outside.
+
+    Args:
+        loop: the loop that it comes from.
+        operation: what to carry out.
+        items: what for.
+        undo: see `Request`.
+        gives: tells if answers are something.
+        fulfilled: called in the loop once they are, or are an answer to the news.
+        listener: who need not be told of the news.
+    """
+
+    __slots__ = ("_fulfilled", "asked_at", "gives", "is_last", "listener")
+
+    def __init__(
+        self,
+        loop: LoopRef,
+        operation: Callable[..., Any],
+        items: Sequence[Any],
+        undo: Undo[O],
+        gives: Callable[[list[O]], bool],
+        fulfilled: Callable[[], object],
+        listener: Listener,
+    ) -> None:
+        super().__init__(loop, operation, items, undo)
+        self.gives: Final = gives
+        self.listener: Final = listener
+        self._fulfilled: Final = fulfilled
+        # When it was carried out last, by the monotonic clock; the writer notes it.
+        self.asked_at = 0.0
+        # True if it is not to wait any longer, whatever carrying it out gives.
+        self.is_last = False
+
+    def is_unfulfilled(self) -> bool:
+        """True if it is to go on waiting."""
+        if self.is_last:
+            return False
+        return self.error is not None or not self.gives(self.answers or [])
+
+    def wake(self) -> None:
+        """End the waiting; in the loop."""
+        super().wake()
+        self._fulfilled()
+
+
+class GroupCommit(Gathering):
+    """Hands what gathered to a thread that writes.
+
+    Args:
+        loop: the loop that all requests come from.
+        mail: reaches it from the thread that writes.
+        schedule: has a function called soon by the one thread that writes.
+        write: carries out a batch in that thread; answers or an error go into each request.
+        needs_disk: tells if a request that was carried out has to wait for the disk.
+        keep: waits for the disk for some requests.
+        prompts: the operations that may fulfil a standing request.
+    """
+
+    def __init__(
+        self,
+        loop: LoopRef,
+        mail: Mailbox,
+        schedule: Callable[[Callable[[], None]], None],
+        write: Callable[[list[Request[Any]]], None],
+        needs_disk: Callable[[Request[Any]], bool],
+        keep: Callable[[list[Request[Any]]], None],
+        prompts: frozenset[Callable[..., Any]],
+    ) -> None:
+        super().__init__(loop)
+        self._mail = mail
+        self._schedule = schedule
+        self._write = write
+        self._needs_disk = needs_disk
+        self._keep = keep
+        self._prompts = prompts
+        self._standing: list[StandingRequest[Any]] = []
+
+    @property
+    def is_idle(self) -> bool:
+        """True if nobody waits to be written, or for what is written."""
+        return not (self._scheduled or self._standing)
+
+    def stand(self, request: StandingRequest[Any]) -> None:
+        """Carry a request out with each transaction that may fulfil it, until it is."""
+        with self._lock:
+            self._standing.append(request)
+
+    def prompt(self) -> list[StandingRequest[Any]]:
+        """Carry out, for the last time, all requests that stand; return them."""
+        with self._lock:
+            standing, self._standing = self._standing, []
+            for request in standing:
+                request.is_last = True
+        for request in standing:
+            self.post(request)
+        return standing
+
+    async def end(self, request: StandingRequest[O]) -> list[O] | None:
+        """Let a request wait no longer; return its answers, ``None`` if it was not carried out.
+
+        Raises:
+            BaseException: what went wrong.
+        """
+        with self._lock:
+            request.is_last = True
+            if request in self._standing:
+                self._standing.remove(request)
+                return None
+        try:
+            await request.wait()
+        except BaseException:
+            self._abandon(request)
+            raise
+        return request.result()
+
+    def _take(self) -> list[Request[Any]]:
+        batch = super()._take()
+        if not self._standing or self._prompts.isdisjoint(map(operation_of, batch)):
+            return batch
+        with self._lock:
+            standing, self._standing = self._standing, []
+        return batch + standing
+
+    def _put_back(self, batch: list[Request[Any]]) -> list[Request[Any]]:
+        """Let requests that gave nothing stand; return the others."""
+        settled: list[Request[Any]] = []
+        with self._lock:
+            for request in batch:
+                if isinstance(request, StandingRequest) and request.is_unfulfilled():
+                    request.error, request.answers = None, None
+                    self._standing.append(request)
+                else:
+                    settled.append(request)
+        return settled
+
+    def _begin(self) -> None:
+        self._schedule(self._flush)
+
+    def drain(self) -> None:
+        """Write all that has gathered, at once; in the thread that writes."""
+        while self._write_batch():
+            pass
+
+    def _flush(self) -> None:
+        if self._write_batch():
+            # Behind what else the thread was asked to do, so that reads are not starved.
+            self._schedule(self._flush)
+
+    def _write_batch(self) -> bool:
+        """Write one batch; return whether another has gathered meanwhile."""
+        batch = self._take()
+        try:
+            self._carry_out(batch)
+        except BaseException as error:  # noqa: BLE001 - or its callers would wait for ever
+            self._fail(batch, error)
+        return self._more()
+
+    def _carry_out(self, batch: list[Request[Any]]) -> None:
+        if batch:
+            self._write(batch)
+            batch = self._put_back(batch)
+        early: list[Request[Any]] = []
+        late: list[Request[Any]] = []
+        for request in batch:
+            is_late = request.error is None and self._needs_disk(request)
+            (late if is_late else early).append(request)
+        if early:
+            self._answer(early)
+        if late:
+            self._keep(late)
+            self._answer(late)
+
+    def _fail(self, batch: list[Request[Any]], error: BaseException) -> None:
+        """Tell the callers that nobody has answered that it is unknown what became of theirs."""
+        standing = set(map(id, self._standing))
+        left = [request for request in batch if not request.settled and id(request) not in standing]
+        for request in left:
+            message = f"the outcome is unknown: it may be stored ({type(error).__name__})"
+            request.error = UnknownOutcomeError(message)
+            request.error.__cause__ = error
+        with suppress(Exception):
+            self._answer(left)
+
+    def _answer(self, batch: list[Request[Any]]) -> None:
+        # At once, so that whatever is asked next finds it undone.
+        if reverses := self._settle(batch):
+            self._write(reverses)
+        waiting = [request for request in batch if not isinstance(request, BlockingRequest)]
+        try:
+            if len(waiting) < len(batch):
+                wake_all([request for request in batch if isinstance(request, BlockingRequest)])
+        finally:
+            if waiting:
+                self._mail.post(partial(wake_all, waiting))

@@ -1,0 +1,179 @@
+"""Rings the bell for commits that are not sitq's.
+
+SQLite tells nobody when another connection of the process commits. So a thread looks, with a
+connection of its own and while something is expected only. Should the process die before it has
+looked, the workers' poll interval is the fallback; so it is for what is committed after the store
+was closed.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from contextlib import closing
+from typing import TYPE_CHECKING, Final
+
+from sitq._logging import Log
+from sitq.backends.sqlite import _sql
+from sitq.backends.sqlite._errors import is_busy
+from sitq.backends.sqlite._rows import dump_rows
+from sitq.backends.sqlite._wakeups import Bell
+
+if TYPE_CHECKING:
+    from sitq.backends.sqlite._file import File
+    from sitq.protocols import Topic
+
+__all__ = ["CommitWatch"]
+
+_log: Final = Log(__name__)
+
+_DEAF: Final = "cannot watch for commits; workers find what they brought by polling"
+# Pauses between two looks, in seconds; they grow from the last thing expected on.
+_FIRST_PAUSE: Final = 0.0005
+_LONGEST_PAUSE: Final = 0.02
+_GROWTH: Final = 1.1
+# What is not committed by then has been rolled back, or is left to the workers' polling: its
+# transaction would have held up all other writers for so long.
+_PATIENCE: Final = 60.0
+# How long the thread waits for something new to expect before it ends.
+_IDLE: Final = 2.0
+# How long the closing waits for the thread's last look, in seconds.
+_LAST_LOOK: Final = 1.0
+
+
+class CommitWatch:
+    """What is expected to be committed to one file, and the thread that looks out for it.
+
+    Args:
+        file: the store's file; it may be closed by its other users meanwhile.
+    """
+
+    def __init__(self, file: File) -> None:
+        self._file: Final = file
+        self._lock: Final = threading.Lock()
+        self._news: Final = threading.Event()
+        self._expected: dict[tuple[Topic, str], float] = {}
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def expect(self, topic: Topic, task_id: str) -> None:
+        """Ring for ``topic`` once a task can be seen, or seen to be final; from any thread."""
+        with self._lock:
+            if self._closed:
+                return
+            self._expected[topic, task_id] = time.monotonic() + _PATIENCE
+            if self._thread is None:
+                self._thread = self._begin()
+        self._news.set()
+
+    def close(self) -> None:
+        """Look for the last time, and end the thread."""
+        with self._lock:
+            self._closed = True
+            thread = self._thread
+        self._news.set()
+        if thread is not None:
+            thread.join(_LAST_LOOK)
+
+    def _begin(self) -> threading.Thread | None:
+        thread = threading.Thread(target=self._run, name="sitq-commits", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # the interpreter is ending, or the system allows no more
+            self._expected.clear()
+            _log.warning("%s: %s", _DEAF, error)
+            return None
+        return thread
+
+    def _run(self) -> None:
+        try:
+            while not self._has_watched():
+                time.sleep(_LONGEST_PAUSE)
+        except Exception as error:  # noqa: BLE001 - the next one who expects something tries again
+            with self._lock:
+                self._expected.clear()
+                self._thread = None
+            _log.warning("%s: %s", _DEAF, error)
+
+    def _has_watched(self) -> bool:
+        """Watch until nothing was expected for a while; False: that is to be tried again."""
+        try:
+            with (
+                closing(self._file.connect()) as connection,
+                closing(Bell(self._file.bell)) as bell,
+            ):
+                connection.execute("PRAGMA query_only = ON")
+                while self._wait(_IDLE):
+                    self._look_out(connection, bell)
+        except sqlite3.OperationalError as error:
+            if not is_busy(error):
+                raise
+            self._current()
+            return self._ends()  # if not, somebody opens, recovers or closes the file just now
+        return True
+
+    def _wait(self, seconds: float) -> bool:
+        """Wait until something is expected; False: nothing is, and the thread is to end."""
+        with self._lock:
+            if self._expected:
+                return True
+        if not self._closed and self._news.wait(seconds):
+            self._news.clear()
+            return True
+        return not self._ends()
+
+    def _ends(self) -> bool:
+        """Tell if there is nothing to do any more; if so, the next one begins another thread."""
+        with self._lock:
+            if self._closed:
+                self._expected.clear()
+            if not self._expected:
+                self._thread = None
+            return not self._expected
+
+    def _look_out(self, connection: sqlite3.Connection, bell: Bell) -> None:
+        """Look until nothing is expected any more, or once more if this is closed."""
+        pause, version = _FIRST_PAUSE, None
+        while self._current():
+            is_last = self._closed
+            if self._news.is_set():
+                self._news.clear()
+                pause, version = _FIRST_PAUSE, None
+            latest = connection.execute(_sql.DATA_VERSION).fetchone()[0]
+            if latest != version:
+                version = latest
+                self._ring(connection, bell)
+            if is_last:
+                self._ends()
+                return
+            self._news.wait(pause)
+            pause = min(pause * _GROWTH, _LONGEST_PAUSE)
+
+    def _current(self) -> list[tuple[Topic, str]]:
+        """What is still expected."""
+        now = time.monotonic()
+        with self._lock:
+            for key in [key for key, until in self._expected.items() if until <= now]:
+                del self._expected[key]
+            return list(self._expected)
+
+    def _ring(self, connection: sqlite3.Connection, bell: Bell) -> None:
+        """Ring for what can be seen, and expect it no more."""
+        expected: list[tuple[Topic, str]] = []
+        seen: dict[str, bool] = {}
+        # Again for what came meanwhile: it may have been committed with what can be seen.
+        while (latest := self._current()) != expected:
+            expected = latest
+            rows = dump_rows([task_id for _, task_id in expected])
+            seen = dict(connection.execute(_sql.SEEN, {"rows": rows}).fetchall())
+        come: list[tuple[Topic, str]] = [
+            (topic, task_id)
+            for topic, task_id in expected
+            if task_id in seen and (topic == "tasks" or seen[task_id])
+        ]
+        if come:
+            bell.ring({topic for topic, _ in come})
+            with self._lock:
+                for key in come:
+                    self._expected.pop(key, None)

@@ -1,0 +1,494 @@
+"""One store's connections: units of work go to database threads, answers back to event loops.
+
+A unit of work runs whole in one thread: writes in transactions of what has gathered, reads alone.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from contextlib import suppress
+from functools import partial
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from sitq._logging import Log
+from sitq._loops import nothing
+from sitq.backends._batch_queue import BlockingRequest, Request, Undo, join
+from sitq.backends.sqlite._batch_writer import GroupCommit, StandingRequest
+from sitq.backends.sqlite._connection import Connection
+from sitq.backends.sqlite._errors import (
+    _LONGEST_PAUSE,
+    BUSY_SECONDS,
+    is_busy,
+    is_undone,
+    retrying,
+    roll_back,
+    translated,
+    unknown,
+)
+from sitq.backends.sqlite._operations import Work
+from sitq.errors import BackendConnectionError, BackendError, SitqError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from sitq._loops import LoopRef
+    from sitq.backends.sqlite._durability import Durability
+    from sitq.backends.sqlite._loop_waker import Mailbox
+    from sitq.backends.sqlite._store_files import Store
+    from sitq.protocols import Clock
+
+__all__ = ["Database"]
+
+
+T = TypeVar("T")
+
+_log: Final = Log(__name__)
+# For how long a flush that fails is tried again before the outcome is called unknown.
+FLUSH_SECONDS: Final = 1.0
+
+
+class Database:
+    """A store's connections: writes are gathered into transactions, reads run one by one.
+
+    Reads have a connection and a thread of their own, from the first one on: they do not wait
+    for a write that waits for somebody else's lock.
+
+    Args:
+        store: opens the connections, and checks the files before each transaction.
+        disconnected: called after the closing; in the database thread.
+        loop: the loop that all callers run in.
+        mail: reaches it from the database threads.
+        clock: read once a transaction.
+        durability: when what a transaction did is on the disk.
+        prompts: the operations that may give something to those who stand by.
+        committed: told of each transaction, in the database thread, before its callers are.
+        moved: told, in the database thread, that another store is open from now on.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        disconnected: Callable[[], None],
+        loop: LoopRef,
+        mail: Mailbox,
+        clock: Clock,
+        durability: Durability,
+        prompts: frozenset[Callable[..., Any]],
+        committed: Callable[[Work], None],
+        moved: Callable[[], None],
+    ) -> None:
+        self._store = store
+        self._path = store.path
+        self._loop = loop
+        self._mail = mail
+        self._clock = clock
+        self._durability = durability
+        self._committed = committed
+        self._moved = moved
+        self._connection = Connection(store.connect, disconnected)
+        self._reader: Connection | None = None
+        self._is_closing = False
+        self.commits: Final = GroupCommit(
+            loop,
+            mail,
+            self._connection.post,
+            self._write,
+            self._needs_disk,
+            self._keep,
+            prompts,
+        )
+
+    async def connect(self) -> None:
+        """Open the connection.
+
+        Raises:
+            BackendError: it could not be opened.
+        """
+        try:
+            await self._ask("connect", self._connection.attach, self._connection)
+        except BaseException:
+            self._connection.detach()
+            raise
+
+    async def close(self) -> None:
+        """Close, after all that was asked for before."""
+        ended = Request[None](self._loop, list, ())
+
+        def end() -> None:
+            try:
+                self._end()
+                ended.answers = [None]
+            except BaseException as error:  # noqa: BLE001 - it belongs to the caller
+                ended.error = translated("close", self._path, error)
+            self._mail.post(ended.wake)
+
+        self._close_soon(end)  # whatever becomes of the caller
+        await ended.wait()
+        ended.result()
+
+    def abandon(self) -> None:
+        """Close soon, without waiting: the loop that waits for answers has ended."""
+        self._close_soon(self._end)
+
+    def _close_soon(self, end: Callable[[], object]) -> None:
+        """Have the reader's connection closed, then the one that writes."""
+        self._is_closing = True
+        reader, self._reader = self._reader, None
+
+        def end_writer() -> None:
+            self._connection.post(end)
+            self._connection.detach()
+
+        if reader is None:
+            end_writer()
+            return
+
+        def end_reader() -> None:
+            try:
+                reader.close_raw()
+            finally:
+                end_writer()
+
+        reader.post(end_reader)
+        reader.detach()
+
+    def _end(self) -> None:
+        # What gathered behind the batch that is being written has no place in the queue yet.
+        self.commits.drain()
+        with suppress(OSError, sqlite3.Error):  # what it was to keep, a power cut may undo
+            if self._durability.is_behind:
+                self._flush()
+        self._durability.close()
+        self._connection.close_raw()
+
+    async def write(
+        self,
+        operation: Callable[..., list[T]],
+        items: Sequence[Any],
+        undo: Undo[T] | None = None,
+    ) -> list[T]:
+        """Carry out a unit of work in a transaction, with others that wait for one."""
+        return await self.commits.submit(operation, items, undo)
+
+    def write_blocking(self, operation: Callable[..., list[T]], items: Sequence[Any]) -> list[T]:
+        """Carry out a unit of work in a transaction, from a thread without an event loop.
+
+        Where nobody else writes, the caller's own thread does it: no thread waits for another.
+        """
+        if self.commits.is_idle:
+            answers = self._connection.lend(partial(self._write_alone, operation, items))
+            if answers is not None:
+                return answers
+        else:
+            self._connection.refuse_nested()  # the thread would wait for itself
+        return self.commits.submit_blocking(BlockingRequest(self._loop, operation, items))
+
+    def _write_alone(self, operation: Callable[..., list[T]], items: Sequence[Any]) -> list[T]:
+        """Carry out one unit of work, in a thread that a signal handler may interrupt.
+
+        Raises:
+            BaseException: what the handler raised. It is unknown then if the work is stored.
+        """
+        carry_out = partial(self._transaction, (operation,), operation, items)
+        try:
+            work, answers = retrying(carry_out, BUSY_SECONDS)
+        except BaseException as error:  # noqa: BLE001 - raised again, in the caller's words
+            cause = error.__cause__ or error
+            if isinstance(cause, Exception):
+                raise translated(operation.__name__, self._path, error) from error.__cause__
+            raise cause from None
+        self._tell(work)
+        if self._durability.needs_flush(operation):
+            failure = self._flush_for_long()
+            if failure is not None:
+                raise unknown(operation.__name__, self._path, failure)
+        return answers
+
+    async def read(self, unit: Callable[..., T], *parameters: Any) -> T:
+        """Run a unit of work that changes nothing, outside any transaction."""
+        connection = self._connection
+        # Nobody would close a reader that is made while the backend is being closed.
+        if self._store.is_file and not self._is_closing:
+            if self._reader is None:
+                self._reader = Connection(self._store.connect_for_reads, nothing)
+            connection = self._reader
+        run = partial(self._read, connection, unit, parameters)
+        return await self._ask(unit.__name__, run, connection)
+
+    async def flush(self) -> None:
+        """Have on the disk what was committed without it.
+
+        Raises:
+            BackendError: the disk could not.
+        """
+        if self._durability.is_behind:
+            await self._ask("flush", self._flush, self._connection)
+
+    async def shorten_log(self) -> None:
+        """Empty a log that has grown long behind a reader, if the reader has gone.
+
+        It has a connection and a thread of its own: what is in the log is copied meanwhile, and
+        neither writes nor reads are to wait for that.
+
+        Raises:
+            BackendError: it could not be done.
+        """
+        if not self._store.is_file or not self._store.file.log_is_long():
+            return
+        connection = Connection(self._store.connect_for_reads, nothing)
+
+        def shorten() -> None:
+            if not connection.is_open:  # it is called again while the file is locked
+                connection.attach()
+            for mode in ("PASSIVE", "TRUNCATE"):  # the second holds up writers, for a moment
+                busy, *_ = connection.opened.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+                if busy:
+                    return
+
+        try:
+            await self._ask("checkpoint", shorten, connection)
+        finally:
+            connection.detach()
+
+    def _flush(self) -> None:
+        self._durability.flush(self._connection.opened)
+
+    def call(self, unit: Callable[..., T], *parameters: Any) -> T:
+        """Run a unit of work in a transaction, from any thread, and block until it is done."""
+        request = Request[T](self._loop, lambda work, _: [unit(work, *parameters)], (None,))
+        done = threading.Event()
+
+        def run() -> None:
+            try:
+                self._write([request])
+            finally:
+                done.set()
+
+        self._connection.post(run)
+        done.wait()
+        return request.result()[0]
+
+    async def _ask(self, name: str, function: Callable[[], T], connection: Connection) -> T:
+        """Have a connection's thread call a function, and return what it returned."""
+        request = Request[T](self._loop, list, ())
+
+        def run() -> None:
+            try:
+                request.answers = [retrying(function, BUSY_SECONDS)]
+            except BaseException as error:  # noqa: BLE001 - it belongs to the caller
+                request.error = translated(name, self._path, error)
+            self._mail.post(request.wake)
+
+        connection.post(run)
+        await request.wait()
+        return request.result()[0]
+
+    def _read(
+        self, connection: Connection, unit: Callable[..., T], parameters: tuple[Any, ...]
+    ) -> T:
+        if connection is self._connection:
+            return unit(Work(self._usable(), self._clock.now()), *parameters)
+        try:
+            self._store.check()
+        except BackendError:
+            if self._store.is_replaced():
+                connection.drop()
+                self._connection.post(self._try_to_move)
+            raise
+        if not connection.is_open and not connection.is_closed:
+            connection.attach()
+        try:
+            return unit(Work(connection.opened, self._clock.now()), *parameters)
+        except SitqError:
+            raise
+        except BaseException as error:
+            if not (isinstance(error, sqlite3.Error) and is_busy(error)):
+                connection.drop()  # it may hold what it was reading; the next read opens it anew
+            raise
+
+    def _write(self, batch: list[Request[Any]]) -> None:
+        """Carry out requests in one transaction; one that fails must not fail the others."""
+        operations = [request.operation for request in batch]
+        try:
+            work, _ = retrying(
+                partial(
+                    self._transaction, operations, _carry_out_all, batch, self._clock.monotonic
+                ),
+                BUSY_SECONDS,
+            )
+        except BaseException as error:  # noqa: BLE001 - it belongs to the callers
+            for request in batch:
+                request.answers = None
+            if len(batch) == 1 or _is_everyones(error):
+                for request in batch:
+                    request.error = translated(_name(request), self._path, error)
+            else:
+                for request in batch:
+                    self._write([request])
+            return
+        self._tell(work)
+
+    def _tell(self, work: Work) -> None:
+        """Have others woken after a commit."""
+        try:
+            self._committed(work)
+        except Exception as error:  # noqa: BLE001 - the transaction is committed all the same
+            _log.error("%s: cannot wake others after a commit", self._path, error=error)
+
+    def _needs_disk(self, request: Request[Any]) -> bool:
+        return self._durability.needs_flush(request.operation)
+
+    def _keep(self, batch: list[Request[Any]]) -> None:
+        """Have on the disk what is about to be acknowledged."""
+        failure = self._flush_for_long()
+        if failure is not None:
+            for request in batch:
+                request.error = unknown(_name(request), self._path, failure)
+
+    def _flush_for_long(self) -> Exception | None:
+        """Flush, again for a while where it fails; return why it could not be done."""
+        give_up = time.monotonic() + FLUSH_SECONDS
+        while True:
+            try:
+                self._flush()
+            except Exception as error:  # noqa: BLE001 - it belongs to the callers
+                if time.monotonic() >= give_up:
+                    return error
+            else:
+                return None
+            time.sleep(_LONGEST_PAUSE)
+
+    def _transaction(
+        self,
+        operations: Sequence[Callable[..., Any]],
+        carry_out: Callable[..., T],
+        *parameters: Any,
+    ) -> tuple[Work, T]:
+        """Call ``carry_out`` in a transaction; return the transaction and what that returned."""
+        connection = self._ready()
+        self._durability.prepare(connection, operations)
+        changes = connection.total_changes
+        is_ending = False
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            work = Work(connection, self._clock.now())
+            answers = carry_out(work, *parameters)
+            changed = connection.total_changes != changes
+            is_ending = True
+            connection.execute("COMMIT")
+        except BaseException as error:
+            self._take_back(operations[0].__name__, connection, error, is_ending=is_ending)
+            raise
+        self._durability.committed(changed=changed)
+        return work, answers
+
+    def _take_back(
+        self,
+        name: str,
+        connection: sqlite3.Connection,
+        error: BaseException,
+        *,
+        is_ending: bool,
+    ) -> None:
+        """Undo a transaction that went wrong.
+
+        Raises:
+            UnknownOutcomeError: it may be committed all the same.
+        """
+        if connection.in_transaction:
+            if not roll_back(connection):
+                self._replace()
+        elif is_ending and not is_undone(error):
+            self._durability.doubt()
+            raise unknown(name, self._path, error)
+
+    def _ready(self) -> sqlite3.Connection:
+        """Return the connection that writes, to the store that is at the path.
+
+        Raises:
+            UsageError: it was closed.
+            BackendError: there is no store, or it cannot be used.
+        """
+        try:
+            connection = self._usable()
+            self._store.check()
+        except BackendError:
+            if not self._store.is_replaced():
+                raise
+            self._move()
+            return self._connection.opened
+        return connection
+
+    def _move(self) -> None:
+        """Go over to the store that has been put in the place of the one that was open."""
+        if self._connection.is_open:
+            self._store.finish(self._connection.opened)
+            self._connection.drop()
+        reader = self._reader
+        if reader is not None:
+            reader.post(reader.drop)
+        self._durability.renew()
+        self._connection.attach(self._store.move)
+        self._moved()
+
+    def _try_to_move(self) -> None:
+        with suppress(BackendError, UsageError, sqlite3.Error, OSError):
+            retrying(self._ready, BUSY_SECONDS)
+
+    def _usable(self) -> sqlite3.Connection:
+        """Return the connection that writes, with no transaction open on it.
+
+        Raises:
+            UsageError: it was closed.
+            BackendError: it cannot be used, nor can another one be opened.
+        """
+        if self._connection.is_open:
+            if roll_back(self._connection.opened):
+                return self._connection.opened
+            self._replace()
+        if not self._connection.is_open and not self._connection.is_closed:
+            self._connection.attach(self._store.reconnect)
+        return self._connection.opened
+
+    def _replace(self) -> None:
+        """Give a connection up that cannot be rolled back: its locks end with it."""
+        if not self._store.is_file:
+            return  # all that is stored would end with it
+        self._connection.drop()
+        self._store.disconnected()
+        self._durability.renew()
+
+
+def _name(request: Request[Any]) -> str:
+    return getattr(request.operation, "__name__", "write")
+
+
+def _is_everyones(error: BaseException) -> bool:
+    """Return whether an error is no matter of one request: to try them one by one is no use."""
+    if isinstance(error, sqlite3.Error):
+        return is_busy(error)
+    return isinstance(error, BackendConnectionError | UsageError | OSError)
+
+
+def _carry_out_all(work: Work, batch: list[Request[Any]], monotonic: Callable[[], float]) -> None:
+    """Carry out all requests of a batch; to each its own answers."""
+    # Not before the lock was had: leases count from here.
+    asked_at = monotonic()
+    for request in batch:
+        if isinstance(request, StandingRequest):
+            request.asked_at = asked_at
+    answers = [_carry_out(work, operation, group) for operation, group in join(batch)]
+    # Before the commit: nothing that can fail is to come between it and the answer.
+    for request, answer in zip(batch, chain.from_iterable(answers), strict=True):
+        request.answers = answer
+
+
+def _carry_out(
+    work: Work, operation: Callable[..., list[Any]], group: list[Request[Any]]
+) -> list[list[Any]]:
+    """One call of an operation for all requests of a group; to each its own answers."""
+    answers = iter(operation(work, [item for request in group for item in request.items]))
+    return [list(islice(answers, len(request.items))) for request in group]

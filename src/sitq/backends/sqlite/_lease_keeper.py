@@ -1,0 +1,97 @@
+"""Lease keepers: heartbeats from a thread of their own, past every event loop."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from sitq.backends.sqlite import _operations
+from sitq.backends.sqlite._errors import is_busy, retrying, roll_back, translated
+from sitq.backends.sqlite._operations import Work
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sitq.backends.sqlite._database import Database
+    from sitq.backends.sqlite._store_files import Store
+    from sitq.models import Lease, LeaseState
+    from sitq.protocols import Clock
+
+__all__ = ["FileLeaseKeeper", "MemoryLeaseKeeper"]
+
+# A heartbeat is a short write that must get through between greedy ones: it gives up early,
+# to be tried again with the next beat, and asks often.
+_BUSY_SECONDS: Final = 2.0
+_LONGEST_PAUSE: Final = 0.002
+
+
+class FileLeaseKeeper:
+    """Renews leases over a connection of its own, made by the first renewal."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._store = store
+        self._file = store.file
+        self._clock = clock
+        self._connection: sqlite3.Connection | None = None
+
+    def renew(self, leases: Sequence[Lease], seconds: float) -> list[LeaseState]:
+        """See `sitq.protocols.LeaseKeeper.renew`."""
+        try:
+            return retrying(
+                lambda: self._renew(leases, seconds), _BUSY_SECONDS, longest=_LONGEST_PAUSE
+            )
+        except BaseException as error:
+            busy = isinstance(error, sqlite3.Error) and is_busy(error)
+            if not (busy and self._connection and not self._connection.in_transaction):
+                # And with it whatever it was doing. A new one needs a descriptor, which may not
+                # be there, so that somebody else's lock is no reason for it.
+                self.close()
+            told = translated("renew", self._file.path, error)
+            if told is error:
+                raise
+            raise told from error
+
+    def _renew(self, leases: Sequence[Lease], seconds: float) -> list[LeaseState]:
+        if self._file is not self._store.file:  # another one has been put in its place
+            self.close()
+            self._file = self._store.file
+        self._file.check_same()
+        if self._connection is None:
+            self._connection = self._file.connect()
+            # A heartbeat need not survive a power cut, so it waits for no disk.
+            self._connection.execute("PRAGMA synchronous = NORMAL")
+        connection = self._connection
+        if not leases:
+            # The first statement opens the files beside the database.
+            connection.execute("SELECT 1 FROM sqlite_schema").fetchone()
+            return []
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            states = _operations.renew(Work(connection, self._clock.now()), leases, seconds)
+            connection.execute("COMMIT")
+        except BaseException:
+            roll_back(connection)
+            raise
+        return states
+
+    def close(self) -> None:
+        """See `sitq.protocols.LeaseKeeper.close`."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(sqlite3.Error):
+                connection.close()
+
+
+class MemoryLeaseKeeper:
+    """Renews leases of a private database, through its only connection's thread."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def renew(self, leases: Sequence[Lease], seconds: float) -> list[LeaseState]:
+        """See `sitq.protocols.LeaseKeeper.renew`."""
+        return self._database.call(_operations.renew, leases, seconds)
+
+    def close(self) -> None:
+        """See `sitq.protocols.LeaseKeeper.close`."""

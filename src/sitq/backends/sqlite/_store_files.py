@@ -1,0 +1,180 @@
+"""What is open of one store beside its connections, and how its connections are opened."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import TYPE_CHECKING, Final
+
+from sitq._logging import Log
+from sitq.backends.sqlite import _schema
+from sitq.backends.sqlite._commit_watch import CommitWatch
+from sitq.backends.sqlite._errors import BUSY_SECONDS, is_busy, retrying
+from sitq.backends.sqlite._file import MEMORY, File
+from sitq.backends.sqlite._wakeups import Bell
+from sitq.errors import BackendConnectionError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sitq.protocols import Topic
+
+__all__ = ["Store"]
+
+_log: Final = Log(__name__)
+_DEAF: Final = "cannot use the wake-up file"
+
+
+class Store:
+    """One store's files; for the database threads.
+
+    Args:
+        path: the database's path, or `MEMORY`.
+        synchronous: SQLite's ``synchronous``, ``"FULL"`` or ``"NORMAL"``.
+        know: told of the mark of the wake-up file when it is opened.
+    """
+
+    def __init__(self, path: str, synchronous: str, know: Callable[[bytes], None]) -> None:
+        self.path: Final = path
+        self.is_file: Final = path != MEMORY
+        self._synchronous: Final = synchronous
+        self._know: Final = know
+        self._file: File | None = None
+        self._bell: Bell | None = None
+        self._commits: CommitWatch | None = None
+
+    @property
+    def file(self) -> File:
+        """The file.
+
+        Raises:
+            UsageError: it is not open.
+        """
+        if self._file is None:
+            raise UsageError("the backend is not open")
+        return self._file
+
+    def check(self) -> None:
+        """Make sure that the paths still lead to the files that were opened; see `File`."""
+        if self._file is not None:
+            self._file.check_same()
+
+    def connect(self) -> sqlite3.Connection:
+        """Check, open and migrate the file."""
+        self._file = File(self.path)
+        return self._open(self._file)
+
+    def _open(self, file: File) -> sqlite3.Connection:
+        if self.is_file:
+            retrying(lambda: _schema.check(file), BUSY_SECONDS)
+        connection = retrying(lambda: self._prepared(file), BUSY_SECONDS)
+        try:
+            file.note_files()
+            if self.is_file:
+                self._open_bell(file)
+                self._commits = CommitWatch(file)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def is_replaced(self) -> bool:
+        """Return whether another file has been put in the place of the one that is open."""
+        return self._file is not None and self._file.is_replaced()
+
+    def finish(self, connection: sqlite3.Connection) -> None:
+        """Have all that is in the log in the file, wherever the file is by now.
+
+        Raises:
+            sqlite3.OperationalError: the file is locked.
+            BackendConnectionError: somebody is still reading from the log.
+        """
+        try:
+            busy, *_ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        except sqlite3.Error as error:
+            if is_busy(error):
+                raise
+            _log.warning("%s was replaced; its log cannot be copied into it: %s", self.path, error)
+            return
+        if busy:
+            message = f"{self.path} was replaced by another file, and the old one is still in use"
+            raise BackendConnectionError(message)
+
+    def move(self) -> sqlite3.Connection:
+        """Open the store that is in the place of the one that was open.
+
+        Raises:
+            BackendError: there is none.
+        """
+        self.close()
+        file = File(self.path, create=False)
+        self.file.remove_log()
+        connection = self._open(file)
+        self._file = file
+        return connection
+
+    def _open_bell(self, file: File) -> None:
+        try:
+            self._bell = Bell(file.bell)
+        except OSError as error:
+            _log.warning("%s; other processes find what is new by polling: %s", _DEAF, error)
+        else:
+            self._know(self._bell.mark)
+
+    def reconnect(self) -> sqlite3.Connection:
+        """Open the same file once more, for reads and writes."""
+        file = self.file
+        file.check_same()
+        connection = self._prepared(file)
+        try:
+            file.note_files()
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def disconnected(self) -> None:
+        """Note that the connection that writes was closed: SQLite may have removed the log."""
+        self.file.forget_files()
+
+    def connect_for_reads(self) -> sqlite3.Connection:
+        """Open the same file once more, for reads."""
+        connection = self.file.connect()
+        connection.execute("PRAGMA query_only = ON")
+        return connection
+
+    def _prepared(self, file: File) -> sqlite3.Connection:
+        connection = file.connect()
+        try:
+            if self.is_file:
+                self._use_log(connection)
+            connection.execute(f"PRAGMA synchronous = {self._synchronous}")
+            _schema.migrate(connection, self.path)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _use_log(self, connection: sqlite3.Connection) -> None:
+        mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+        if mode != "wal":
+            message = f"{self.path}: no write-ahead log on this file system ({mode})"
+            raise BackendConnectionError(message)
+
+    def ring(self, topics: set[Topic]) -> None:
+        """Wake the other processes that wait for one of the topics."""
+        if self._bell is not None:
+            self._bell.ring(topics)
+
+    def expect(self, topic: Topic, task_id: str) -> None:
+        """Wake those who wait once a transaction that is not sitq's has been committed."""
+        if self._commits is not None:
+            self._commits.expect(topic, task_id)
+
+    def close(self) -> None:
+        """Give up what is open beside the connections. Calling it twice is fine."""
+        commits, self._commits = self._commits, None
+        if commits is not None:
+            commits.close()
+        bell, self._bell = self._bell, None
+        if bell is not None:
+            bell.close()

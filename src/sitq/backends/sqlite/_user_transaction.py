@@ -1,0 +1,144 @@
+"""Tasks stored, and attempts ended, within a transaction of the user's on the same file."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from sitq._task_batch import has_keys, ids_of
+from sitq._task_batch import join as join_tasks
+from sitq.backends._transactions import Joined, link_to, savepoint
+from sitq.backends.sqlite import _sql
+from sitq.backends.sqlite._errors import is_busy, translated
+from sitq.backends.sqlite._file import MEMORY
+from sitq.backends.sqlite._rows import EXPIRED, to_micros
+from sitq.backends.sqlite._sql import (
+    INSERT_UNIQUE_TOLD,
+    KEY_HOLDER,
+    RELEASE_KEY,
+    insertion,
+    values_of,
+)
+from sitq.errors import UsageError
+from sitq.ids import TaskId
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+
+    from sitq.backends._transactions import Executor, Fate
+    from sitq.backends.sqlite._session import Session
+    from sitq.models import Lease, Task
+    from sitq.transactions import Transaction
+
+__all__ = ["join"]
+
+T = TypeVar("T")
+
+_READ_FIRST: Final = (
+    "; if the transaction has read before, somebody may have written since: "
+    "begin it with BEGIN IMMEDIATE"
+)
+
+
+def join(connection: object, path: str, session: Callable[[], Session]) -> Transaction:
+    """Return what writes to the file at ``path`` through a connection of the user's.
+
+    Raises:
+        UsageError: the connection is none that leads to a SQLite file, or the store is none.
+    """
+    if path == MEMORY:
+        raise UsageError("bind: a database in memory has one connection only; use a file")
+    link = link_to(connection)
+    if link.database != "sqlite":
+        raise UsageError(f"bind: {link.kind} does not lead to a SQLite file; the tasks are in one")
+    return _Joined(link, path, session)
+
+
+class _Joined(Joined["Session"]):
+    """A transaction on a SQLite file."""
+
+    async def _within(
+        self,
+        executor: Executor,
+        session: Session,
+        work: Callable[[Executor, Session], Coroutine[Any, Any, T]],
+        fate: Fate,
+    ) -> T:
+        await self._check(executor, session)
+        await executor.begin()
+        return await savepoint(executor, work(executor, session), fate)
+
+    async def _find(self, executor: Executor, session: Session) -> None:
+        for _, name, path in await executor.fetch(_sql.DATABASES, {}):
+            if _as_text(name) == "main" and path and session.is_at(os.fsdecode(path)):
+                return
+        raise UsageError(
+            f"bind: the connection has another database open than {self._place}: "
+            "what must be committed together belongs in one file"
+        )
+
+    async def _store(
+        self, tasks: Sequence[Task], executor: Executor, session: Session
+    ) -> list[TaskId[Any]]:
+        now = to_micros(session.clock.now())
+        if has_keys(tasks):
+            ids = [await _insert_unique(executor, session, task, now) for task in tasks]
+        else:
+            await executor.fetch(*insertion(join_tasks((tasks,)), now))
+            ids = ids_of(tasks)
+        new = set(ids_of(tasks)).intersection(ids)
+        if new:
+            session.expect("tasks", new.pop())  # where one is to be seen, all are
+        return ids
+
+    async def _complete(
+        self, lease: Lease, value: bytes, executor: Executor, session: Session
+    ) -> bool:
+        values = {
+            "id": lease.task_id,
+            "epoch": lease.epoch,
+            "value": value,
+            "now": to_micros(session.clock.now()),
+        }
+        for (seq,) in await executor.fetch(_sql.SUCCEED_TOLD, values):
+            await executor.fetch(_sql.DELETE_LEASE, {"seq": seq})
+            session.expect("results", lease.task_id)
+            return True
+        return False
+
+    def _told(self, operation: str, error: Exception) -> BaseException | None:
+        if not isinstance(error, sqlite3.Error):
+            return None
+        told: BaseException
+        if isinstance(error, sqlite3.ProgrammingError):
+            told = UsageError(f"bind: the connection cannot be used here: {error}")
+        else:
+            told = translated(operation, self._place, error)
+            if is_busy(error):
+                told = type(told)(f"{told}{_READ_FIRST}")
+        told.__cause__ = error
+        return told
+
+
+async def _insert_unique(executor: Executor, session: Session, task: Task, now: int) -> TaskId[Any]:
+    values = values_of(task, now)
+    if await executor.fetch(INSERT_UNIQUE_TOLD, values):
+        return task.id
+    key = {"key": task.unique_key, "id": task.id, "now": now}
+    ((holder, seq, change),) = await executor.fetch(KEY_HOLDER, key)
+    holder_id = TaskId[Any](_as_text(holder))
+    if change is None:
+        return holder_id
+    if _as_text(change) == "expire":
+        await executor.fetch(_sql.SET_FINAL, {**EXPIRED, "seq": seq, "now": now})
+        session.expect("results", holder_id)
+    else:
+        await executor.fetch(RELEASE_KEY, {"seq": seq})
+    await executor.fetch(INSERT_UNIQUE_TOLD, values)
+    return task.id
+
+
+def _as_text(value: str | bytes) -> str:
+    """A text, also where the connection's owner reads texts as bytes."""
+    return value if isinstance(value, str) else bytes(value).decode()

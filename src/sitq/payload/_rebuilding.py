@@ -1,0 +1,284 @@
+"""What rebuilding the values of one annotation may cost.
+
+A serializer bounds how many values a payload holds. What pydantic makes of them depends on the
+annotation: reading a text as an address, a time zone or a regular expression takes a thousand times
+as long as reading it as a text, and numbers read from texts may share their hashes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from sitq.errors import SerializationError
+from sitq.payload._extensions import LEAVES
+from sitq.payload._limits import MAX_UNTIMED, KeyTime
+from sitq.payload._stored_form import is_tagged, nodes, without_names
+
+__all__ = ["RebuildLimits"]
+
+# How many texts there may be where reading one takes microseconds, or a file; and how many
+# characters of regular expressions.
+_MAX_SLOW_TEXTS: Final = 5_000
+_MAX_ZONES: Final = 300
+_MAX_PATTERN_CHARACTERS: Final = 1_000
+# A set of characters beyond ASCII takes milliseconds to compile.
+_MAX_WIDE_SETS: Final = 4
+_MAX_JSON_CHARACTERS: Final = 100_000
+# Divided by how many types there are to try for each value.
+_MAX_MODEL_VALUES: Final = 40_000
+# How often two keys of one hash may be compared.
+_MAX_COMPARED: Final = 20_000
+_MAX_NUMBER: Final = 1_100
+_LARGE_EXPONENT: Final = re.compile(r"\s*[+-]?[\d_.]+[eE][+-]?\d{4,}\s*")
+_NUMERIC: Final = re.compile(r"[\d_.+\-eE/\s]*")
+_INT: Final = re.compile(r"\s*[+-]?[\d_]{1,4300}\s*")
+_UUID: Final = re.compile(r"\s*(?:urn:uuid:)?\{?[0-9a-fA-F-]{32,36}\}?\s*")
+_SLOW_KINDS: Final = frozenset({"url", "multi-host-url", "fraction"})
+_SLOW_MODULES: Final = ("pydantic.", "pydantic", "ipaddress", "pathlib", "fractions", "zoneinfo")
+# Keys of these have hashes that nobody can predict, or are too few to collide.
+_SAFE_KEYS: Final = frozenset(
+    {"str", "bytes", "bool", "none", "enum", "literal", "date", "time", "datetime", "timedelta"}
+)
+_UNIONS: Final = frozenset({"union"})
+_RECORDS: Final = frozenset({"model", "dataclass", "typed-dict", "named-tuple", "call"})
+_COLLECTIONS: Final = {each.__name__: each for each in (dict, list, tuple, set, frozenset)}
+# The keys of core schemas under which there is another one for the same value.
+_INNER: Final = frozenset(
+    {"schema", "lax_schema", "strict_schema", "json_schema", "python_schema", "steps"}
+)
+_COLLIDING: Final = "keys that share their hashes"
+_AMBIGUOUS: Final = (
+    ", each counted as often as its unions have types to try (a discriminator helps)"
+)
+
+# Into a container: the name of a field, or the type of a container of anything.
+_Step = str | type
+
+
+class RebuildLimits:
+    """What the plain values of one annotation may hold.
+
+    Args:
+        schema: pydantic's core schema of the annotation.
+    """
+
+    __slots__ = ("_builds_keys", "_has", "_max_values", "_tries")
+
+    def __init__(self, schema: object) -> None:
+        found = [node for node in nodes(schema) if isinstance(node.get("type"), str)]
+        self._has: Final = frozenset(filter(None, map(_class_of, found)))
+        kinds = {node.get("type") for node in found}
+        choices = sum(len(node["choices"]) for node in found if node["type"] in _UNIONS)
+        is_bounded = bool(choices) or not _RECORDS.isdisjoint(kinds)
+        self._max_values: Final = _MAX_MODEL_VALUES // max(choices, 1) if is_bounded else None
+        self._builds_keys: Final = any(map(_builds_keys, found))
+        self._tries: Final = _tries(found)
+
+    def check(self, plain: object) -> float:
+        """Check a plain value before it is rebuilt; return which share of the limits it uses.
+
+        Raises:
+            SerializationError: rebuilding it would take too long.
+        """
+        if not self._has and self._max_values is None and not self._builds_keys:
+            return 0.0
+        values = 0
+        key_time = KeyTime()
+        texts: list[str] = [plain] if type(plain) is str else []
+        for container, times in _containers(plain, self._tries):
+            values += times * len(container)
+            texts += [item for item in _items(container) if type(item) is str]
+            if self._builds_keys and len(container) > 1:
+                _check_keys(container, key_time)
+        what = f"values{_AMBIGUOUS if self._tries else ''}"
+        used = [] if self._max_values is None else [(values, self._max_values, what)]
+        if self._has:
+            used += self._use_of_texts(texts)
+        for count, limit, what in used:
+            if count > limit:
+                _refuse(f"more than {limit:,} {what}")
+        return max((count / limit for count, limit, _ in used), default=0.0)
+
+    def _use_of_texts(self, texts: list[str]) -> Iterator[tuple[int, int, str]]:
+        """Yield what there is of each kind, how much there may be, and what it is."""
+        if "slow" in self._has:
+            yield len(texts), _MAX_SLOW_TEXTS, "texts"
+        if "zone" in self._has:
+            few = len(texts) <= _MAX_ZONES
+            yield len(texts) if few else len(set(texts)), _MAX_ZONES, "texts"
+        if "pattern" in self._has:
+            wide = sum(text.count("[") for text in texts if _is_wide(text))
+            yield wide, _MAX_WIDE_SETS, "sets of characters beyond ASCII"
+            length = sum(map(len, texts))
+            yield length, _MAX_PATTERN_CHARACTERS, "characters of regular expressions"
+        if "json" in self._has:
+            yield sum(map(len, texts)), _MAX_JSON_CHARACTERS, "characters of JSON"
+        if "fraction" in self._has and any(map(_is_large_number, texts)):
+            _refuse("a number of too many digits, or of too large an exponent")
+
+
+def _tries(found: list[Mapping[str, Any]]) -> dict[_Step, int]:
+    """Return how many choices of one union read what is behind a step, where it is more than one.
+
+    Each of them reads it by itself. In a recursive type these numbers multiply at each level.
+    """
+    definitions = {node["ref"]: node for node in found if isinstance(node.get("ref"), str)}
+    tries: dict[_Step, int] = {}
+    for union in found:
+        if union["type"] not in _UNIONS:
+            continue
+        steps = Counter(_steps(union["choices"], definitions, frozenset()))
+        for step, count in steps.items():
+            is_name = isinstance(step, str)
+            times = count + steps[dict] if is_name else count
+            tries[step] = max(times, tries.get(step, 1))
+    return {step: times for step, times in tries.items() if times > 1}
+
+
+def _steps(
+    schema: Any, definitions: Mapping[str, Mapping[str, Any]], seen: frozenset[str]
+) -> Iterator[_Step]:
+    """Yield the steps into the containers that a part of a core schema takes."""
+    if isinstance(schema, list | tuple):
+        for each in schema:
+            yield from _steps(each, definitions, seen)
+    if not isinstance(schema, Mapping):
+        return
+    kind, fields = schema.get("type"), schema.get("fields", schema.get("arguments_schema"))
+    if kind == "definition-ref":
+        ref = schema["schema_ref"]
+        if ref not in seen:
+            yield from _steps(definitions.get(ref), definitions, seen | {ref})
+    elif isinstance(fields, Mapping):
+        yield from fields
+    elif isinstance(fields, list):
+        yield from (each if isinstance(each, str) else each["name"] for each in fields)
+    elif kind in _COLLECTIONS:
+        yield _COLLECTIONS[kind]
+    else:
+        inner = [schema[key] for key in schema.keys() & _INNER]
+        choices = schema.get("choices", ())
+        inner.append([*choices.values()] if isinstance(choices, Mapping) else choices)
+        yield from _steps(inner, definitions, seen)
+
+
+def _refuse(what: str) -> None:
+    raise SerializationError(
+        f"for its annotation it holds {what}, which would take too long to read; "
+        "store the data elsewhere and pass where it is"
+    )
+
+
+def _class_of(node: Mapping[str, Any]) -> str | None:
+    """Return how long a node takes for a text; ``None``: not long."""
+    kind = node["type"]
+    if kind == "json":
+        return "json"
+    if kind == "fraction":
+        return "fraction"
+    if kind in _SLOW_KINDS:
+        return "slow"
+    if not kind.startswith("function-"):
+        return None
+    function = node.get("function")
+    called = function.get("function") if isinstance(function, Mapping) else None
+    module = getattr(called, "__module__", None)
+    if not isinstance(module, str) or not module.startswith(_SLOW_MODULES):
+        return None  # of the user's own
+    name = str(getattr(called, "__name__", ""))
+    for part, found in (("pattern", "pattern"), ("iana_tz", "zone"), ("fraction", "fraction")):
+        if part in name:
+            return found
+    return "slow"
+
+
+def _builds_keys(node: Mapping[str, Any]) -> bool:
+    """Return whether a node puts values into a set or dict whose hashes can be predicted."""
+    kind = node["type"]
+    if kind in {"set", "frozenset"}:
+        keys = node.get("items_schema")
+    elif kind == "dict":
+        keys = node.get("keys_schema")
+    else:
+        return False
+    return keys is not None and any(
+        each.get("type", "str") not in _SAFE_KEYS for each in nodes(keys)
+    )
+
+
+def _containers(plain: object, tries: Mapping[_Step, int]) -> Iterator[tuple[Any, int]]:
+    """Yield the containers in a value, and how often each is read."""
+    waiting = [(plain, 1)]
+    while waiting:
+        each, times = waiting.pop()
+        if type(each) not in {list, tuple, set, frozenset, dict}:
+            continue
+        yield each, times
+        items = _items(each)
+        if LEAVES.issuperset(map(type, items)):
+            continue
+        if tries and type(each) is dict:
+            other = tries.get(dict, 1)
+            waiting += [(key, times * other) for key in each]
+            waiting += [
+                (item, times * (tries.get(key, other) if type(key) is str else other))
+                for key, item in each.items()
+            ]
+        else:
+            more = times * tries.get(type(each), 1)
+            waiting += [(item, more) for item in items if type(item) not in LEAVES]
+
+
+def _items(container: Any) -> list[Any]:
+    if type(container) is dict:
+        return [*container, *container.values()]
+    return [*container]
+
+
+def _check_keys(container: Any, key_time: KeyTime) -> None:
+    """Check that a set or dict of a container's items could be built in a short time."""
+    keys = (key for key in map(_as_key, container) if key is not None)
+    if len(container) > MAX_UNTIMED:
+        if not key_time.fits(keys, dict if type(container) is dict else set):
+            _refuse(_COLLIDING)
+        return
+    found: dict[int, list[Any]] = {}
+    compared = 0
+    for key in keys:
+        same = found.setdefault(hash(key), [])
+        compared += len(same)
+        if compared > _MAX_COMPARED:
+            _refuse(_COLLIDING)
+        if key not in same:
+            same.append(key)
+
+
+def _as_key(item: Any) -> Any:
+    """Return what pydantic may make of an item that is to be a key; ``None``: it has no say."""
+    kind = type(item)
+    if kind is str:
+        if _INT.fullmatch(item):
+            return int(item)
+        if _UUID.fullmatch(item):
+            return int(re.sub(r"[^0-9a-fA-F]", "", item.replace("urn:uuid:", "")) or "0", 16)
+        return None
+    if kind is tuple and is_tagged(item):
+        return _as_key(without_names(item))
+    if kind is list or kind is tuple:
+        return tuple(map(_as_key, item))
+    if kind is dict:
+        return tuple(map(_as_key, item.values()))
+    return None if kind in {set, frozenset, bytes} else item
+
+
+def _is_wide(text: str) -> bool:
+    return not text.isascii() or "\\u" in text or "\\U" in text or "\\N" in text
+
+
+def _is_large_number(text: str) -> bool:
+    if _LARGE_EXPONENT.fullmatch(text[:_MAX_NUMBER]):
+        return True
+    return len(text) > _MAX_NUMBER and _NUMERIC.fullmatch(text[:_MAX_NUMBER]) is not None

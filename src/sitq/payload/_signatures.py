@@ -1,0 +1,254 @@
+"""What a function's signature says: which calls fit it, and how each of its values travels."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import typing
+from typing import TYPE_CHECKING, Any, Final, ParamSpecArgs, ParamSpecKwargs, cast
+
+import typing_extensions
+
+from sitq.errors import ValidationError
+from sitq.payload._values import ValueCodec, name_of_annotation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+__all__ = ["Signature", "Slot", "spelled_out"]
+
+_AWAITABLES: Final = frozenset({"Awaitable", "Coroutine"})
+_UNPACKS: Final = (typing.Unpack, typing_extensions.Unpack)
+_QUALIFIERS: Final = (
+    *(typing.Required, typing.NotRequired),
+    *(typing_extensions.Required, typing_extensions.NotRequired, typing_extensions.ReadOnly),
+)
+_OPTIONAL: Final = (typing.NotRequired, typing_extensions.NotRequired)
+_REQUIRED: Final = (typing.Required, typing_extensions.Required)
+
+
+class Slot:
+    """One parameter, or the return value, and how its values travel."""
+
+    __slots__ = ("_codec", "_problem", "label", "leaves")
+
+    def __init__(self, label: str, annotation: object, problem: str | None = None) -> None:
+        self.label: Final = label
+        self._problem: Final = problem
+        self._codec: Final = ValueCodec(annotation)
+        self.leaves: Final = frozenset[type]() if problem else self._codec.leaves
+
+    def lower(self, value: object) -> object:
+        return value if type(value) in self.leaves else self._ready().lower(value)
+
+    def share(self, plain: object) -> float:
+        """Return which share of the limits a plain value takes; see `ValueCodec.share`."""
+        return 0.0 if self._problem or type(plain) in self.leaves else self._codec.share(plain)
+
+    def restore(self, plain: object) -> Any:
+        return plain if type(plain) in self.leaves else self._ready().restore(plain)
+
+    def _ready(self) -> ValueCodec:
+        if self._problem:
+            raise ValidationError(self._problem)
+        return self._codec
+
+
+class Signature:
+    """What a function takes and returns.
+
+    Args:
+        func: the function.
+
+    Raises:
+        TypeError: Python knows no signature of it.
+        ValueError: likewise.
+    """
+
+    __slots__ = (
+        "_bind",
+        "_needed",
+        "_places",
+        "named",
+        "positional",
+        "positional_counts",
+        "rest",
+        "rest_named",
+        "result",
+    )
+
+    def __init__(self, func: Callable[..., Any]) -> None:
+        scope = _Scope(func)
+        signature = scope.spell_out(inspect.signature(func))
+        self._bind: Final = signature.bind
+        self.positional: Final[list[Slot]] = []
+        self.named: Final[dict[str, Slot]] = {}
+        self.rest: Slot | None = None
+        self.rest_named: Slot | None = None
+        # A name may be given by keyword after at most so many positional arguments.
+        self._places: Final[dict[str, int]] = {}
+        required: list[tuple[int, str]] = []
+        for name, parameter in signature.parameters.items():
+            slot = scope.slot(f"parameter {name!r}", parameter.annotation)
+            if parameter.kind is parameter.VAR_POSITIONAL:
+                self.rest = slot
+            elif parameter.kind is parameter.VAR_KEYWORD:
+                self.rest_named = slot
+            else:
+                place = sys.maxsize
+                if parameter.kind is not parameter.KEYWORD_ONLY:
+                    place = len(self.positional)
+                    self.positional.append(slot)
+                if parameter.kind is not parameter.POSITIONAL_ONLY:
+                    self.named[name] = slot
+                    self._places[name] = place
+                if parameter.default is parameter.empty:
+                    required.append((place, name))
+        # The keywords that a call needs, by its number of positional arguments.
+        self._needed: Final[dict[int, frozenset[str]]] = {}
+        for count in range(len(self.positional) + 1):
+            names = frozenset(name for place, name in required if place >= count)
+            if names <= self.named.keys():
+                self._needed[count] = names
+        # So many positional arguments fit without any keywords.
+        self.positional_counts: Final = frozenset(
+            count for count, names in self._needed.items() if not names
+        )
+        # A worker awaits what can be awaited, of a plain function too.
+        self.result: Final = scope.slot(
+            "the return value", signature.return_annotation, awaited=True
+        )
+
+    def fits(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """Return whether a call fits; False also for one that only `check` can judge.
+
+        Of a call that fits, `positional` and `named` have the slots.
+        """
+        count = len(args)
+        needed = self._needed.get(count)
+        if needed is None or not kwargs.keys() >= needed:
+            return False
+        places = self._places
+        for name in kwargs:  # noqa: SIM110 - a generator would cost more than all the rest
+            if places.get(name, -1) < count:
+                return False
+        return True
+
+    def check(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Check that a call fits as Python would bind it.
+
+        Raises:
+            TypeError: it does not; the text says why.
+        """
+        self._bind(*args, **kwargs)
+
+    def slots(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[tuple[Slot, Any]]:
+        """Pair the arguments of a call that fits with their slots."""
+        yield from zip(self.positional, args, strict=False)
+        for value in args[len(self.positional) :]:
+            yield cast("Slot", self.rest), value
+        for name, value in kwargs.items():
+            yield self.slot_of(name), value
+
+    def slot_of(self, name: str) -> Slot:
+        """Return the slot of an argument given by keyword."""
+        return self.named.get(name) or cast("Slot", self.rest_named)
+
+
+def spelled_out(func: Callable[..., Any]) -> inspect.Signature:
+    """Return a function's signature, with the keywords that an ``Unpack`` stands for.
+
+    Raises:
+        TypeError: Python knows no signature of it.
+        ValueError: likewise.
+    """
+    signature = inspect.signature(func)
+    return _Scope(func).spell_out(signature)
+
+
+class _Scope:
+    """Resolves the annotations of one function, each by itself."""
+
+    def __init__(self, func: Callable[..., Any]) -> None:
+        inner = inspect.unwrap(func, stop=lambda each: hasattr(each, "__signature__"))
+        self._globals: Final[dict[str, Any]] = getattr(inner, "__globals__", {})
+        self._type_params: Final = {
+            param.__name__: param for param in getattr(inner, "__type_params__", ())
+        }
+
+    def slot(self, label: str, annotation: Any, *, awaited: bool = False) -> Slot:
+        problem = None
+        try:
+            resolved = Any if annotation is inspect.Parameter.empty else self._resolve(annotation)
+        except Exception as error:  # noqa: BLE001 - an annotation is any expression
+            resolved, problem = Any, _unresolved(annotation, error)
+        origin, args = typing.get_origin(resolved), typing.get_args(resolved)
+        if awaited and getattr(origin, "__name__", None) in _AWAITABLES:
+            resolved = args[-1]
+        elif origin in _UNPACKS:
+            resolved, problem = Any, _unknown_keys(*args)
+        elif isinstance(resolved, ParamSpecArgs | ParamSpecKwargs):
+            resolved = Any
+        return Slot(label, resolved, problem)
+
+    def spell_out(self, signature: inspect.Signature) -> inspect.Signature:
+        """Write ``**kwargs: Unpack[SomeTypedDict]`` as the keyword parameters that it stands for.
+
+        An annotation that cannot be resolved stays, for `slot` to say why.
+        """
+        parameters = list(signature.parameters.values())
+        if not parameters or parameters[-1].kind is not inspect.Parameter.VAR_KEYWORD:
+            return signature
+        last = parameters.pop()
+        try:
+            resolved = self._resolve(last.annotation)
+            if typing.get_origin(resolved) not in _UNPACKS:
+                return signature
+            return signature.replace(
+                parameters=[*parameters, *_keys_of(*typing.get_args(resolved))]
+            )
+        except Exception:  # noqa: BLE001 - an annotation is any expression
+            return signature
+
+    def _resolve(self, annotation: Any) -> Any:
+        def holder() -> None: ...
+
+        holder.__annotations__ = {"it": annotation}
+        return typing.get_type_hints(holder, self._globals, self._type_params, include_extras=True)[
+            "it"
+        ]
+
+
+def _keys_of(annotation: Any) -> Iterator[inspect.Parameter]:
+    """Give the keys of a TypedDict as keyword parameters."""
+    kind = typing.get_origin(annotation) or annotation
+    required = kind.__required_keys__
+    for name, hint in typing_extensions.get_type_hints(kind, include_extras=True).items():
+        needed, inner = name in required, hint
+        origin: object = typing.get_origin(inner)
+        while origin in _QUALIFIERS:
+            needed = origin in _REQUIRED or (needed and origin not in _OPTIONAL)
+            inner = typing.get_args(inner)[0]
+            origin = typing.get_origin(inner)
+        default = inspect.Parameter.empty if needed else None
+        yield inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=inner
+        )
+
+
+def _unknown_keys(annotation: Any) -> str | None:
+    """Say why the keys of a TypedDict are unknown; ``None`` if they are not, or it is none."""
+    if typing_extensions.is_typeddict(typing.get_origin(annotation) or annotation):
+        try:
+            list(_keys_of(annotation))
+        except Exception as error:  # noqa: BLE001 - an annotation is any expression
+            return _unresolved(annotation, error)
+    return None
+
+
+def _unresolved(annotation: object, error: Exception) -> str:
+    return (
+        f"its annotation {name_of_annotation(annotation)} cannot be resolved "
+        f"({type(error).__name__}: {error}); define or import that name at run time, "
+        "not only under TYPE_CHECKING"
+    )

@@ -1,0 +1,372 @@
+"""The stored form of values: fields and members by name, and validators that read them.
+
+A deploy may reorder fields and members, and what was stored may be another version's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from enum import Enum
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from pydantic import BaseModel, RootModel
+from pydantic_core import PydanticCustomError, SchemaValidator, core_schema
+
+from sitq.payload._limits import check_keys
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+__all__ = [
+    "OTHER_MEMBER",
+    "ROUNDED",
+    "TAG",
+    "UNKNOWN_FIELD",
+    "Validate",
+    "by_name",
+    "is_tagged",
+    "nodes",
+    "stored_validator",
+    "without_names",
+]
+
+# No field and no member has this name, and hardly any dict such a key.
+TAG: Final = "sitq:"
+_NAMED_KEYS: Final = (Enum, tuple, frozenset)
+# Most of what there is.
+_NAMELESS: Final = frozenset({type(None), bool, int, float, str})
+
+Simplify = Callable[[Any], Any]
+
+
+def is_tagged(plain: Any) -> bool:
+    """Return whether a plain value stands for a model or a member: as itself it means nothing."""
+    if type(plain) is dict:
+        return TAG in plain
+    return type(plain) is tuple and bool(plain) and type(plain[0]) is str and plain[0] == TAG
+
+
+def without_names(plain: Any) -> Any:
+    """Return a plain value without the tags, for those who do not know what it was made of.
+
+    Raises:
+        SerializationError: the keys without tags would take too long to put into a dict or set.
+    """
+    kind = type(plain)
+    if kind is dict:
+        keys = [without_names(key) for key in plain if key != TAG]
+        items = [without_names(item) for key, item in plain.items() if key != TAG]
+        check_keys(keys, dict)
+        return dict(zip(keys, items, strict=True))
+    if kind is tuple and is_tagged(plain):
+        parts = plain[1:]
+        if len(parts) == 2 and type(parts[0]) is str:  # noqa: PLR2004 - a member's name and value
+            return parts[1]
+        if all(type(part) is tuple and len(part) == 2 for part in parts):  # noqa: PLR2004 - a field
+            return tuple(without_names(item) for _, item in parts)
+    if kind in {list, tuple, set, frozenset}:
+        inner = [*map(without_names, plain)]
+        if kind in {set, frozenset}:
+            check_keys(inner, set)
+        return kind(inner)
+    return plain
+
+
+def by_name(value: Any, plain: Any, simplify: Simplify) -> Any:
+    """Return ``plain`` with the names of fields and members in it.
+
+    Args:
+        value: a value.
+        plain: what it was turned into; where the shapes differ, it is left as it is.
+        simplify: turns into a plain value what can be the key of a dict.
+    """
+    kind = type(value)
+    if kind in _NAMELESS:
+        return plain
+    if isinstance(value, Enum):
+        return _member_by_name(value, plain)
+    if type(plain) is dict:
+        return _of_dict(value, plain, simplify)
+    if isinstance(value, RootModel):
+        return by_name(value.root, plain, simplify)
+    if (
+        type(plain) in {list, tuple}
+        and isinstance(value, list | tuple | deque)
+        and len(value) == len(plain)
+    ):
+        pairs = zip(value, plain, strict=True)
+        items = [by_name(inner, item, simplify) for inner, item in pairs]
+        fields = getattr(kind, "_fields", None)
+        if isinstance(value, tuple) and type(plain) is tuple and fields:
+            return dict(zip(fields, items, strict=True))
+        return type(plain)(items)
+    is_set = type(plain) in {set, frozenset} and isinstance(value, set | frozenset)
+    if is_set and any(isinstance(item, _NAMED_KEYS) for item in value):
+        return type(plain)(_key(item, simplify) for item in value)
+    return plain
+
+
+def _of_dict(value: Any, plain: dict[Any, Any], simplify: Simplify) -> Any:
+    kind = type(value)
+    if isinstance(value, RootModel):
+        return by_name(value.root, plain, simplify)
+    if isinstance(value, BaseModel):
+        extra = value.model_extra
+        fields = {**vars(value), **extra} if extra else vars(value)
+        named = _fields_by_name(fields, plain, simplify)
+        unset = plain.keys() - value.model_fields_set
+        if unset and TAG not in named:
+            named[TAG] = " ".join(sorted(unset))
+        return named
+    if dataclasses.is_dataclass(kind):
+        names = [field.name for field in dataclasses.fields(kind)]
+        return _fields_by_name(
+            {each: getattr(value, each, None) for each in names}, plain, simplify
+        )
+    if isinstance(value, Mapping) and len(value) == len(plain):
+        pairs = zip(plain.items(), value.items(), strict=True)
+        return {
+            _key(given, simplify) if isinstance(given, _NAMED_KEYS) else key: by_name(
+                inner, item, simplify
+            )
+            for (key, item), (given, inner) in pairs
+        }
+    return plain
+
+
+def _fields_by_name(
+    fields: Mapping[str, Any], plain: dict[Any, Any], simplify: Simplify
+) -> dict[Any, Any]:
+    return {
+        name: by_name(fields[name], item, simplify) if name in fields else item
+        for name, item in plain.items()
+    }
+
+
+def _key(value: Any, simplify: Simplify) -> Any:
+    """Return the plain value for what can be a key: one that has a hash."""
+    if isinstance(value, Enum):
+        return _member_by_name(value, simplify(value))
+    if isinstance(value, tuple):
+        items = [_key(item, simplify) for item in value]
+        fields = getattr(type(value), "_fields", None)
+        return (TAG, *zip(fields, items, strict=True)) if fields else tuple(items)
+    if isinstance(value, frozenset):
+        return frozenset(_key(item, simplify) for item in value)
+    return simplify(value)
+
+
+def _member_by_name(value: Enum, plain: Any) -> Any:
+    is_counted = type(plain) is int and value.name  # a flag with no bits set has none
+    return (TAG, value.name, plain) if is_counted else plain
+
+
+Validate = Callable[[object], Any]
+
+UNKNOWN_FIELD: Final = "sitq_unknown_field"
+OTHER_MEMBER: Final = "sitq_other_member"
+ROUNDED: Final = "sitq_rounded"
+_FIELDS: Final = frozenset({"model-fields", "typed-dict", "dataclass-args"})
+# What is no part of the way that values are validated, or holds values.
+_KEPT: Final = frozenset(
+    {"cls", "config", "default", "expected", "members", "metadata", "serialization"}
+)
+# Their keys are names of the user's, not those of a core schema.
+_BY_NAME: Final = frozenset({"choices", "fields"})
+# These travel as such.
+_PLAIN: Final = frozenset(
+    {
+        *("bool", "bytes", "date", "datetime", "decimal", "dict", "float", "frozenset", "int"),
+        *("list", "set", "str", "time", "timedelta", "tuple", "uuid"),
+    }
+)
+# What is read here was written in another form: by JSON, or by a serializer of the user's.
+_REWRITTEN: Final = frozenset({"json", "lax-or-strict"})
+_SERIALIZERS: Final = frozenset({"format", "function-plain", "function-wrap", "to-string"})
+_NAMED_TUPLES: Final = frozenset({"call", "named-tuple"})
+
+
+def stored_validator(adapter: TypeAdapter[Any]) -> Validate:
+    """Return what validates plain values that were stored, fields by their names."""
+    # The validators that pydantic has already built for the models' classes know nothing of this.
+    validator = SchemaValidator(_Rules().applied(adapter.core_schema, {}), _use_prebuilt=False)
+    return partial(validator.validate_python, by_alias=False, by_name=True)
+
+
+def nodes(schema: object) -> Iterator[Mapping[str, Any]]:
+    """Give all parts of a core schema."""
+    if isinstance(schema, Mapping):
+        yield schema
+        for key, value in schema.items():
+            if key not in _KEPT:
+                is_map = key in _BY_NAME and isinstance(value, Mapping)
+                yield from nodes([*value.values()] if is_map else value)
+    elif isinstance(schema, list | tuple):
+        for each in schema:
+            yield from nodes(each)
+
+
+class _Rules:
+    """Copies a core schema with the rules of what is stored.
+
+    Args:
+        lax: True where plain values may have been written in another form.
+    """
+
+    def __init__(self, *, lax: bool = False) -> None:
+        self._lax: Final = lax
+
+    def applied(self, schema: Any, config: Mapping[str, Any]) -> Any:
+        """Return the copy; ``config`` is that of the model around."""
+        if isinstance(schema, list | tuple):
+            return type(schema)(self.applied(each, config) for each in schema)
+        if not isinstance(schema, Mapping):
+            return schema
+        kind = schema.get("type")
+        if _is_path(schema):
+            return {**schema, "strict": True}
+        if not self._lax and _is_rewritten(schema):
+            return _Rules(lax=True).applied(schema, config)
+        if kind in {"model", "dataclass"}:
+            config = schema.get("config") or {}
+        elif kind == "typed-dict":
+            config = schema.get("config") or config
+        copy = {key: self._entry(key, value, config) for key, value in schema.items()}
+        allows = schema.get("extra_behavior") or config.get("extra_fields_behavior")
+        if kind in _FIELDS and allows != "allow":
+            copy["extra_behavior"] = "forbid"
+        if "config" in copy:
+            copy["config"] = {**copy["config"], "strict": False}
+        # A strict model is one that takes nothing but instances.
+        copy["strict"] = kind in _PLAIN and not self._lax
+        return _with_checks(copy, refuses=allows != "allow", lax=self._lax)
+
+    def _entry(self, key: str, value: Any, config: Mapping[str, Any]) -> Any:
+        if key in _KEPT:
+            return value
+        if key in _BY_NAME and isinstance(value, Mapping):
+            return {name: self.applied(each, config) for name, each in value.items()}
+        return self.applied(value, config)
+
+
+def _is_rewritten(schema: Mapping[str, Any]) -> bool:
+    serialization = schema.get("serialization")
+    return schema.get("type") in _REWRITTEN or (
+        isinstance(serialization, Mapping) and serialization.get("type") in _SERIALIZERS
+    )
+
+
+def _is_path(schema: Mapping[str, Any]) -> bool:
+    """Return whether a part is that of a path, which travels as such."""
+    inner = schema.get("lax_schema")
+    return isinstance(inner, Mapping) and inner.get("custom_error_type") == "path_type"
+
+
+def _with_checks(node: dict[str, Any], *, refuses: bool, lax: bool) -> Any:
+    """Add what core schemas have no option for."""
+    kind = node.get("type")
+    if kind == "model":
+        node = _checked_before(node) if node.get("custom_init") and refuses else node
+        return node if node.get("root_model") else _wrapped(node, _with_fields_set)
+    if kind == "float" and not lax:
+        return _before(node, _exact_float)
+    if kind == "literal":
+        return _before(node, partial(_one_of, node["expected"]))
+    if kind == "enum":
+        return _before(node, partial(_member, node["cls"]))
+    if kind in _NAMED_TUPLES:
+        return _before(node, _fields_of)
+    return node
+
+
+def _before(node: dict[str, Any], check: Callable[[Any], Any]) -> Any:
+    ref = node.pop("ref", None)
+    return core_schema.no_info_before_validator_function(check, node, ref=ref)
+
+
+def _wrapped(
+    node: dict[str, Any], call: Callable[[Any, core_schema.ValidatorFunctionWrapHandler], Any]
+) -> Any:
+    ref = node.pop("ref", None)
+    return core_schema.no_info_wrap_validator_function(call, node, ref=ref)
+
+
+def _with_fields_set(value: Any, handler: core_schema.ValidatorFunctionWrapHandler) -> Any:
+    """Read a model, and mark those fields as not set that were stored as such."""
+    unset = value.get(TAG) if type(value) is dict else None
+    if type(unset) is not str:
+        return handler(value)
+    made = handler({name: each for name, each in value.items() if name != TAG})
+    if isinstance(made, BaseModel):
+        made.__pydantic_fields_set__.difference_update(unset.split(" "))
+    return made
+
+
+def _exact_float(value: Any) -> Any:
+    """Take no number that a float would round; an int that it would not is allowed (PEP 484)."""
+    if type(value) is float or (type(value) is int and _is_float(value)):
+        return value
+    if type(value) is int:
+        raise PydanticCustomError(ROUNDED, "Input would be rounded to a float")
+    raise PydanticCustomError("float_type", "Input should be a valid number")
+
+
+def _is_float(value: int) -> bool:
+    try:
+        return float(value) == value
+    except OverflowError:
+        return False
+
+
+def _member(cls: type[Enum], value: Any) -> Any:
+    """Read a member that was stored with its name; one without is read by its value."""
+    if type(value) is not tuple or len(value) != 3 or value[0] != TAG:  # noqa: PLR2004
+        return value
+    _, name, number = value
+    member = cls(number)
+    if member.name != name and cls.__members__.get(name) is not member:
+        raise PydanticCustomError(
+            OTHER_MEMBER,
+            "Input is a member that {enum} does not have by this name and value",
+            {"enum": cls.__qualname__},
+        )
+    return member
+
+
+def _one_of(expected: list[Any], value: Any) -> Any:
+    """Take a value for an equal one of its own type only, and find the member of an enum."""
+    for each in expected:
+        if isinstance(each, Enum):
+            plain: object = each.value
+            stored = (TAG, each.name, plain) if type(plain) is int else plain
+            if type(value) is type(stored) and value == stored:
+                return each
+        elif type(value) is type(each) and value == each:
+            return value
+    raise PydanticCustomError("literal_error", "Input is none of the values that are allowed")
+
+
+def _fields_of(value: Any) -> Any:
+    """Read a NamedTuple that was stored as a tuple of its fields' names and values."""
+    if type(value) is tuple and value and value[0] == TAG and type(value[0]) is str:
+        return dict(value[1:])
+    return value
+
+
+def _checked_before(model: dict[str, Any]) -> Any:
+    """Check the fields before a model's own ``__init__``, which gets past the rule."""
+    fields = next((node["fields"] for node in nodes(model) if node.get("type") in _FIELDS), None)
+    if not isinstance(fields, Mapping):  # a root model
+        return model
+
+    def check(value: Any) -> Any:
+        if isinstance(value, dict):
+            for name in value:
+                if name not in fields:
+                    raise PydanticCustomError(UNKNOWN_FIELD, "unknown field {name}", {"name": name})
+        return value
+
+    return _before(model, check)

@@ -1,0 +1,442 @@
+"""Takes the values of one annotation apart into plain ones and puts them together again."""
+
+from __future__ import annotations
+
+import collections
+import collections.abc
+import pathlib
+import re
+import types
+from contextlib import suppress
+from enum import Enum
+from functools import cache, reduce
+from operator import or_
+from typing import TYPE_CHECKING, Any, Final, TypeVar, Union, cast, get_args, get_origin
+
+import pydantic
+import pydantic_core
+from pydantic_core import core_schema
+
+from sitq._plain import plain, plain_member
+from sitq.errors import SerializationError, ValidationError
+from sitq.ids import TaskId
+from sitq.payload._comparison import a, difference, loss
+from sitq.payload._extensions import CONTAINERS, LEAVES
+from sitq.payload._rebuilding import RebuildLimits
+from sitq.payload._stored_form import (
+    OTHER_MEMBER,
+    ROUNDED,
+    UNKNOWN_FIELD,
+    by_name,
+    is_tagged,
+    nodes,
+    stored_validator,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pydantic import TypeAdapter
+    from pydantic_core import ErrorDetails
+
+    from sitq.payload._stored_form import Validate
+
+    Fits = Callable[[Any], bool]
+
+__all__ = ["ValueCodec", "name_of_annotation"]
+
+_ANYTHING: Final = (Any, object)
+_UNIONS: Final = (Union, types.UnionType)
+_EXACT: Final[dict[object, type]] = {
+    **{kind: kind for kind in LEAVES if not issubclass(kind, pathlib.PurePath)},
+    None: type(None),
+    pathlib.Path: type(pathlib.Path()),
+}
+_EAGER: Final = (collections.abc.Iterable, collections.abc.Collection)
+_LAZY: Final = (
+    *_EAGER,
+    collections.abc.Iterator,
+    collections.abc.Generator,
+    collections.abc.AsyncIterable,
+    collections.abc.AsyncIterator,
+    collections.abc.AsyncGenerator,
+)
+# Their texts come from a validator's own code, or hold the value.
+_TELLTALE: Final = frozenset(
+    {
+        "assertion_error",
+        "bytes_invalid_encoding",
+        "get_attribute_error",
+        "iteration_error",
+        "mapping_type",
+        "union_tag_invalid",
+        "uuid_parsing",
+        "value_error",
+    }
+)
+_KNOWN_ERRORS: Final = frozenset(
+    {*get_args(core_schema.ErrorType), OTHER_MEMBER, ROUNDED} - _TELLTALE
+)
+_UNKNOWN: Final = frozenset({"extra_forbidden", "unexpected_keyword_argument", UNKNOWN_FIELD})
+_FIELD_NAME: Final = re.compile(r"\bfield_name='(\w+)'")
+# Of core schemas: what has names that travel. A "call" makes a NamedTuple before pydantic 2.14.
+_NAMED: Final = frozenset({"call", "enum", "literal", "model", "named-tuple"})
+_MAX_ERRORS: Final = 1000
+_SHOWN: Final = 3
+_LONGEST_NAME: Final = 100
+
+
+def name_of_annotation(annotation: object) -> str:
+    """Show an annotation as it is written, as far as can be told."""
+    if isinstance(annotation, str):
+        return annotation
+    return annotation.__qualname__ if isinstance(annotation, type) else str(annotation)
+
+
+class ValueCodec:
+    """Values of one annotation; ``leaves`` are the types that it takes and that travel as such.
+
+    Raises:
+        ValidationError: values of this annotation cannot travel; the text says why.
+    """
+
+    __slots__ = (
+        "_adapter",
+        "_annotation",
+        "_fields",
+        "_fits",
+        "_has_names",
+        "_limits",
+        "_read",
+        "leaves",
+    )
+
+    def __init__(self, annotation: object) -> None:
+        self._annotation = _eager(annotation)
+        self._adapter: TypeAdapter[Any] | None = None
+        self._limits: RebuildLimits | None = None
+        self._read: Validate | None = None
+        self._fields: frozenset[str] = frozenset()
+        self._has_names = False
+        self._fits = _fitter(self._annotation)
+        self.leaves: frozenset[type] = (
+            LEAVES if annotation in _ANYTHING else _leaves(annotation) or frozenset()
+        )
+
+    def lower(self, value: Any) -> object:
+        """Return the plain value to store for ``value``.
+
+        Raises:
+            ValidationError: it is not what the annotation says.
+            SerializationError: it would not come back as what it is.
+        """
+        if type(value) is TaskId and str in self.leaves:
+            return str(value)  # an id is a text with a hint for type checkers
+        if type(value) not in LEAVES:
+            exact = plain_member(value)
+            if type(exact) in self.leaves:
+                return exact
+        if self._fits is not None and self._fits(value):
+            return _untagged(value)
+        try:
+            return self._lower(value)
+        except RecursionError:
+            raise SerializationError("the value is nested too deeply, or holds itself") from None
+
+    def restore(self, plain: Any) -> Any:
+        """Return the value that ``plain`` stands for.
+
+        Raises:
+            SerializationError: what is stored is nested too deeply.
+            ValidationError: it does not fit the annotation, or has a field that a model does not
+                know.
+        """
+        if self._fits is not None and self._fits(plain):
+            return _untagged(plain)
+        adapter = self._build()
+        if self._read is None:
+            self._read = stored_validator(adapter)
+        try:
+            if self._limits is not None:
+                self._limits.check(plain)
+            return _untagged(_validate(self._read, plain, self._fields))
+        except RecursionError:
+            raise SerializationError("the value is nested too deeply") from None
+
+    def share(self, plain: Any) -> float:
+        """Return which share of what an annotation's value may cost this one takes.
+
+        Raises:
+            SerializationError: it takes more than there is.
+        """
+        if self._fits is not None and self._fits(plain):
+            return 0.0
+        self._build()
+        return 0.0 if self._limits is None else self._limits.check(plain)
+
+    def _lower(self, value: Any) -> object:
+        adapter = self._build()
+        valid = _validate(self._check, value, self._fields)
+        try:
+            plain = _simplify(
+                adapter.dump_python(
+                    valid, mode="python", by_alias=False, round_trip=True, warnings="error"
+                )
+            )
+        except RecursionError:
+            raise
+        except Exception as error:  # noqa: BLE001 - serializers of models are anybody's code
+            named = _FIELD_NAME.search(str(error))
+            where = f"at {named[1]}: " if named and named[1] in self._fields else ""
+            raise SerializationError(
+                f"{where}{a(type(value))} cannot be turned into plain values "
+                f"({type(error).__name__}); pass plain values instead"
+            ) from None
+        plain, back = self._read_back(valid, plain)
+        found = None if valid is value else loss(value, back, self._fields)
+        if found:
+            raise ValidationError(
+                f"the value is not just what the annotation says: {found}; convert it first, "
+                "or annotate it with its own type"
+            )
+        return plain
+
+    def _read_back(self, valid: Any, plain: object) -> tuple[object, Any]:
+        """Return the plain value to store, with names if these can be read, and what it becomes."""
+        if self._has_names:
+            named = by_name(valid, plain, _simplify)
+            # Within a union another member may take what has names, so that it stays as it is.
+            with suppress(ValidationError):
+                back = self.restore(named)
+                if difference(valid, back) is None:
+                    return named, back
+        try:
+            back = self.restore(plain)
+        except ValidationError as error:
+            raise SerializationError(f"{a(type(valid))} could not be read back: {error}") from None
+        found = difference(valid, back, self._fields)
+        if found:
+            raise SerializationError(f"the value would not come back as what it is: {found}")
+        return plain, back
+
+    def _check(self, value: object) -> Any:
+        # By name: that is how fields are stored, whatever their aliases are.
+        return self._build().validate_python(value, strict=True, by_alias=False, by_name=True)
+
+    def _build(self) -> TypeAdapter[Any]:
+        if self._adapter is None:
+            name = name_of_annotation(self._annotation)
+            if _is_lazy(self._annotation):
+                raise ValidationError(
+                    f"values of {name} are produced while they are read and cannot be stored; "
+                    "annotate a list or a Sequence"
+                )
+            try:
+                self._adapter = pydantic.TypeAdapter(self._annotation)
+                schema = self._adapter.core_schema
+                self._fields = frozenset(_field_names(schema))
+                kinds = {node.get("type") for node in nodes(schema)}
+                self._limits = RebuildLimits(schema)
+                self._has_names = not _NAMED.isdisjoint(kinds)
+            except Exception as error:  # noqa: BLE001 - hooks of types are anybody's code
+                reason = str(error).split("\n", 1)[0].split(". ", 1)[0]
+                raise ValidationError(
+                    f"the annotation {name} cannot be used ({reason}); "
+                    "annotate plain types, pydantic models or dataclasses"
+                ) from None
+        return self._adapter
+
+
+def _untagged(value: Any) -> Any:
+    """Take nothing for a plain value that was stored as a value of another type."""
+    waiting, seen = [value], set[int]()
+    while waiting:
+        each = waiting.pop()
+        if type(each) not in CONTAINERS or id(each) in seen:
+            continue
+        seen.add(id(each))
+        if is_tagged(each):
+            raise ValidationError(
+                "it holds what a model or a member of an enum is stored as, and it is none here"
+            )
+        items = [*each, *each.values()] if type(each) is dict else each
+        if not LEAVES.issuperset(map(type, items)):
+            waiting += [item for item in items if type(item) not in LEAVES]
+    return value
+
+
+def _validate(validate: Validate, value: object, fields: frozenset[str]) -> Any:
+    try:
+        return validate(value)
+    except pydantic.ValidationError as error:
+        raise ValidationError(_describe(error, fields)) from None
+    except RecursionError:
+        raise
+    except pydantic.PydanticUserError as error:  # a model that is not defined fully
+        raise ValidationError(str(error).split("\n", 1)[0]) from None
+    except Exception as error:  # noqa: BLE001 - validators are anybody's code
+        raise ValidationError(f"its validator raised {type(error).__name__}") from None
+
+
+def _describe(error: pydantic.ValidationError, fields: frozenset[str]) -> str:
+    """Say what is wrong and where; neither values nor keys of dicts, which are values too."""
+    parts: list[str] = []
+    if error.error_count() > _MAX_ERRORS:  # to ask for them would take longer than to find them
+        return f"{error.error_count():,} values are not what the annotation says"
+    items = error.errors(include_url=False)
+    for item in items[:_SHOWN]:
+        steps = [str(step) for step in item["loc"] if isinstance(step, int) or step in fields]
+        text = _reason(item)
+        where = f"at {'.'.join(steps)}: " if steps else ""
+        parts.append(f"{where}{text} (got {type(item['input']).__qualname__})")
+    if len(items) > _SHOWN:
+        parts.append(f"and {len(items) - _SHOWN} more")
+    return "; ".join(parts)
+
+
+def _reason(item: ErrorDetails) -> str:
+    kind = item["type"]
+    if kind in _UNKNOWN:
+        name = item.get("ctx", {}).get("name") if kind == UNKNOWN_FIELD else item["loc"][-1]
+        # What a producer's model calls a field is an identifier; other keys may be values.
+        known = isinstance(name, str) and name.isidentifier() and len(name) <= _LONGEST_NAME
+        return f"unknown field {name!r}" if known else "a field that it does not know"
+    return item["msg"] if kind in _KNOWN_ERRORS else "its validator refused it"
+
+
+def _field_names(schema: object) -> Iterator[str]:
+    if isinstance(schema, collections.abc.Mapping):
+        fields = schema.get("fields")
+        if isinstance(fields, collections.abc.Mapping):
+            yield from fields
+        elif isinstance(fields, list):
+            yield from (each if isinstance(each, str) else each["name"] for each in fields)
+        schema = [*schema.values()]
+    if isinstance(schema, list | tuple):
+        for each in schema:
+            yield from _field_names(each)
+
+
+@cache
+def _substitutes() -> tuple[tuple[Any, Callable[[Any], object]], ...]:
+    """Types that serializers do not know, and what pydantic reads them from.
+
+    Worked out when it is first needed: naming pydantic's network types loads a lot of modules.
+    """
+    import fractions
+    import ipaddress
+
+    return (
+        (str, str.__str__),
+        (int, int.__int__),
+        (float, float.__float__),
+        ((bytes, bytearray, memoryview), bytes),
+        (collections.abc.Mapping, dict),
+        (tuple, tuple),
+        ((list, collections.deque), list),
+        (set, set),
+        (frozenset, frozenset),
+        (
+            (
+                ipaddress.IPv4Address,
+                ipaddress.IPv6Address,
+                ipaddress.IPv4Network,
+                ipaddress.IPv6Network,
+                ipaddress.IPv4Interface,
+                ipaddress.IPv6Interface,
+                pydantic.AnyUrl,
+                pydantic_core.Url,
+                pydantic_core.MultiHostUrl,
+                fractions.Fraction,
+                complex,
+            ),
+            str,
+        ),
+        (re.Pattern, lambda value: value.pattern),
+        ((pydantic.SecretStr, pydantic.SecretBytes), lambda value: value.get_secret_value()),
+    )
+
+
+def _simplify(value: Any) -> Any:
+    """Replace what serializers do not know by what pydantic reads it from."""
+    kind = type(value)
+    if kind in LEAVES:
+        return value
+    if kind is list:
+        return [_simplify(item) for item in value]
+    if kind is dict:
+        return {_simplify(key): _simplify(item) for key, item in value.items()}
+    if kind in {tuple, set, frozenset}:
+        return kind(map(_simplify, value))
+    if isinstance(value, Enum):
+        return _simplify(value.value)
+    exact = plain(value)
+    if type(exact) in LEAVES:
+        return exact
+    for base, replace in _substitutes():
+        if isinstance(value, base):
+            return _simplify(replace(value))
+    return value
+
+
+def _eager(annotation: Any) -> Any:
+    """Read ``Iterable[T]`` as the collections that can be stored."""
+    origin, args = get_origin(annotation) or annotation, get_args(annotation)
+    if origin in _EAGER:
+        item = args[0] if args else Any
+        lists, tuples, sets, frozensets = cast("tuple[Any, ...]", (list, tuple, set, frozenset))
+        return lists[item] | tuples[item, ...] | sets[item] | frozensets[item]
+    if origin in _UNIONS:
+        return reduce(or_, map(_eager, args))
+    return annotation
+
+
+def _is_lazy(annotation: Any) -> bool:
+    origin = get_origin(annotation) or annotation
+    return origin in _LAZY or any(map(_is_lazy, get_args(annotation)))
+
+
+def _leaves(annotation: Any) -> frozenset[type] | None:
+    try:
+        if annotation in _EXACT:
+            return frozenset({_EXACT[annotation]})
+    except TypeError:  # an annotation that cannot be hashed
+        return None
+    if get_origin(annotation) in _UNIONS:
+        members = [_leaves(member) for member in get_args(annotation)]
+        if None not in members:
+            return frozenset().union(*filter(None, members))
+    return None
+
+
+def _fitter(annotation: Any) -> Fits | None:
+    """Return a quick test for values that are just as annotated and travel as they are."""
+    if annotation in _ANYTHING or (
+        isinstance(annotation, TypeVar) and not (annotation.__bound__ or annotation.__constraints__)
+    ):
+        return lambda _: True  # the serializer carries it as it is, or refuses it
+    leaves = _leaves(annotation)
+    if leaves is not None:
+        return lambda value: type(value) in leaves
+    origin, args = get_origin(annotation) or annotation, get_args(annotation)
+    if origin in _UNIONS:
+        tests = [_fitter(member) for member in args]
+        known = [test for test in tests if test is not None]
+        return lambda value: any(test(value) for test in known)
+    if origin is dict:
+        keys, values = map(_items_fitter, args or (Any, Any))
+        if keys and values:
+            return lambda value: type(value) is dict and keys(value) and values(value.values())
+    elif origin in {list, set, frozenset} or (origin is tuple and args[1:] == (...,)):
+        items = _items_fitter(args[0] if args else Any)
+        if items:
+            return lambda value: type(value) is origin and items(value)
+    return None
+
+
+def _items_fitter(annotation: Any) -> Fits | None:
+    leaves = _leaves(annotation)
+    if leaves is not None:
+        return lambda items: leaves.issuperset(map(type, items))
+    fits = _fitter(annotation)
+    return None if fits is None else lambda items: all(map(fits, items))

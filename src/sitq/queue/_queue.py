@@ -1,0 +1,414 @@
+"""`TaskQueue`: store tasks, and read back what became of them."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, cast, overload
+
+import anyio
+
+from sitq._loops import LoopRef, refuse_green_threads, to_its_end
+from sitq._plain import plain
+from sitq._ports import checked_backend, checked_serializer
+from sitq.backends.sqlite import SQLiteBackend
+from sitq.errors import (
+    SerializationError,
+    TaskFailedError,
+    TaskNotFoundError,
+    UsageError,
+    ValidationError,
+)
+from sitq.ids import TaskId
+from sitq.models import Result
+from sitq.payload._stored_form import without_names
+from sitq.payload.functions import NOT_STORED
+from sitq.payload.registry import known
+from sitq.payload.signing import unseal_result
+from sitq.queue._enqueueing import (
+    BoundQueue,
+    EnqueueMethods,
+    Producer,
+    TaskFactory,
+    TransactionQueue,
+    joined,
+    make_repeat,
+)
+from sitq.queue._options import duration
+from sitq.queue._waiting import ResultWaiters
+from sitq.states import TaskStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+    from sitq.models import Task, TaskInfo
+    from sitq.protocols import Backend, Serializer
+    from sitq.transactions import AnyConnection
+
+__all__ = ["BoundQueue", "Connection", "TaskQueue", "TransactionQueue"]
+
+
+class _Opening:
+    """What is open, or about to be, in one event loop."""
+
+    def __init__(self, backend: Backend) -> None:
+        refuse_green_threads("a queue")
+        self.loop: Final = LoopRef()
+        self.lock: Final = anyio.Lock()
+        self.waiters: Final = ResultWaiters(backend)
+        self.is_open = False
+
+
+class Connection:
+    """Counts one user in and out of a backend, however often it is asked to."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend: Final = backend
+        self._current: _Opening | None = None
+        self._closed = False
+
+    async def open(self) -> None:
+        """Open the backend if it is not open; also after a `close`.
+
+        Raises:
+            BackendError: it cannot be opened.
+            UsageError: it is in use by another event loop.
+        """
+        self._closed = False
+        await self.use()
+
+    async def use(self) -> ResultWaiters:
+        """Open the backend if it is not open yet; return what waits for its results.
+
+        Raises:
+            BackendError: it cannot be opened.
+            UsageError: it was closed, or is in use by another event loop.
+        """
+        while True:
+            opening = self._opening()
+            if opening.is_open:
+                return opening.waiters
+            async with opening.lock:
+                if self._current is opening and not opening.is_open:
+                    await self._backend.open()
+                    opening.is_open = True
+
+    async def close(self) -> None:
+        """Give up the backend; calls that wait for results raise `UsageError`. Twice is fine.
+
+        Raises:
+            UsageError: it is in use by another event loop.
+        """
+        opening = self._current
+        if opening is not None and (opening.loop.inherited or opening.loop.ended):
+            opening = self._current = None
+        if opening is not None and opening.loop != LoopRef():
+            raise UsageError("this queue is in use by another event loop: close it there")
+        self._closed = True
+        if opening is None:
+            return
+        # A user who is never counted out keeps it open.
+        await to_its_end(partial(self._give_up, opening))
+
+    async def _give_up(self, opening: _Opening) -> None:
+        async with opening.lock:
+            if self._current is not opening:
+                return
+            self._current = None
+            try:
+                await opening.waiters.stop(UsageError("the queue was closed during this call"))
+            finally:
+                if opening.is_open:
+                    opening.is_open = False
+                    await self._backend.close()
+
+    def _opening(self) -> _Opening:
+        if self._closed:
+            raise UsageError("this queue is closed: call connect(), or use 'async with' again")
+        opening = self._current
+        if opening is not None and opening.loop.inherited:
+            raise UsageError("this queue was opened before a fork: make a new one in the child")
+        # A loop that ended without a close has taken its connection with it.
+        if opening is None or opening.loop.ended:
+            opening = self._current = _Opening(self._backend)
+        elif not opening.loop.is_here:
+            hint = "give each loop a queue and a backend of its own"
+            raise UsageError(f"this queue is in use by another event loop: {hint}")
+        return opening
+
+
+# ruff: noqa: ASYNC109 - timeouts are counted by the backend's clock, not by the loop's
+
+
+R = TypeVar("R")
+
+_ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_PRUNE_BATCH: Final = 1000
+
+
+class TaskQueue(EnqueueMethods):
+    """Stores tasks for workers and reads their results. For asyncio and trio.
+
+    Use it as ``async with queue:``, or call `connect` and `close`. The first use connects by
+    itself. One queue may be used by any number of tasks of one event loop.
+
+    Args:
+        backend: the store; ``None``: ``SQLiteBackend("sitq.db")``.
+        serializer: how payloads are encoded; the workers must use the same. ``None``: msgpack.
+
+    Raises:
+        ValidationError: ``backend`` is no store, or ``serializer`` no serializer.
+    """
+
+    def __init__(
+        self, backend: Backend | None = None, serializer: Serializer | None = None
+    ) -> None:
+        self._backend: Final[Backend] = (
+            SQLiteBackend() if backend is None else checked_backend(backend)
+        )
+        self._serializer: Final = checked_serializer(serializer)
+        self._connection: Final = Connection(self._backend)
+        factory = TaskFactory(self._backend, self._backend.clock, self._serializer)
+        super().__init__(Producer(factory, self._store))
+
+    def __repr__(self) -> str:
+        return f"TaskQueue({self._backend!r})"
+
+    async def connect(self) -> None:
+        """Open the store; once is enough. After a `close` it opens the store again.
+
+        Raises:
+            BackendError: the store cannot be opened.
+            UsageError: it is in use by another event loop, or was inherited by a fork.
+        """
+        await self._connection.open()
+
+    async def close(self) -> None:
+        """Give up the store. Calls that wait for results raise `UsageError`. Twice is fine."""
+        await self._connection.close()
+
+    async def __aenter__(self) -> Self:
+        await self.connect()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    def bind(self, connection: AnyConnection) -> TransactionQueue:
+        """Return this queue as it stores through an open connection of yours, in its transaction.
+
+        The tasks exist if and only if your transaction commits; workers are woken after that.
+        What is returned has `enqueue`, `enqueue_many` and `options`. A connection that blocks is
+        used at once, in the thread of the caller.
+
+        Args:
+            connection: it leads to the store's own database, and has a transaction open or opens
+                one with its next statement.
+
+        Raises:
+            UsageError: the store cannot write through a connection of this kind. The rest about
+                the connection is told by the first enqueue.
+        """
+        transaction = joined(self._backend, connection)
+        return TransactionQueue(
+            self._backend, self._producer.factory, transaction, self._connection.use
+        )
+
+    async def _store(self, tasks: Sequence[Task]) -> list[TaskId[Any]]:
+        await self._connection.use()
+        return await self._backend.enqueue(tasks) if tasks else []
+
+    @overload
+    async def get_result(
+        self, task_id: TaskId[R], timeout: float | None = None
+    ) -> Result[R] | None: ...
+    @overload
+    async def get_result(
+        self, task_id: str, timeout: float | None = None
+    ) -> Result[object] | None: ...
+    async def get_result(self, task_id: str, timeout: float | None = None) -> Result[Any] | None:
+        """Wait until a task is final and return its result; ``None``: it is not final yet.
+
+        Args:
+            task_id: the id that `enqueue` returned.
+            timeout: seconds to wait; ``None``: for ever; 0: look once. If the store has said
+                nothing at all by then, it has 5 more seconds to answer one look.
+
+        Raises:
+            TaskNotFoundError: the store does not know the task (any more).
+            SerializationError: with keys: the result's signature is missing, or does not match.
+            ValidationError: ``timeout`` is not a number of seconds.
+            BackendError: the store could not be asked. One that is busy is asked again.
+            BackendBusyError: it was busy until the timeout, or does not answer.
+            UsageError: the queue is closed, or was closed meanwhile.
+        """
+        known_id = _checked_id(task_id)
+        seconds = None if timeout is None else duration("timeout", timeout)
+        waiters = await self._connection.use()
+        wait = waiters.wait(known_id, seconds) if seconds != 0 else waiters.look(known_id)
+        result = await wait
+        return None if result is None else unseal_result(self._serializer, result)
+
+    @overload
+    async def result(self, task_id: TaskId[R], timeout: float | None = None) -> R: ...
+    @overload
+    async def result(self, task_id: str, timeout: float | None = None) -> object: ...
+    async def result(self, task_id: str, timeout: float | None = None) -> Any:
+        """Wait until a task is final and return the value that its function returned.
+
+        This is `get_result` and `deserialize_result` in one.
+
+        Args:
+            task_id: the id that `enqueue` returned.
+            timeout: seconds to wait; ``None``: for ever; 0: look once. It has the bounds of
+                `get_result`.
+
+        Raises:
+            TaskFailedError: the task did not succeed; error and remote traceback are in the text.
+            TimeoutError: the builtin one: the task is not final yet. It goes on.
+            TaskNotFoundError: the store does not know the task (any more).
+            SerializationError: the stored value cannot be decoded.
+            ValidationError: ``timeout`` is not a number of seconds.
+            BackendError: the store could not be asked.
+            UsageError: the queue is closed, or was closed meanwhile.
+        """
+        result = await self.get_result(task_id, timeout)
+        if result is None:
+            waited = "was asked for" if timeout == 0 else f"was waited for {timeout:g} seconds"
+            raise TimeoutError(f"task {task_id} is not final yet; it {waited}")
+        return self.deserialize_result(result)
+
+    def deserialize_result(self, result: Result[R]) -> R:
+        """Return the value that the task returned, as what it was.
+
+        If this process does not know the function (it neither enqueued it nor marked it with
+        ``@task``), models, dataclasses and NamedTuples come back as plain dicts, and members of
+        enums as their values. The value is ``None`` if the
+        function is marked with ``@task(store_result=False)``.
+
+        Raises:
+            TaskFailedError: the task did not succeed; error and remote traceback are in the text.
+            SerializationError: the stored value cannot be decoded, or its signature is missing or
+                does not match.
+            ValidationError: ``result`` is not a result, or what the task returned does not fit the
+                function here (any more): a model may have a field that this version does not know.
+        """
+        given: object = result
+        if not isinstance(given, Result):
+            hint = "give what get_result returned; None means that the task is not final yet"
+            raise ValidationError(f"result: {hint} (got {type(given).__name__})")
+        result = unseal_result(self._serializer, result)
+        if result.status is not TaskStatus.SUCCESS:
+            raise TaskFailedError(_account_of(result))
+        if result.value is None:
+            raise SerializationError(f"task {result.task_id}: the store holds no value for it")
+        function = known.get(result.function)
+        if function is None:
+            if result.value == NOT_STORED:
+                return cast("R", None)
+            return cast("R", without_names(self._serializer.loads(result.value)))
+        return cast("R", function.load_result(self._serializer, result.value))
+
+    async def get_task(self, task_id: str) -> TaskInfo:
+        """Return what the store knows of a task, in any state.
+
+        Raises:
+            TaskNotFoundError: the store does not know the task.
+            BackendError: the store could not be asked.
+        """
+        known_id = _checked_id(task_id)
+        await self._connection.use()
+        info = (await self._backend.get_tasks((known_id,)))[0]
+        if info is None:
+            raise TaskNotFoundError(f"no task {known_id}: it was never stored, or has been pruned")
+        return info
+
+    async def cancel(self, task_id: str) -> bool:
+        """End a task: one that waits never starts, one that runs is asked to end.
+
+        A running async function is cancelled; a plain one sees ``current_task().cancel_requested``.
+        If it raises after that, the status is ``cancelled``; if it returns all the same, its value
+        counts and the status is ``success``. It never starts again.
+
+        Returns:
+            True if the task was not final yet; False if it was: nothing has changed.
+
+        Raises:
+            TaskNotFoundError: the store does not know the task.
+            BackendError: the store could not do it.
+        """
+        known_id = _checked_id(task_id)
+        await self._connection.use()
+        return await self._backend.cancel(known_id)
+
+    @overload
+    async def retry(self, task_id: TaskId[R]) -> TaskId[R]: ...
+    @overload
+    async def retry(self, task_id: str) -> TaskId[object]: ...
+    async def retry(self, task_id: str) -> TaskId[Any]:
+        """Enqueue a final task once more, as a new task that is due at once.
+
+        The new one has the function, arguments and options of the old one, but no eta and no
+        expiry. If the old one's unique key is held again, the holder's id is returned.
+
+        Raises:
+            TaskNotFoundError: the store does not know the task.
+            UsageError: the task is not final.
+            SerializationError: the task's signature is missing, or does not match.
+            BackendError: the store could not do it.
+        """
+        info = await self.get_task(task_id)
+        if not info.status.is_final:
+            hint = "only a final task can be retried; wait for its result, or cancel it first"
+            raise UsageError(f"task {info.task_id} is {info.status}: {hint}")
+        old = await self._backend.get_stored(info.task_id)
+        return (await self._backend.enqueue((make_repeat(self._serializer, old),)))[0]
+
+    async def prune(self, older_than: float) -> int:
+        """Remove final tasks and their results, whatever their own time to live.
+
+        Args:
+            older_than: seconds since a task's end.
+
+        Returns:
+            How many tasks were removed.
+
+        Raises:
+            ValidationError: ``older_than`` is not a number of seconds.
+            BackendError: the store could not do it; what was removed before stays removed.
+        """
+        seconds = duration("older_than", older_than)
+        await self._connection.use()
+        total = 0
+        while True:
+            removed = await self._backend.prune(seconds, _PRUNE_BATCH)
+            total += removed
+            if removed < _PRUNE_BATCH:
+                return total
+
+
+def _checked_id(task_id: object) -> TaskId[Any]:
+    """The id as text that a store can be asked for."""
+    if not isinstance(task_id, str):
+        hint = "give the id that enqueue returned, or its text"
+        raise ValidationError(f"task_id: {hint} (got {type(task_id).__name__})")
+    text: str = plain(task_id)
+    if not _ID.fullmatch(text):
+        hint = "ids look like 0190f5e2-7c3a-7bbb-8000-0123456789ab"
+        raise TaskNotFoundError(f"task_id: this text is not the id of any task; {hint}")
+    return TaskId(text)
+
+
+def _account_of(result: Result[Any]) -> str:
+    """How a task ended that did not succeed."""
+    end = f"task {result.task_id} ({result.function}) ended as {result.status}"
+    lines = [f"{end}: {result.error}" if result.error else end]
+    if result.traceback:
+        lines.append(result.traceback.rstrip())
+    return "\n".join(lines)

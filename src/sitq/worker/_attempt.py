@@ -1,0 +1,436 @@
+"""One attempt: arguments rebuilt, the function called, its end turned into an outcome."""
+
+from __future__ import annotations
+
+import os
+from contextvars import copy_context
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import Enum, auto
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from anyio import to_thread
+
+from sitq._exceptions import exit_of
+from sitq._logging import Log
+from sitq._loops import nothing
+from sitq.context import CURRENT, TaskContext
+from sitq.errors import SitqError, UsageError, ValidationError
+from sitq.models import Outcome
+from sitq.payload.signing import unseal
+from sitq.worker._cancelling import AttemptScope
+from sitq.worker._errors import Raised
+from sitq.worker._exits import end_child, is_awaitable
+from sitq.worker._outcomes import mismatched, outcome_of_error, outcome_of_refusal
+from sitq.worker._reporter import Fallback
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Awaitable, Callable, Coroutine
+    from contextvars import Context
+
+    import anyio
+
+    from sitq.context import Ties
+    from sitq.models import Lease, ReservedTask, RetryPolicy
+    from sitq.payload.functions import TaskFunction
+    from sitq.protocols import Clock, Serializer
+
+__all__ = ["End", "Execution", "NoThreadError", "ThreadedCall", "Workshop"]
+
+
+class ThreadedCall:
+    """One call that a thread is to make.
+
+    Args:
+        freed: called, in the thread, when a call that was left to itself has ended.
+    """
+
+    __slots__ = ("_begun", "_done", "_freed", "_left")
+
+    def __init__(self, freed: Callable[[], object]) -> None:
+        self._freed: Final = freed
+        self._begun = False
+        self._done = False
+        self._left = False
+
+    def run(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any] | Raised:
+        """Make the call, in the thread, and return the value in a tuple, or what was raised.
+
+        A call that was left to itself before it began is not made: its task may run elsewhere.
+        """
+        self._begun = True
+        ended = (None,) if self._left else _called(function, args, kwargs)
+        self._done = True
+        if self._left:
+            self._freed()
+        return ended
+
+    def leave(self) -> bool:
+        """Note that nobody waits for it any more; return whether a thread still makes the call."""
+        self._left = True
+        return self._begun and not self._done
+
+
+def _called(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any] | Raised:
+    process = os.getpid()
+    try:
+        ended: tuple[Any] | Raised = (function(*args, **kwargs),)
+    except BaseException as error:  # noqa: BLE001 - whatever it is, it is the task's
+        if os.getpid() != process:
+            end_child(error)
+        ended = Raised(error)
+    if os.getpid() != process:
+        end_child(None)
+    return ended
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """Where attempts at one function are made.
+
+    Args:
+        function: the function to call.
+        serializer: rebuilds the arguments.
+        ties: what the function may reach through `current_task`.
+        retry: the policy of tasks that have none of their own.
+        clock: tells when a timeout ends.
+        limiter: the worker's threads.
+        grace: seconds that the clean-up of a cancelled attempt may take.
+        call_later: has the loop call a function after so many seconds, and returns what takes
+            that back.
+        scope: makes a cancel scope of the worker's loop.
+        freed: called, in a thread, when a plain function that was left to itself has ended.
+        leave: ends the worker by what a signal has raised.
+        is_ending: tells whether the worker ends.
+    """
+
+    function: TaskFunction[Any]
+    serializer: Serializer
+    ties: Ties
+    retry: RetryPolicy | None
+    clock: Clock
+    limiter: anyio.CapacityLimiter
+    grace: float
+    call_later: Callable[[float, Callable[[], object]], Callable[[], object]]
+    scope: type[anyio.CancelScope]
+    freed: Callable[[Execution], object]
+    leave: Callable[[BaseException], object]
+    is_ending: Callable[[], bool]
+
+
+_log: Final = Log(__name__)
+
+# So often an attempt whose asyncio task was cancelled by others is given back, if it was given back
+# or lost that often before, while its worker lives on.
+_MOST_GIVEN_BACK: Final = 10
+_NOT_COMMITTED: Final = "the transaction that completed this task was not committed"
+
+
+class End(Enum):
+    """Why an attempt is ended from outside."""
+
+    CANCEL = auto()
+    SHUTDOWN = auto()
+    OVERDUE = auto()
+    """Its lease could not be renewed in time; the store may still accept what it gives."""
+    LEASE_LOST = auto()
+    """Another attempt is the current one, or the task has ended."""
+
+
+class NoThreadError(Exception):
+    """No thread could be had for a plain function."""
+
+
+class Execution:
+    """One attempt at a reserved task.
+
+    Args:
+        task: what was reserved.
+        lease: its lease.
+        workshop: what it shares with others.
+        since: since when it waits, by the monotonic clock.
+    """
+
+    # There is one for each task that was reserved, so it is kept small: the garbage collector
+    # looks at all of them again and again.
+    __slots__ = (
+        "_context",
+        "_end",
+        "_thread",
+        "_timed_out",
+        "_workshop",
+        "cancelled_from_outside",
+        "host",
+        "lease",
+        "raised",
+        "scope",
+        "since",
+        "task",
+        "variables",
+    )
+
+    def __init__(self, task: ReservedTask, lease: Lease, workshop: Workshop, since: float) -> None:
+        self.task: Final = task
+        self.lease: Final = lease
+        self.since: Final = since
+        self._workshop: Final = workshop
+        self._context: TaskContext | None = None
+        # The context variables that the function sees; set once it has begun.
+        self.variables: Context
+        # What cancels it, while it can be cancelled.
+        self.scope: AttemptScope | None = None
+        self._timed_out = False
+        self._end: End | None = None
+        # The call of a plain function, until it has ended.
+        self._thread: ThreadedCall | None = None
+        # What made the attempt fail, for the log.
+        self.raised: BaseException | None = None
+        # True once other code than its own has cancelled its asyncio task.
+        self.cancelled_from_outside = False
+        # The asyncio task that it is: the loop itself keeps none alive.
+        self.host: asyncio.Task[None] | None = None
+
+    @property
+    def context(self) -> TaskContext | None:
+        """What the function may know of its attempt; ``None`` before it has begun."""
+        return self._context
+
+    @property
+    def completed(self) -> bool:
+        """True once the task has completed itself in a transaction, committed or not."""
+        return self._context is not None and self._context.completed
+
+    @property
+    def is_hosted(self) -> bool:
+        """True while an asyncio task makes the attempt."""
+        return self.host is not None and not self.host.done()
+
+    def leave(self) -> bool:
+        """Tell that nobody waits for the attempt any more; True if a thread still runs it."""
+        return self._thread is not None and self._thread.leave()
+
+    def end(self, why: End) -> None:
+        """End the attempt soon; in the loop. A plain function is only asked to."""
+        if self._context is not None:
+            self._context.request_cancel()
+        if self._end is None or why is End.LEASE_LOST:
+            self._end = why
+        # A plain function cannot be stopped: cancelled on request, it is waited for; at a
+        # shutdown and after the loss of its lease it is left to itself.
+        if self.scope is not None and (why is not End.CANCEL or self._thread is None):
+            self._cancel(self.scope, has_grace=why in {End.CANCEL, End.SHUTDOWN})
+
+    def _cancel(self, scope: AttemptScope, *, has_grace: bool) -> None:
+        # A plain function that is left to itself has no use for a grace.
+        if has_grace and self._thread is None:
+            scope.cancel()
+        else:
+            scope.cancel_now()
+
+    def note_cancel(self, message: object) -> None:
+        """Note that its asyncio task is cancelled, with that message."""
+        if self.scope is not None:
+            self.scope.note_cancel(message)
+
+    def _time_out(self) -> None:
+        """End the attempt at its timeout; in the loop."""
+        if self.scope is None:
+            return
+        if self._end is None:
+            self._timed_out = True
+            if self._context is not None:
+                self._context.request_cancel()
+        elif self._thread is None:
+            return  # it is cancelled already
+        # A plain function that was asked to end and has not done so is left to itself.
+        self._cancel(self.scope, has_grace=True)
+
+    def begin(self) -> Coroutine[Any, Any, Outcome | None] | Outcome | None:
+        """Rebuild the arguments, and return what makes the call, to be run in a task of its own.
+
+        An attempt that cannot be made has its outcome at once; ``None``: the lease is lost. The
+        task is to run in the context `variables`.
+        """
+        if self._end is not None:
+            return self.interrupted()
+        task, workshop = self.task, self._workshop
+        function = workshop.function
+        try:
+            payload = unseal(workshop.serializer, task)
+            args, kwargs = function.load_arguments(workshop.serializer, payload)
+        except ValidationError as error:
+            self.raised = error
+            return mismatched(task, error)
+        except SitqError as error:
+            return self._refused(error)
+        except BaseException as error:  # noqa: BLE001 - a validator of the user's model, say
+            return self._failed(error)
+        self._context = TaskContext(task, self.lease, workshop.ties)
+        self.variables = copy_context()
+        self.variables.run(CURRENT.set, self._context)
+        return self._run(self._context, args, kwargs)
+
+    async def _run(
+        self, context: TaskContext, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Outcome | None:
+        """Call the function within a scope that ends the attempt, and return the outcome."""
+        seconds = self.task.timeout
+        ended: tuple[Any] | Raised | None = None
+        late_call: Callable[[], object] = nothing
+        if seconds is not None:
+            context.deadline = self._workshop.clock.now() + timedelta(seconds=seconds)
+            late_call = self._workshop.call_later(seconds, self._time_out)
+        try:
+            if self.scope is not None:  # on trio, its nursery is in there
+                ended = await self._call(args, kwargs)
+            else:
+                scope = AttemptScope(self._workshop.scope, self._workshop.grace, self.host)
+                self.scope = scope
+                with scope.outer, scope.inner:
+                    ended = await self._call(args, kwargs)
+        except RuntimeError:
+            if ended is None and self._end is None and not self._timed_out:
+                raise  # of sitq's own: to release the task would run it again and again
+            # anyio does not let anybody leave a scope around one that was left open.
+            _log.warning("task %s left a cancel scope open", self.lease.task_id)
+        late_call()
+        self.scope = None
+        # What it raises on its way out is no reason of its own; what it returns all the same is a
+        # result.
+        if self._timed_out and self._end is None and not isinstance(ended, tuple):
+            late = TimeoutError(f"the attempt ran out of its timeout of {seconds:g} s")
+            late.__cause__ = ended.error if ended else None
+            ended = Raised(late)
+        return self._outcome(ended)
+
+    async def _call(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any] | Raised | None:
+        """Return the value in a tuple, or what was raised; ``None`` if it has to end already."""
+        if self._end is not None:
+            return None
+        function = self._workshop.function
+        process = os.getpid()
+        try:
+            if function.is_async:
+                ended: tuple[Any] | Raised = (await self._watched(function.func(*args, **kwargs)),)
+            else:
+                ended = await self._call_in_thread(args, kwargs)
+                if isinstance(ended, tuple) and is_awaitable(ended[0]):
+                    ended = (await self._watched(ended[0]),)
+        except NoThreadError:
+            raise
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it is the task's
+            if os.getpid() != process:
+                end_child(error)
+            self._note_exit(error)
+            return Raised(error)
+        if os.getpid() != process:
+            end_child(None)
+        return ended
+
+    def _watched(self, awaitable: Awaitable[Any]) -> Awaitable[Any]:
+        if self.host is not None or self.scope is None:
+            return awaitable
+        return self.scope.watched(awaitable)
+
+    async def _call_in_thread(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any] | Raised:
+        workshop = self._workshop
+        call = self._thread = ThreadedCall(partial(workshop.freed, self))
+        try:
+            # The thread's context is a copy, made by anyio, in which no event loop runs.
+            ended = await to_thread.run_sync(
+                call.run,
+                workshop.function.func,
+                args,
+                kwargs,
+                abandon_on_cancel=True,
+                limiter=workshop.limiter,
+            )
+        except Exception as error:
+            raise NoThreadError from error  # the call itself raises nothing
+        self._thread = None
+        return ended
+
+    def interrupted(self) -> Outcome | None:
+        """The outcome of an attempt that was ended before it came to its own end."""
+        if self._end is End.LEASE_LOST:
+            return None
+        kind = Outcome.cancelled if self._end is End.CANCEL else Outcome.release
+        return self._unless_completed(kind(self.lease))
+
+    def _unless_completed(self, outcome: Outcome | None) -> Outcome | None:
+        """Mark what counts only if the attempt has not completed itself in a transaction."""
+        if outcome is None or not self.completed:
+            return outcome
+        return Fallback.of(outcome)
+
+    def _outcome(self, ended: tuple[Any] | Raised | None) -> Outcome | None:
+        """The outcome of a value in a tuple, of what was raised, or of neither."""
+        if isinstance(ended, tuple):
+            return self._returned(ended[0])
+        if ended is None or self._end is End.LEASE_LOST:
+            return self.interrupted()
+        return self._unless_completed(self._raised(ended.error))
+
+    def _returned(self, value: object) -> Outcome | None:
+        if self._end is End.LEASE_LOST:
+            return None
+        if self.completed:
+            return self._unless_completed(self._raised(UsageError(_NOT_COMMITTED)))
+        workshop = self._workshop
+        try:
+            data = workshop.function.dump_result(workshop.serializer, value)
+            return Outcome.success(self.lease, data)
+        except BaseException as error:  # noqa: BLE001 - also what the value's own code raises
+            return self._refused(error)
+
+    def _note_exit(self, error: BaseException) -> bool:
+        """End the worker if a signal ends the process; return whether one does."""
+        leaving = exit_of(error)
+        if leaving is None:
+            return False
+        if self._end is None:
+            self._end = End.SHUTDOWN
+        self._workshop.leave(leaving)
+        return True
+
+    def _is_given_back(self) -> bool:
+        """Return whether its asyncio task was cancelled by others, who mean the process by that.
+
+        While the worker lives on, that is believed so often and no more.
+        """
+        host = self.host
+        if host is None or not self.cancelled_from_outside or not host.cancelling():
+            return False
+        given_back = self.task.epoch - self.task.attempt
+        return given_back < _MOST_GIVEN_BACK or self._workshop.is_ending()
+
+    def _raised(self, error: BaseException) -> Outcome | None:
+        if self._end is None and self._is_given_back():
+            return Outcome.release(self.lease)
+        if self._end is not None:
+            # Asked to end, it ended by raising: that is what a plain function can do.
+            return self.interrupted()
+        return self._failed(error)
+
+    def _refused(self, error: BaseException) -> Outcome:
+        if self._note_exit(error):
+            return Outcome.release(self.lease)
+        if issubclass(type(error), SitqError):  # others may quote what was refused
+            self.raised = error
+        return outcome_of_refusal(self.lease, error)
+
+    def _failed(self, error: BaseException) -> Outcome:
+        if self._note_exit(error):
+            return Outcome.release(self.lease)
+        self.raised = error
+        return outcome_of_error(self.task, self.lease, error, self._workshop.retry)

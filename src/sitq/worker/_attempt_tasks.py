@@ -1,0 +1,200 @@
+"""The asyncio or trio task of its own that each attempt runs in.
+
+An attempt may leave a nursery of its own open. trio reports that as an error of the attempt's task,
+which cancels the nursery around it and everything else in there. Opening a nursery and the scopes
+that cancel the attempt would cost as much as a short attempt does, so they are used again once
+their attempt has ended, unless it was cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from inspect import CORO_CREATED, getcoroutinestate
+from math import inf
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import anyio
+
+from sitq._logging import Log
+from sitq.context import CURRENT
+from sitq.worker._attempt import End
+from sitq.worker._cancelling import AttemptScope
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+
+    import trio
+    from anyio.abc import TaskStatus
+
+    from sitq.worker._attempt import Execution
+
+__all__ = ["STARTS_EAGERLY", "AttemptTask", "Nurseries"]
+
+_log: Final = Log(__name__)
+
+
+class _Place(NamedTuple):
+    """Where one attempt runs at a time."""
+
+    scope: AttemptScope
+    nursery: trio.Nursery
+    is_over: trio.Event
+
+
+class Nurseries:
+    """Starts attempts on trio, each in a nursery that no other attempt uses at the same time.
+
+    They are out of reach of the worker's own cancellation.
+
+    Args:
+        grace: seconds that the clean-up of a cancelled attempt may take.
+    """
+
+    def __init__(self, grace: float) -> None:
+        import trio
+
+        self._trio: Final = trio
+        self._grace: Final = grace
+        self._outer: trio.Nursery | None = None
+        self._idle: Final[list[_Place]] = []
+        self._closed: Final = trio.Event()
+
+    async def run(self, *, task_status: TaskStatus[None]) -> None:
+        """Hold the attempts until `close` is called and all of them have ended."""
+        task_status.started()
+        # A caller that was cancelled meanwhile waits for this task, which the shield would keep.
+        await self._trio.lowlevel.checkpoint_if_cancelled()
+        with self._trio.CancelScope(shield=True):
+            async with self._trio.open_nursery() as self._outer:
+                await self._closed.wait()
+
+    def close(self) -> None:
+        """Let `run` return once the attempts have ended."""
+        self._closed.set()
+        for place in self._idle:
+            place.is_over.set()
+
+    def start(
+        self, execution: Execution, attempt: Callable[..., Awaitable[None]], *arguments: Any
+    ) -> None:
+        """Start an attempt in a copy of its context; `run` has to be running.
+
+        Args:
+            execution: the attempt; its scope is set.
+            attempt: makes it; called with it, and raises nothing.
+            arguments: the other positional arguments.
+        """
+        while self._idle:
+            place = self._idle.pop()
+            if not place.nursery.cancel_scope.cancel_called:
+                self._start_in(place, execution, attempt, arguments)
+                return
+            place.is_over.set()
+        if self._outer is not None:
+            self._outer.start_soon(self._open, execution, attempt, arguments)
+
+    def _start_in(
+        self,
+        place: _Place,
+        execution: Execution,
+        attempt: Callable[..., Awaitable[None]],
+        arguments: tuple[Any, ...],
+    ) -> None:
+        execution.scope = place.scope
+        start_soon = place.nursery.start_soon
+        execution.variables.run(start_soon, self._attempt, place, execution, attempt, arguments)
+
+    async def _open(
+        self,
+        execution: Execution,
+        attempt: Callable[..., Awaitable[None]],
+        arguments: tuple[Any, ...],
+    ) -> None:
+        """Open a place for an attempt and for those that follow it."""
+        scope, is_over = AttemptScope(anyio.CancelScope, self._grace), self._trio.Event()
+        try:
+            with scope.outer, scope.inner:
+                async with self._trio.open_nursery() as nursery:
+                    place = _Place(scope, nursery, is_over)
+                    self._start_in(place, execution, attempt, arguments)
+                    # Or the cancellation of the attempt would end the nursery, which cancels again.
+                    with self._trio.CancelScope(shield=True):
+                        await is_over.wait()
+        except ExceptionGroup:
+            _log.warning("a task left a nursery open; what runs in it belongs to no task any more")
+
+    async def _attempt(
+        self,
+        place: _Place,
+        execution: Execution,
+        attempt: Callable[..., Awaitable[None]],
+        arguments: tuple[Any, ...],
+    ) -> None:
+        await attempt(execution, *arguments)
+        left_open = self._trio.current_effective_deadline() < inf
+        if left_open and not place.scope.cancel_called:
+            _log.warning("task %s left a cancel scope open", execution.lease.task_id)
+        if left_open or place.scope.cancel_called or self._closed.is_set():
+            place.is_over.set()
+        else:
+            self._idle.append(place)
+
+
+STARTS_EAGERLY: Final = sys.version_info >= (3, 12)
+"""True if a task runs to where it first waits as soon as it is made."""
+
+_EAGERLY: Final[dict[str, Any]] = {"eager_start": True} if STARTS_EAGERLY else {}
+
+
+class AttemptTask(asyncio.Task[None]):
+    """Runs one attempt.
+
+    Args:
+        call: makes the attempt.
+        execution: is told when other code than its own cancels the task.
+        loop: the worker's loop.
+    """
+
+    __slots__ = ("_call", "_execution")
+
+    def __init__(
+        self,
+        call: Coroutine[Any, Any, None],
+        execution: Execution,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._call = call
+        self._execution = execution
+        execution.host = self
+        try:
+            super().__init__(
+                call,
+                loop=loop,
+                name=execution.task.function,
+                context=execution.variables,
+                **_EAGERLY,
+            )
+        except BaseException:
+            execution.host = None  # it may be half made, and crashes the interpreter if it is used
+            raise
+
+    @property
+    def has_begun(self) -> bool:
+        """True once the attempt has made its first step."""
+        return STARTS_EAGERLY or getcoroutinestate(self._call) != CORO_CREATED
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        """Cancel the attempt, and note if its own code does not ask for it.
+
+        Code of the attempt runs in its context, and so do its timers and its child tasks.
+        """
+        if not self.has_begun:
+            # asyncio would end it without a single step: nobody would hear of its end.
+            self._execution.end(End.SHUTDOWN)
+            return True
+        if CURRENT.get(None) is not self._execution.context:
+            self._execution.cancelled_from_outside = True
+        is_cancelled = super().cancel(msg)
+        self._execution.note_cancel(msg)
+        return is_cancelled

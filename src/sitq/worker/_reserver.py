@@ -1,0 +1,312 @@
+"""Reserving: what is due goes to the runners, as soon as there is room for it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+import anyio.lowlevel
+
+from sitq._logging import Log
+from sitq.backends._standby import StandbyBackend
+from sitq.clock import within
+from sitq.models import Outcome
+from sitq.payload.names import shown
+from sitq.worker._outcomes import missed
+from sitq.worker._reporter import Reporter, Streak
+
+if TYPE_CHECKING:
+    from sitq.backends._standby import Standby
+    from sitq.models import Reservation
+    from sitq.payload.functions import TaskFunction
+    from sitq.payload.registry import Registry
+    from sitq.protocols import Backend, Listener
+    from sitq.worker._attempt import Workshop
+    from sitq.worker._heartbeats import Heartbeats
+    from sitq.worker._options import WorkerOptions
+    from sitq.worker._runner_pool import Runners
+
+__all__ = ["FULL_SWEEP", "Fetcher"]
+
+_log: Final = Log(__name__)
+
+# A sweep that did so much may have left more to do.
+FULL_SWEEP: Final = 1000
+# For so many seconds after it has put back a task that it cannot start, a worker looks so much
+# later at the store when time makes a task due: another that has a place, and may be able to start
+# it, comes first. No task is put back for longer than that.
+_DEFERRING: Final = 120.0
+_DEFERENCE: Final = 0.1
+
+
+class Fetcher:
+    """Looks at the store when something may be due, and stands by otherwise.
+
+    Args:
+        worker_id: the name of the leases' holder.
+        backend: an open backend.
+        registry: the functions that may run.
+        options: the worker's settings.
+        beats: keep its leases.
+        reporter: takes the outcomes of what cannot run.
+        drain: end when nothing is due any more.
+    """
+
+    def __init__(
+        self,
+        worker_id: str,
+        backend: Backend,
+        registry: Registry,
+        options: WorkerOptions,
+        beats: Heartbeats,
+        reporter: Reporter,
+        *,
+        drain: bool,
+    ) -> None:
+        self._id = worker_id
+        self._backend = backend
+        self._hands_over = backend if isinstance(backend, StandbyBackend) else None
+        self._clock = backend.clock
+        self._registry = registry
+        self._options = options
+        self._beats = beats
+        self._reporter = reporter
+        self._drain = drain
+        # What has ended a drain before its time.
+        self.error: Exception | None = None
+        self._stopping = False
+        self._asking = Streak("reserve tasks", longest=5.0)
+        self._standing = Streak("stand by for tasks", longest=5.0)
+        self._listener: Listener | None = None
+        self._woken = anyio.Event()
+        # True if tasks may be due that the last look at the store did not see.
+        self._due = True
+        self._look_at = float("-inf")
+        self._wants_room = False
+        # The wait of a drain until all outcomes are written.
+        self._writing = anyio.CancelScope()
+
+    def stop(self) -> None:
+        """Reserve no more."""
+        self._stopping = True
+        self._woken.set()
+        self._writing.cancel()
+
+    async def run(self, runners: Runners) -> None:
+        """Reserve whenever there is room and something may be due, until stopped or drained."""
+        if self._drain:
+            await self._sweep_all()
+        while not (self._stopping or self.error):
+            self._woken = anyio.Event()
+            runners.wake()
+            if (self._due or self._drain) and (room := runners.room):
+                self._due = False  # what is stored from now on makes it true again
+                try:
+                    wait = await self._reserve(runners, room)
+                except Exception as error:  # noqa: BLE001 - an unavailable store never ends a worker
+                    if self._drain:
+                        self.error = error
+                        return
+                    self._look_in(self._asking.fail(error))
+                else:
+                    self._asking.succeed()
+                    self._note(wait, runners)
+                    if self._due:
+                        # More of it is fetched when there is room again.
+                        if runners.room:
+                            self._woken.set()
+                            await anyio.lowlevel.checkpoint()
+                    elif self._drain and not await self._more_to_drain(runners):
+                        return
+            await self._sleep(runners)
+
+    def _note(self, wait: float | None, runners: Runners) -> None:
+        """Note when a reservation has said that more is due."""
+        if wait == 0.0:
+            self._due = True
+            wait = None
+        self._look_in(wait)
+        is_timed = wait is not None and wait <= self._options.poll_interval
+        if is_timed and self._clock.monotonic() - runners.missed_at < _DEFERRING:
+            self._look_at += _DEFERENCE
+
+    def _look_in(self, seconds: float | None) -> None:
+        """Have the store looked at after so many seconds, or a poll's interval if that is less."""
+        poll = self._options.poll_interval
+        pause = poll if seconds is None else min(poll, seconds)
+        self._look_at = self._clock.monotonic() + pause
+
+    async def _sweep_all(self) -> None:
+        """Do what time has made due before a drain, which has no service for it."""
+        try:
+            while max(await self._backend.sweep(self._options.max_crashes)) >= FULL_SWEEP:
+                if self._stopping:
+                    return
+        except Exception as error:  # noqa: BLE001 - raised once all else has ended
+            self.error = error
+
+    async def _reserve(self, runners: Runners, room: int) -> float | None:
+        asked_at = self._clock.monotonic()
+        options = self._options
+        with runners.asking():
+            reservation = await self._backend.reserve(self._id, options.queues, room, options.lease)
+        try:
+            if self._stopping:
+                self._give_back(reservation)
+            else:
+                self._launch(runners, reservation, asked_at)
+        except BaseException:
+            # A signal handler may raise anywhere; the end of the worker hands back what is kept.
+            if reservation.tasks and not self._beats.keeps(reservation.tasks[0].lease):
+                self._beats.add([task.lease for task in reservation.tasks], asked_at)
+            raise
+        return reservation.wait
+
+    def _give_back(self, reservation: Reservation) -> None:
+        """Release what was reserved as the worker was asked to stop."""
+        for task in reservation.tasks:
+            self._reporter.add(task.lease, Outcome.release(task.lease))
+
+    def _launch(self, runners: Runners, reservation: Reservation, asked_at: float) -> None:
+        """Run what was reserved, under leases that were asked for at that time."""
+        leases = [task.lease for task in reservation.tasks]
+        self._beats.add(leases, asked_at)
+        workshops: dict[str, Workshop | None] = {}
+        similar: dict[str, list[str]] = {}
+        for task, lease in zip(reservation.tasks, leases, strict=True):
+            name = task.function
+            if name not in workshops:
+                function = self._find(name)
+                workshops[name] = None if function is None else runners.workshop(function)
+                if function is None:
+                    similar[name] = self._registry.similar_names(name)
+            workshop = workshops[name]
+            if workshop is None:
+                outcome = missed(task, similar[name])
+                runners.missed_at = self._clock.monotonic()
+                self._reporter.add(lease, runners.sealed(task, outcome) or outcome)
+            else:
+                runners.launch(task, lease, workshop)
+
+    def _find(self, name: str) -> TaskFunction[Any] | None:
+        """Return the function of a stored name; the search meets objects of the user's modules."""
+        try:
+            return self._registry.get(name)
+        except Exception as error:  # noqa: BLE001 - the other tasks must not wait for that
+            _log.warning("cannot look up %s", shown(name), error=error)
+            return None
+
+    async def _more_to_drain(self, runners: Runners) -> bool:
+        """Return whether a drain goes on; an empty queue counts once all outcomes are written."""
+        if not runners.busy:
+            # The store may not take them for a long time, and `stop` does not wait for that.
+            with anyio.CancelScope() as self._writing:
+                await self._reporter.written()
+            if self._stopping:
+                return False
+            try:
+                reservation = await self._backend.reserve(
+                    self._id, self._options.queues, 0, self._options.lease
+                )
+            except Exception as error:  # noqa: BLE001 - raised once all else has ended
+                self.error = error
+                return False
+            if reservation.wait != 0.0 and not runners.busy:
+                return False
+            self.look_again()
+        return True
+
+    async def others_are_due(self) -> bool:
+        """Return whether the store has tasks that could start now; False if it cannot say."""
+        try:
+            reservation = await self._backend.reserve(
+                self._id, self._options.queues, 0, self._options.lease
+            )
+        except Exception:  # noqa: BLE001 - who reserves hears of it
+            return False
+        return reservation.wait == 0.0
+
+    async def _sleep(self, runners: Runners) -> None:
+        """Wait to be woken, for the next eta, or for the next poll."""
+        # What was launched begins first, and what ends at once is on its way to the store.
+        await anyio.lowlevel.checkpoint()
+        await anyio.lowlevel.checkpoint()
+        if not self._woken.is_set():
+            standby = None if self._due or self._drain else self._wish(runners.vacant)
+            if standby is None:
+                await self._rest()
+            else:
+                await self._stand_by(standby, runners)
+        if self._clock.monotonic() >= self._look_at:
+            self._due = True
+            self._look_in(None)  # if there is no room now
+
+    async def _rest(self) -> None:
+        pause = max(self._look_at - self._clock.monotonic(), 0.0)
+        await within(self._clock, pause, self._woken.wait)
+
+    def _wish(self, room: int) -> Standby | None:
+        if self._hands_over is None or self._listener is None:
+            return None
+        # Only for what can start at once: others may have a place for it.
+        self._wants_room = not room
+        if not room:
+            return None
+        queues, lease = self._options.queues, self._options.lease
+        wake = self._woken.set
+        try:
+            return self._hands_over.stand_by(self._id, queues, room, lease, self._listener, wake)
+        except Exception as error:  # noqa: BLE001 - an unavailable store never ends a worker
+            self._not_granted(error)
+            return None
+
+    def _not_granted(self, error: Exception) -> None:
+        """Have the store looked at soon; it does not tell what the wish was to tell."""
+        again_at = self._clock.monotonic() + self._standing.fail(error)
+        self._look_at = min(self._look_at, again_at)
+
+    async def _stand_by(self, standby: Standby, runners: Runners) -> None:
+        """Rest, and take at once what is stored meanwhile."""
+        try:
+            await self._rest()
+        finally:
+            await self._end(standby, runners)
+
+    async def _end(self, standby: Standby, runners: Runners) -> None:
+        """Take what a wish has given; who is about to stop does not wait for it."""
+        if not self._stopping:
+            await self._take(standby, runners)
+            return
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await self._take(standby, runners)
+
+    async def _take(self, standby: Standby, runners: Runners) -> None:
+        try:
+            reservation = await standby.end()
+        except Exception as error:  # noqa: BLE001 - an unavailable store never ends a worker
+            self._not_granted(error)
+            return
+        if reservation is None:
+            return
+        self._standing.succeed()
+        if self._stopping:
+            self._give_back(reservation)
+        else:
+            self._note(reservation.wait, runners)
+            self._launch(runners, reservation, standby.asked_at)
+
+    def freed(self) -> None:
+        """Go on, if there is something to do: there may be room for more."""
+        if self._due or self._drain or self._wants_room:
+            self._woken.set()
+
+    def hear(self, listener: Listener) -> None:
+        """Go on: this listener says that there may be new tasks."""
+        self._listener = listener
+        self.look_again()
+
+    def look_again(self) -> None:
+        """Go on: something may be due."""
+        self._due = True
+        self._woken.set()

@@ -1,0 +1,482 @@
+"""The attempts of a worker: how many run at a time, and what is reserved for them ahead.
+
+Each attempt runs in a task of its own. Tasks that end quickly are reserved ahead, so that the
+next ones are there when there is a place for them: no trip to the store for each. Those ahead are
+few enough to start within a moment; if they do not, they are handed back for other workers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+import anyio.lowlevel
+
+from sitq._exceptions import exit_of
+from sitq._logging import Log
+from sitq.context import Ties
+from sitq.models import Outcome, OutcomeKind
+from sitq.payload.serialization import may_seal_results
+from sitq.payload.signing import seal_outcome
+from sitq.worker._attempt import End, Execution, NoThreadError, Workshop
+from sitq.worker._attempt_tasks import STARTS_EAGERLY, AttemptTask, Nurseries
+from sitq.worker._errors import error_text
+from sitq.worker._exits import end_child
+from sitq.worker._outcomes import log_end
+from sitq.worker._reporter import Fallback
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterator
+
+    from anyio.abc import TaskStatus
+
+    from sitq._loops import LoopRef
+    from sitq.context import TaskContext
+    from sitq.models import Lease, Progress, ReservedTask
+    from sitq.payload.functions import TaskFunction
+    from sitq.protocols import Backend, Serializer
+    from sitq.worker._options import WorkerOptions
+
+__all__ = ["Runners"]
+
+_log: Final = Log(__name__)
+
+# Reserved ahead are at most so many tasks, and no more than start within so many seconds.
+_MOST_AHEAD: Final = 500
+_SECONDS_AHEAD: Final = 0.02
+# While the store is asked for more, the loop sleeps at the end of so many turns, for so many
+# seconds. The thread of the store's that wants to go on after a statement would have to wait for
+# the interpreter, up to 5 ms each time, until no task is left that could run meanwhile.
+_GIVES_WAY: Final = 8
+_MOMENT: Final = 0.00002
+# What still waits after so many seconds is handed back.
+_PATIENCE: Final = 0.25
+# For so many seconds after it met a task that was lost before, a worker reserves none ahead.
+_WARY: Final = 1.0
+# How many attempts are started, or for how many seconds, before the rest of the loop gets its turn:
+# fewer where they only run once all of these are started, since their time is not known then.
+_TURN: Final = 20
+_EAGER_TURN: Final = 100
+_LONGEST_TURN: Final = 0.002
+# An attempt that takes more seconds than that may keep others waiting.
+_LONG: Final = 0.005
+# How long after no thread could be had a plain function is tried again, in seconds.
+_NO_THREAD: Final = 1.0
+# The weight of the last duration in the running mean.
+_WEIGHT: Final = 0.1
+
+
+_POOLS: Final[weakref.WeakSet[Runners]] = weakref.WeakSet()
+
+
+def _end_in_child() -> None:
+    for pool in list(_POOLS):
+        with suppress(RuntimeError):  # its loop has ended
+            pool.end_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_end_in_child)
+
+
+class Runners:
+    """Runs what was reserved, at most ``max_concurrency`` at a time.
+
+    Args:
+        serializer: rebuilds arguments, encodes results.
+        options: the worker's settings.
+        backend: the store, for its clock and for tasks that complete themselves.
+        loop: the worker's loop.
+        report: takes each outcome, and ``None`` for an attempt whose lease is lost.
+        note: takes the progress that tasks tell, from any thread.
+        freed: called when there is room for more.
+        worker_id: for the log.
+        leave: ends the worker by what a signal has raised.
+    """
+
+    def __init__(
+        self,
+        serializer: Serializer,
+        options: WorkerOptions,
+        backend: Backend,
+        loop: LoopRef,
+        report: Callable[[Lease, Outcome | None], None],
+        note: Callable[[Lease, Progress], object],
+        freed: Callable[[], None],
+        worker_id: str,
+        leave: Callable[[BaseException], object],
+    ) -> None:
+        self._serializer = serializer
+        self._seals = may_seal_results(serializer)
+        self._options = options
+        self._backend = backend
+        self._clock = backend.clock
+        self._loop = loop
+        self._report = report
+        self._note = note
+        self._freed = freed
+        self._worker_id = worker_id
+        self._leave = leave
+        self._process, self._thread = os.getpid(), threading.get_ident()
+        _POOLS.add(self)
+        # The asyncio task that the worker is.
+        self._host = asyncio.current_task() if loop.asyncio is not None else None
+        self._closing = False
+        self._grace = min(options.cancel_grace, options.lease)
+        # How many attempts have begun.
+        self.started = 0
+        # When a task was put back that this worker cannot start, by the monotonic clock.
+        self.missed_at = float("-inf")
+        # What anyio makes on this loop: asking it each time takes as long as a short task does.
+        self._scopes = type(anyio.CancelScope())
+        self._threads = anyio.CapacityLimiter(options.max_concurrency)
+        self._ahead: deque[Execution] = deque()
+        self._running: dict[Lease, Execution] = {}
+        # Threads that nobody waits for any more still keep their place.
+        self._left: set[Execution] = set()
+        # Handed back while they run on; they keep their places.
+        self._refusing: set[Execution] = set()
+        # On trio, where the attempts run.
+        self._nurseries = Nurseries(self._grace) if loop.asyncio is None else None
+        is_eager = loop.asyncio is not None and STARTS_EAGERLY
+        self._turn = _EAGER_TURN if is_eager else _TURN
+        self._woken = anyio.Event()
+        self._ended = anyio.Event()
+        self._shares_interpreter = bool(getattr(backend, "_shares_interpreter", False))
+        # At the end of how many turns the loop is still to give way.
+        self._gives_way = 0
+        self._mean: float | None = None
+        self._wary_until = float("-inf")
+
+    @property
+    def busy(self) -> bool:
+        """True while anything runs or waits to."""
+        return bool(self._running or self._ahead or self._left or self._refusing)
+
+    @property
+    def idle_places(self) -> int:
+        """How many more could start at once."""
+        taken = len(self._running) + len(self._left) + len(self._refusing)
+        return self._options.max_concurrency - taken
+
+    def take_all_places(self) -> list[ReservedTask]:
+        """Return the tasks that run; none while a place is free."""
+        if self.idle_places > 0:
+            return []
+        return [execution.task for execution in (*self._running.values(), *self._left)]
+
+    @property
+    def vacant(self) -> int:
+        """How many more could start at once, besides those that wait."""
+        return max(0, self.idle_places - len(self._ahead))
+
+    @property
+    def room(self) -> int:
+        """How many more are to be reserved; 0 while enough of them wait.
+
+        A look at the store costs much, and little more for many tasks than for a few: they are
+        not topped up one by one.
+        """
+        ahead = 0
+        if self._mean is not None and self._clock.monotonic() >= self._wary_until:
+            places = self._options.max_concurrency - len(self._left)
+            ahead = min(_MOST_AHEAD, int(_SECONDS_AHEAD * places / max(self._mean, 1e-6)))
+        idle, waiting = self.idle_places, len(self._ahead)
+        return 0 if waiting >= max(idle, ahead // 2) else max(0, idle + ahead - waiting)
+
+    def runs(self, context: TaskContext) -> bool:
+        """Tell if an attempt is one of those that run; from any thread."""
+        execution = self._running.get(context.lease)
+        return execution is not None and execution.context is context
+
+    def has_completed(self, lease: Lease) -> bool:
+        """Tell if the attempt under a lease has completed itself in a transaction of its own."""
+        execution = self._running.get(lease)
+        return execution is not None and execution.completed
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """Give way to the store while it is asked for more tasks, if it needs that."""
+        self._gives_way = _GIVES_WAY if self._shares_interpreter else 0
+        try:
+            yield
+        finally:
+            self._gives_way = 0
+
+    def give_way(self) -> None:
+        """Let the store's thread have the interpreter for a moment, if it is asked for more."""
+        if self._gives_way:
+            self._gives_way -= 1
+            time.sleep(_MOMENT)
+
+    def end_in_child(self) -> None:
+        """End a child that was forked by a task as soon as it comes back to the worker's loop."""
+        if threading.get_ident() == self._thread:  # otherwise the child has no such thread
+            # Before it waits: the events of the loop's descriptors are the parent's.
+            self._loop.before_waiting(partial(end_child, None))
+
+    def _is_ending(self) -> bool:
+        """Return whether the worker ends, or asyncio cancels it with all other tasks."""
+        return self._closing or (self._host is not None and self._host.cancelling() > 0)
+
+    def workshop(self, function: TaskFunction[Any]) -> Workshop:
+        """What attempts at a function have in common."""
+        return Workshop(
+            function,
+            self._serializer,
+            Ties(
+                self._backend,
+                self._note,
+                partial(function.dump_result, self._serializer),
+                partial(seal_outcome, self._serializer),
+            ),
+            self._options.retry,
+            self._clock,
+            self._threads,
+            self._grace,
+            self._loop.call_later,
+            self._scopes,
+            self._thread_ended,
+            self._leave,
+            self._is_ending,
+        )
+
+    def launch(self, task: ReservedTask, lease: Lease, workshop: Workshop) -> None:
+        """Run a reserved task, now or as the next one."""
+        now = self._clock.monotonic()
+        if task.crashes:
+            self._wary_until = now + _WARY
+            if not self.vacant:
+                # One of those that were lost together kills its worker. If it does so again, the
+                # innocent ones must not be held by that worker.
+                self._report(lease, Outcome.release(lease))
+                return
+        self._ahead.append(Execution(task, lease, workshop, now))
+        self.wake()
+
+    def wake(self) -> None:
+        """Start what waits, if there is a place for it."""
+        if self._ahead:
+            self._woken.set()
+
+    async def run(self) -> None:
+        """Start attempts as they come and as there are places, for ever."""
+        while True:
+            await self._woken.wait()
+            self._start_some()
+            if not self._ahead or self.idle_places <= 0:
+                self._woken = anyio.Event()
+                self._freed()
+            elif len(self._ahead) < _MOST_AHEAD // 2:
+                self._freed()
+            # Functions that never wait must not keep the loop from everybody else.
+            await anyio.lowlevel.checkpoint()
+            self.give_way()
+
+    def _start_some(self) -> None:
+        """Start some of those that wait, for a moment at the most."""
+        if os.getpid() != self._process:
+            end_child(None)
+        end = self._clock.monotonic() + _LONGEST_TURN
+        for _ in range(self._turn):
+            if not self._ahead or self.idle_places <= 0:
+                return
+            self._start(self._ahead.popleft())
+            if self._clock.monotonic() > end:
+                return
+
+    def _start(self, execution: Execution) -> None:
+        """Start an attempt in a task of its own."""
+        try:
+            self._running[execution.lease] = execution
+            self.started += 1
+            started_at = self._clock.monotonic()
+            begun = execution.begin()
+            if begun is None or isinstance(begun, Outcome):
+                self._conclude(execution, begun)
+                return
+            loop = self._loop.asyncio
+            if loop is not None:
+                attempt = self._attempt(execution, begun, started_at)
+                AttemptTask(attempt, execution, loop)
+            elif self._nurseries is not None:
+                self._nurseries.start(execution, self._attempt, begun, started_at)
+        except BaseException:  # what a signal handler raises here ends the worker
+            if not execution.is_hosted:
+                self._drop(execution)
+            raise
+
+    async def _attempt(
+        self,
+        execution: Execution,
+        call: Coroutine[Any, Any, Outcome | None],
+        started_at: float,
+    ) -> None:
+        """Make an attempt; whatever it does, it ends here."""
+        try:
+            try:
+                outcome = await call
+            except BaseException as error:  # noqa: BLE001 - a worker never dies of a task
+                leaving = exit_of(error)
+                if leaving is None:
+                    outcome = _not_run(execution, error)
+                else:
+                    self._leave(leaving)
+                    outcome = Outcome.release(execution.lease)
+            self._settle(execution, self._clock.monotonic() - started_at)
+            self._conclude(execution, outcome)
+        except BaseException as error:  # noqa: BLE001 - of a signal handler: no user's code runs here
+            self._leave(error)
+            self._drop(execution)
+        finally:
+            execution.host = None  # which refers to it: only the garbage collector would free them
+
+    def _drop(self, execution: Execution) -> None:
+        """Give up the place of an attempt that a signal handler has cut short in sitq's own code.
+
+        The end of the worker hands its task back, with all that is still held.
+        """
+        self._running.pop(execution.lease, None)
+        self._refusing.discard(execution)
+        if not (self._running or self._refusing):
+            self._ended.set()
+
+    async def host(self, *, task_status: TaskStatus[None]) -> None:
+        """Hold trio's attempts until `close`, out of reach of the worker's own cancellation."""
+        if self._nurseries is None:
+            task_status.started()
+        else:
+            await self._nurseries.run(task_status=task_status)
+
+    def _settle(self, execution: Execution, seconds: float) -> None:
+        """Learn how long an attempt took."""
+        mean = seconds if self._mean is None else self._mean
+        # One long task is reason enough for caution, a short one is not for its opposite.
+        self._mean = max(mean + (seconds - mean) * _WEIGHT, 0.0)
+        if seconds > _LONG:
+            self.hand_back()
+        if execution.leave():
+            self._left.add(execution)
+
+    def sealed(self, task: ReservedTask, outcome: Outcome | None) -> Outcome | None:
+        """Return an outcome as it is to be stored."""
+        if outcome is None or not self._seals:
+            return outcome
+        try:
+            return seal_outcome(self._serializer, task, outcome)
+        except Exception as error:  # noqa: BLE001 - a serializer may be anybody's code
+            return Outcome.failure(outcome.lease, error_text(error))
+
+    def _conclude(self, execution: Execution, outcome: Outcome | None) -> None:
+        """Report how an attempt has ended, unless that has been done."""
+        if self._running.pop(execution.lease, None) is not None:
+            self._report(execution.lease, self.sealed(execution.task, outcome))
+            if outcome is not None and outcome.kind is not OutcomeKind.SUCCESS:
+                if outcome.kind is OutcomeKind.MISS:
+                    self.started -= 1  # its function was not called
+                    self.missed_at = self._clock.monotonic()
+                if type(outcome) is not Fallback:  # which is most likely refused, and logged if not
+                    log_end(execution.task, outcome, execution.raised, self._worker_id)
+        else:
+            self._refusing.discard(execution)
+        self.wake()
+        if not self._ahead:
+            self._freed()
+        if not (self._running or self._refusing):
+            self._ended.set()
+
+    def _thread_ended(self, execution: Execution) -> None:
+        """Give up the place of a thread that was left to itself; called in that thread."""
+        self._loop.call_soon(lambda: self._give_up(execution))
+
+    def _give_up(self, execution: Execution) -> None:
+        self._left.discard(execution)
+        self.wake()
+        self._freed()
+
+    def end(self, lease: Lease, why: End) -> None:
+        """End one attempt, if it is still there; one that waits is not begun."""
+        execution = self._running.get(lease)
+        if execution is not None:
+            execution.end(why)
+            return
+        for waiting in self._ahead:
+            if waiting.lease == lease:
+                self._ahead.remove(waiting)
+                kind = Outcome.cancelled if why is End.CANCEL else Outcome.release
+                self._report(lease, None if why is End.LEASE_LOST else kind(lease))
+                return
+
+    def hand_back(self, *, at_once: bool = False) -> None:
+        """Release what waits: all of it, or what has waited for too long."""
+        too_long = self._clock.monotonic() - _PATIENCE
+        while self._ahead and (at_once or self._ahead[0].since < too_long):
+            execution = self._ahead.popleft()
+            # What runs takes longer than was thought: nothing is reserved behind it again.
+            self._mean = max(self._mean or 0.0, _PATIENCE)
+            self._report(execution.lease, Outcome.release(execution.lease))
+
+    async def finish(self, seconds: float, last_words: float) -> None:
+        """Let what runs finish for a while, then end it; what refuses is handed back as it runs.
+
+        Args:
+            seconds: how long it may run on.
+            last_words: how long its end may take, in seconds.
+        """
+        self.hand_back(at_once=True)
+        with anyio.move_on_after(seconds):
+            await self._all_ended()
+        await self._end_all(last_words)
+
+    async def close(self, last_words: float) -> None:
+        """End what runs, hand it back, and return once it has ended."""
+        try:
+            with anyio.CancelScope(shield=True):
+                self._closing = True
+                self.hand_back(at_once=True)
+                if self._loop.asyncio is not None:
+                    for execution in [*self._running.values(), *self._refusing]:
+                        if not execution.is_hosted:
+                            self._drop(execution)
+                await self._end_all(last_words)
+                await self._all_ended()
+        finally:
+            _POOLS.discard(self)
+            if self._nurseries is not None:
+                self._nurseries.close()
+
+    async def _end_all(self, seconds: float) -> None:
+        """End what runs; what refuses for so long after its grace is handed back as it runs."""
+        for execution in list(self._running.values()):
+            execution.end(End.SHUTDOWN)
+        with anyio.move_on_after(self._grace + seconds):
+            await self._all_ended()
+        for lease, execution in list(self._running.items()):
+            # It swallows its cancellation: others may run it all the same.
+            del self._running[lease]
+            self._refusing.add(execution)
+            self._report(lease, Outcome.release(lease))
+            _log.warning("task %s does not end; it is handed back while it runs on", lease.task_id)
+
+    async def _all_ended(self) -> None:
+        while self._running or self._refusing:
+            self._ended = anyio.Event()
+            await self._ended.wait()
+
+
+def _not_run(execution: Execution, error: BaseException) -> Outcome:
+    """Return the outcome of an attempt that sitq itself failed to run."""
+    lease = execution.lease
+    _log.error("task %s: sitq failed to run it", lease.task_id, error=error)
+    if issubclass(type(error), NoThreadError):
+        return Outcome.miss(lease, _NO_THREAD)  # by no fault of the task's
+    kind = error_text(error).partition(":")[0]
+    return Outcome.failure(lease, f"{kind}: sitq failed to run the task")

@@ -1,0 +1,53 @@
+"""Answers that go back to those who wait together."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+
+from sitq._loops import LoopRef
+from sitq.backends._batch_queue import Gathering, Request, wake_all
+
+
+class Raising(Request[None]):
+    """A request whose waking raises."""
+
+    def wake(self) -> None:
+        super().wake()
+        raise MemoryError
+
+
+@pytest.mark.anyio
+async def test_one_that_cannot_be_woken_keeps_nobody_waiting() -> None:
+    loop = LoopRef()
+    batch = [Request[None](loop, list, ()), Raising(loop, list, ()), Request[None](loop, list, ())]
+    with pytest.raises(MemoryError):
+        wake_all(batch)
+    with anyio.fail_after(5):
+        for request in batch:
+            await request.wait()
+
+
+class Interrupt(BaseException):
+    """What a signal handler raises in these tests."""
+
+
+class InterruptedGathering(Gathering):
+    """Is interrupted before the writer is told the first time."""
+
+    def __init__(self, loop: LoopRef) -> None:
+        super().__init__(loop)
+        self.told: list[bool] = []
+
+    def _begin(self) -> None:
+        self.told.append(True)
+        if len(self.told) == 1:
+            raise Interrupt
+
+
+@pytest.mark.anyio
+async def test_an_interrupt_does_not_leave_requests_without_a_writer() -> None:
+    gathering = InterruptedGathering(LoopRef())
+    with pytest.raises(Interrupt):
+        await gathering.submit(list, ())
+    assert len(gathering.told) == 2

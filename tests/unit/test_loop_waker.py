@@ -1,0 +1,133 @@
+"""The way from other threads into a loop."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import threading
+from functools import partial
+from pathlib import Path
+
+import anyio
+import pytest
+from anyio import to_thread
+
+from sitq._loops import LoopRef
+from sitq.backends.sqlite._loop_waker import Mailbox
+
+pytestmark = pytest.mark.anyio
+
+
+def open_files() -> int:
+    """How many files the process has open."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+async def test_what_threads_post_is_called_in_the_loop_and_in_order() -> None:
+    mailbox, called, done = Mailbox(LoopRef()), list[tuple[int, int]](), anyio.Event()
+
+    def note(number: int) -> None:
+        called.append((number, threading.get_ident()))
+
+    def post() -> None:
+        for number in range(1000):
+            mailbox.post(partial(note, number))
+        mailbox.post(done.set)
+
+    await to_thread.run_sync(post)
+    with anyio.fail_after(5):
+        await done.wait()
+    mailbox.close()
+    assert called == [(number, threading.get_ident()) for number in range(1000)]
+
+
+async def test_what_was_posted_before_the_closing_is_called() -> None:
+    mailbox, done = Mailbox(LoopRef()), anyio.Event()
+    mailbox.post(done.set)
+    mailbox.close()
+    mailbox.close()
+    with anyio.fail_after(5):
+        await done.wait()
+
+
+async def test_what_is_posted_after_the_closing_is_called_too() -> None:
+    mailbox, done = Mailbox(LoopRef()), anyio.Event()
+    mailbox.close()
+    await to_thread.run_sync(mailbox.post, done.set)
+    with anyio.fail_after(5):
+        await done.wait()
+
+
+async def test_a_mailbox_that_nobody_has_any_more_leaves_no_file() -> None:
+    before = open_files()
+    mailboxes = [Mailbox(LoopRef()) for _ in range(20)]
+    await to_thread.run_sync(mailboxes.clear)
+    gc.collect()
+    called = anyio.Event()
+    LoopRef().call_soon(called.set)
+    await called.wait()
+    assert open_files() <= before
+
+
+async def test_it_does_without_a_file_where_the_system_gives_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError
+
+    monkeypatch.setattr(os, "eventfd", refuse)
+    mailbox, done = Mailbox(LoopRef()), anyio.Event()
+    await to_thread.run_sync(mailbox.post, done.set)
+    with anyio.fail_after(5):
+        await done.wait()
+    mailbox.close()
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_it_can_be_opened_where_another_one_was_closed() -> None:
+    """The selector must have forgotten a file whose number comes again."""
+    for _ in range(3):
+        mailbox, done = Mailbox(LoopRef()), anyio.Event()
+        mailbox.post(done.set)
+        with anyio.fail_after(5):
+            await done.wait()
+        mailbox.close()
+
+
+def test_what_is_left_when_its_loop_has_stopped_leaves_no_file() -> None:
+    before = open_files()
+
+    async def make() -> Mailbox:
+        return Mailbox(LoopRef())
+
+    loop = asyncio.new_event_loop()
+    mailboxes = [loop.run_until_complete(make())]
+    mailboxes.clear()
+    gc.collect()
+    loop.close()
+    assert open_files() == before
+
+
+def test_what_is_left_when_its_loop_has_ended_leaves_no_file() -> None:
+    before = open_files()
+    mailboxes: list[Mailbox] = []
+
+    async def make() -> None:
+        mailboxes.append(Mailbox(LoopRef()))
+
+    asyncio.run(make())
+    mailboxes[0].post(lambda: None)
+    mailboxes.clear()
+    gc.collect()
+    assert open_files() == before
+
+
+async def test_a_collection_in_the_middle_of_a_post_blocks_nobody() -> None:
+    """It may collect what holds the mailbox, which is then abandoned in the thread that posts."""
+    mailbox, called = Mailbox(LoopRef()), anyio.Event()
+    with mailbox._lock:
+        mailbox.post(called.set)
+        mailbox.abandon()
+    with anyio.fail_after(5):
+        await called.wait()
