@@ -27,7 +27,7 @@ async def check_keys(backend: Backend, waits: str, runs: str, asked: str, ended:
         for key in (waits, runs, asked, ended)
     ]
     assert await backend.enqueue(fresh) == [waits, runs, fresh[2].id, fresh[3].id]
-    stored = await backend.get_stored(TaskId(asked))
+    stored = await backend.load_task(TaskId(asked))
     assert (stored.unique_key, stored.unique_until) == (asked, "end")
     reserved = (await backend.reserve("w", ["default"], 9, 30.0)).tasks
     assert [task.id for task in reserved] == [waits, fresh[2].id, fresh[3].id]

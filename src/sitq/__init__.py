@@ -8,7 +8,7 @@ from importlib import import_module as _import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sitq.backends._standby import StandbyBackend
+    from sitq.backends._standby import ReserveOnCommitBackend
     from sitq.backends.sqlite import SQLiteBackend
     from sitq.context import TaskContext, current_task
     from sitq.errors import (
@@ -63,6 +63,7 @@ __all__ = [
     "LeaseLostError",
     "MsgpackSerializer",
     "Progress",
+    "ReserveOnCommitBackend",
     "ReservedTask",
     "Result",
     "ResultSigningSerializer",
@@ -73,7 +74,6 @@ __all__ = [
     "Serializer",
     "SigningSerializer",
     "SitqError",
-    "StandbyBackend",
     "SyncBoundQueue",
     "SyncTaskQueue",
     "Task",
@@ -111,7 +111,7 @@ if not TYPE_CHECKING:
         "payload.registry": "Call call task",
         "retry": "Fail Retry",
         "payload.serialization": "MsgpackSerializer",
-        "backends._standby": "StandbyBackend",
+        "backends._standby": "ReserveOnCommitBackend",
         "states": "TaskStatus",
         "sync": "SyncBoundQueue SyncTaskQueue",
         "transactions": "TransactionalBackend",

@@ -25,10 +25,10 @@ __all__ = [
     "LoopThread",
     "SharedEvent",
     "in_event_loop",
-    "nothing",
+    "no_op",
     "refuse_green_threads",
     "run_inline",
-    "to_its_end",
+    "run_to_completion",
 ]
 
 T = TypeVar("T")
@@ -141,7 +141,7 @@ class LoopRef:
         """True once the loop cannot run anything any more."""
         if self._asyncio is not None:
             return self._asyncio.is_closed()
-        return not self.call_soon(nothing)
+        return not self.call_soon(no_op)
 
     def at_end(self, function: Callable[[], object]) -> Callable[[], object]:
         """Have ``function`` called when this loop, trio's, ends; from within.
@@ -236,7 +236,7 @@ class LoopRef:
         return True
 
 
-def nothing() -> None:
+def no_op() -> None:
     """No-op callback."""
 
 
@@ -381,7 +381,7 @@ class LoopThread:
             self._thread.join(timeout)
 
 
-async def to_its_end(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+async def run_to_completion(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """Return what ``work`` returns; a cancellation of the caller waits until it has ended.
 
     A shield of anyio's is none against asyncio's own cancellation, so ``work`` runs in a task.

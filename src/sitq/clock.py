@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from sitq.protocols import Clock
 
-__all__ = ["SystemClock", "checked_clock", "within"]
+__all__ = ["SystemClock", "checked_clock", "with_timeout"]
 
 
 class SystemClock:
@@ -52,7 +52,7 @@ def checked_clock(clock: Clock | None) -> Clock:
     return clock
 
 
-async def within(
+async def with_timeout(
     clock: Clock, seconds: float | None, work: Callable[[], Awaitable[object]]
 ) -> None:
     """Do some work, for so many seconds of a clock at most; ``None``: until it is done."""

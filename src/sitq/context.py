@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from sitq.protocols import Backend
     from sitq.transactions import AnyConnection, SyncConnection, Transaction
 
-__all__ = ["CURRENT", "TaskContext", "Ties", "current_task"]
+__all__ = ["CURRENT", "TaskContext", "TaskServices", "current_task"]
 
 
 @dataclass(frozen=True, slots=True)
-class Ties:
+class TaskServices:
     """What a worker's attempts at one function are tied to; all of them share it.
 
     Args:
@@ -47,12 +47,12 @@ class Ties:
 class TaskContext:
     """The attempt that the calling code runs in."""
 
-    __slots__ = ("_cancel_requested", "_completed", "_lease", "_task", "_ties", "deadline")
+    __slots__ = ("_cancel_requested", "_completed", "_lease", "_services", "_task", "deadline")
 
-    def __init__(self, task: ReservedTask, lease: Lease, ties: Ties) -> None:
+    def __init__(self, task: ReservedTask, lease: Lease, services: TaskServices) -> None:
         self._task: Final = task
         self._lease: Final = lease
-        self._ties: Final = ties
+        self._services: Final = services
         self._cancel_requested = False
         self._completed = False
         self.deadline: datetime | None = None
@@ -145,15 +145,15 @@ class TaskContext:
         run_inline(self._complete(transaction, value))
 
     def _join(self, connection: AnyConnection) -> Transaction:
-        backend = self._ties.backend
+        backend = self._services.backend
         if not isinstance(backend, TransactionalBackend):
             message = f"complete_in: {backend!r} cannot write within a transaction of yours"
             raise UsageError(message)
         return backend.join(connection)
 
     async def _complete(self, transaction: Transaction, value: object) -> None:
-        outcome = Outcome.success(self.lease, self._ties.encode(value))
-        sealed = self._ties.seal(self._task, outcome)
+        outcome = Outcome.success(self.lease, self._services.encode(value))
+        sealed = self._services.seal(self._task, outcome)
         if await transaction.succeed(self.lease, sealed.value or b""):
             self._completed = True
         else:
@@ -178,7 +178,7 @@ class TaskContext:
             progress = Progress(done=plain(done), total=plain(total), note=plain(note))
         except pydantic.ValidationError as error:
             raise ValidationError(f"progress: {describe(error)}") from None
-        self._ties.note(self.lease, progress)
+        self._services.note(self.lease, progress)
 
 
 CURRENT: Final[ContextVar[TaskContext]] = ContextVar("sitq_current_task")

@@ -77,7 +77,7 @@ class OutcomeKind(StrEnum):
     FAILURE = "failure"
     RETRY = "retry"
     RELEASE = "release"
-    MISS = "miss"
+    UNKNOWN_FUNCTION = "miss"
     CANCELLED = "cancelled"
 
 
@@ -138,12 +138,14 @@ class Outcome(Model):
         return cls(task_id=lease.task_id, epoch=lease.epoch, kind=OutcomeKind.RELEASE)
 
     @classmethod
-    def miss(cls, lease: Lease, delay: float) -> Self:
+    def unknown_function(cls, lease: Lease, delay: float) -> Self:
         """Put back because this worker cannot start it; the attempt is not spent.
 
         It does not know the function, or its version of the function takes other arguments.
         """
-        return cls(task_id=lease.task_id, epoch=lease.epoch, kind=OutcomeKind.MISS, delay=delay)
+        return cls(
+            task_id=lease.task_id, epoch=lease.epoch, kind=OutcomeKind.UNKNOWN_FUNCTION, delay=delay
+        )
 
     @classmethod
     def cancelled(cls, lease: Lease) -> Self:
@@ -268,7 +270,8 @@ class ReservedTask(Model):
         queue: the queue that it came from.
         epoch: this reservation's number, the fencing token; 1 for the first.
         attempt: which attempt this is; 1 for the first.
-        misses: how often a worker put it back that did not know the function, or whose version
+        unknown_function_count: how often a worker put it back that did not know the function, or
+        whose version
             of it takes other arguments.
         crashes: how often its lease ended without an outcome.
         eta: the moment that it became due.
@@ -284,7 +287,7 @@ class ReservedTask(Model):
     queue: str
     epoch: int
     attempt: int
-    misses: int
+    unknown_function_count: int
     crashes: int
     # No validator in Python here: there is one of these for each task that runs.
     eta: AwareDatetime

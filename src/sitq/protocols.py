@@ -350,7 +350,7 @@ class Backend(Protocol):
         """Return the result of each id that is known: ``None`` while the task is not final."""
         ...
 
-    async def get_stored(self, task_id: TaskId[Any]) -> Task:
+    async def load_task(self, task_id: TaskId[Any]) -> Task:
         """Return the task as it was enqueued, with its present eta (a retry moves it).
 
         Raises:

@@ -10,7 +10,7 @@ import anyio
 from sitq._loops import run_inline
 from sitq._portal import Portal, refuse_event_loop
 from sitq._ports import checked_serializer
-from sitq._task_batch import join
+from sitq._task_batch import concat
 from sitq.backends.sqlite import SQLiteBackend
 from sitq.errors import UsageError
 from sitq.models import DEFAULT_QUEUE
@@ -71,7 +71,7 @@ class _SyncProducer:
     def enqueue_many(self, calls: Iterable[Call[Any]], options: Options) -> list[TaskId[Any]]:
         """Store calls, all or none."""
         self.check()
-        tasks = join(list(self.factory.make_many(calls, options)))
+        tasks = concat(list(self.factory.make_many(calls, options)))
         return checked_ids(self._store(tasks), options) if tasks else []
 
 

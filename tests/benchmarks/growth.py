@@ -15,7 +15,7 @@ from tests.benchmarks import postgres, workloads
 from tests.benchmarks.latencies import round_trips
 from tests.benchmarks.measuring import run_on
 from tests.benchmarks.processes import worker
-from tests.benchmarks.stores import kind_of, open_store, place_of
+from tests.benchmarks.stores import kind_of, open_store, redacted_dsn
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,7 +44,7 @@ def grow(store: str, *, finished: int, scheduled: int, due: int, queues: int = 1
     run_on("asyncio", _create, store)
     if kind_of(store) == "postgres":
         postgres.grow(
-            str(place_of(store)),
+            str(redacted_dsn(store)),
             finished=finished,
             scheduled=scheduled,
             due=due,
@@ -54,7 +54,7 @@ def grow(store: str, *, finished: int, scheduled: int, due: int, queues: int = 1
         return
     now = time.time_ns() // 1000
     delete_at = now + 7 * DAY if scheduled or due else now
-    with closing(sqlite3.connect(place_of(store), isolation_level=None)) as connection:
+    with closing(sqlite3.connect(redacted_dsn(store), isolation_level=None)) as connection:
         connection.execute("PRAGMA synchronous = OFF")
         first = 0
         for status, count, eta in (
@@ -78,7 +78,7 @@ def grow(store: str, *, finished: int, scheduled: int, due: int, queues: int = 1
             first += count
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     # Or the disk would still be busy with these rows while others are measured.
-    with place_of(store).open("rb") as file:
+    with redacted_dsn(store).open("rb") as file:
         os.fsync(file.fileno())
 
 
@@ -115,7 +115,7 @@ def prune_beside(store: str, loop: str, finished: int) -> list[float]:
     times: list[float] = []
     with worker(store, loop) as process:
         process.begin()
-        while left := _finished(place_of(store)):
+        while left := _finished(redacted_dsn(store)):
             times += run_on(loop, round_trips, store, 50)
             if len(times) > finished:
                 raise AssertionError(f"{left} rows are never pruned")
@@ -148,9 +148,9 @@ def crowd(store: str, loop: str, workers: int, count: int) -> tuple[float, list[
 def _await_end(store: str) -> None:
     """Return once all tasks of a store are final."""
     if kind_of(store) == "postgres":
-        postgres.await_end(str(place_of(store)))
+        postgres.await_end(str(redacted_dsn(store)))
         return
-    with closing(sqlite3.connect(place_of(store))) as connection:
+    with closing(sqlite3.connect(redacted_dsn(store))) as connection:
         query = "SELECT 1 FROM tasks WHERE finished_at IS NULL LIMIT 1"
         while connection.execute(query).fetchone():
             time.sleep(0.005)

@@ -13,7 +13,7 @@ import anyio
 from sitq import TaskQueue, Worker, call
 from tests.benchmarks.measuring import run_on
 from tests.benchmarks.processes import rss_of, worker
-from tests.benchmarks.stores import open_store, place_of
+from tests.benchmarks.stores import open_store, redacted_dsn
 from tests.benchmarks.workloads import fill, nothing
 
 if TYPE_CHECKING:
@@ -49,10 +49,10 @@ async def _feed(store: str, count: int) -> None:
     """Enqueue tasks, not too far ahead of the worker; return once all have ended."""
     async with TaskQueue(open_store(store)) as queue:
         for _ in range(0, count, BATCH):
-            while _unfinished(place_of(store)) > AHEAD - BATCH:  # noqa: ASYNC110 - others count
+            while _unfinished(redacted_dsn(store)) > AHEAD - BATCH:  # noqa: ASYNC110 - others count
                 await anyio.sleep(0.02)
             await fill(queue, BATCH)
-        while _unfinished(place_of(store)):  # noqa: ASYNC110 - see above
+        while _unfinished(redacted_dsn(store)):  # noqa: ASYNC110 - see above
             await anyio.sleep(0.02)
 
 

@@ -19,7 +19,7 @@ __all__ = [
     "forget",
     "kind_of",
     "open_store",
-    "place_of",
+    "redacted_dsn",
     "store_in",
 ]
 
@@ -57,7 +57,7 @@ def kind_of(store: str) -> str:
     return store.partition(":")[0]
 
 
-def place_of(store: str) -> Path:
+def redacted_dsn(store: str) -> Path:
     """The file of a store that is one; for others, what stands for it."""
     return Path(store.split(":", 2)[2])
 

@@ -125,7 +125,7 @@ async def call(backend: FaultyBackend, operation: Operation) -> object:
         "enqueue": lambda: backend.enqueue([task]),
         "finish": lambda: backend.finish([]),
         "get_results": lambda: backend.get_results([]),
-        "get_stored": lambda: backend.get_stored(task.id),
+        "load_task": lambda: backend.load_task(task.id),
         "get_tasks": lambda: backend.get_tasks([]),
         "open": backend.open,
         "prune": lambda: backend.prune(0),
@@ -144,12 +144,12 @@ async def test_the_named_operation_fails_so_many_times(operation: Operation) -> 
     await backend.open()
     backend.fail(operation, 2, error=BUSY)
     for other in get_args(Operation):
-        if other not in {operation, "cancel", "get_stored", "open", "close"}:
+        if other not in {operation, "cancel", "load_task", "open", "close"}:
             await call(backend, other)
     for _ in range(2):
         with pytest.raises(BackendBusyError):
             await call(backend, operation)
-    if operation not in {"cancel", "get_stored"}:  # of an unknown task
+    if operation not in {"cancel", "load_task"}:  # of an unknown task
         await call(backend, operation)
 
 

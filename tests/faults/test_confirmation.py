@@ -13,7 +13,7 @@ import anyio
 import pytest
 
 from sitq import SQLiteBackend, UnknownOutcomeError
-from sitq.backends.sqlite._wakeups import Bell
+from sitq.backends.sqlite._wakeups import WakeupFile
 from sitq.models import Task
 from tests.sqlite.failing import Failing
 from tests.sqlite.samples import some_task
@@ -90,7 +90,7 @@ async def test_what_fails_after_the_commit_does_not_fail_the_call(
         raise error
 
     with monkeypatch.context() as patch, anyio.fail_after(10):
-        patch.setattr(Bell, "ring", ring)
+        patch.setattr(WakeupFile, "ring", ring)
         ids = await backend.enqueue([some_task(), some_task()])
     assert stored(path) == set(ids)
     await backend.close()

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 
 from sitq.backends.memory import MemoryBackend, _backend
-from sitq.backends.memory._rows import Row, after, delete_at, reached, reclaimed
+from sitq.backends.memory._rows import TaskRow, after, delete_at, reached, reclaimed
 from sitq.ids import TaskId
 from sitq.models import Lease, Outcome, OutcomeKind, Reservation, ReservedTask, Task
 from sitq.protocols import Clock, Sweep
@@ -45,14 +45,14 @@ SEARCH = settings(
 class FinishById(MemoryBackend):
     """An outcome ends its task whatever the task's state and epoch."""
 
-    def _current(self, lease: Lease) -> Row | None:
+    def _current(self, lease: Lease) -> TaskRow | None:
         return self._rows.get(lease.task_id)
 
 
 class FinishByStatus(MemoryBackend):
     """An outcome ends its task if that runs, whoever runs it."""
 
-    def _current(self, lease: Lease) -> Row | None:
+    def _current(self, lease: Lease) -> TaskRow | None:
         row = self._rows.get(lease.task_id)
         return row if row and row.status is TaskStatus.IN_PROGRESS else None
 
@@ -60,7 +60,7 @@ class FinishByStatus(MemoryBackend):
 class FinishByEpoch(MemoryBackend):
     """An outcome of the last epoch is heard also after the lease has ended."""
 
-    def _current(self, lease: Lease) -> Row | None:
+    def _current(self, lease: Lease) -> TaskRow | None:
         row = self._rows.get(lease.task_id)
         return row if row and row.epoch == lease.epoch else None
 
@@ -95,7 +95,7 @@ class ReserveInTwoSteps(MemoryBackend):
 class CountAtFinish(MemoryBackend):
     """An attempt counts only once its outcome is there."""
 
-    def _reserve(self, row: Row, now: datetime, lease: float) -> ReservedTask:
+    def _reserve(self, row: TaskRow, now: datetime, lease: float) -> ReservedTask:
         task = super()._reserve(row, now, lease)
         self._put(replace(self._rows[row.task.id], attempts=row.attempts))
         return task
@@ -134,7 +134,7 @@ class KeepKeysOfWhatCannotStart(MemoryBackend):
     """A task past its expiry keeps its unique key until a sweep comes."""
 
     def _store(
-        self, rows: dict[TaskId[Any], Row], task: Task, now: datetime, expired: list[Row]
+        self, rows: dict[TaskId[Any], TaskRow], task: Task, now: datetime, expired: list[TaskRow]
     ) -> TaskId[Any]:
         key = task.unique_key
         holder = key and next((row for row in rows.values() if row.holds(key)), None)
@@ -178,7 +178,7 @@ class RenewWhatIsOver(MemoryBackend):
 # -- rules of a row that are wrong ------------------------------------------------------------
 
 
-def spend_at_release(row: Row, outcome: Outcome, now: datetime) -> Row:
+def spend_at_release(row: TaskRow, outcome: Outcome, now: datetime) -> TaskRow:
     """A release keeps the attempt that it hands back."""
     next_row = after(row, outcome, now)
     if outcome.kind is OutcomeKind.RELEASE and not next_row.status.is_final:
@@ -186,14 +186,14 @@ def spend_at_release(row: Row, outcome: Outcome, now: datetime) -> Row:
     return next_row
 
 
-def lose_cancel_at_retry(row: Row, outcome: Outcome, now: datetime) -> Row:
+def lose_cancel_at_retry(row: TaskRow, outcome: Outcome, now: datetime) -> TaskRow:
     """A retry forgets that the task was to end."""
     if outcome.kind is OutcomeKind.RETRY:
         row = replace(row, cancel_requested=False)
     return after(row, outcome, now)
 
 
-def retry_for_ever(row: Row, outcome: Outcome, now: datetime) -> Row:
+def retry_for_ever(row: TaskRow, outcome: Outcome, now: datetime) -> TaskRow:
     """A retry does not ask how many attempts there may be."""
     if outcome.kind is OutcomeKind.RETRY and not row.cancel_requested:
         task = row.task
@@ -202,28 +202,28 @@ def retry_for_ever(row: Row, outcome: Outcome, now: datetime) -> Row:
     return after(row, outcome, now)
 
 
-def forget_crash(row: Row, max_crashes: int, now: datetime) -> Row:
+def forget_crash(row: TaskRow, max_crashes: int, now: datetime) -> TaskRow:
     """A lost lease is no crash, so a poison task goes on for ever."""
     next_row = reclaimed(row, max_crashes + 1, now)
     return next_row if next_row.status.is_final else replace(next_row, crashes=row.crashes)
 
 
-def ignore_eta(row: Row, now: datetime) -> bool:
+def ignore_eta(row: TaskRow, now: datetime) -> bool:
     """What waits is due."""
     return row.status is TaskStatus.PENDING and not row.is_expired(now)
 
 
-def order_by_insertion(row: Row) -> tuple[int, datetime, int]:
+def order_by_insertion(row: TaskRow) -> tuple[int, datetime, int]:
     """First in, first out, and nothing else."""
     return (0, datetime.min, row.number)
 
 
-def order_without_eta(row: Row) -> tuple[int, datetime, int]:
+def order_without_eta(row: TaskRow) -> tuple[int, datetime, int]:
     """By priority, then first in, first out."""
     return (-row.task.priority, datetime.min, row.number)
 
 
-def delete_early(row: Row) -> datetime | None:
+def delete_early(row: TaskRow) -> datetime | None:
     """Retention counts from the enqueueing."""
     end = delete_at(row)
     return end and row.enqueued_at + timedelta(seconds=row.task.result_ttl)
@@ -248,9 +248,9 @@ WRONG_ROWS: list[tuple[object, str, Callable[..., object]]] = [
     (_backend, "after", retry_for_ever),
     (_backend, "reclaimed", forget_crash),
     (_backend, "delete_at", delete_early),
-    (Row, "is_due", ignore_eta),
-    (Row, "order", order_by_insertion),
-    (Row, "order", order_without_eta),
+    (TaskRow, "is_due", ignore_eta),
+    (TaskRow, "order", order_by_insertion),
+    (TaskRow, "order", order_without_eta),
 ]
 
 

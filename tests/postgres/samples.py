@@ -12,7 +12,7 @@ from sitq.models import Lease, Outcome, OutcomeKind, Task
 from tests.postgres.servers import new_schema
 
 if TYPE_CHECKING:
-    from sitq.backends.postgres._connection import Link
+    from sitq.backends.postgres._connection import PgConnection
 
 __all__ = ["at_rest", "make_outcome", "new_task", "opened"]
 
@@ -31,8 +31,8 @@ def make_outcome(kind: OutcomeKind, lease: Lease) -> Outcome:
             return Outcome.failure(lease, "ValueError: no", "the frames")
         case OutcomeKind.RETRY:
             return Outcome.retry(lease, 0.0, "ValueError: again", "the frames")
-        case OutcomeKind.MISS:
-            return Outcome.miss(lease, 0.0)
+        case OutcomeKind.UNKNOWN_FUNCTION:
+            return Outcome.unknown_function(lease, 0.0)
         case OutcomeKind.RELEASE:
             return Outcome.release(lease)
         case OutcomeKind.CANCELLED:
@@ -54,10 +54,10 @@ async def opened(where: str, schema: str = "", **options: Any) -> PostgresBacken
     return backend
 
 
-async def at_rest(backend: PostgresBackend) -> Link:
+async def at_rest(backend: PostgresBackend) -> PgConnection:
     """Its one connection, once no notification is under way that would be lost first."""
-    database = backend._users.use().database
+    database = backend._open_counter.use().database
     with anyio.fail_after(20):
-        while database.teller._late or database.pool._room.locked():  # noqa: ASYNC110
+        while database.throttle._deferred or database.pool._room.locked():  # noqa: ASYNC110
             await anyio.sleep(0.002)
     return database.pool._idle[0]

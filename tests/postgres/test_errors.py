@@ -7,7 +7,7 @@ import asyncio
 import asyncpg
 import pytest
 
-from sitq.backends.postgres._errors import translated
+from sitq.backends.postgres._errors import translate_error
 from sitq.errors import BackendValueError
 from tests.postgres.servers import dsn
 
@@ -32,6 +32,6 @@ def test_a_value_that_can_never_be_stored_is_told_as_such(statement: str, value:
             await connection.close()
         raise AssertionError("it can")
 
-    error = translated("finish", "postgresql:///app", asyncio.run(ask()))
+    error = translate_error("finish", "postgresql:///app", asyncio.run(ask()))
     assert isinstance(error, BackendValueError)
     assert str(value) not in str(error)

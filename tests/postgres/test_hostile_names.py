@@ -125,7 +125,7 @@ async def test_workers_and_producers_meet_none_of_them(place: Server, prepared: 
         await worker.sweep(3)
         await worker.get_tasks([task.id for task in tasks])
         await worker.get_results([task.id for task in tasks])
-        await worker.get_stored(tasks[0].id)
+        await worker.load_task(tasks[0].id)
         await worker.prune(0.0)
         await producer.close()
         await worker.close()

@@ -19,8 +19,8 @@ import pytest
 
 from sitq import TaskQueue, UsageError
 from sitq.backends.postgres import PostgresBackend
-from sitq.backends.postgres._notify_throttle import Teller
-from sitq.backends.postgres._operations import Work
+from sitq.backends.postgres._notify_throttle import NotifyThrottle
+from sitq.backends.postgres._operations import PgTransaction
 from sitq.models import Outcome
 from tests.postgres.samples import at_rest, new_task, opened
 from tests.postgres.servers import dsn, new_schema, query
@@ -32,19 +32,19 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 def broken(monkeypatch: pytest.MonkeyPatch) -> Callable[[type[Exception]], list[str]]:
     """Have the next statement raise once its transaction has been committed."""
-    real = Work.rows
+    real = PgTransaction.rows
 
     def break_next(kind: type[Exception]) -> list[str]:
         broken: list[str] = []
 
-        async def rows(self: Work, sql: str, *parameters: Any) -> list[Any]:
+        async def rows(self: PgTransaction, sql: str, *parameters: Any) -> list[Any]:
             answer = await real(self, sql, *parameters)
             if not broken:
                 broken.append(sql)
                 raise kind
             return answer
 
-        monkeypatch.setattr(Work, "rows", rows)
+        monkeypatch.setattr(PgTransaction, "rows", rows)
         return broken
 
     return break_next
@@ -115,7 +115,7 @@ async def test_a_change_that_nobody_can_be_told_of_is_acknowledged(
         raise MemoryError
 
     backend = await opened(dsn())
-    monkeypatch.setattr(Teller, "tell_later", fail)
+    monkeypatch.setattr(NotifyThrottle, "notify_later", fail)
     task = new_task()
     assert await backend.enqueue([task]) == [task.id]
     monkeypatch.undo()
@@ -128,7 +128,7 @@ async def test_a_connection_left_in_a_transaction_is_replaced(script: str) -> No
     schema = new_schema()
     backend = await opened(dsn(), schema)
     await at_rest(backend)
-    session = backend._users.use()
+    session = backend._open_counter.use()
 
     async def leave() -> int:
         async with session.database.pool.lend() as link:
@@ -139,7 +139,7 @@ async def test_a_connection_left_in_a_transaction_is_replaced(script: str) -> No
                 assert "1 / 0" in script
         return process
 
-    process = await session._home.run(leave)
+    process = await session._driver_loop.run(leave)
     task = new_task()
     assert await backend.enqueue([task]) == [task.id]
     with anyio.fail_after(20):
@@ -285,7 +285,7 @@ async def test_every_call_ends_when_closing_meets_cancellations(seed: int) -> No
 
 async def test_a_call_that_comes_after_the_closing_is_told_so() -> None:
     backend = await opened(dsn())
-    database = backend._users.use().database
+    database = backend._open_counter.use().database
     await backend.close()
     with pytest.raises(UsageError, match="closed during this call"):
         await database.write(None, ())  # type: ignore[arg-type]

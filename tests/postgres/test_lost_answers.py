@@ -84,7 +84,7 @@ async def test_an_outcome_whose_answer_is_lost_is_told_as_it_was(
     assert proxy.lost.is_set()
     assert answers[0] is True
     assert answers[2] is False
-    if kind not in {OutcomeKind.RETRY, OutcomeKind.RELEASE, OutcomeKind.MISS}:
+    if kind not in {OutcomeKind.RETRY, OutcomeKind.RELEASE, OutcomeKind.UNKNOWN_FUNCTION}:
         assert answers[1] is False
     infos = [info for info in await backend.get_tasks([task_id, lost_id]) if info]
     assert infos[0].status is not TaskStatus.IN_PROGRESS

@@ -14,7 +14,7 @@ import pytest
 
 from sitq import TaskQueue, call
 from sitq.backends.postgres import PostgresBackend, _wakeups
-from sitq.backends.postgres._notify_throttle import QUIET, Teller, channels_of
+from sitq.backends.postgres._notify_throttle import QUIET, NotifyThrottle, channels_of
 from sitq.ids import TaskId
 from sitq.models import Outcome
 from sitq.protocols import Topic
@@ -111,12 +111,14 @@ def test_a_timer_that_rings_early_tells_all_the_same() -> None:
         sent.append(channels)
 
     async def main() -> None:
-        teller = Teller("s", send, lambda work: tasks.append(asyncio.ensure_future(work())))
+        throttle = NotifyThrottle(
+            "s", send, lambda work: tasks.append(asyncio.ensure_future(work()))
+        )
         tasks: list[asyncio.Future[Any]] = []
-        assert teller.tell_with(["tasks"]) == (["sitq_s_tasks"], {"tasks"}, set())
-        assert teller.tell_with(["tasks"]) == ([], set(), set())
-        teller.tell_later({"tasks"})
-        teller._ring()
+        assert throttle.notify_with(["tasks"]) == (["sitq_s_tasks"], {"tasks"}, set())
+        assert throttle.notify_with(["tasks"]) == ([], set(), set())
+        throttle.notify_later({"tasks"})
+        throttle._signal()
         assert tasks == []
         async with asyncio.timeout(20):
             while not tasks:  # noqa: ASYNC110 - set by a timer
@@ -131,7 +133,7 @@ def test_a_timer_that_rings_early_tells_all_the_same() -> None:
 def deaf(monkeypatch: pytest.MonkeyPatch) -> None:
     """Notifications do not arrive, as behind a pooler."""
     monkeypatch.setattr(_wakeups, "_TEST_SECONDS", 0.05)
-    monkeypatch.setattr(_wakeups.Listeners, "_heard", lambda *_: None)
+    monkeypatch.setattr(_wakeups.ServerListeners, "_heard", lambda *_: None)
 
 
 CHANGES: dict[Topic, Callable[[PostgresBackend, Any], Any]] = {
@@ -163,14 +165,14 @@ async def test_where_notifications_do_not_arrive_changes_are_seen(topic: Topic) 
 async def test_a_look_tells_of_nothing_where_nothing_changes() -> None:
     backend = PostgresBackend(dsn(), schema=new_schema())
     await backend.open()
-    listeners = backend._users.use().listeners
+    listeners = backend._open_counter.use().listeners
 
     async def twice() -> list[bool]:
         return [await listeners._has_changed() for _ in range(2)]
 
     seen = []
     for _ in range(20):  # other tests of this server may write meanwhile
-        seen = await backend._users.use()._home.run(twice)
+        seen = await backend._open_counter.use()._driver_loop.run(twice)
         if seen[1] is False:
             break
     assert seen[1] is False

@@ -14,7 +14,7 @@ import pytest
 
 from sitq import BackendConnectionError, BackendError, BackendFormatError, ValidationError
 from sitq.backends.postgres import PostgresBackend, _schema
-from sitq.backends.postgres._connection import Target
+from sitq.backends.postgres._connection import ConnectTarget
 from sitq.ids import new_task_id
 from tests.migrated_keys import check_keys
 from tests.postgres.samples import new_task
@@ -300,7 +300,11 @@ async def test_a_password_never_shows(where: str, caplog: pytest.LogCaptureFixtu
     shown = []
     try:
         backend = PostgresBackend(where)
-        shown += [repr(backend), str(backend), repr(Target(where, prepared=True, timeout=None))]
+        shown += [
+            repr(backend),
+            str(backend),
+            repr(ConnectTarget(where, prepared=True, timeout=None)),
+        ]
         await backend.open()
     except Exception as error:
         each: BaseException | None = error

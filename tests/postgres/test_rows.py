@@ -11,7 +11,7 @@ import pytest
 
 from sitq import BackendError, BackendFormatError, TaskStatus
 from sitq.backends.postgres import PostgresBackend
-from sitq.backends.postgres._operations import Reserve, reserved_before
+from sitq.backends.postgres._operations import ReserveRequest, reserved_before
 from sitq.models import Outcome
 from tests.postgres.samples import new_task
 from tests.postgres.servers import dsn, new_schema, query
@@ -75,8 +75,8 @@ async def test_a_row_that_cannot_start_is_failed_too_when_the_answer_was_lost(ch
         await ask(f"UPDATE {schema}.tasks SET {change} WHERE id = '{odd}'")
         ((ticket,), *_) = await ask(f"SELECT ticket FROM {schema}.tasks")
         assert isinstance(ticket, int)
-        wish = Reserve("w", ("default",), 5, 30.0, ticket)
-        again = await backend._users.use().database.read(reserved_before, (wish,))
+        wish = ReserveRequest("w", ("default",), 5, 30.0, ticket)
+        again = await backend._open_counter.use().database.read(reserved_before, (wish,))
         assert again is not None
         assert [task.id for task in again[0].tasks] == [first, last]
         statuses = await ask(f"SELECT status FROM {schema}.tasks ORDER BY status")
@@ -112,7 +112,7 @@ async def test_a_row_that_cannot_be_read_is_called_so_without_its_values() -> No
         (task_id,) = await backend.enqueue([new_task()])
         await ask(f"UPDATE {schema}.tasks SET retry = 's3cret' WHERE id = '{task_id}'")
         with pytest.raises(BackendFormatError, match="none of sitq's") as error:
-            await backend.get_stored(task_id)
+            await backend.load_task(task_id)
         assert "s3cret" not in str(error.value)
 
 
@@ -142,7 +142,7 @@ async def test_tasks_come_back_as_they_were_and_in_their_order(
         tasks.append(new_task(**common | differing, payload=b""))
         assert await backend.enqueue(tasks) == [task.id for task in tasks]
         for task in tasks:
-            stored = await backend.get_stored(task.id)
+            stored = await backend.load_task(task.id)
             assert stored.eta is not None
             assert stored.model_copy(update={"eta": None}) == task
         taken = (await backend.reserve("w", ["a", "b"], 9, 30.0)).tasks

@@ -24,7 +24,7 @@ from sitq import (
     current_task,
 )
 from sitq.backends.postgres import PostgresBackend
-from sitq.backends.postgres._connection import Target, connect
+from sitq.backends.postgres._connection import ConnectTarget, connect
 from sitq.backends.postgres._errors import LostError
 from sitq.ids import TaskId
 from tests.postgres.samples import new_task, opened
@@ -233,7 +233,7 @@ async def test_a_server_that_is_not_there_is_a_connection_error() -> None:
 
 def test_a_driver_in_disorder_is_told_as_a_lost_connection(server: Server) -> None:
     async def ask_twice_at_once() -> BaseException | list[Any]:
-        link = await connect(Target(server.dsn, prepared=True, timeout=None))
+        link = await connect(ConnectTarget(server.dsn, prepared=True, timeout=None))
         questions = (link.fetch("SELECT pg_sleep(1)"), link.fetch("SELECT 1"))
         _, second = await asyncio.gather(*questions, return_exceptions=True)
         return second

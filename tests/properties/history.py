@@ -112,7 +112,7 @@ class History:
         number = self._stored
         for task in tasks:
             holder = self._holder(task.unique_key, made)
-            if holder is not None and holder.task.id != task.id and _gives_way(holder, now):
+            if holder is not None and holder.task.id != task.id and _yields_left(holder, now):
                 made[holder.task.id] = replace(holder)
                 _give_way(made[holder.task.id], now)
             elif holder is not None:
@@ -159,8 +159,10 @@ class History:
             life.start(now, now + timedelta(seconds=lease))
             demand(task.epoch == life.starts, "I3", "epoch", task.epoch, "not", life.starts)
             demand(life.attempts <= life.most_attempts, "I8", "attempt", life.attempts)
-            counted = (task.attempt, task.crashes, task.misses)
-            demand(counted == (life.attempts, life.crashes, life.misses), "I8", task)
+            counted = (task.attempt, task.crashes, task.unknown_function_count)
+            demand(
+                counted == (life.attempts, life.crashes, life.unknown_function_count), "I8", task
+            )
             expected = life.as_reserved()
             demand(task == expected, "I1", task, "not", expected)
             self.leases.append(task.lease)
@@ -197,7 +199,7 @@ class History:
     def _kind(self, life: Life, outcome: Outcome) -> OutcomeKind:
         if outcome.kind is OutcomeKind.RETRY and life.attempts >= life.most_attempts:
             return OutcomeKind.FAILURE
-        again = {OutcomeKind.RETRY, OutcomeKind.RELEASE, OutcomeKind.MISS}
+        again = {OutcomeKind.RETRY, OutcomeKind.RELEASE, OutcomeKind.UNKNOWN_FUNCTION}
         if life.cancel_asked and outcome.kind in again:
             return OutcomeKind.CANCELLED
         return outcome.kind
@@ -274,7 +276,7 @@ class History:
         for life in lives:
             del self.lives[life.task.id]
 
-    def _get_stored(self, answer: Any, _now: datetime, task_id: TaskId[Any]) -> None:
+    def _load_task(self, answer: Any, _now: datetime, task_id: TaskId[Any]) -> None:
         life = self.lives.get(task_id)
         if life is None:
             demand(answer == "TaskNotFoundError", "I2", task_id, "is unknown:", answer)
@@ -291,7 +293,7 @@ def _seconds(seconds: float) -> timedelta:
     return timedelta(seconds=seconds)
 
 
-def _gives_way(life: Life, now: datetime) -> bool:
+def _yields_left(life: Life, now: datetime) -> bool:
     if life.lease_end is None:
         return life.expired(max(now, life.eta))
     return life.expired(now) and life.lease_end <= now
@@ -337,7 +339,7 @@ def _release(life: Life, _outcome: Outcome, _now: datetime) -> None:
 
 def _miss(life: Life, outcome: Outcome, now: datetime) -> None:
     life.end_lease(spent=False)
-    life.misses += 1
+    life.unknown_function_count += 1
     life.eta = now + _seconds(outcome.delay)
 
 
@@ -347,5 +349,5 @@ _END: Mapping[OutcomeKind, Callable[[Life, Outcome, datetime], None]] = {
     OutcomeKind.CANCELLED: _cancelled,
     OutcomeKind.RETRY: _retry,
     OutcomeKind.RELEASE: _release,
-    OutcomeKind.MISS: _miss,
+    OutcomeKind.UNKNOWN_FUNCTION: _miss,
 }

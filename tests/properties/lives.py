@@ -41,7 +41,7 @@ class Life:
     starts: int = 0
     given_back: int = 0
     crashes: int = 0
-    misses: int = 0
+    unknown_function_count: int = 0
     started_at: datetime | None = None
     lease_end: datetime | None = None
     cancel_asked: bool = False
@@ -126,7 +126,7 @@ class Life:
             queue=self.task.queue,
             epoch=self.starts,
             attempt=self.attempts,
-            misses=self.misses,
+            unknown_function_count=self.unknown_function_count,
             crashes=self.crashes,
             eta=self.eta,
             enqueued_at=self.enqueued_at,

@@ -88,8 +88,8 @@ def _outcome(lease: Lease, kind: OutcomeKind, delay: float) -> Outcome:
             return Outcome.retry(lease, delay, f"OSError: {lease.epoch}", "another")
         case OutcomeKind.RELEASE:
             return Outcome.release(lease)
-        case OutcomeKind.MISS:
-            return Outcome.miss(lease, delay)
+        case OutcomeKind.UNKNOWN_FUNCTION:
+            return Outcome.unknown_function(lease, delay)
         case OutcomeKind.CANCELLED:
             return Outcome.cancelled(lease)
 
@@ -303,8 +303,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.do("prune", older_than, limit)
 
     @rule(back=_back)
-    def get_stored(self, back: int) -> None:
-        self.do("get_stored", self.task_ids[-1 - back % len(self.task_ids)])
+    def load_task(self, back: int) -> None:
+        self.do("load_task", self.task_ids[-1 - back % len(self.task_ids)])
 
     @rule(seconds=_moves)
     def advance(self, seconds: float) -> None:

@@ -18,8 +18,8 @@ import pytest
 
 from sitq import SQLiteBackend, SyncTaskQueue, TaskQueue, TaskStatus, UsageError, Worker
 from sitq.backends.sqlite import _durability, _store_files
-from sitq.backends.sqlite._database import Database
-from sitq.backends.sqlite._operations import Work
+from sitq.backends.sqlite._database import SQLiteDatabase
+from sitq.backends.sqlite._operations import SQLiteTransaction
 from tests.unit.queue_support import add
 
 
@@ -29,9 +29,9 @@ def queue(tmp_path: Path) -> Iterator[SyncTaskQueue]:
         yield queue
 
 
-def database_of(queue: SyncTaskQueue) -> Database:
+def database_of(queue: SyncTaskQueue) -> SQLiteDatabase:
     backend: Any = queue._backend
-    database: Database = backend._users.use_from_thread().database
+    database: SQLiteDatabase = backend._open_counter.use_from_thread().database
     return database
 
 
@@ -39,13 +39,13 @@ def database_of(queue: SyncTaskQueue) -> Database:
 def writers(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Which thread wrote how many requests, a transaction each."""
     seen: list[tuple[str, int]] = []
-    write = Database._transaction
+    write = SQLiteDatabase._transaction
 
-    def note(self: Database, operations: Sequence[Any], *rest: Any) -> Any:
+    def note(self: SQLiteDatabase, operations: Sequence[Any], *rest: Any) -> Any:
         seen.append((threading.current_thread().name, len(operations)))
         return write(self, operations, *rest)
 
-    monkeypatch.setattr(Database, "_transaction", note)
+    monkeypatch.setattr(SQLiteDatabase, "_transaction", note)
     return seen
 
 
@@ -120,7 +120,7 @@ async def test_a_worker_elsewhere_is_woken(tmp_path: Path) -> None:
 
 Place = tuple[type, str]
 PLACES: list[Place] = [
-    (_store_files.Store, "check"),
+    (_store_files.StoreFiles, "check"),
     (_durability.Durability, "prepare"),
     (_durability.Durability, "committed"),
     (_durability.Durability, "flush"),
@@ -155,18 +155,18 @@ def test_a_handler_that_interrupts_an_enqueue_is_refused_another(
     queue: SyncTaskQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queue.enqueue(add, 1, 2)
-    original = _store_files.Store.check
+    original = _store_files.StoreFiles.check
     refused: list[UsageError] = []
 
-    def check(self: _store_files.Store) -> None:
-        monkeypatch.setattr(_store_files.Store, "check", original)
+    def check(self: _store_files.StoreFiles) -> None:
+        monkeypatch.setattr(_store_files.StoreFiles, "check", original)
         try:
             queue.enqueue(add, 3, 4)
         except UsageError as error:
             refused.append(error)
         original(self)
 
-    monkeypatch.setattr(_store_files.Store, "check", check)
+    monkeypatch.setattr(_store_files.StoreFiles, "check", check)
     task_id = queue.enqueue(add, 5, 6)
     assert len(refused) == 1
     assert queue.get_task(task_id).status is TaskStatus.PENDING
@@ -305,7 +305,7 @@ def test_a_finalizer_in_the_database_thread_does_not_end_the_transaction_that_it
         except UsageError as error:
             refused.append(error)
 
-    def unit(work: Work) -> bool:
+    def unit(work: SQLiteTransaction) -> bool:
         weakref.finalize(Collected(), enqueue_from_finalizer)
         return work.connection.in_transaction
 

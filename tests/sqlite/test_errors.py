@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sitq.backends.sqlite._errors import translated
+from sitq.backends.sqlite._errors import translate_error
 from sitq.errors import BackendValueError
 
 
@@ -27,6 +27,6 @@ def test_a_value_that_can_never_be_stored_is_told_as_such(statement: str, value:
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 1000)
         with pytest.raises(Exception) as caught:
             connection.execute(statement, (value,))
-    error = translated("finish", "q.db", caught.value)
+    error = translate_error("finish", "q.db", caught.value)
     assert isinstance(error, BackendValueError)
     assert str(value) not in str(error)

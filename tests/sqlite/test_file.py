@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from sitq.backends.sqlite import SQLiteBackend
-from sitq.backends.sqlite._operations import Work
+from sitq.backends.sqlite._operations import SQLiteTransaction
 from sitq.errors import (
     BackendConnectionError,
     BackendError,
@@ -160,10 +160,10 @@ async def test_any_file_name_works(tmp_path: Path, name: str) -> None:
 async def test_synchronous_is_what_was_asked_for(tmp_path: Path, level: Any, expected: int) -> None:
     backend = SQLiteBackend(tmp_path / "q.db", synchronous=level)
     await backend.open()
-    state = backend._users._open
+    state = backend._open_counter._open
     assert state is not None
 
-    def written_with(work: Work, _: list[None]) -> list[tuple[int, str]]:
+    def written_with(work: SQLiteTransaction, _: list[None]) -> list[tuple[int, str]]:
         (level,) = work.execute("PRAGMA synchronous").fetchone()
         (mode,) = work.execute("PRAGMA journal_mode").fetchone()
         return [(level, mode)]
@@ -199,13 +199,13 @@ async def test_no_task_goes_to_a_file_that_was_replaced(tmp_path: Path) -> None:
 async def test_a_full_database_is_a_typed_error_and_heals(tmp_path: Path) -> None:
     backend = SQLiteBackend(tmp_path / "q.db")
     await backend.open()
-    state = backend._users._open
+    state = backend._open_counter._open
     assert state is not None
 
     async def limit_pages(pages: int) -> int:
         """Have the connection that writes use so many pages at most; it tells how many it has."""
 
-        def unit(work: Work, _: list[None]) -> list[int]:
+        def unit(work: SQLiteTransaction, _: list[None]) -> list[int]:
             work.execute(f"PRAGMA max_page_count = {pages}")
             return list(work.execute("PRAGMA page_count").fetchone())
 

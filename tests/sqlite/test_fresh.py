@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from sitq import SQLiteBackend, TaskId
-from sitq.backends.sqlite._database import Database
-from sitq.backends.sqlite._wakeups import Bell
+from sitq.backends.sqlite._database import SQLiteDatabase
+from sitq.backends.sqlite._wakeups import WakeupFile
 from sitq.models import Outcome
 from sitq.protocols import Topic
 from tests.sqlite.samples import some_task
@@ -23,13 +23,13 @@ pytestmark = pytest.mark.anyio
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the units that read the store."""
     names: list[str] = []
-    read = Database.read
+    read = SQLiteDatabase.read
 
-    async def spied(database: Database, unit: Any, *parameters: Any) -> Any:
+    async def spied(database: SQLiteDatabase, unit: Any, *parameters: Any) -> Any:
         names.append(unit.__name__)
         return await read(database, unit, *parameters)
 
-    monkeypatch.setattr(Database, "read", spied)
+    monkeypatch.setattr(SQLiteDatabase, "read", spied)
     return names
 
 
@@ -67,16 +67,16 @@ async def test_who_listens_gets_them_without_a_look(tmp_path: Path, reads: list[
 async def test_they_are_at_hand_before_the_bell_tells_of_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ring, at_hand = Bell.ring, list[list[str]]()
+    signal, at_hand = WakeupFile.signal, list[list[str]]()
 
     async with opened(tmp_path / "q.db") as backend, backend.listen("results"):
 
-        def watched_ring(bell: Bell, topics: set[Topic]) -> None:
+        def watched_ring(bell: WakeupFile, topics: set[Topic]) -> None:
             if "results" in topics:
-                at_hand.append(list(backend._users.use_from_thread()._fresh))
-            ring(bell, topics)
+                at_hand.append(list(backend._open_counter.use_from_thread()._fresh))
+            signal(bell, topics)
 
-        monkeypatch.setattr(Bell, "ring", watched_ring)
+        monkeypatch.setattr(WakeupFile, "signal", watched_ring)
         ids = await ended(backend)
     assert at_hand == [ids]
 

@@ -106,7 +106,7 @@ async def test_a_read_that_begins_during_the_closing_leaves_nothing_behind(tmp_p
     await backend.enqueue([Task(id=new_task_id(), function="tests:nothing", payload=b"")])
     await backend.reserve("w", ("default",), 1, 30.0)  # which a sweep flushes before it reads
     gate = threading.Event()
-    database = backend._users.use().database
+    database = backend._open_counter.use().database
     database._connection.post(gate.wait)
     ends: list[str] = []
 

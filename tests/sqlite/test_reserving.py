@@ -10,7 +10,7 @@ import pytest
 
 from sitq import ReservedTask, SQLiteBackend, Task
 from sitq.backends.sqlite import _sql
-from sitq.backends.sqlite._operations import Work
+from sitq.backends.sqlite._operations import SQLiteTransaction
 from sitq.ids import new_task_id
 
 pytestmark = pytest.mark.anyio
@@ -84,15 +84,17 @@ async def test_a_reservation_among_many_queues_reads_few_keys_of_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = 0
-    rows = Work.rows
+    rows = SQLiteTransaction.rows
 
-    def counted(work: Work, sql: str, parameters: object = ()) -> list[tuple[object, ...]]:
+    def counted(
+        work: SQLiteTransaction, sql: str, parameters: object = ()
+    ) -> list[tuple[object, ...]]:
         nonlocal read
         found = rows(work, sql, parameters)
         read += len(found) if sql is _sql.DUE_KEYS else 0
         return found
 
-    monkeypatch.setattr(Work, "rows", counted)
+    monkeypatch.setattr(SQLiteTransaction, "rows", counted)
     queues = [f"q{number}" for number in range(20)]
     tasks = [
         Task(id=new_task_id(), function="m:f", payload=b"", queue=queue)

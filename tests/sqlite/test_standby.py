@@ -12,8 +12,8 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from sitq import SQLiteBackend, TaskStatus
-from sitq.backends._standby import Standby, StandbyBackend
-from sitq.backends.sqlite._wakeups import Bell
+from sitq.backends._standby import PendingReservation, ReserveOnCommitBackend
+from sitq.backends.sqlite._wakeups import WakeupFile
 from sitq.errors import BackendError
 from sitq.protocols import Listener
 from tests.sqlite.samples import some_task
@@ -53,7 +53,7 @@ class Waiting:
         listener: Listener | None = None,
     ) -> None:
         self.fulfilled = anyio.Event()
-        self.standby: Standby = backend.stand_by(
+        self.standby: PendingReservation = backend.reserve_on_commit(
             "worker", [queue], limit, 30.0, listener or Deaf(), self.fulfilled.set
         )
 
@@ -70,7 +70,7 @@ async def status_of(backend: SQLiteBackend, task_id: str) -> TaskStatus:
 
 async def test_what_is_stored_is_reserved_at_once(tmp_path: Path) -> None:
     async with opened(tmp_path / "q.db") as backend:
-        assert isinstance(backend, StandbyBackend)
+        assert isinstance(backend, ReserveOnCommitBackend)
         before = backend.clock.monotonic()
         waiting = Waiting(backend)
         ids = await backend.enqueue([some_task(), some_task()])
@@ -119,7 +119,7 @@ async def test_news_that_cannot_be_looked_at_are_told_as_an_error(tmp_path: Path
         async with backend.listen("tasks") as mine:
             waiting = Waiting(backend, listener=mine)
             path.rename(tmp_path / "elsewhere.db")
-            Bell(f"{path}-bell").ring({"tasks"})
+            WakeupFile(f"{path}-bell").signal({"tasks"})
             with anyio.fail_after(5):
                 await waiting.fulfilled.wait()
             with pytest.raises(BackendError, match="disappeared"):

@@ -13,7 +13,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from sitq import TaskQueue, TaskStatus
-from sitq.backends._transactions import Fate, _cancellation
+from sitq.backends._transactions import CancellationGuard, _cancellation
 from sitq.transactions import TransactionalBackend
 from tests.transactions.kinds import AWAITED, AWAITED_POSTGRES, Own, opened
 from tests.transactions.places import Place
@@ -181,7 +181,7 @@ class TestTooLate:
             await go.wait()
             return 3
 
-        fate = Fate()
+        fate = CancellationGuard()
         return fate.settle(unit)
 
     async def test_the_call_returns_and_what_is_awaited_next_raises(self) -> None:
@@ -223,7 +223,7 @@ async def test_a_unit_that_cannot_be_interrupted_is_left_after_a_while(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(_cancellation, "_GRACE", 0.05)
-    fate, ended = Fate(), asyncio.Event()
+    fate, ended = CancellationGuard(), asyncio.Event()
 
     async def unit() -> None:
         try:

@@ -13,8 +13,8 @@ import pytest
 
 from sitq import TaskQueue, Worker
 from sitq.backends.sqlite import _commit_watch
-from sitq.backends.sqlite._file import File
-from sitq.backends.sqlite._wakeups import Bell
+from sitq.backends.sqlite._file import DatabaseFile
+from sitq.backends.sqlite._wakeups import WakeupFile
 from sitq.protocols import Topic
 from tests.transactions.places import Place
 from tests.unit.queue_support import add
@@ -33,19 +33,19 @@ def own(queue: TaskQueue, place: Place) -> Iterator[sqlite3.Connection]:
 def rings(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
     """What was rung, by whomever."""
     rings: list[set[str]] = []
-    ring = Bell.ring
+    signal = WakeupFile.signal
 
-    def note(self: Bell, topics: set[Topic]) -> None:
+    def note(self: WakeupFile, topics: set[Topic]) -> None:
         rings.append(set(topics))
-        ring(self, topics)
+        signal(self, topics)
 
-    monkeypatch.setattr(Bell, "ring", note)
+    monkeypatch.setattr(WakeupFile, "signal", note)
     return rings
 
 
 def is_watching(queue: TaskQueue) -> bool:
     """Tell if the queue's store has a thread that looks out for commits."""
-    session: Any = queue._backend._users.use_from_thread()  # type: ignore[attr-defined]
+    session: Any = queue._backend._open_counter.use_from_thread()  # type: ignore[attr-defined]
     return session._store._commits._thread is not None
 
 
@@ -133,9 +133,9 @@ async def test_a_file_that_is_locked_is_watched_once_it_is_free(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tries: list[int] = []
-    connect = File.connect
+    connect = DatabaseFile.connect
 
-    def refuse(self: File) -> sqlite3.Connection:
+    def refuse(self: DatabaseFile) -> sqlite3.Connection:
         if threading.current_thread().name == "sitq-commits" and len(tries) < 3:
             tries.append(1)
             busy = sqlite3.OperationalError("database is locked")
@@ -144,7 +144,7 @@ async def test_a_file_that_is_locked_is_watched_once_it_is_free(
         return connect(self)
 
     monkeypatch.setattr(_commit_watch, "_IDLE", 0.0)
-    monkeypatch.setattr(File, "connect", refuse)
+    monkeypatch.setattr(DatabaseFile, "connect", refuse)
     await queue.bind(own).enqueue(add, 1, 2)
     own.commit()
     await until_nobody_watches(queue)
@@ -176,7 +176,7 @@ async def test_a_store_that_cannot_be_watched_is_no_error_of_the_users(
     def refuse(*_: object) -> None:
         raise OSError("no more files")
 
-    monkeypatch.setattr(_commit_watch, "Bell", refuse)
+    monkeypatch.setattr(_commit_watch, "WakeupFile", refuse)
     bound = queue.bind(own)
     await bound.enqueue(add, 1, 2)
     await until_nobody_watches(queue)
@@ -199,7 +199,7 @@ async def test_a_wake_up_is_quick_after_the_commit(
 ) -> None:
     """Real time: the transaction takes long, and the ring comes within a moment all the same."""
     rung = threading.Event()
-    monkeypatch.setattr(Bell, "ring", lambda *_: rung.set())
+    monkeypatch.setattr(WakeupFile, "signal", lambda *_: rung.set())
     await queue.bind(own).enqueue(add, 1, 2)
     time.sleep(0.3)  # noqa: ASYNC251 - the user's transaction, in the loop's thread
     assert not rung.is_set()

@@ -26,7 +26,7 @@ from sitq import (
 from sitq.backends.sqlite._lease_keeper import FileLeaseKeeper
 from sitq.models import Lease, LeaseState
 from sitq.testing import FakeClock
-from sitq.worker._run import Session
+from sitq.worker._run import WorkerRun
 from tests.transactions.kinds import Own
 from tests.transactions.places import Place
 from tests.transactions.scene import Scene, outcome, pay, working
@@ -42,10 +42,10 @@ async def test_the_function_may_go_on_after_a_heartbeat_has_found_no_lease(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The lease is gone with the success; nobody cancels or warns because of that."""
-    lose = Session._lose
+    lose = WorkerRun._lose
     lost, went_on = anyio.Event(), anyio.Event()
 
-    def note(self: Session, lease: Lease) -> None:
+    def note(self: WorkerRun, lease: Lease) -> None:
         lose(self, lease)
         lost.set()
 
@@ -54,7 +54,7 @@ async def test_the_function_may_go_on_after_a_heartbeat_has_found_no_lease(
         await checkpoint()  # a cancellation would come here
         went_on.set()
 
-    monkeypatch.setattr(Session, "_lose", note)
+    monkeypatch.setattr(WorkerRun, "_lose", note)
     Scene.after = staticmethod(go_on)
     await queue.enqueue(pay, 7)
     async with working(place, lease=0.5):
@@ -99,7 +99,7 @@ async def test_a_lost_lease_raises_and_the_writes_are_rolled_back(
     queue: TaskQueue, place: Place, own: Own, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The task was taken back between its start and its completion; its worker has not heard."""
-    monkeypatch.setattr("sitq.worker._run.Session._lose", lambda *_: None)
+    monkeypatch.setattr("sitq.worker._run.WorkerRun._lose", lambda *_: None)
     if own.begins:
         pytest.skip("its transaction is open, so that nobody can take the task back")
     raised: list[BaseException] = []

@@ -12,7 +12,7 @@ import anyio
 from sitq import MsgpackSerializer, Result, TaskId, TaskQueue, task
 from sitq.backends.memory import MemoryBackend
 from sitq.models import Outcome, Task
-from sitq.payload.registry import known
+from sitq.payload.registry import default_registry
 from sitq.protocols import Backend, Clock, Listener, Topic
 from sitq.testing import FakeClock
 
@@ -137,7 +137,7 @@ async def finish(backend: Backend, value: object = None, *, error: str | None = 
 
 def arguments(task: Task) -> dict[str, Any]:
     """What a worker would call the task's function with, by parameter."""
-    function = known.get(task.function)
+    function = default_registry.get(task.function)
     assert function is not None
     args, kwargs = function.load_arguments(MsgpackSerializer(), task.payload)
     return inspect.signature(function.func).bind(*args, **kwargs).arguments

@@ -6,7 +6,7 @@ import anyio
 import pytest
 
 from sitq._loops import LoopRef
-from sitq.backends._batch_queue import Gathering, Request, wake_all
+from sitq.backends._batch_queue import BatchQueue, Request, wake_all
 
 
 class Raising(Request[None]):
@@ -32,7 +32,7 @@ class Interrupt(BaseException):
     """What a signal handler raises in these tests."""
 
 
-class InterruptedGathering(Gathering):
+class InterruptedGathering(BatchQueue):
     """Is interrupted before the writer is told the first time."""
 
     def __init__(self, loop: LoopRef) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from sitq import UsageError
 from sitq._loops import LoopRef
-from sitq.backends._driver_loop import Home
+from sitq.backends._driver_loop import DriverLoop
 
 pytestmark = pytest.mark.anyio
 
@@ -26,8 +26,8 @@ async def the_loop() -> asyncio.AbstractEventLoop:
 
 
 async def test_work_cancelled_before_its_first_step_keeps_no_caller_waiting() -> None:
-    home = Home(LoopRef(), "sitq-test")
-    loop = await home.run(the_loop)
+    driver_loop = DriverLoop(LoopRef(), "sitq-test")
+    loop = await driver_loop.run(the_loop)
     posted = threading.Event()
     loop.call_soon_threadsafe(posted.wait)
     errors: list[UsageError] = []
@@ -35,7 +35,7 @@ async def test_work_cancelled_before_its_first_step_keeps_no_caller_waiting() ->
 
     async def ask() -> None:
         try:
-            await home.run(the_loop)
+            await driver_loop.run(the_loop)
         except UsageError as error:
             errors.append(error)
 
@@ -47,10 +47,10 @@ async def test_work_cancelled_before_its_first_step_keeps_no_caller_waiting() ->
         async with anyio.create_task_group() as group:
             group.start_soon(ask)
             await anyio.wait_all_tasks_blocked()
-            blocked.append(home.submit(the_loop))
+            blocked.append(driver_loop.submit(the_loop))
             loop.call_soon_threadsafe(cancel_all)
             posted.set()
     assert len(errors) == 1
     with pytest.raises(UsageError):
         blocked[0].result(timeout=10)
-    await home.end()
+    await driver_loop.end()

@@ -124,16 +124,16 @@ def test_texts_of_such_keys_are_refused_where_they_are_read_as_ints() -> None:
         counts: dict[int, int]
 
     codec = ValueCodec(Counts)
-    codec.restore({"counts": {1: 1}})
+    codec.load({"counts": {1: 1}})
     plain = {"counts": {str(key): 1 for key in dict_keys()}}
-    assert refused_within(lambda: codec.restore(plain)) < slow_dict()[1] / 2
+    assert refused_within(lambda: codec.load(plain)) < slow_dict()[1] / 2
 
 
 def test_named_tuples_whose_hashes_are_equal_are_refused_before_they_are_made() -> None:
     jobs = {(TAG, ("id", uuid.UUID(int=number * MODULUS))) for number in range(2_500)}
     codec = ValueCodec(set[Job])
     limit = slow_dict()[1]
-    assert refused_within(lambda: codec.restore(jobs)) < limit
+    assert refused_within(lambda: codec.load(jobs)) < limit
     assert refused_within(lambda: without_names(jobs)) < limit
     assert refused_within(lambda: without_names(dict.fromkeys(jobs))) < limit
 

@@ -14,7 +14,7 @@ import pytest
 from anyio import to_thread
 
 from sitq._loops import LoopRef
-from sitq.backends.sqlite._loop_waker import Mailbox
+from sitq.backends.sqlite._loop_waker import LoopWaker
 
 pytestmark = pytest.mark.anyio
 
@@ -25,7 +25,7 @@ def open_files() -> int:
 
 
 async def test_what_threads_post_is_called_in_the_loop_and_in_order() -> None:
-    mailbox, called, done = Mailbox(LoopRef()), list[tuple[int, int]](), anyio.Event()
+    mailbox, called, done = LoopWaker(LoopRef()), list[tuple[int, int]](), anyio.Event()
 
     def note(number: int) -> None:
         called.append((number, threading.get_ident()))
@@ -43,7 +43,7 @@ async def test_what_threads_post_is_called_in_the_loop_and_in_order() -> None:
 
 
 async def test_what_was_posted_before_the_closing_is_called() -> None:
-    mailbox, done = Mailbox(LoopRef()), anyio.Event()
+    mailbox, done = LoopWaker(LoopRef()), anyio.Event()
     mailbox.post(done.set)
     mailbox.close()
     mailbox.close()
@@ -52,7 +52,7 @@ async def test_what_was_posted_before_the_closing_is_called() -> None:
 
 
 async def test_what_is_posted_after_the_closing_is_called_too() -> None:
-    mailbox, done = Mailbox(LoopRef()), anyio.Event()
+    mailbox, done = LoopWaker(LoopRef()), anyio.Event()
     mailbox.close()
     await to_thread.run_sync(mailbox.post, done.set)
     with anyio.fail_after(5):
@@ -61,7 +61,7 @@ async def test_what_is_posted_after_the_closing_is_called_too() -> None:
 
 async def test_a_mailbox_that_nobody_has_any_more_leaves_no_file() -> None:
     before = open_files()
-    mailboxes = [Mailbox(LoopRef()) for _ in range(20)]
+    mailboxes = [LoopWaker(LoopRef()) for _ in range(20)]
     await to_thread.run_sync(mailboxes.clear)
     gc.collect()
     called = anyio.Event()
@@ -77,7 +77,7 @@ async def test_it_does_without_a_file_where_the_system_gives_none(
         raise OSError
 
     monkeypatch.setattr(os, "eventfd", refuse)
-    mailbox, done = Mailbox(LoopRef()), anyio.Event()
+    mailbox, done = LoopWaker(LoopRef()), anyio.Event()
     await to_thread.run_sync(mailbox.post, done.set)
     with anyio.fail_after(5):
         await done.wait()
@@ -88,7 +88,7 @@ async def test_it_does_without_a_file_where_the_system_gives_none(
 async def test_it_can_be_opened_where_another_one_was_closed() -> None:
     """The selector must have forgotten a file whose number comes again."""
     for _ in range(3):
-        mailbox, done = Mailbox(LoopRef()), anyio.Event()
+        mailbox, done = LoopWaker(LoopRef()), anyio.Event()
         mailbox.post(done.set)
         with anyio.fail_after(5):
             await done.wait()
@@ -98,8 +98,8 @@ async def test_it_can_be_opened_where_another_one_was_closed() -> None:
 def test_what_is_left_when_its_loop_has_stopped_leaves_no_file() -> None:
     before = open_files()
 
-    async def make() -> Mailbox:
-        return Mailbox(LoopRef())
+    async def make() -> LoopWaker:
+        return LoopWaker(LoopRef())
 
     loop = asyncio.new_event_loop()
     mailboxes = [loop.run_until_complete(make())]
@@ -111,10 +111,10 @@ def test_what_is_left_when_its_loop_has_stopped_leaves_no_file() -> None:
 
 def test_what_is_left_when_its_loop_has_ended_leaves_no_file() -> None:
     before = open_files()
-    mailboxes: list[Mailbox] = []
+    mailboxes: list[LoopWaker] = []
 
     async def make() -> None:
-        mailboxes.append(Mailbox(LoopRef()))
+        mailboxes.append(LoopWaker(LoopRef()))
 
     asyncio.run(make())
     mailboxes[0].post(lambda: None)
@@ -125,7 +125,7 @@ def test_what_is_left_when_its_loop_has_ended_leaves_no_file() -> None:
 
 async def test_a_collection_in_the_middle_of_a_post_blocks_nobody() -> None:
     """It may collect what holds the mailbox, which is then abandoned in the thread that posts."""
-    mailbox, called = Mailbox(LoopRef()), anyio.Event()
+    mailbox, called = LoopWaker(LoopRef()), anyio.Event()
     with mailbox._lock:
         mailbox.post(called.set)
         mailbox.abandon()

@@ -10,7 +10,7 @@ import anyio.to_thread
 import pytest
 
 from sitq._loops import LoopRef
-from sitq.backends._open_counter import Users
+from sitq.backends._open_counter import OpenCounter
 from sitq.errors import UsageError
 
 
@@ -32,7 +32,7 @@ class Opened:
 async def test_a_child_that_has_closed_is_still_told_of_the_fork(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    users = Users(lambda: "the store", Opened, "they may share it")
+    users = OpenCounter(lambda: "the store", Opened, "they may share it")
     await users.enter()
     child = os.getpid() + 1
     monkeypatch.setattr(os, "getpid", lambda: child)
@@ -55,7 +55,7 @@ async def test_while_a_loop_opens_it_no_other_loop_does_though_a_user_was_cancel
             if self is opened[0]:
                 await go.wait()
 
-    users = Users(lambda: "the store", Slow, "they may share it")
+    users = OpenCounter(lambda: "the store", Slow, "they may share it")
     with anyio.fail_after(20):
         async with anyio.create_task_group() as group:
             group.start_soon(users.enter)

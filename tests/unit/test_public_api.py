@@ -39,7 +39,7 @@ NAMES = [
     "ResultSigningSerializer",
     "SigningSerializer",
     "SitqError",
-    "StandbyBackend",
+    "ReserveOnCommitBackend",
     "SyncBoundQueue",
     "SyncTaskQueue",
     "Task",

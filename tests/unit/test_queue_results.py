@@ -173,7 +173,7 @@ async def test_the_value_of_an_unknown_function_has_no_names_of_sitqs_own() -> N
     async with spied_queue() as (queue, backend, _):
         task_id = await queue.enqueue(draw)
         shapes = [Shape(points={Point(1, 2)})]
-        lowered = ValueCodec(list[Shape]).lower(shapes)
+        lowered = ValueCodec(list[Shape]).dump(shapes)
         await finish(backend, lowered)
         result: Result[Any] | None = await queue.get_result(str(task_id))
         assert result is not None

@@ -12,7 +12,15 @@ import pytest
 
 from sitq.errors import ValidationError
 from sitq.models import RetryPolicy
-from sitq.payload.registry import Call, Registry, TaskDefaults, call, known, name_of, task
+from sitq.payload.registry import (
+    Call,
+    Registry,
+    TaskDefaults,
+    call,
+    default_registry,
+    name_of,
+    task,
+)
 from tests.unit import registry_samples as samples
 from tests.unit.registry_samples import Service, Sub
 
@@ -211,7 +219,7 @@ def test_a_module_adds_the_functions_that_it_defines() -> None:
 
 
 def test_a_marked_function_is_known_with_its_options_through_what_wraps_it() -> None:
-    found = known.get(f"{HERE}:marked")
+    found = default_registry.get(f"{HERE}:marked")
     assert found is not None
     assert found.func is samples.marked
     assert found.defaults == TaskDefaults(
@@ -221,23 +229,23 @@ def test_a_marked_function_is_known_with_its_options_through_what_wraps_it() -> 
         result_ttl=60.0,
         retry=RetryPolicy(max_attempts=2),
     )
-    assert known.add(samples.marked) is found
+    assert default_registry.add(samples.marked) is found
 
 
 def test_a_decorator_without_options_changes_nothing_but_that_it_is_known() -> None:
-    found = known.get(f"{HERE}:marked_only")
+    found = default_registry.get(f"{HERE}:marked_only")
     assert found is not None
     assert found.func is samples.marked_only
     assert found.defaults == TaskDefaults()
 
 
 def test_marked_methods_of_classes_are_known_as_what_the_class_makes_of_them() -> None:
-    found = known.get(f"{HERE}:Service.marked")
+    found = default_registry.get(f"{HERE}:Service.marked")
     assert found is not None
     assert found.func() == "Service"
     assert found.defaults.timeout == 7
-    assert known.add(Sub.marked).defaults.timeout == 7
-    assert known.get(f"{HERE}:Service.marked_static") is not None
+    assert default_registry.add(Sub.marked).defaults.timeout == 7
+    assert default_registry.get(f"{HERE}:Service.marked_static") is not None
 
 
 def test_a_marked_function_that_its_module_does_not_keep_is_not_known(

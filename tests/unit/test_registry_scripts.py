@@ -10,20 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from sitq.payload.registry import Registry, known
+from sitq.payload.registry import Registry, default_registry
 from tests.unit import registry_samples as samples
 
 HERE = "tests.unit.registry_samples"
 
 SCRIPT = """
     import multiprocessing
-    from sitq.payload.registry import known, name_of, task
+    from sitq.payload.registry import default_registry, name_of, task
 
     @task
     def job(): ...
 
     def child(queue):
-        queue.put((name_of(job), known.get(name_of(job)) is not None))
+        queue.put((name_of(job), default_registry.get(name_of(job)) is not None))
 
     if __name__ == "__main__":
         context = multiprocessing.get_context("spawn")
@@ -98,7 +98,9 @@ def test_a_script_that_is_imported_as_a_module_knows_the_name_that_it_had_as_a_s
     assert registry.get(f"{path}:add") is added
     assert registry.get(f"{path}:wrapped") is None
     assert registry.get(f"{path.parent}:add") is None
-    assert known.get(f"{path}:marked_only") is known.get(f"{HERE}:marked_only")
+    assert default_registry.get(f"{path}:marked_only") is default_registry.get(
+        f"{HERE}:marked_only"
+    )
 
 
 REFUSED_IN = """

@@ -184,7 +184,7 @@ async def test_ends_that_the_store_writes_are_read_without_a_signature(
 
 
 def _refused(outcome: Outcome) -> str:
-    plain = _reporter.replaced(outcome, BackendValueError("no"))
+    plain = _reporter.storable_outcome(outcome, BackendValueError("no"))
     assert plain is not None
     assert plain.error is not None
     return plain.error

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sitq import MsgpackSerializer, SQLiteBackend, TaskQueue, ValidationError, call
-from sitq._task_batch import AlikeTasks, has_keys, ids_of, join, split
+from sitq._task_batch import TaskBatch, concat, has_keys, ids_of, split
 from sitq.ids import new_task_id, new_task_ids
 from sitq.models import Task
 from sitq.protocols import Serializer
@@ -18,8 +18,8 @@ def new_task(**options: Any) -> Task:
     return Task(**{"id": new_task_id(), "function": "m:f", "payload": b"p"} | options)
 
 
-def alike(*payloads: bytes, **options: Any) -> AlikeTasks:
-    return AlikeTasks(new_task(**options), new_task_ids(len(payloads)), list(payloads))
+def alike(*payloads: bytes, **options: Any) -> TaskBatch:
+    return TaskBatch(new_task(**options), new_task_ids(len(payloads)), list(payloads))
 
 
 def test_they_are_a_sequence_of_tasks_as_if_each_had_been_made_by_itself() -> None:
@@ -37,8 +37,8 @@ def test_they_are_a_sequence_of_tasks_as_if_each_had_been_made_by_itself() -> No
 
 def test_batches_that_are_alike_by_value_are_one() -> None:
     batches = [alike(b"a", b"b"), alike(b"c"), [new_task(payload=b"d")], []]
-    joined = join(batches)
-    assert isinstance(joined, AlikeTasks)
+    joined = concat(batches)
+    assert isinstance(joined, TaskBatch)
     assert joined.payloads == [b"a", b"b", b"c", b"d"]
     assert split(joined.ids, batches) == [ids_of(batch) for batch in batches]
     assert list(joined) == [task for batch in batches for task in batch]
@@ -47,19 +47,19 @@ def test_batches_that_are_alike_by_value_are_one() -> None:
 @pytest.mark.parametrize("option", [{"function": "m:g"}, {"unique_key": "k"}, {"retry_of": None}])
 def test_batches_that_differ_stay_a_list_in_order(option: dict[str, Any]) -> None:
     batches = [alike(b"a"), alike(b"b", **{"priority": 1} | option), alike(b"c")]
-    joined = join(batches)
-    assert not isinstance(joined, AlikeTasks)
+    joined = concat(batches)
+    assert not isinstance(joined, TaskBatch)
     assert [task.payload for task in joined] == [b"a", b"b", b"c"]
     assert has_keys(joined) == has_keys(batches[1]) == ("unique_key" in option)
 
 
 def test_tasks_whose_keys_end_at_the_start_stay_a_list() -> None:
     made = [new_task(unique_until="start"), new_task(unique_until="start")]
-    assert not isinstance(join([made]), AlikeTasks)
+    assert not isinstance(concat([made]), TaskBatch)
 
 
 def test_nothing_joined_is_nothing() -> None:
-    assert list(join([])) == list(join([[], []])) == []
+    assert list(concat([])) == list(concat([[], []])) == []
 
 
 @pytest.mark.anyio
@@ -71,7 +71,7 @@ async def test_a_batch_of_several_functions_is_stored_in_order(tmp_path: Any) ->
     async with TaskQueue(backend) as queue:
         ids = await queue.enqueue_many(calls)
         assert ids == sorted(set(ids))
-        stored = [await backend.get_stored(task_id) for task_id in ids]
+        stored = [await backend.load_task(task_id) for task_id in ids]
     expected = [{"a": n, "b": n} for n in range(250)] + [{"name": str(n)} for n in range(150)]
     assert [arguments(task) for task in stored] == expected
 

@@ -13,9 +13,9 @@ from sitq import ValidationError, Worker, task
 from sitq.backends.memory import MemoryBackend
 from sitq.ids import new_task_id
 from sitq.models import ReservedTask, RetryPolicy
-from sitq.payload.registry import Registry, known
+from sitq.payload.registry import Registry, default_registry
 from sitq.retry import decide
-from sitq.worker._outcomes import missed
+from sitq.worker._outcomes import outcome_of_unknown_function
 from tests.unit.queue_support import spied_queue
 
 Load = Callable[..., types.ModuleType]
@@ -55,7 +55,7 @@ async def test_the_name_that_is_given_is_stored(load: Load) -> None:
 @pytest.mark.parametrize("given", [False, True])
 def test_a_function_is_found_by_all_of_its_names(load: Load, given: bool) -> None:
     module = load("names_b", NAMED.format("b"))
-    registry = Registry(parent=known)
+    registry = Registry(parent=default_registry)
     if given:
         registry.add_module(module)
     for name in ("b.send", "names_b:send", "old.b:send", "/srv/my app.py:b"):
@@ -99,7 +99,7 @@ def test_two_functions_with_one_name_are_refused_by_name(load: Load, second: str
     text = r"is claimed by names_c:send and by names_d:other: give one of them another name="
     with pytest.raises(ValidationError, match=text):
         load("names_d", f"from sitq import task\n{second}")
-    found = known.get("c.send")
+    found = default_registry.get("c.send")
     assert found is not None
     assert found.func() == "c"
 
@@ -108,17 +108,17 @@ def test_a_function_that_has_the_old_name_of_another_is_refused(load: Load) -> N
     load("names_e", NAMED.format("e"))
     unmarked = load("old.e", "def send() -> None: ...")
     with pytest.raises(ValidationError, match=r"'old\.e:send' is claimed by names_e:send and by"):
-        known.add(unmarked.send)
+        default_registry.add(unmarked.send)
     with pytest.raises(ValidationError, match="claimed"):
         Worker(MemoryBackend(), tasks=[unmarked])
 
 
 def test_a_module_that_is_loaded_again_gives_its_names_to_its_new_functions(load: Load) -> None:
     load("names_f", NAMED.format("f"))
-    assert known.get("f.send") is not None
+    assert default_registry.get("f.send") is not None
     again = load("names_f", NAMED.format("f"))
     for name in ("f.send", "names_f:send", "old.f:send"):
-        found = known.get(name)
+        found = default_registry.get(name)
         assert found is not None
         assert found.func is again.send
 
@@ -127,7 +127,7 @@ def test_a_file_that_is_loaded_under_two_names_has_one_function(load: Load) -> N
     """A project may have two ways to a module; a script may be imported as well."""
     load("project.names_n", NAMED.format("n"), "/srv/project/names_n.py")
     second = load("names_n", NAMED.format("n"), "/srv/project/names_n.py")
-    found = known.get("n.send")
+    found = default_registry.get("n.send")
     assert found is not None
     assert found.func is second.send
     with pytest.raises(ValidationError, match="claimed"):
@@ -138,7 +138,7 @@ def test_a_name_is_free_once_its_function_is_gone(load: Load) -> None:
     module = load("names_o", NAMED.format("o"))
     del module.send
     again = load("names_p", NAMED.format("o"))
-    found = known.get("o.send")
+    found = default_registry.get("o.send")
     assert found is not None
     assert found.func is again.send
 
@@ -156,9 +156,9 @@ class Sub(Base): ...
 
 def test_an_inherited_class_method_does_not_take_the_name_of_its_base(load: Load) -> None:
     module = load("names_g", CLASSES)
-    assert known.add(module.Base.run).name == "g.run"
-    assert known.add(module.Sub.run).name == "names_g:Sub.run"
-    found = known.get("g.run")
+    assert default_registry.add(module.Base.run).name == "g.run"
+    assert default_registry.add(module.Sub.run).name == "names_g:Sub.run"
+    found = default_registry.get("g.run")
     assert found is not None
     assert found.func() == "Base"
 
@@ -231,7 +231,7 @@ def test_a_name_that_was_added_is_found_without_a_search(
 
 def make_reserved(function: str) -> ReservedTask:
     return ReservedTask.model_construct(
-        id=new_task_id(), function=function, misses=0, epoch=1, payload=b""
+        id=new_task_id(), function=function, unknown_function_count=0, epoch=1, payload=b""
     )
 
 
@@ -249,7 +249,7 @@ def test_the_warning_names_what_may_be_meant(
 ) -> None:
     registry = Registry()
     registry.add(load("jobs_k", "def send() -> None: ...").send)
-    outcome = missed(make_reserved(wanted), registry.similar_names(wanted))
+    outcome = outcome_of_unknown_function(make_reserved(wanted), registry.similar_names(wanted))
     assert outcome.kind == "miss"
     text = caplog.text
     assert hint in text

@@ -8,7 +8,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from sitq._loops import to_its_end
+from sitq._loops import run_to_completion
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
@@ -22,7 +22,7 @@ async def test_each_cancellation_of_asyncio_waits_for_the_end() -> None:
         await go.wait()
         ended = True
 
-    task = asyncio.create_task(to_its_end(work))
+    task = asyncio.create_task(run_to_completion(work))
     for _ in range(3):
         await asyncio.sleep(0)
         task.cancel()
@@ -44,7 +44,7 @@ def test_work_that_is_cancelled_before_its_first_step_is_done_all_the_same() -> 
         ended = True
 
     async def main() -> None:
-        call = asyncio.create_task(to_its_end(work))
+        call = asyncio.create_task(run_to_completion(work))
         await asyncio.sleep(0)  # the call has made the work's task, which has not begun
         for task in asyncio.all_tasks() - {asyncio.current_task()}:
             task.cancel()
@@ -68,10 +68,10 @@ async def test_a_scope_waits_for_the_end_too() -> None:
 
     with anyio.CancelScope() as scope:
         scope.cancel()
-        await to_its_end(work)
+        await run_to_completion(work)
         await anyio.lowlevel.checkpoint()
     assert ended
-    assert await to_its_end(work) == "done"
+    assert await run_to_completion(work) == "done"
 
 
 @pytest.mark.anyio
@@ -81,4 +81,4 @@ async def test_what_the_work_raises_is_raised() -> None:
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        await to_its_end(work)
+        await run_to_completion(work)

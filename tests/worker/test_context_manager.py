@@ -35,7 +35,7 @@ def break_service(monkeypatch: pytest.MonkeyPatch) -> anyio.Event:
         await event.wait()
         raise Broken
 
-    monkeypatch.setattr(_run.Session, "_note_progress", fail)
+    monkeypatch.setattr(_run.WorkerRun, "_note_progress", fail)
     return event
 
 
@@ -141,7 +141,7 @@ async def test_an_error_surfaces_at_the_exit_where_the_entering_task_has_ended(
     worker = a_worker(tmp_path)
     await asyncio.create_task(worker.__aenter__())
     break_service.set()
-    await until(lambda: worker._session is None)
+    await until(lambda: worker._run_state is None)
     with pytest.raises(ExceptionGroup) as caught:
         await worker.__aexit__(None, None, None)
     assert caught.group_contains(Broken)

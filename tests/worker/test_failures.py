@@ -218,9 +218,9 @@ async def test_a_bad_payload_touches_only_its_own_row(
 ) -> None:
     from sitq.ids import new_task_id
     from sitq.models import Task
-    from sitq.payload.registry import known
+    from sitq.payload.registry import default_registry
 
-    name = known.add(add).name
+    name = default_registry.add(add).name
     backend = SQLiteBackend(tmp_path / "q.db")
     await backend.open()
     task = Task(id=new_task_id(), function=name, payload=payload)

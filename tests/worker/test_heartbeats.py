@@ -113,7 +113,7 @@ def broken_logging() -> Iterator[None]:
     def raises(_: logging.LogRecord) -> bool:
         raise RuntimeError("the filter's own")
 
-    modules = ["_leases", "_outcomes", "_reporter", "_runner", "_runners", "_session"]
+    modules = ["_leases", "_outcomes", "_reporter", "_runner", "_pool", "_run_state"]
     loggers = [logging.getLogger(f"sitq.worker.{name}") for name in modules]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -12,8 +12,8 @@ import anyio
 import pytest
 
 from sitq import SQLiteBackend, TaskQueue, TaskStatus, Worker
-from sitq.backends._standby import Standby
-from sitq.backends.sqlite._wakeups import Bell
+from sitq.backends._standby import PendingReservation
+from sitq.backends.sqlite._wakeups import WakeupFile
 from sitq.errors import BackendError
 from sitq.models import Reservation
 from tests.sqlite.samples import locked
@@ -31,16 +31,16 @@ class Watched(SQLiteBackend):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self.wishes: list[tuple[int, Standby]] = []
+        self.wishes: list[tuple[int, PendingReservation]] = []
         self.reservations = 0
 
     async def reserve(self, *wish: Any) -> Reservation:
         self.reservations += 1
         return await super().reserve(*wish)
 
-    def stand_by(self, *wish: Any) -> Standby:
+    def reserve_on_commit(self, *wish: Any) -> PendingReservation:
         _, _, limit, *_ = wish
-        standby = super().stand_by(*wish)
+        standby = super().reserve_on_commit(*wish)
         self.wishes.append((limit, standby))
         return standby
 
@@ -66,7 +66,7 @@ async def working(
 
 def is_carried_out(standby: Any) -> bool:
     """Tell if a transaction has taken a wish on, with or without the lock that it needs."""
-    return standby._request not in standby._commits._standing
+    return standby._request not in standby._commits._pending_reserves
 
 
 async def test_it_takes_what_it_can_start_and_leaves_the_rest_to_others(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ async def test_a_wish_that_could_not_be_carried_out_is_not_the_last(tmp_path: Pa
         await anyio.wait_all_tasks_blocked()
         wishes = len(backend.wishes)
         path.rename(elsewhere)
-        Bell(f"{path}-bell").ring({"tasks"})
+        WakeupFile(f"{path}-bell").signal({"tasks"})
         await backend.until_another_wish(wishes)
         elsewhere.rename(path)
         assert (await ended(other, await other.enqueue(nothing))).status is TaskStatus.SUCCESS
@@ -123,8 +123,8 @@ async def test_a_wish_that_could_not_be_carried_out_is_not_the_last(tmp_path: Pa
 class Refusing(SQLiteBackend):
     """A store with which nobody can stand by."""
 
-    def stand_by(self, *_: object) -> Standby:
-        raise BackendError("stand_by: not today")
+    def reserve_on_commit(self, *_: object) -> PendingReservation:
+        raise BackendError("reserve_on_commit: not today")
 
 
 async def test_a_worker_lives_on_where_it_cannot_stand_by(

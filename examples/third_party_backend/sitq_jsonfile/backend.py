@@ -167,7 +167,7 @@ class JsonFileBackend:
             lambda rows, _: {each: rows[each].as_result() for each in task_ids if each in rows}
         )
 
-    async def get_stored(self, task_id: TaskId[Any]) -> Task:
+    async def load_task(self, task_id: TaskId[Any]) -> Task:
         return await self._step(lambda rows, _: _known(rows, task_id).as_task())
 
     # -- beside the event loop ---------------------------------------------------------------

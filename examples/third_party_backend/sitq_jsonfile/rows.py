@@ -14,7 +14,7 @@ __all__ = ["Row"]
 
 SAME_NAMES = ("status", "eta", "attempts", "crashes", "progress", "error", "cancel_requested")
 TIMES = ("enqueued_at", "started_at", "finished_at")
-RETURNS = {OutcomeKind.RETRY, OutcomeKind.RELEASE, OutcomeKind.MISS}
+RETURNS = {OutcomeKind.RETRY, OutcomeKind.RELEASE, OutcomeKind.UNKNOWN_FUNCTION}
 
 
 class Row(BaseModel):
@@ -31,7 +31,7 @@ class Row(BaseModel):
     epoch: int = 0
     attempts: int = 0
     crashes: int = 0
-    misses: int = 0
+    unknown_function_count: int = 0
     started_at: AwareDatetime | None = None
     finished_at: AwareDatetime | None = None
     lease_end: AwareDatetime | None = None
@@ -136,8 +136,10 @@ class Row(BaseModel):
                 return self.without_lease().but(status=TaskStatus.PENDING, eta=later, **told)
             case OutcomeKind.RELEASE:
                 return self.given_back()
-            case OutcomeKind.MISS:
-                return self.given_back().but(misses=self.misses + 1, eta=later)
+            case OutcomeKind.UNKNOWN_FUNCTION:
+                return self.given_back().but(
+                    unknown_function_count=self.unknown_function_count + 1, eta=later
+                )
 
     def reclaimed(self, max_crashes: int, now: datetime) -> Row:
         """The row of an attempt whose lease ended without an outcome."""
@@ -163,7 +165,7 @@ class Row(BaseModel):
             queue=task.queue,
             epoch=self.epoch,
             attempt=self.attempts,
-            misses=self.misses,
+            unknown_function_count=self.unknown_function_count,
             crashes=self.crashes,
             eta=self.eta,
             enqueued_at=self.enqueued_at,

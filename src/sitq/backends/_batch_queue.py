@@ -20,16 +20,24 @@ if TYPE_CHECKING:
 
     from sitq._loops import LoopRef
 
-__all__ = ["BlockingRequest", "Gathering", "Request", "Undo", "join", "operation_of", "wake_all"]
+__all__ = [
+    "BatchQueue",
+    "BlockingRequest",
+    "Compensate",
+    "Request",
+    "group_by_operation",
+    "operation_of",
+    "wake_all",
+]
 
 O = TypeVar("O")  # noqa: E741 - what comes out
-Undo = Callable[[list[O]], "Request[Any] | None"]
+Compensate = Callable[[list[O]], "Request[Any] | None"]
 
 
 class Request(Generic[O]):
     """A batch of items for one operation, and a place for the answers.
 
-    ``undo`` turns the answers into the request that takes them back, for the case that nobody
+    ``compensate`` turns the answers into the request that takes them back, for the case that nobody
     is there any more to use them.
     """
 
@@ -37,12 +45,12 @@ class Request(Generic[O]):
         "_event",
         "abandoned",
         "answers",
+        "compensate",
+        "compensating",
         "error",
         "items",
         "operation",
         "settled",
-        "undo",
-        "undoing",
     )
 
     def __init__(
@@ -50,16 +58,16 @@ class Request(Generic[O]):
         loop: LoopRef,
         operation: Callable[..., Any],
         items: Sequence[Any],
-        undo: Undo[O] | None = None,
+        compensate: Compensate[O] | None = None,
     ) -> None:
         self.operation: Final = operation
         self.items: Final = items
-        self.undo: Final = undo
+        self.compensate: Final = compensate
         self.answers: list[O] | None = None
         self.error: BaseException | None = None
         self.abandoned = False
         self.settled = False
-        self.undoing = False
+        self.compensating = False
         # anyio's event costs several times as much as a bare future.
         self._event: asyncio.Future[None] | anyio.Event = (
             anyio.Event() if loop.asyncio is None else loop.asyncio.create_future()
@@ -114,7 +122,7 @@ class BlockingRequest(Request[O]):
         self._lock.release()
 
 
-class Gathering:
+class BatchQueue:
     """Gathers requests, and keeps the books of who still waits for which.
 
     Args:
@@ -131,14 +139,14 @@ class Gathering:
         self,
         operation: Callable[..., Any],
         items: Sequence[Any],
-        undo: Undo[O] | None = None,
+        compensate: Compensate[O] | None = None,
     ) -> list[O]:
         """Have ``operation`` carried out for ``items`` and return its answers.
 
         A caller that is cancelled before its request was taken has changed nothing; one that is
         cancelled later has its answers undone, where they can be.
         """
-        request = Request(self._loop, operation, items, undo)
+        request = Request(self._loop, operation, items, compensate)
         try:
             self.post(request)
             await request.wait()
@@ -185,11 +193,11 @@ class Gathering:
             request.abandoned = True
             if not request.settled:
                 return  # the writer will see it
-        if (reverse := _reverse(request)) is not None:
-            self._post_reverse(reverse)
+        if (compensation := _compensation_of(request)) is not None:
+            self._post_compensation(compensation)
 
-    def _post_reverse(self, reverse: Request[Any]) -> None:
-        self.post(reverse)
+    def _post_compensation(self, compensation: Request[Any]) -> None:
+        self.post(compensation)
 
     def _take(self) -> list[Request[Any]]:
         """What has gathered; for the writer."""
@@ -203,7 +211,9 @@ class Gathering:
             for request in batch:
                 request.settled = True
             abandoned = [request for request in batch if request.abandoned]
-        return [reverse for request in abandoned if (reverse := _reverse(request))]
+        return [
+            compensation for request in abandoned if (compensation := _compensation_of(request))
+        ]
 
     def _more(self) -> bool:
         """Tell if the writer has to go on; if not, the next request will call it again."""
@@ -212,11 +222,11 @@ class Gathering:
         return again
 
 
-def _reverse(request: Request[Any]) -> Request[Any] | None:
+def _compensation_of(request: Request[Any]) -> Request[Any] | None:
     """What takes the answers of a request back."""
-    if request.undo is None or not request.answers:
+    if request.compensate is None or not request.answers:
         return None
-    return request.undo(request.answers)
+    return request.compensate(request.answers)
 
 
 def wake_all(batch: list[Request[Any]]) -> None:
@@ -230,7 +240,7 @@ def wake_all(batch: list[Request[Any]]) -> None:
             request.wake()
 
 
-def join(
+def group_by_operation(
     batch: Sequence[Request[Any]],
 ) -> list[tuple[Callable[..., Any], list[Request[Any]]]]:
     """Group neighbours of the same operation, so that one call serves them all."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 import anyio
 
 from sitq._logging import Log
-from sitq._loops import LoopThread, nothing
+from sitq._loops import LoopThread, no_op
 from sitq.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from sitq._loops import LoopRef
 
-__all__ = ["Home", "begin_thread", "end_thread", "when_cancelled"]
+__all__ = ["DriverLoop", "start_driver_thread", "stop_driver_thread", "when_cancelled"]
 
 _log: Final = Log(__name__)
 
@@ -55,7 +55,7 @@ class _Answer(Generic[T]):
         return self.value[0]
 
 
-def begin_thread(name: str) -> LoopThread:
+def start_driver_thread(name: str) -> LoopThread:
     """A loop for a driver; where nobody ends it, the end of the process does, without a word."""
     thread = LoopThread(name)
     thread.start()
@@ -63,13 +63,13 @@ def begin_thread(name: str) -> LoopThread:
     return thread
 
 
-def end_thread_soon(thread: LoopThread) -> None:
+def stop_driver_thread_soon(thread: LoopThread) -> None:
     """End a driver's loop, without waiting for it."""
     atexit.unregister(thread.stop)
     thread.stop_soon()
 
 
-def end_thread(thread: LoopThread) -> None:
+def stop_driver_thread(thread: LoopThread) -> None:
     """End a driver's loop, and wait for it."""
     atexit.unregister(thread.stop)
     thread.stop()
@@ -87,7 +87,7 @@ async def when_cancelled(function: Callable[[], object]) -> None:
         function()
 
 
-class Home:
+class DriverLoop:
     """The loop that a driver lives in.
 
     Args:
@@ -98,10 +98,10 @@ class Home:
     def __init__(self, loop: LoopRef, name: str) -> None:
         self._callers: Final = loop
         native = loop.asyncio
-        self._thread: Final = begin_thread(name) if native is None else None
-        self._forget: Callable[[], object] = nothing
+        self._thread: Final = start_driver_thread(name) if native is None else None
+        self._forget: Callable[[], object] = no_op
         if self._thread is not None:
-            self._forget = loop.at_end(partial(end_thread_soon, self._thread))
+            self._forget = loop.at_end(partial(stop_driver_thread_soon, self._thread))
         self._loop: Final = self._thread.loop if self._thread is not None else _present(native)
         self._tasks: Final[set[asyncio.Task[Any]]] = set()
         self._is_ending = self._thread is not None
@@ -117,7 +117,7 @@ class Home:
     def start(
         self,
         work: Callable[[], Coroutine[Any, Any, None]],
-        missed: Callable[[], object] = nothing,
+        missed: Callable[[], object] = no_op,
     ) -> None:
         """Run ``work``, which raises nothing, as a task; from the callers' loop or from here.
 
@@ -262,14 +262,14 @@ class Home:
         """End the thread, if there is one; from the callers' loop, once all work has ended."""
         if self._thread is not None:
             self._forget()
-            await anyio.to_thread.run_sync(end_thread, self._thread)
+            await anyio.to_thread.run_sync(stop_driver_thread, self._thread)
 
     def abandon(self) -> None:
         """Cancel what still runs soon, for callers that are gone; from any thread."""
         self._is_ending = True
         if self._thread is not None:
             self._forget()
-            end_thread_soon(self._thread)
+            stop_driver_thread_soon(self._thread)
             return
         with suppress(RuntimeError):  # the loop has ended, and all that ran with it
             self._loop.call_soon_threadsafe(self._cancel_all)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
 import anyio
 
-from sitq._loops import LoopRef, to_its_end
+from sitq._loops import LoopRef, run_to_completion
 from sitq.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["OpenStore", "Users"]
+__all__ = ["OpenCounter", "OpenStore"]
 
 
 class OpenStore(Protocol):
@@ -52,7 +52,7 @@ S = TypeVar("S", bound=OpenStore)
 _inherited: Final[list[OpenStore]] = []
 
 
-class Users(Generic[S]):
+class OpenCounter(Generic[S]):
     """The users of one instance of a backend.
 
     Args:
@@ -121,7 +121,7 @@ class Users(Generic[S]):
         if self._count == 0:
             self._open = None
             self._disclaim()
-            await to_its_end(state.close)
+            await run_to_completion(state.close)
 
     def use(self, loop: LoopRef | None = None) -> S:
         """What is open, for a caller that may use it."""
@@ -172,10 +172,10 @@ class Users(Generic[S]):
             connected = True
 
         try:
-            await to_its_end(connect)  # half an opening would leave something behind
+            await run_to_completion(connect)  # half an opening would leave something behind
         except BaseException:
             if connected:  # and the caller was cancelled meanwhile
-                await to_its_end(state.close)
+                await run_to_completion(state.close)
             raise
         return state
 

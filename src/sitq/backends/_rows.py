@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 __all__ = [
     "LOST_ERROR",
     "UNREADABLE",
-    "Reader",
-    "clip",
+    "RowReader",
     "dump_headers",
     "dump_policy",
     "load_headers",
     "load_policy",
     "load_progress",
+    "truncate",
 ]
 
 LOST_ERROR: Final = (
@@ -104,7 +104,7 @@ def load_progress(text: str | None) -> Progress | None:
     return None if text is None else Progress.model_validate_json(_bounded(text))
 
 
-def clip(text: str | None, limit: int) -> str | None:
+def truncate(text: str | None, limit: int) -> str | None:
     """Return what of a stored text is shown; a worker writes none that is longer."""
     if text is None or len(text) <= limit:
         return text
@@ -121,7 +121,7 @@ _MAX_ERROR: Final = 16_000
 _MAX_TRACEBACK: Final = 128_000
 
 
-class Reader:
+class RowReader:
     """Makes models of rows.
 
     Args:
@@ -150,7 +150,7 @@ class Reader:
             "queue": queue,
             "epoch": epoch,
             "attempt": attempts,
-            "misses": misses,
+            "unknown_function_count": misses,
             "crashes": crashes,
             "eta": eta,
             "enqueued_at": enqueued_at,
@@ -174,8 +174,8 @@ class Reader:
             function=function,
             status=TaskStatus(status),
             value=value,
-            error=clip(error, _MAX_ERROR),
-            traceback=clip(traceback, _MAX_TRACEBACK),
+            error=truncate(error, _MAX_ERROR),
+            traceback=truncate(traceback, _MAX_TRACEBACK),
             attempts=attempts,
             enqueued_at=self._at(enqueued_at),
             started_at=self._at(started_at),
@@ -197,7 +197,7 @@ class Reader:
             attempts=attempts,
             crashes=crashes,
             progress=load_progress(progress),
-            error=clip(error, _MAX_ERROR),
+            error=truncate(error, _MAX_ERROR),
             cancel_requested=bool(cancelled),
             unique_key=unique_key,
             retry_of=retry_of,

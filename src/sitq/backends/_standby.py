@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from sitq.models import Reservation
     from sitq.protocols import Listener
 
-__all__ = ["Standby", "StandbyBackend"]
+__all__ = ["PendingReservation", "ReserveOnCommitBackend"]
 
 
-class Standby(Protocol):
+class PendingReservation(Protocol):
     """A reservation that a worker with nothing to do has left with the store."""
 
     @property
@@ -46,10 +46,10 @@ class Standby(Protocol):
 
 
 @runtime_checkable
-class StandbyBackend(Backend, Protocol):
+class ReserveOnCommitBackend(Backend, Protocol):
     """A store that can reserve new tasks by itself. A worker looks for this method."""
 
-    def stand_by(
+    def reserve_on_commit(
         self,
         worker: str,
         queues: Sequence[str],
@@ -57,7 +57,7 @@ class StandbyBackend(Backend, Protocol):
         lease: float,
         listener: Listener,
         fulfilled: Callable[[], object],
-    ) -> Standby:
+    ) -> PendingReservation:
         """Have a reservation carried out, as `reserve` does it, when there are new tasks.
 
         It is carried out with each `enqueue` of this instance, in its transaction, until it gives a
@@ -77,7 +77,8 @@ class StandbyBackend(Backend, Protocol):
             limit: how many at most.
             lease: seconds.
             listener: the worker's own, of this instance's ``listen("tasks")``.
-            fulfilled: called in the loop, later and once, when the worker is to call `Standby.end`:
+            fulfilled: called in the loop, later and once, when the worker is to call
+            `PendingReservation.end`:
                 it gave something, others were heard, or it failed.
         """
         ...

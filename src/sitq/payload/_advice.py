@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import BaseModel
 
-from sitq.payload._comparison import a
+from sitq.payload._comparison import with_article
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -58,7 +58,7 @@ def advice_for(value: object) -> str:
     if found is None:
         return ""
     path, kind = found
-    where = f"{a(kind)} at {'.'.join(path)}" if path else ""
+    where = f"{with_article(kind)} at {'.'.join(path)}" if path else ""
     return "".join(f"; {part}" for part in (where, _advice(kind)) if part)
 
 

@@ -19,7 +19,7 @@ from sitq._plain import plain_member
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable
 
-__all__ = ["a", "difference", "loss"]
+__all__ = ["difference", "loss", "with_article"]
 
 _MISSING: Final = object()
 _ANY_FIELD: Final[frozenset[str]] = frozenset()
@@ -27,7 +27,7 @@ _ANY_FIELD: Final[frozenset[str]] = frozenset()
 _VOWEL: Final = re.compile(r"(?!one|eu)(?:[aeio]|nd)", re.IGNORECASE)
 
 
-def a(kind: type) -> str:
+def with_article(kind: type) -> str:
     """Return a type's name with its article."""
     name = kind.__qualname__
     return f"an {name}" if _VOWEL.match(name) else f"a {name}"
@@ -133,7 +133,7 @@ def _loss_of_kind(given: Any, back: Any) -> _Finding | None:
         return _difference(exact, back)  # the class of a plain value is nothing to keep
     rounded = arrived is float and (kind is Decimal or (kind is int and given != back))
     if rounded:
-        return _Finding(f"{a(kind)} would be rounded to a float")
+        return _Finding(f"{with_article(kind)} would be rounded to a float")
     if (
         issubclass(kind, arrived)
         or (kind is dict and not isinstance(back, Mapping))
@@ -159,11 +159,11 @@ def _of_kinds(sent: Any, back: Any) -> _Finding | None:
 
 
 def _arrives(kind: type, arrived: type) -> _Finding:
-    return _Finding(f"{a(kind)} would arrive as {a(arrived)}")
+    return _Finding(f"{with_article(kind)} would arrive as {with_article(arrived)}")
 
 
 def _verdict(same: bool, kind: type) -> _Finding | None:  # noqa: FBT001
-    return None if same else _Finding(f"{a(kind)} would arrive changed")
+    return None if same else _Finding(f"{with_article(kind)} would arrive changed")
 
 
 def _first(

@@ -22,7 +22,7 @@ __all__ = [
     "MAX_DIGITS",
     "MAX_EXPONENT",
     "MAX_UNTIMED",
-    "Budget",
+    "DecodingBudget",
     "KeyTime",
     "check_decimal",
     "check_decimal_text",
@@ -47,14 +47,14 @@ _BUILDING: Final = 0.010
 _BUILDING_PER_KEY: Final = 0.000_002
 _BATCH: Final = 128
 _COLLIDING: Final = "the payload holds a set or dict whose keys share their hashes; pass a list"
-# What `Budget.take` says.
+# What `DecodingBudget.take` says.
 _TOO_MANY: Final = (
     "the payload holds more than %s values (a container or a value with a type of its own counts "
     "as several); store the data elsewhere and pass where it is, or pass bytes"
 )
 
 
-class Budget:
+class DecodingBudget:
     """Counts down what one payload may cost.
 
     Args:

@@ -15,7 +15,7 @@ from sitq.payload._values import ValueCodec, name_of_annotation
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-__all__ = ["Signature", "Slot", "spelled_out"]
+__all__ = ["ParameterCodec", "Signature", "spelled_out"]
 
 _AWAITABLES: Final = frozenset({"Awaitable", "Coroutine"})
 _UNPACKS: Final = (typing.Unpack, typing_extensions.Unpack)
@@ -27,7 +27,7 @@ _OPTIONAL: Final = (typing.NotRequired, typing_extensions.NotRequired)
 _REQUIRED: Final = (typing.Required, typing_extensions.Required)
 
 
-class Slot:
+class ParameterCodec:
     """One parameter, or the return value, and how its values travel."""
 
     __slots__ = ("_codec", "_problem", "label", "leaves")
@@ -38,15 +38,15 @@ class Slot:
         self._codec: Final = ValueCodec(annotation)
         self.leaves: Final = frozenset[type]() if problem else self._codec.leaves
 
-    def lower(self, value: object) -> object:
-        return value if type(value) in self.leaves else self._ready().lower(value)
+    def dump(self, value: object) -> object:
+        return value if type(value) in self.leaves else self._ready().dump(value)
 
     def share(self, plain: object) -> float:
         """Return which share of the limits a plain value takes; see `ValueCodec.share`."""
         return 0.0 if self._problem or type(plain) in self.leaves else self._codec.share(plain)
 
-    def restore(self, plain: object) -> Any:
-        return plain if type(plain) in self.leaves else self._ready().restore(plain)
+    def load(self, plain: object) -> Any:
+        return plain if type(plain) in self.leaves else self._ready().load(plain)
 
     def _ready(self) -> ValueCodec:
         if self._problem:
@@ -81,10 +81,10 @@ class Signature:
         scope = _Scope(func)
         signature = scope.spell_out(inspect.signature(func))
         self._bind: Final = signature.bind
-        self.positional: Final[list[Slot]] = []
-        self.named: Final[dict[str, Slot]] = {}
-        self.rest: Slot | None = None
-        self.rest_named: Slot | None = None
+        self.positional: Final[list[ParameterCodec]] = []
+        self.named: Final[dict[str, ParameterCodec]] = {}
+        self.rest: ParameterCodec | None = None
+        self.rest_named: ParameterCodec | None = None
         # A name may be given by keyword after at most so many positional arguments.
         self._places: Final[dict[str, int]] = {}
         required: list[tuple[int, str]] = []
@@ -142,17 +142,19 @@ class Signature:
         """
         self._bind(*args, **kwargs)
 
-    def slots(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[tuple[Slot, Any]]:
+    def slots(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Iterator[tuple[ParameterCodec, Any]]:
         """Pair the arguments of a call that fits with their slots."""
         yield from zip(self.positional, args, strict=False)
         for value in args[len(self.positional) :]:
-            yield cast("Slot", self.rest), value
+            yield cast("ParameterCodec", self.rest), value
         for name, value in kwargs.items():
             yield self.slot_of(name), value
 
-    def slot_of(self, name: str) -> Slot:
+    def slot_of(self, name: str) -> ParameterCodec:
         """Return the slot of an argument given by keyword."""
-        return self.named.get(name) or cast("Slot", self.rest_named)
+        return self.named.get(name) or cast("ParameterCodec", self.rest_named)
 
 
 def spelled_out(func: Callable[..., Any]) -> inspect.Signature:
@@ -176,7 +178,7 @@ class _Scope:
             param.__name__: param for param in getattr(inner, "__type_params__", ())
         }
 
-    def slot(self, label: str, annotation: Any, *, awaited: bool = False) -> Slot:
+    def slot(self, label: str, annotation: Any, *, awaited: bool = False) -> ParameterCodec:
         problem = None
         try:
             resolved = Any if annotation is inspect.Parameter.empty else self._resolve(annotation)
@@ -189,7 +191,7 @@ class _Scope:
             resolved, problem = Any, _unknown_keys(*args)
         elif isinstance(resolved, ParamSpecArgs | ParamSpecKwargs):
             resolved = Any
-        return Slot(label, resolved, problem)
+        return ParameterCodec(label, resolved, problem)
 
     def spell_out(self, signature: inspect.Signature) -> inspect.Signature:
         """Write ``**kwargs: Unpack[SomeTypedDict]`` as the keyword parameters that it stands for.

@@ -20,7 +20,7 @@ from pydantic_core import core_schema
 from sitq._plain import plain, plain_member
 from sitq.errors import SerializationError, ValidationError
 from sitq.ids import TaskId
-from sitq.payload._comparison import a, difference, loss
+from sitq.payload._comparison import difference, loss, with_article
 from sitq.payload._extensions import CONTAINERS, LEAVES
 from sitq.payload._rebuilding import RebuildLimits
 from sitq.payload._stored_form import (
@@ -123,7 +123,7 @@ class ValueCodec:
             LEAVES if annotation in _ANYTHING else _leaves(annotation) or frozenset()
         )
 
-    def lower(self, value: Any) -> object:
+    def dump(self, value: Any) -> object:
         """Return the plain value to store for ``value``.
 
         Raises:
@@ -139,11 +139,11 @@ class ValueCodec:
         if self._fits is not None and self._fits(value):
             return _untagged(value)
         try:
-            return self._lower(value)
+            return self._dump(value)
         except RecursionError:
             raise SerializationError("the value is nested too deeply, or holds itself") from None
 
-    def restore(self, plain: Any) -> Any:
+    def load(self, plain: Any) -> Any:
         """Return the value that ``plain`` stands for.
 
         Raises:
@@ -174,7 +174,7 @@ class ValueCodec:
         self._build()
         return 0.0 if self._limits is None else self._limits.check(plain)
 
-    def _lower(self, value: Any) -> object:
+    def _dump(self, value: Any) -> object:
         adapter = self._build()
         valid = _validate(self._check, value, self._fields)
         try:
@@ -189,7 +189,7 @@ class ValueCodec:
             named = _FIELD_NAME.search(str(error))
             where = f"at {named[1]}: " if named and named[1] in self._fields else ""
             raise SerializationError(
-                f"{where}{a(type(value))} cannot be turned into plain values "
+                f"{where}{with_article(type(value))} cannot be turned into plain values "
                 f"({type(error).__name__}); pass plain values instead"
             ) from None
         plain, back = self._read_back(valid, plain)
@@ -207,13 +207,15 @@ class ValueCodec:
             named = by_name(valid, plain, _simplify)
             # Within a union another member may take what has names, so that it stays as it is.
             with suppress(ValidationError):
-                back = self.restore(named)
+                back = self.load(named)
                 if difference(valid, back) is None:
                     return named, back
         try:
-            back = self.restore(plain)
+            back = self.load(plain)
         except ValidationError as error:
-            raise SerializationError(f"{a(type(valid))} could not be read back: {error}") from None
+            raise SerializationError(
+                f"{with_article(type(valid))} could not be read back: {error}"
+            ) from None
         found = difference(valid, back, self._fields)
         if found:
             raise SerializationError(f"the value would not come back as what it is: {found}")

@@ -16,7 +16,7 @@ from sitq.errors import SerializationError, ValidationError
 from sitq.ids import R_co
 from sitq.models import RetryPolicy
 from sitq.payload._advice import advice_for
-from sitq.payload._signatures import Signature, Slot
+from sitq.payload._signatures import ParameterCodec, Signature
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -114,16 +114,16 @@ class TaskFunction(Generic[R_co]):
         if fits:
             slots, named = signature.positional, signature.named
             plain = [
-                value if type(value) in slots[place].leaves else self._lower(slots[place], value)
+                value if type(value) in slots[place].leaves else self._dump(slots[place], value)
                 for place, value in enumerate(args)
             ]
             for name, value in kwargs.items():
                 slot = named[name]
-                keywords[name] = value if type(value) in slot.leaves else self._lower(slot, value)
+                keywords[name] = value if type(value) in slot.leaves else self._dump(slot, value)
         else:
             if len(args) + len(kwargs) > _MAX_ARGUMENTS:
                 raise SerializationError(f"{self.label}: {_TOO_MANY_ARGUMENTS}")
-            plain, keywords = self._lower_all(signature, args, kwargs)
+            plain, keywords = self._dump_all(signature, args, kwargs)
         try:
             data = serializer.dumps([plain, keywords])
         except SerializationError as error:
@@ -158,12 +158,12 @@ class TaskFunction(Generic[R_co]):
         if fits:
             slots, named = zip(signature.positional, args, strict=False), signature.named
             values = [
-                plain if type(plain) in slot.leaves else self._restore(slot, plain)
+                plain if type(plain) in slot.leaves else self._load(slot, plain)
                 for slot, plain in slots
             ]
             for name, plain in kwargs.items():
                 slot = named[name]
-                kwargs[name] = plain if type(plain) in slot.leaves else self._restore(slot, plain)
+                kwargs[name] = plain if type(plain) in slot.leaves else self._load(slot, plain)
             return tuple(values), kwargs
         if not {str}.issuperset(map(type, kwargs)):
             raise SerializationError(f"{self.label}: the payload holds no arguments")
@@ -173,7 +173,7 @@ class TaskFunction(Generic[R_co]):
             raise ValidationError(
                 f"{self.label}: the stored arguments do not fit its signature: {error}"
             ) from None
-        restored = [self._restore(slot, plain) for slot, plain in signature.slots(args, kwargs)]
+        restored = [self._load(slot, plain) for slot, plain in signature.slots(args, kwargs)]
         count = len(args)
         return tuple(restored[:count]), dict(zip(kwargs, restored[count:], strict=True))
 
@@ -187,7 +187,7 @@ class TaskFunction(Generic[R_co]):
         if not self.defaults.store_result:
             return NOT_STORED
         slot = (self._signature or self._inspect()).result
-        plain = self._lower(slot, value)
+        plain = self._dump(slot, value)
         try:
             return serializer.dumps(plain)
         except SerializationError as error:
@@ -203,7 +203,7 @@ class TaskFunction(Generic[R_co]):
         if data == NOT_STORED:
             return cast("R_co", None)
         slot = (self._signature or self._inspect()).result
-        return cast("R_co", self._restore(slot, serializer.loads(data)))
+        return cast("R_co", self._load(slot, serializer.loads(data)))
 
     def _check_together(
         self, signature: Signature, args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -227,7 +227,7 @@ class TaskFunction(Generic[R_co]):
             ) from None
         return signature
 
-    def _lower_all(
+    def _dump_all(
         self, signature: Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[list[object], dict[str, object]]:
         """Check arguments of any kind, and take each apart where it was given."""
@@ -236,29 +236,29 @@ class TaskFunction(Generic[R_co]):
         except TypeError as error:
             raise ValidationError(f"{self.label}: {error}; its signature says what fits") from None
         slots = signature.slots(args, kwargs)
-        lowered = [self._lower(slot, value) for slot, value in slots]
+        lowered = [self._dump(slot, value) for slot, value in slots]
         count = len(args)
         return lowered[:count], dict(zip(kwargs, lowered[count:], strict=True))
 
-    def _lower(self, slot: Slot, value: object) -> object:
+    def _dump(self, slot: ParameterCodec, value: object) -> object:
         try:
-            return slot.lower(value)
+            return slot.dump(value)
         except (ValidationError, SerializationError) as error:
             raise self._refused(slot, value, error) from None
         except Exception as error:
             text = f"its type's own code raised {type(error).__name__}"
             raise self._refused(slot, value, SerializationError(text)) from error
 
-    def _restore(self, slot: Slot, plain: object) -> Any:
+    def _load(self, slot: ParameterCodec, plain: object) -> Any:
         if type(plain) in slot.leaves:
             return plain
         try:
-            return slot.restore(plain)
+            return slot.load(plain)
         except (ValidationError, SerializationError) as error:
             raise type(error)(f"{self.label}: {slot.label}: {error}") from None
 
     def _blame(
-        self, serializer: Serializer, arguments: Iterable[tuple[tuple[Slot, Any], Any]]
+        self, serializer: Serializer, arguments: Iterable[tuple[tuple[ParameterCodec, Any], Any]]
     ) -> None:
         """Raise for the one argument that cannot be encoded, if it is one."""
         for (slot, plain), value in arguments:
@@ -268,7 +268,7 @@ class TaskFunction(Generic[R_co]):
                 raise self._refused(slot, value, error) from None
 
     def _refused(
-        self, slot: Slot, value: object, error: ValidationError | SerializationError
+        self, slot: ParameterCodec, value: object, error: ValidationError | SerializationError
     ) -> ValidationError | SerializationError:
         """Return the error to raise about a value: which one, what is wrong, and what to do."""
         return type(error)(f"{self.label}: {slot.label}: {error}{advice_for(value)}")

@@ -23,7 +23,7 @@ __all__ = [
     "check_reachable",
     "look_up",
     "name_of",
-    "shown",
+    "one_line",
 ]
 
 _MOST_SHOWN: Final = 200
@@ -54,7 +54,7 @@ def name_of(func: Any) -> str:
     return name
 
 
-def shown(text: str, most: int = _MOST_SHOWN) -> str:
+def one_line(text: str, most: int = _MOST_SHOWN) -> str:
     """Return a text from the store as a message may show it: on one line, ``most`` characters."""
     return (text if text.isprintable() else ascii(text)[1:-1])[:most]
 

@@ -22,14 +22,23 @@ from sitq.payload.names import (
     check_reachable,
     look_up,
     name_of,
-    shown,
+    one_line,
 )
 
 if TYPE_CHECKING:
     from types import ModuleType
 
 
-__all__ = ["Call", "Registry", "TaskDefaults", "TaskFunction", "call", "known", "name_of", "task"]
+__all__ = [
+    "Call",
+    "Registry",
+    "TaskDefaults",
+    "TaskFunction",
+    "call",
+    "default_registry",
+    "name_of",
+    "task",
+]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -186,7 +195,7 @@ class Registry:
             return  # one module has taken the place of another
         one, other = (":".join(address_of(each)) for each in (owner, func))
         raise ValidationError(
-            f"the name {shown(name)!r} is claimed by {one} and by {other}: "
+            f"the name {one_line(name)!r} is claimed by {one} and by {other}: "
             "give one of them another name= or other aliases="
         )
 
@@ -218,7 +227,7 @@ class Registry:
         return None
 
 
-known: Final = Registry()
+default_registry: Final = Registry()
 
 
 class _Mark(NamedTuple):
@@ -374,7 +383,7 @@ def task(
             raise ValidationError(
                 "@task: only functions defined in Python can be marked; define one that calls it"
             ) from None
-        known.mark(func)
+        default_registry.mark(func)
         return func
 
     return mark if func is None else mark(func)

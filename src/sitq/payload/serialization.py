@@ -13,7 +13,7 @@ from msgpack.exceptions import ExtraData
 
 from sitq.errors import SerializationError, ValidationError
 from sitq.payload._extensions import CONTAINERS, DECODERS, ENCODERS, LEAVES
-from sitq.payload._limits import Budget
+from sitq.payload._limits import DecodingBudget
 from sitq.payload.signing import Signer, is_signed
 
 if TYPE_CHECKING:
@@ -182,9 +182,9 @@ class MsgpackSerializer:
             self._inspect(value)
         return value
 
-    def _reader(self, size: int) -> _Reader:
+    def _reader(self, size: int) -> _PayloadReader:
         if size <= _UNCOUNTED:
-            return _Reader(self._max_depth)
+            return _PayloadReader(self._max_depth)
         return _CountingReader(self._max_depth, self._max_values)
 
     def _inspect(self, value: object) -> None:
@@ -280,7 +280,7 @@ def _mapping(pairs: list[tuple[Hashable, Any]]) -> dict[Hashable, Any]:
     return found
 
 
-class _Reader:
+class _PayloadReader:
     """Reads one payload; counts how deep extensions lie in each other."""
 
     __slots__ = ("_left",)
@@ -324,14 +324,14 @@ class _Reader:
         """See `sitq.payload._extensions.Source`; so small a payload needs no check."""
 
 
-class _CountingReader(_Reader):
+class _CountingReader(_PayloadReader):
     """Reads one payload that is large enough to be dear; counts what it holds."""
 
     __slots__ = ("_budget", "_zones")
 
     def __init__(self, max_depth: int, max_values: int) -> None:
         super().__init__(max_depth)
-        self._budget = Budget(max_values)
+        self._budget = DecodingBudget(max_values)
         self._zones: set[str] = set()
 
     def _unpack(self, data: bytes) -> Any:

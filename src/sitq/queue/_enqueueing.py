@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, TypeVar, overl
 from anyio.lowlevel import checkpoint
 
 from sitq._logging import Log
-from sitq._task_batch import join
+from sitq._task_batch import concat
 from sitq.context import CURRENT
 from sitq.errors import SerializationError, UsageError, ValidationError
 from sitq.ids import new_task_id
 from sitq.payload._signatures import spelled_out
-from sitq.payload.registry import Call, known
+from sitq.payload.registry import Call, default_registry
 from sitq.payload.serialization import may_seal
 from sitq.payload.signing import seal, unseal
 from sitq.queue._options import NO_OPTIONS, Options, TaskMaker, make_options, make_tasks
@@ -110,7 +110,7 @@ class TaskFactory:
             given.close()  # or Python warns that nobody awaited it
             hint = "give the function and its arguments apart, as in enqueue(add, 1, 2)"
             raise ValidationError(f"func: {hint} (got a coroutine)")
-        function = known.add(func)
+        function = default_registry.add(func)
         recent = self._recent  # read once: threads may share a producer
         if recent[0] is not options:
             recent = self._recent = (options, {})
@@ -179,7 +179,7 @@ class Producer:
             batches.append(batch)
             if len(batch) == _TURN:
                 await self._pause()
-        return checked_ids(await self._store(join(batches)), options)
+        return checked_ids(await self._store(concat(batches)), options)
 
 
 class BoundQueue:

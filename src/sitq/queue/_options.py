@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import pydantic
 
 from sitq._plain import plain
-from sitq._task_batch import AlikeTasks, like
+from sitq._task_batch import TaskBatch, copy_with
 from sitq._validation import describe
 from sitq.errors import ValidationError
 from sitq.ids import new_task_id, new_task_ids
@@ -171,9 +171,9 @@ class TaskMaker:
             message = f"{error}; options of the task go into queue.options({given}).enqueue(...)"
             raise ValidationError(message) from None
 
-    def make(self, payload: bytes) -> AlikeTasks:
+    def make(self, payload: bytes) -> TaskBatch:
         """Make a task; a batch of one."""
-        return AlikeTasks(self.pattern, [new_task_id()], [payload])
+        return TaskBatch(self.pattern, [new_task_id()], [payload])
 
 
 def _number(value: object) -> str:
@@ -186,9 +186,9 @@ def make_tasks(encoded: Sequence[tuple[TaskMaker, bytes]]) -> Sequence[Task]:
     ids = new_task_ids(len(encoded))
     makers = {maker for maker, _ in encoded}
     if len(makers) == 1:
-        return AlikeTasks(makers.pop().pattern, ids, [payload for _, payload in encoded])
+        return TaskBatch(makers.pop().pattern, ids, [payload for _, payload in encoded])
     rows = zip(ids, encoded, strict=True)
-    return [like(maker.pattern, task_id, payload) for task_id, (maker, payload) in rows]
+    return [copy_with(maker.pattern, task_id, payload) for task_id, (maker, payload) in rows]
 
 
 def duration(name: str, value: object, *, zero: bool = True) -> float:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, cast, overload
 
 import anyio
 
-from sitq._loops import LoopRef, refuse_green_threads, to_its_end
+from sitq._loops import LoopRef, refuse_green_threads, run_to_completion
 from sitq._plain import plain
 from sitq._ports import checked_backend, checked_serializer
 from sitq.backends.sqlite import SQLiteBackend
@@ -23,7 +23,7 @@ from sitq.ids import TaskId
 from sitq.models import Result
 from sitq.payload._stored_form import without_names
 from sitq.payload.functions import NOT_STORED
-from sitq.payload.registry import known
+from sitq.payload.registry import default_registry
 from sitq.payload.signing import unseal_result
 from sitq.queue._enqueueing import (
     BoundQueue,
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from sitq.protocols import Backend, Serializer
     from sitq.transactions import AnyConnection
 
-__all__ = ["BoundQueue", "Connection", "TaskQueue", "TransactionQueue"]
+__all__ = ["BackendHandle", "BoundQueue", "TaskQueue", "TransactionQueue"]
 
 
 class _Opening:
@@ -60,7 +60,7 @@ class _Opening:
         self.is_open = False
 
 
-class Connection:
+class BackendHandle:
     """Counts one user in and out of a backend, however often it is asked to."""
 
     def __init__(self, backend: Backend) -> None:
@@ -109,7 +109,7 @@ class Connection:
         if opening is None:
             return
         # A user who is never counted out keeps it open.
-        await to_its_end(partial(self._give_up, opening))
+        await run_to_completion(partial(self._give_up, opening))
 
     async def _give_up(self, opening: _Opening) -> None:
         async with opening.lock:
@@ -168,7 +168,7 @@ class TaskQueue(EnqueueMethods):
             SQLiteBackend() if backend is None else checked_backend(backend)
         )
         self._serializer: Final = checked_serializer(serializer)
-        self._connection: Final = Connection(self._backend)
+        self._handle: Final = BackendHandle(self._backend)
         factory = TaskFactory(self._backend, self._backend.clock, self._serializer)
         super().__init__(Producer(factory, self._store))
 
@@ -182,11 +182,11 @@ class TaskQueue(EnqueueMethods):
             BackendError: the store cannot be opened.
             UsageError: it is in use by another event loop, or was inherited by a fork.
         """
-        await self._connection.open()
+        await self._handle.open()
 
     async def close(self) -> None:
         """Give up the store. Calls that wait for results raise `UsageError`. Twice is fine."""
-        await self._connection.close()
+        await self._handle.close()
 
     async def __aenter__(self) -> Self:
         await self.connect()
@@ -217,11 +217,11 @@ class TaskQueue(EnqueueMethods):
         """
         transaction = joined(self._backend, connection)
         return TransactionQueue(
-            self._backend, self._producer.factory, transaction, self._connection.use
+            self._backend, self._producer.factory, transaction, self._handle.use
         )
 
     async def _store(self, tasks: Sequence[Task]) -> list[TaskId[Any]]:
-        await self._connection.use()
+        await self._handle.use()
         return await self._backend.enqueue(tasks) if tasks else []
 
     @overload
@@ -250,7 +250,7 @@ class TaskQueue(EnqueueMethods):
         """
         known_id = _checked_id(task_id)
         seconds = None if timeout is None else duration("timeout", timeout)
-        waiters = await self._connection.use()
+        waiters = await self._handle.use()
         wait = waiters.wait(known_id, seconds) if seconds != 0 else waiters.look(known_id)
         result = await wait
         return None if result is None else unseal_result(self._serializer, result)
@@ -308,7 +308,7 @@ class TaskQueue(EnqueueMethods):
             raise TaskFailedError(_account_of(result))
         if result.value is None:
             raise SerializationError(f"task {result.task_id}: the store holds no value for it")
-        function = known.get(result.function)
+        function = default_registry.get(result.function)
         if function is None:
             if result.value == NOT_STORED:
                 return cast("R", None)
@@ -323,7 +323,7 @@ class TaskQueue(EnqueueMethods):
             BackendError: the store could not be asked.
         """
         known_id = _checked_id(task_id)
-        await self._connection.use()
+        await self._handle.use()
         info = (await self._backend.get_tasks((known_id,)))[0]
         if info is None:
             raise TaskNotFoundError(f"no task {known_id}: it was never stored, or has been pruned")
@@ -344,7 +344,7 @@ class TaskQueue(EnqueueMethods):
             BackendError: the store could not do it.
         """
         known_id = _checked_id(task_id)
-        await self._connection.use()
+        await self._handle.use()
         return await self._backend.cancel(known_id)
 
     @overload
@@ -367,7 +367,7 @@ class TaskQueue(EnqueueMethods):
         if not info.status.is_final:
             hint = "only a final task can be retried; wait for its result, or cancel it first"
             raise UsageError(f"task {info.task_id} is {info.status}: {hint}")
-        old = await self._backend.get_stored(info.task_id)
+        old = await self._backend.load_task(info.task_id)
         return (await self._backend.enqueue((make_repeat(self._serializer, old),)))[0]
 
     async def prune(self, older_than: float) -> int:
@@ -384,7 +384,7 @@ class TaskQueue(EnqueueMethods):
             BackendError: the store could not do it; what was removed before stays removed.
         """
         seconds = duration("older_than", older_than)
-        await self._connection.use()
+        await self._handle.use()
         total = 0
         while True:
             removed = await self._backend.prune(seconds, _PRUNE_BATCH)

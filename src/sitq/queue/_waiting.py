@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
-from sitq.clock import within
+from sitq.clock import with_timeout
 from sitq.errors import BackendBusyError, BackendFormatError, TaskNotFoundError
 from sitq.ids import age_of
 
@@ -105,7 +105,7 @@ class ResultWaiters:
             answers.append(await self._backend.get_results((task_id,)))
 
         try:
-            await within(self._backend.clock, _LAST_LOOK, ask)
+            await with_timeout(self._backend.clock, _LAST_LOOK, ask)
         except ExceptionGroup as errors:
             raise _only(errors) from None
         if not answers:
@@ -126,7 +126,7 @@ class ResultWaiters:
         if self._pause is not None:
             self._pause.cancel()
         try:
-            await within(self._backend.clock, timeout, partial(self._take_part, waiter))
+            await with_timeout(self._backend.clock, timeout, partial(self._take_part, waiter))
         finally:
             self._leave(waiter)
         if not (waiter.done or waiter.answered or waiter.error):
@@ -223,7 +223,7 @@ class ResultWaiters:
                     with anyio.move_on_after(min(youth)):
                         await hear()
                 else:
-                    await within(self._backend.clock, _LOOK_EVERY, hear)
+                    await with_timeout(self._backend.clock, _LOOK_EVERY, hear)
                     changed = True
         finally:
             self._pause = None

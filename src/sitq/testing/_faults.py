@@ -35,7 +35,7 @@ Operation = Literal[
     "enqueue",
     "finish",
     "get_results",
-    "get_stored",
+    "load_task",
     "get_tasks",
     "open",
     "prune",
@@ -178,9 +178,9 @@ class FaultyBackend:
         """See `sitq.protocols.Backend.get_results`."""
         return await self._do("get_results", lambda: self._backend.get_results(task_ids))
 
-    async def get_stored(self, task_id: TaskId[Any]) -> Task:
-        """See `sitq.protocols.Backend.get_stored`."""
-        return await self._do("get_stored", lambda: self._backend.get_stored(task_id))
+    async def load_task(self, task_id: TaskId[Any]) -> Task:
+        """See `sitq.protocols.Backend.load_task`."""
+        return await self._do("load_task", lambda: self._backend.load_task(task_id))
 
     @asynccontextmanager
     async def listen(self, topic: Topic) -> AsyncIterator[Listener]:

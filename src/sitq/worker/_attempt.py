@@ -14,7 +14,7 @@ from anyio import to_thread
 
 from sitq._exceptions import exit_of
 from sitq._logging import Log
-from sitq._loops import nothing
+from sitq._loops import no_op
 from sitq.context import CURRENT, TaskContext
 from sitq.errors import SitqError, UsageError, ValidationError
 from sitq.models import Outcome
@@ -22,8 +22,8 @@ from sitq.payload.signing import unseal
 from sitq.worker._cancelling import AttemptScope
 from sitq.worker._errors import Raised
 from sitq.worker._exits import end_child, is_awaitable
-from sitq.worker._outcomes import mismatched, outcome_of_error, outcome_of_refusal
-from sitq.worker._reporter import Fallback
+from sitq.worker._outcomes import outcome_of_error, outcome_of_mismatch, outcome_of_refusal
+from sitq.worker._reporter import UncommittedOutcome
 
 if TYPE_CHECKING:
     import asyncio
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 
     import anyio
 
-    from sitq.context import Ties
+    from sitq.context import TaskServices
     from sitq.models import Lease, ReservedTask, RetryPolicy
     from sitq.payload.functions import TaskFunction
     from sitq.protocols import Clock, Serializer
 
-__all__ = ["End", "Execution", "NoThreadError", "ThreadedCall", "Workshop"]
+__all__ = ["Attempt", "EndReason", "FunctionRuntime", "NoThreadError", "ThreadedCall"]
 
 
 class ThreadedCall:
@@ -91,13 +91,13 @@ def _called(
 
 
 @dataclass(frozen=True, slots=True)
-class Workshop:
+class FunctionRuntime:
     """Where attempts at one function are made.
 
     Args:
         function: the function to call.
         serializer: rebuilds the arguments.
-        ties: what the function may reach through `current_task`.
+        services: what the function may reach through `current_task`.
         retry: the policy of tasks that have none of their own.
         clock: tells when a timeout ends.
         limiter: the worker's threads.
@@ -112,14 +112,14 @@ class Workshop:
 
     function: TaskFunction[Any]
     serializer: Serializer
-    ties: Ties
+    services: TaskServices
     retry: RetryPolicy | None
     clock: Clock
     limiter: anyio.CapacityLimiter
     grace: float
     call_later: Callable[[float, Callable[[], object]], Callable[[], object]]
     scope: type[anyio.CancelScope]
-    freed: Callable[[Execution], object]
+    freed: Callable[[Attempt], object]
     leave: Callable[[BaseException], object]
     is_ending: Callable[[], bool]
 
@@ -132,7 +132,7 @@ _MOST_GIVEN_BACK: Final = 10
 _NOT_COMMITTED: Final = "the transaction that completed this task was not committed"
 
 
-class End(Enum):
+class EndReason(Enum):
     """Why an attempt is ended from outside."""
 
     CANCEL = auto()
@@ -147,13 +147,13 @@ class NoThreadError(Exception):
     """No thread could be had for a plain function."""
 
 
-class Execution:
+class Attempt:
     """One attempt at a reserved task.
 
     Args:
         task: what was reserved.
         lease: its lease.
-        workshop: what it shares with others.
+        runtime: what it shares with others.
         since: since when it waits, by the monotonic clock.
     """
 
@@ -162,9 +162,9 @@ class Execution:
     __slots__ = (
         "_context",
         "_end",
+        "_runtime",
         "_thread",
         "_timed_out",
-        "_workshop",
         "cancelled_from_outside",
         "host",
         "lease",
@@ -175,18 +175,20 @@ class Execution:
         "variables",
     )
 
-    def __init__(self, task: ReservedTask, lease: Lease, workshop: Workshop, since: float) -> None:
+    def __init__(
+        self, task: ReservedTask, lease: Lease, runtime: FunctionRuntime, since: float
+    ) -> None:
         self.task: Final = task
         self.lease: Final = lease
         self.since: Final = since
-        self._workshop: Final = workshop
+        self._runtime: Final = runtime
         self._context: TaskContext | None = None
         # The context variables that the function sees; set once it has begun.
         self.variables: Context
         # What cancels it, while it can be cancelled.
         self.scope: AttemptScope | None = None
         self._timed_out = False
-        self._end: End | None = None
+        self._end: EndReason | None = None
         # The call of a plain function, until it has ended.
         self._thread: ThreadedCall | None = None
         # What made the attempt fail, for the log.
@@ -215,16 +217,16 @@ class Execution:
         """Tell that nobody waits for the attempt any more; True if a thread still runs it."""
         return self._thread is not None and self._thread.leave()
 
-    def end(self, why: End) -> None:
+    def end(self, why: EndReason) -> None:
         """End the attempt soon; in the loop. A plain function is only asked to."""
         if self._context is not None:
             self._context.request_cancel()
-        if self._end is None or why is End.LEASE_LOST:
+        if self._end is None or why is EndReason.LEASE_LOST:
             self._end = why
         # A plain function cannot be stopped: cancelled on request, it is waited for; at a
         # shutdown and after the loss of its lease it is left to itself.
-        if self.scope is not None and (why is not End.CANCEL or self._thread is None):
-            self._cancel(self.scope, has_grace=why in {End.CANCEL, End.SHUTDOWN})
+        if self.scope is not None and (why is not EndReason.CANCEL or self._thread is None):
+            self._cancel(self.scope, has_grace=why in {EndReason.CANCEL, EndReason.SHUTDOWN})
 
     def _cancel(self, scope: AttemptScope, *, has_grace: bool) -> None:
         # A plain function that is left to itself has no use for a grace.
@@ -259,19 +261,19 @@ class Execution:
         """
         if self._end is not None:
             return self.interrupted()
-        task, workshop = self.task, self._workshop
-        function = workshop.function
+        task, runtime = self.task, self._runtime
+        function = runtime.function
         try:
-            payload = unseal(workshop.serializer, task)
-            args, kwargs = function.load_arguments(workshop.serializer, payload)
+            payload = unseal(runtime.serializer, task)
+            args, kwargs = function.load_arguments(runtime.serializer, payload)
         except ValidationError as error:
             self.raised = error
-            return mismatched(task, error)
+            return outcome_of_mismatch(task, error)
         except SitqError as error:
             return self._refused(error)
         except BaseException as error:  # noqa: BLE001 - a validator of the user's model, say
             return self._failed(error)
-        self._context = TaskContext(task, self.lease, workshop.ties)
+        self._context = TaskContext(task, self.lease, runtime.services)
         self.variables = copy_context()
         self.variables.run(CURRENT.set, self._context)
         return self._run(self._context, args, kwargs)
@@ -282,15 +284,15 @@ class Execution:
         """Call the function within a scope that ends the attempt, and return the outcome."""
         seconds = self.task.timeout
         ended: tuple[Any] | Raised | None = None
-        late_call: Callable[[], object] = nothing
+        late_call: Callable[[], object] = no_op
         if seconds is not None:
-            context.deadline = self._workshop.clock.now() + timedelta(seconds=seconds)
-            late_call = self._workshop.call_later(seconds, self._time_out)
+            context.deadline = self._runtime.clock.now() + timedelta(seconds=seconds)
+            late_call = self._runtime.call_later(seconds, self._time_out)
         try:
             if self.scope is not None:  # on trio, its nursery is in there
                 ended = await self._call(args, kwargs)
             else:
-                scope = AttemptScope(self._workshop.scope, self._workshop.grace, self.host)
+                scope = AttemptScope(self._runtime.scope, self._runtime.grace, self.host)
                 self.scope = scope
                 with scope.outer, scope.inner:
                     ended = await self._call(args, kwargs)
@@ -315,7 +317,7 @@ class Execution:
         """Return the value in a tuple, or what was raised; ``None`` if it has to end already."""
         if self._end is not None:
             return None
-        function = self._workshop.function
+        function = self._runtime.function
         process = os.getpid()
         try:
             if function.is_async:
@@ -343,17 +345,17 @@ class Execution:
     async def _call_in_thread(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any] | Raised:
-        workshop = self._workshop
-        call = self._thread = ThreadedCall(partial(workshop.freed, self))
+        runtime = self._runtime
+        call = self._thread = ThreadedCall(partial(runtime.freed, self))
         try:
             # The thread's context is a copy, made by anyio, in which no event loop runs.
             ended = await to_thread.run_sync(
                 call.run,
-                workshop.function.func,
+                runtime.function.func,
                 args,
                 kwargs,
                 abandon_on_cancel=True,
-                limiter=workshop.limiter,
+                limiter=runtime.limiter,
             )
         except Exception as error:
             raise NoThreadError from error  # the call itself raises nothing
@@ -362,33 +364,33 @@ class Execution:
 
     def interrupted(self) -> Outcome | None:
         """The outcome of an attempt that was ended before it came to its own end."""
-        if self._end is End.LEASE_LOST:
+        if self._end is EndReason.LEASE_LOST:
             return None
-        kind = Outcome.cancelled if self._end is End.CANCEL else Outcome.release
+        kind = Outcome.cancelled if self._end is EndReason.CANCEL else Outcome.release
         return self._unless_completed(kind(self.lease))
 
     def _unless_completed(self, outcome: Outcome | None) -> Outcome | None:
         """Mark what counts only if the attempt has not completed itself in a transaction."""
         if outcome is None or not self.completed:
             return outcome
-        return Fallback.of(outcome)
+        return UncommittedOutcome.of(outcome)
 
     def _outcome(self, ended: tuple[Any] | Raised | None) -> Outcome | None:
         """The outcome of a value in a tuple, of what was raised, or of neither."""
         if isinstance(ended, tuple):
             return self._returned(ended[0])
-        if ended is None or self._end is End.LEASE_LOST:
+        if ended is None or self._end is EndReason.LEASE_LOST:
             return self.interrupted()
         return self._unless_completed(self._raised(ended.error))
 
     def _returned(self, value: object) -> Outcome | None:
-        if self._end is End.LEASE_LOST:
+        if self._end is EndReason.LEASE_LOST:
             return None
         if self.completed:
             return self._unless_completed(self._raised(UsageError(_NOT_COMMITTED)))
-        workshop = self._workshop
+        runtime = self._runtime
         try:
-            data = workshop.function.dump_result(workshop.serializer, value)
+            data = runtime.function.dump_result(runtime.serializer, value)
             return Outcome.success(self.lease, data)
         except BaseException as error:  # noqa: BLE001 - also what the value's own code raises
             return self._refused(error)
@@ -399,8 +401,8 @@ class Execution:
         if leaving is None:
             return False
         if self._end is None:
-            self._end = End.SHUTDOWN
-        self._workshop.leave(leaving)
+            self._end = EndReason.SHUTDOWN
+        self._runtime.leave(leaving)
         return True
 
     def _is_given_back(self) -> bool:
@@ -412,7 +414,7 @@ class Execution:
         if host is None or not self.cancelled_from_outside or not host.cancelling():
             return False
         given_back = self.task.epoch - self.task.attempt
-        return given_back < _MOST_GIVEN_BACK or self._workshop.is_ending()
+        return given_back < _MOST_GIVEN_BACK or self._runtime.is_ending()
 
     def _raised(self, error: BaseException) -> Outcome | None:
         if self._end is None and self._is_given_back():
@@ -433,4 +435,4 @@ class Execution:
         if self._note_exit(error):
             return Outcome.release(self.lease)
         self.raised = error
-        return outcome_of_error(self.task, self.lease, error, self._workshop.retry)
+        return outcome_of_error(self.task, self.lease, error, self._runtime.retry)

@@ -18,7 +18,7 @@ import anyio
 
 from sitq._logging import Log
 from sitq.context import CURRENT
-from sitq.worker._attempt import End
+from sitq.worker._attempt import EndReason
 from sitq.worker._cancelling import AttemptScope
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import trio
     from anyio.abc import TaskStatus
 
-    from sitq.worker._attempt import Execution
+    from sitq.worker._attempt import Attempt
 
 __all__ = ["STARTS_EAGERLY", "AttemptTask", "Nurseries"]
 
@@ -76,39 +76,39 @@ class Nurseries:
             place.is_over.set()
 
     def start(
-        self, execution: Execution, attempt: Callable[..., Awaitable[None]], *arguments: Any
+        self, attempt: Attempt, run_attempt: Callable[..., Awaitable[None]], *arguments: Any
     ) -> None:
         """Start an attempt in a copy of its context; `run` has to be running.
 
         Args:
-            execution: the attempt; its scope is set.
-            attempt: makes it; called with it, and raises nothing.
+            attempt: the attempt; its scope is set.
+            run_attempt: makes it; called with it, and raises nothing.
             arguments: the other positional arguments.
         """
         while self._idle:
             place = self._idle.pop()
             if not place.nursery.cancel_scope.cancel_called:
-                self._start_in(place, execution, attempt, arguments)
+                self._start_in(place, attempt, run_attempt, arguments)
                 return
             place.is_over.set()
         if self._outer is not None:
-            self._outer.start_soon(self._open, execution, attempt, arguments)
+            self._outer.start_soon(self._open, attempt, run_attempt, arguments)
 
     def _start_in(
         self,
         place: _Place,
-        execution: Execution,
-        attempt: Callable[..., Awaitable[None]],
+        attempt: Attempt,
+        run_attempt: Callable[..., Awaitable[None]],
         arguments: tuple[Any, ...],
     ) -> None:
-        execution.scope = place.scope
+        attempt.scope = place.scope
         start_soon = place.nursery.start_soon
-        execution.variables.run(start_soon, self._attempt, place, execution, attempt, arguments)
+        attempt.variables.run(start_soon, self._run_attempt, place, attempt, run_attempt, arguments)
 
     async def _open(
         self,
-        execution: Execution,
-        attempt: Callable[..., Awaitable[None]],
+        attempt: Attempt,
+        run_attempt: Callable[..., Awaitable[None]],
         arguments: tuple[Any, ...],
     ) -> None:
         """Open a place for an attempt and for those that follow it."""
@@ -117,24 +117,24 @@ class Nurseries:
             with scope.outer, scope.inner:
                 async with self._trio.open_nursery() as nursery:
                     place = _Place(scope, nursery, is_over)
-                    self._start_in(place, execution, attempt, arguments)
+                    self._start_in(place, attempt, run_attempt, arguments)
                     # Or the cancellation of the attempt would end the nursery, which cancels again.
                     with self._trio.CancelScope(shield=True):
                         await is_over.wait()
         except ExceptionGroup:
             _log.warning("a task left a nursery open; what runs in it belongs to no task any more")
 
-    async def _attempt(
+    async def _run_attempt(
         self,
         place: _Place,
-        execution: Execution,
-        attempt: Callable[..., Awaitable[None]],
+        attempt: Attempt,
+        run_attempt: Callable[..., Awaitable[None]],
         arguments: tuple[Any, ...],
     ) -> None:
-        await attempt(execution, *arguments)
+        await run_attempt(attempt, *arguments)
         left_open = self._trio.current_effective_deadline() < inf
         if left_open and not place.scope.cancel_called:
-            _log.warning("task %s left a cancel scope open", execution.lease.task_id)
+            _log.warning("task %s left a cancel scope open", attempt.lease.task_id)
         if left_open or place.scope.cancel_called or self._closed.is_set():
             place.is_over.set()
         else:
@@ -152,31 +152,31 @@ class AttemptTask(asyncio.Task[None]):
 
     Args:
         call: makes the attempt.
-        execution: is told when other code than its own cancels the task.
+        attempt: is told when other code than its own cancels the task.
         loop: the worker's loop.
     """
 
-    __slots__ = ("_call", "_execution")
+    __slots__ = ("_attempt", "_call")
 
     def __init__(
         self,
         call: Coroutine[Any, Any, None],
-        execution: Execution,
+        attempt: Attempt,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._call = call
-        self._execution = execution
-        execution.host = self
+        self._attempt = attempt
+        attempt.host = self
         try:
             super().__init__(
                 call,
                 loop=loop,
-                name=execution.task.function,
-                context=execution.variables,
+                name=attempt.task.function,
+                context=attempt.variables,
                 **_EAGERLY,
             )
         except BaseException:
-            execution.host = None  # it may be half made, and crashes the interpreter if it is used
+            attempt.host = None  # it may be half made, and crashes the interpreter if it is used
             raise
 
     @property
@@ -191,10 +191,10 @@ class AttemptTask(asyncio.Task[None]):
         """
         if not self.has_begun:
             # asyncio would end it without a single step: nobody would hear of its end.
-            self._execution.end(End.SHUTDOWN)
+            self._attempt.end(EndReason.SHUTDOWN)
             return True
-        if CURRENT.get(None) is not self._execution.context:
-            self._execution.cancelled_from_outside = True
+        if CURRENT.get(None) is not self._attempt.context:
+            self._attempt.cancelled_from_outside = True
         is_cancelled = super().cancel(msg)
-        self._execution.note_cancel(msg)
+        self._attempt.note_cancel(msg)
         return is_cancelled

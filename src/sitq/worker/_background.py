@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from anyio.abc import TaskStatus
 
-__all__ = ["Background"]
+__all__ = ["BackgroundService"]
 
 _log: Final = Log(__name__)
 
@@ -35,7 +35,7 @@ class _Ready:
         self._ready.set()
 
 
-class Background:
+class BackgroundService:
     """Runs a service from `enter` to `leave`, which may be called by different asyncio tasks.
 
     A fixture may be set up by one asyncio task and torn down by another, which no anyio task group

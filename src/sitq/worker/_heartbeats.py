@@ -111,7 +111,7 @@ class Heartbeats:
         with self._lock:
             return list(self._renewed)
 
-    def beat_now(self) -> None:
+    def renew_now(self) -> None:
         """Renew all leases without waiting for the next beat."""
         self._wake.set()
 

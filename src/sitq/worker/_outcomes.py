@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from sitq._exceptions import exit_of
 from sitq._logging import Log
 from sitq.models import Outcome, OutcomeKind, RetryPolicy
-from sitq.payload.names import shown
+from sitq.payload.names import one_line
 from sitq.retry import Decision, backoff, decide
 from sitq.worker._errors import error_text, traceback_text
 
@@ -22,7 +22,13 @@ if TYPE_CHECKING:
     from sitq.errors import ValidationError
     from sitq.models import Lease, ReservedTask
 
-__all__ = ["log_end", "mismatched", "missed", "outcome_of_error", "outcome_of_refusal"]
+__all__ = [
+    "log_end",
+    "outcome_of_error",
+    "outcome_of_mismatch",
+    "outcome_of_refusal",
+    "outcome_of_unknown_function",
+]
 
 _log: Final = Log(__name__)
 
@@ -103,15 +109,15 @@ _LONGEST_DELAY: Final = 60.0
 _NO_WORKER: Final = f"in {_MAX_MISSES} tries the task met no worker that"
 
 
-def missed(task: ReservedTask, similar: Sequence[str] = ()) -> Outcome:
+def outcome_of_unknown_function(task: ReservedTask, similar: Sequence[str] = ()) -> Outcome:
     """Return what becomes of a task whose function this worker does not know.
 
     Args:
         task: what was reserved.
         similar: names that the worker knows, and that may be meant.
     """
-    name = shown(task.function)
-    known = " and ".join(map(shown, similar))
+    name = one_line(task.function)
+    known = " and ".join(map(one_line, similar))
     verb = "is" if len(similar) == 1 else "are"
     hint = f"{known} {verb} known here; the task wants {name}; " if similar else ""
     advice = (
@@ -129,7 +135,7 @@ def missed(task: ReservedTask, similar: Sequence[str] = ()) -> Outcome:
     return outcome
 
 
-def mismatched(task: ReservedTask, error: ValidationError) -> Outcome:
+def outcome_of_mismatch(task: ReservedTask, error: ValidationError) -> Outcome:
     """Return what becomes of a task whose arguments do not fit this worker's function.
 
     Args:
@@ -137,7 +143,7 @@ def mismatched(task: ReservedTask, error: ValidationError) -> Outcome:
         error: what does not fit; its text names parameters, fields and types, never values.
     """
     advice = "run the version of the program that stored it, or one that takes these arguments"
-    reason = f"{shown(task.function)} takes no such arguments here: {shown(str(error), 1000)}"
+    reason = f"{one_line(task.function)} takes no such arguments here: {one_line(str(error), 1000)}"
     return _put_back(
         task, f"{reason}; {advice}", f"{error_text(error)}; {_NO_WORKER} takes them: {advice}"
     )
@@ -145,8 +151,8 @@ def mismatched(task: ReservedTask, error: ValidationError) -> Outcome:
 
 def _put_back(task: ReservedTask, reason: str, error: str) -> Outcome:
     """Put a task back for a while, or fail it with an error after the last try."""
-    if task.misses + 1 >= _MAX_MISSES:
+    if task.unknown_function_count + 1 >= _MAX_MISSES:
         return Outcome.failure(task.lease, error)
-    delay = min(2.0**task.misses, _LONGEST_DELAY)
+    delay = min(2.0**task.unknown_function_count, _LONGEST_DELAY)
     _log.warning("task %s is put back for %g s: %s", task.id, delay, reason)
-    return Outcome.miss(task.lease, delay)
+    return Outcome.unknown_function(task.lease, delay)

@@ -28,7 +28,13 @@ if TYPE_CHECKING:
     from sitq.models import Lease
     from sitq.protocols import Backend
 
-__all__ = ["Fallback", "Fallbacks", "Reporter", "Streak", "replaced"]
+__all__ = [
+    "FailureBackoff",
+    "Reporter",
+    "UncommittedOutcome",
+    "UncommittedOutcomes",
+    "storable_outcome",
+]
 
 _log: Final = Log(__name__)
 
@@ -36,7 +42,7 @@ _ERROR: Final = "BackendValueError: the store cannot keep the error of this atte
 _VALUE: Final = "BackendValueError: the store cannot keep the result of this attempt"
 
 
-def replaced(outcome: Outcome, error: BackendValueError) -> Outcome | None:
+def storable_outcome(outcome: Outcome, error: BackendValueError) -> Outcome | None:
     """Return an outcome that every store can keep: plain text, no value and no traceback.
 
     A retry stays one. If that is refused as well, a failure replaces it, and ``None`` that one.
@@ -59,14 +65,14 @@ def replaced(outcome: Outcome, error: BackendValueError) -> Outcome | None:
     return Outcome.failure(outcome.lease, _VALUE if outcome.kind is OutcomeKind.SUCCESS else _ERROR)
 
 
-class Fallback(Outcome):
+class UncommittedOutcome(Outcome):
     """What becomes of a task that completed itself in a transaction that was not committed.
 
     If it was committed, the store refuses this, and that is as it should be.
     """
 
     @classmethod
-    def of(cls, outcome: Outcome) -> Fallback:
+    def of(cls, outcome: Outcome) -> UncommittedOutcome:
         """The same outcome, expected to be refused."""
         return cls(**dict(outcome))
 
@@ -82,7 +88,7 @@ def _log_end(outcome: Outcome) -> None:
     )
 
 
-class Fallbacks:
+class UncommittedOutcomes:
     """Writes fallbacks, each until the store has judged it.
 
     One may be written twice: whichever comes second changes nothing.
@@ -90,21 +96,21 @@ class Fallbacks:
     Args:
         backend: an open backend.
         done: called with the leases whose outcomes need no more care.
-        streak: told of failures.
+        backoff: told of failures.
     """
 
     def __init__(
-        self, backend: Backend, done: Callable[[list[Lease]], None], streak: Streak
+        self, backend: Backend, done: Callable[[list[Lease]], None], backoff: FailureBackoff
     ) -> None:
         self._backend = backend
         self._done = done
-        self._streak = streak
-        self._waiting: dict[Lease, Fallback] = {}
-        self._new: list[Fallback] = []
+        self._backoff = backoff
+        self._waiting: dict[Lease, UncommittedOutcome] = {}
+        self._new: list[UncommittedOutcome] = []
         self._added = anyio.Event()
         self._judged = anyio.Event()
 
-    def add(self, outcome: Fallback) -> None:
+    def add(self, outcome: UncommittedOutcome) -> None:
         """Have one written soon."""
         self._waiting[outcome.lease] = outcome
         self._new.append(outcome)
@@ -140,14 +146,18 @@ class Fallbacks:
             try:
                 (is_accepted,) = await self._backend.finish([outcome])
             except Exception as error:  # noqa: BLE001 - an unavailable store never ends a worker
-                plain = replaced(outcome, error) if isinstance(error, BackendValueError) else None
+                plain = (
+                    storable_outcome(outcome, error)
+                    if isinstance(error, BackendValueError)
+                    else None
+                )
                 if plain is None:
-                    await anyio.sleep(self._streak.fail(error))
+                    await anyio.sleep(self._backoff.fail(error))
                 else:
                     outcome = plain
             else:
                 break
-        self._streak.succeed()
+        self._backoff.succeed()
         if is_accepted:
             _log_end(outcome)
         del self._waiting[outcome.lease]
@@ -160,7 +170,7 @@ _PASSING: Final = (BackendBusyError, BackendConnectionError, BackendFullError)
 _GROUP: Final = 1000
 
 
-class Streak:
+class FailureBackoff:
     """Failures in a row of one activity: logged once, answered with growing pauses."""
 
     def __init__(self, activity: str, longest: float) -> None:
@@ -211,14 +221,14 @@ class Reporter:
         self._empty.set()
         self._deadline = float("inf")
         self._sending = anyio.CancelScope()
-        self._streak = Streak("store outcomes", longest=2.0)
-        self._fallbacks = Fallbacks(backend, done, self._streak)
+        self._backoff = FailureBackoff("store outcomes", longest=2.0)
+        self._uncommitted = UncommittedOutcomes(backend, done, self._backoff)
 
     def add(self, lease: Lease, outcome: Outcome) -> None:
         """Have the outcome of a lease written soon."""
         # The instance check of a model would cost as much as all the rest.
-        if type(outcome) is Fallback:
-            self._fallbacks.add(outcome)
+        if type(outcome) is UncommittedOutcome:
+            self._uncommitted.add(outcome)
             return
         self._waiting[lease] = outcome
         if len(self._waiting) == 1 and not self._writing:
@@ -233,7 +243,7 @@ class Reporter:
     @property
     def is_failing(self) -> bool:
         """True while the store does not take what waits."""
-        return self._streak.is_failing and bool(self._waiting or self._group)
+        return self._backoff.is_failing and bool(self._waiting or self._group)
 
     def is_writing(self, lease: Lease) -> bool:
         """Return whether the outcome of a lease is with the store at this moment."""
@@ -241,11 +251,11 @@ class Reporter:
 
     def has_outcome(self, lease: Lease) -> bool:
         """Return whether an outcome of a lease waits to be written, or is written."""
-        return lease in self._waiting or lease in self._group or lease in self._fallbacks
+        return lease in self._waiting or lease in self._group or lease in self._uncommitted
 
     def expects_refusal(self, lease: Lease) -> bool:
         """Return whether what waits for a lease counts only if its success was rolled back."""
-        return lease in self._fallbacks
+        return lease in self._uncommitted
 
     def _update(self) -> None:
         """Bring the two events in line with what waits."""
@@ -261,12 +271,12 @@ class Reporter:
     async def written(self) -> None:
         """Return once nothing waits to be written."""
         await self._empty.wait()
-        await self._fallbacks.written()
+        await self._uncommitted.written()
 
     async def run(self) -> None:
         """Write what comes, for ever."""
         async with anyio.create_task_group() as group:
-            group.start_soon(self._fallbacks.run)
+            group.start_soon(self._uncommitted.run)
             while True:
                 await self._added.wait()
                 await self._flush()
@@ -274,7 +284,7 @@ class Reporter:
     async def flush(self) -> None:
         """Write all that waits, once `run` has ended."""
         await self._flush()
-        await self._fallbacks.flush()
+        await self._uncommitted.flush()
 
     def hurry(self, seconds: float) -> float:
         """Wait no longer than that for the store; return when that is, by the loop's clock."""
@@ -306,7 +316,7 @@ class Reporter:
         except Exception as error:  # noqa: BLE001 - an unavailable store never ends a worker
             if isinstance(error, _PASSING):
                 self._waiting = group | self._waiting
-                return self._streak.fail(error)
+                return self._backoff.fail(error)
             if len(group) == 1:
                 return self._keep(*group.popitem(), error)
             # One of the group may be to blame: each goes alone, that one last.
@@ -316,7 +326,7 @@ class Reporter:
             raise
         finally:
             self._group = {}
-        self._streak.succeed()
+        self._backoff.succeed()
         self._settle(group, accepted)
         return 0.0
 
@@ -359,9 +369,9 @@ class Reporter:
 
     def _keep(self, lease: Lease, outcome: Outcome, error: Exception) -> float:
         """Have an outcome that failed alone tried again; return the seconds to pause before."""
-        plain = replaced(outcome, error) if isinstance(error, BackendValueError) else None
+        plain = storable_outcome(outcome, error) if isinstance(error, BackendValueError) else None
         self._waiting[lease] = plain or outcome
-        return 0.0 if plain else self._streak.fail(error)
+        return 0.0 if plain else self._backoff.fail(error)
 
     def _settle(self, group: dict[Lease, Outcome], accepted: list[bool]) -> None:
         self._done(list(group))

@@ -8,25 +8,25 @@ import anyio
 import anyio.lowlevel
 
 from sitq._logging import Log
-from sitq.backends._standby import StandbyBackend
-from sitq.clock import within
+from sitq.backends._standby import ReserveOnCommitBackend
+from sitq.clock import with_timeout
 from sitq.models import Outcome
-from sitq.payload.names import shown
-from sitq.worker._outcomes import missed
-from sitq.worker._reporter import Reporter, Streak
+from sitq.payload.names import one_line
+from sitq.worker._outcomes import outcome_of_unknown_function
+from sitq.worker._reporter import FailureBackoff, Reporter
 
 if TYPE_CHECKING:
-    from sitq.backends._standby import Standby
+    from sitq.backends._standby import PendingReservation
     from sitq.models import Reservation
     from sitq.payload.functions import TaskFunction
     from sitq.payload.registry import Registry
     from sitq.protocols import Backend, Listener
-    from sitq.worker._attempt import Workshop
+    from sitq.worker._attempt import FunctionRuntime
     from sitq.worker._heartbeats import Heartbeats
     from sitq.worker._options import WorkerOptions
-    from sitq.worker._runner_pool import Runners
+    from sitq.worker._runner_pool import RunnerPool
 
-__all__ = ["FULL_SWEEP", "Fetcher"]
+__all__ = ["FULL_SWEEP", "Reserver"]
 
 _log: Final = Log(__name__)
 
@@ -39,7 +39,7 @@ _DEFERRING: Final = 120.0
 _DEFERENCE: Final = 0.1
 
 
-class Fetcher:
+class Reserver:
     """Looks at the store when something may be due, and stands by otherwise.
 
     Args:
@@ -47,7 +47,7 @@ class Fetcher:
         backend: an open backend.
         registry: the functions that may run.
         options: the worker's settings.
-        beats: keep its leases.
+        heartbeats: keep its leases.
         reporter: takes the outcomes of what cannot run.
         drain: end when nothing is due any more.
     """
@@ -58,25 +58,25 @@ class Fetcher:
         backend: Backend,
         registry: Registry,
         options: WorkerOptions,
-        beats: Heartbeats,
+        heartbeats: Heartbeats,
         reporter: Reporter,
         *,
         drain: bool,
     ) -> None:
         self._id = worker_id
         self._backend = backend
-        self._hands_over = backend if isinstance(backend, StandbyBackend) else None
+        self._reserves_on_commit = backend if isinstance(backend, ReserveOnCommitBackend) else None
         self._clock = backend.clock
         self._registry = registry
         self._options = options
-        self._beats = beats
+        self._heartbeats = heartbeats
         self._reporter = reporter
         self._drain = drain
         # What has ended a drain before its time.
         self.error: Exception | None = None
         self._stopping = False
-        self._asking = Streak("reserve tasks", longest=5.0)
-        self._standing = Streak("stand by for tasks", longest=5.0)
+        self._reserve_backoff = FailureBackoff("reserve tasks", longest=5.0)
+        self._pending_backoff = FailureBackoff("stand by for tasks", longest=5.0)
         self._listener: Listener | None = None
         self._woken = anyio.Event()
         # True if tasks may be due that the last look at the store did not see.
@@ -92,42 +92,42 @@ class Fetcher:
         self._woken.set()
         self._writing.cancel()
 
-    async def run(self, runners: Runners) -> None:
+    async def run(self, pool: RunnerPool) -> None:
         """Reserve whenever there is room and something may be due, until stopped or drained."""
         if self._drain:
             await self._sweep_all()
         while not (self._stopping or self.error):
             self._woken = anyio.Event()
-            runners.wake()
-            if (self._due or self._drain) and (room := runners.room):
+            pool.wake()
+            if (self._due or self._drain) and (room := pool.room):
                 self._due = False  # what is stored from now on makes it true again
                 try:
-                    wait = await self._reserve(runners, room)
+                    wait = await self._reserve(pool, room)
                 except Exception as error:  # noqa: BLE001 - an unavailable store never ends a worker
                     if self._drain:
                         self.error = error
                         return
-                    self._look_in(self._asking.fail(error))
+                    self._look_in(self._reserve_backoff.fail(error))
                 else:
-                    self._asking.succeed()
-                    self._note(wait, runners)
+                    self._reserve_backoff.succeed()
+                    self._note(wait, pool)
                     if self._due:
                         # More of it is fetched when there is room again.
-                        if runners.room:
+                        if pool.room:
                             self._woken.set()
                             await anyio.lowlevel.checkpoint()
-                    elif self._drain and not await self._more_to_drain(runners):
+                    elif self._drain and not await self._more_to_drain(pool):
                         return
-            await self._sleep(runners)
+            await self._sleep(pool)
 
-    def _note(self, wait: float | None, runners: Runners) -> None:
+    def _note(self, wait: float | None, pool: RunnerPool) -> None:
         """Note when a reservation has said that more is due."""
         if wait == 0.0:
             self._due = True
             wait = None
         self._look_in(wait)
         is_timed = wait is not None and wait <= self._options.poll_interval
-        if is_timed and self._clock.monotonic() - runners.missed_at < _DEFERRING:
+        if is_timed and self._clock.monotonic() - pool.unknown_function_at < _DEFERRING:
             self._look_at += _DEFERENCE
 
     def _look_in(self, seconds: float | None) -> None:
@@ -145,20 +145,20 @@ class Fetcher:
         except Exception as error:  # noqa: BLE001 - raised once all else has ended
             self.error = error
 
-    async def _reserve(self, runners: Runners, room: int) -> float | None:
+    async def _reserve(self, pool: RunnerPool, room: int) -> float | None:
         asked_at = self._clock.monotonic()
         options = self._options
-        with runners.asking():
+        with pool.asking():
             reservation = await self._backend.reserve(self._id, options.queues, room, options.lease)
         try:
             if self._stopping:
                 self._give_back(reservation)
             else:
-                self._launch(runners, reservation, asked_at)
+                self._launch(pool, reservation, asked_at)
         except BaseException:
             # A signal handler may raise anywhere; the end of the worker hands back what is kept.
-            if reservation.tasks and not self._beats.keeps(reservation.tasks[0].lease):
-                self._beats.add([task.lease for task in reservation.tasks], asked_at)
+            if reservation.tasks and not self._heartbeats.keeps(reservation.tasks[0].lease):
+                self._heartbeats.add([task.lease for task in reservation.tasks], asked_at)
             raise
         return reservation.wait
 
@@ -167,38 +167,38 @@ class Fetcher:
         for task in reservation.tasks:
             self._reporter.add(task.lease, Outcome.release(task.lease))
 
-    def _launch(self, runners: Runners, reservation: Reservation, asked_at: float) -> None:
+    def _launch(self, pool: RunnerPool, reservation: Reservation, asked_at: float) -> None:
         """Run what was reserved, under leases that were asked for at that time."""
         leases = [task.lease for task in reservation.tasks]
-        self._beats.add(leases, asked_at)
-        workshops: dict[str, Workshop | None] = {}
+        self._heartbeats.add(leases, asked_at)
+        runtimes: dict[str, FunctionRuntime | None] = {}
         similar: dict[str, list[str]] = {}
         for task, lease in zip(reservation.tasks, leases, strict=True):
             name = task.function
-            if name not in workshops:
+            if name not in runtimes:
                 function = self._find(name)
-                workshops[name] = None if function is None else runners.workshop(function)
+                runtimes[name] = None if function is None else pool.runtime(function)
                 if function is None:
                     similar[name] = self._registry.similar_names(name)
-            workshop = workshops[name]
-            if workshop is None:
-                outcome = missed(task, similar[name])
-                runners.missed_at = self._clock.monotonic()
-                self._reporter.add(lease, runners.sealed(task, outcome) or outcome)
+            runtime = runtimes[name]
+            if runtime is None:
+                outcome = outcome_of_unknown_function(task, similar[name])
+                pool.unknown_function_at = self._clock.monotonic()
+                self._reporter.add(lease, pool.sealed(task, outcome) or outcome)
             else:
-                runners.launch(task, lease, workshop)
+                pool.launch(task, lease, runtime)
 
     def _find(self, name: str) -> TaskFunction[Any] | None:
         """Return the function of a stored name; the search meets objects of the user's modules."""
         try:
             return self._registry.get(name)
         except Exception as error:  # noqa: BLE001 - the other tasks must not wait for that
-            _log.warning("cannot look up %s", shown(name), error=error)
+            _log.warning("cannot look up %s", one_line(name), error=error)
             return None
 
-    async def _more_to_drain(self, runners: Runners) -> bool:
+    async def _more_to_drain(self, pool: RunnerPool) -> bool:
         """Return whether a drain goes on; an empty queue counts once all outcomes are written."""
-        if not runners.busy:
+        if not pool.busy:
             # The store may not take them for a long time, and `stop` does not wait for that.
             with anyio.CancelScope() as self._writing:
                 await self._reporter.written()
@@ -211,12 +211,12 @@ class Fetcher:
             except Exception as error:  # noqa: BLE001 - raised once all else has ended
                 self.error = error
                 return False
-            if reservation.wait != 0.0 and not runners.busy:
+            if reservation.wait != 0.0 and not pool.busy:
                 return False
             self.look_again()
         return True
 
-    async def others_are_due(self) -> bool:
+    async def has_due_tasks(self) -> bool:
         """Return whether the store has tasks that could start now; False if it cannot say."""
         try:
             reservation = await self._backend.reserve(
@@ -226,27 +226,27 @@ class Fetcher:
             return False
         return reservation.wait == 0.0
 
-    async def _sleep(self, runners: Runners) -> None:
+    async def _sleep(self, pool: RunnerPool) -> None:
         """Wait to be woken, for the next eta, or for the next poll."""
         # What was launched begins first, and what ends at once is on its way to the store.
         await anyio.lowlevel.checkpoint()
         await anyio.lowlevel.checkpoint()
         if not self._woken.is_set():
-            standby = None if self._due or self._drain else self._wish(runners.vacant)
-            if standby is None:
+            pending = None if self._due or self._drain else self._leave_reservation(pool.vacant)
+            if pending is None:
                 await self._rest()
             else:
-                await self._stand_by(standby, runners)
+                await self._await_reservation(pending, pool)
         if self._clock.monotonic() >= self._look_at:
             self._due = True
             self._look_in(None)  # if there is no room now
 
     async def _rest(self) -> None:
         pause = max(self._look_at - self._clock.monotonic(), 0.0)
-        await within(self._clock, pause, self._woken.wait)
+        await with_timeout(self._clock, pause, self._woken.wait)
 
-    def _wish(self, room: int) -> Standby | None:
-        if self._hands_over is None or self._listener is None:
+    def _leave_reservation(self, room: int) -> PendingReservation | None:
+        if self._reserves_on_commit is None or self._listener is None:
             return None
         # Only for what can start at once: others may have a place for it.
         self._wants_room = not room
@@ -255,53 +255,55 @@ class Fetcher:
         queues, lease = self._options.queues, self._options.lease
         wake = self._woken.set
         try:
-            return self._hands_over.stand_by(self._id, queues, room, lease, self._listener, wake)
+            return self._reserves_on_commit.reserve_on_commit(
+                self._id, queues, room, lease, self._listener, wake
+            )
         except Exception as error:  # noqa: BLE001 - an unavailable store never ends a worker
-            self._not_granted(error)
+            self._note_failed_reservation(error)
             return None
 
-    def _not_granted(self, error: Exception) -> None:
+    def _note_failed_reservation(self, error: Exception) -> None:
         """Have the store looked at soon; it does not tell what the wish was to tell."""
-        again_at = self._clock.monotonic() + self._standing.fail(error)
+        again_at = self._clock.monotonic() + self._pending_backoff.fail(error)
         self._look_at = min(self._look_at, again_at)
 
-    async def _stand_by(self, standby: Standby, runners: Runners) -> None:
+    async def _await_reservation(self, pending: PendingReservation, pool: RunnerPool) -> None:
         """Rest, and take at once what is stored meanwhile."""
         try:
             await self._rest()
         finally:
-            await self._end(standby, runners)
+            await self._end(pending, pool)
 
-    async def _end(self, standby: Standby, runners: Runners) -> None:
+    async def _end(self, pending: PendingReservation, pool: RunnerPool) -> None:
         """Take what a wish has given; who is about to stop does not wait for it."""
         if not self._stopping:
-            await self._take(standby, runners)
+            await self._take(pending, pool)
             return
         with anyio.CancelScope() as scope:
             scope.cancel()
-            await self._take(standby, runners)
+            await self._take(pending, pool)
 
-    async def _take(self, standby: Standby, runners: Runners) -> None:
+    async def _take(self, pending: PendingReservation, pool: RunnerPool) -> None:
         try:
-            reservation = await standby.end()
+            reservation = await pending.end()
         except Exception as error:  # noqa: BLE001 - an unavailable store never ends a worker
-            self._not_granted(error)
+            self._note_failed_reservation(error)
             return
         if reservation is None:
             return
-        self._standing.succeed()
+        self._pending_backoff.succeed()
         if self._stopping:
             self._give_back(reservation)
         else:
-            self._note(reservation.wait, runners)
-            self._launch(runners, reservation, standby.asked_at)
+            self._note(reservation.wait, pool)
+            self._launch(pool, reservation, pending.asked_at)
 
     def freed(self) -> None:
         """Go on, if there is something to do: there may be room for more."""
         if self._due or self._drain or self._wants_room:
             self._woken.set()
 
-    def hear(self, listener: Listener) -> None:
+    def listen_to(self, listener: Listener) -> None:
         """Go on: this listener says that there may be new tasks."""
         self._listener = listener
         self.look_again()

@@ -13,11 +13,11 @@ from sitq._logging import Log
 from sitq._loops import LoopRef, SharedEvent
 from sitq.errors import SitqError
 from sitq.models import LeaseState, Outcome
-from sitq.worker._attempt import End
+from sitq.worker._attempt import EndReason
 from sitq.worker._heartbeats import Heartbeats
-from sitq.worker._reporter import Reporter, Streak
-from sitq.worker._reserver import FULL_SWEEP, Fetcher
-from sitq.worker._runner_pool import Runners
+from sitq.worker._reporter import FailureBackoff, Reporter
+from sitq.worker._reserver import FULL_SWEEP, Reserver
+from sitq.worker._runner_pool import RunnerPool
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from sitq.protocols import Backend, Clock, Listener, Serializer, Topic
     from sitq.worker._options import WorkerOptions
 
-__all__ = ["Session", "warn_of_saturation"]
+__all__ = ["WorkerRun", "warn_of_saturation"]
 
 _log: Final = Log(__name__)
 
@@ -42,14 +42,14 @@ _MOST_SHOWN: Final = 10
 async def warn_of_saturation(
     clock: Clock,
     takes_all_places: Callable[[], list[ReservedTask]],
-    others_are_due: Callable[[], Awaitable[bool]],
+    has_due_tasks: Callable[[], Awaitable[bool]],
 ) -> None:
     """Warn once a minute while the same attempts take all places and others are due; for ever.
 
     Args:
         clock: the worker's clock.
         takes_all_places: returns the tasks that run; none while a place is free.
-        others_are_due: returns whether the store has tasks that could start now.
+        has_due_tasks: returns whether the store has tasks that could start now.
     """
     before: frozenset[tuple[str, int]] = frozenset()
     since = clock.monotonic()
@@ -60,7 +60,7 @@ async def warn_of_saturation(
         same = frozenset((task.id, task.epoch) for task in tasks)
         if not same or same != before:
             before, since = same, now
-        elif now - since >= _WARN_EVERY and await others_are_due():
+        elif now - since >= _WARN_EVERY and await has_due_tasks():
             since = now
             _warn(tasks)
 
@@ -81,7 +81,7 @@ def _warn(tasks: list[ReservedTask]) -> None:
 
 # How long the last outcomes may take to be written, and cancelled tasks to end, in seconds.
 _LAST_WRITES: Final = 15.0
-_LAST_WORDS: Final = 1.0
+_CLEANUP_SECONDS: Final = 1.0
 _SWEEP_EVERY: Final = 0.5
 _WATCH_EVERY: Final = 0.25
 _PRUNE_PAUSE: Final = 0.01
@@ -89,7 +89,7 @@ _PRUNE_PAUSE: Final = 0.01
 _LONGEST_WAIT: Final = 15.0
 
 
-class Session:
+class WorkerRun:
     """The working state of a worker that runs.
 
     Args:
@@ -121,56 +121,56 @@ class Session:
         self._serializer = serializer
         self._options = options
         self._loop = LoopRef()
-        self._runners: Runners | None = None
+        self._pool: RunnerPool | None = None
         # Since when the next sweep waits.
         self._waits_since: float | None = None
         self._progress: dict[Lease, Progress] = {}
         self._progressed = anyio.Event()
-        self._beats = Heartbeats(backend, options.lease, self._loop, self._hear_of)
-        self._reporter = Reporter(backend, self._beats.remove)
-        self._fetcher = Fetcher(
-            worker_id, backend, registry, options, self._beats, self._reporter, drain=drain
+        self._heartbeats = Heartbeats(backend, options.lease, self._loop, self._note_lease_state)
+        self._reporter = Reporter(backend, self._heartbeats.remove)
+        self._reserver = Reserver(
+            worker_id, backend, registry, options, self._heartbeats, self._reporter, drain=drain
         )
 
     @property
     def started(self) -> int:
         """How many attempts have begun."""
-        return 0 if self._runners is None else self._runners.started
+        return 0 if self._pool is None else self._pool.started
 
     def stop(self) -> None:
         """Reserve no more and come to an end; from any thread."""
-        self._loop.call_soon(self._fetcher.stop)
+        self._loop.call_soon(self._reserver.stop)
 
     async def run(self, task_status: TaskStatus[None]) -> None:
         """Work until stopped, drained, or cancelled."""
         try:
-            await self._beats.start()
+            await self._heartbeats.start()
             async with anyio.create_task_group() as services:
                 self._services = services.cancel_scope
                 services.start_soon(self._end_with_beats, services.cancel_scope)
                 services.start_soon(self._reporter.run)
-                services.start_soon(self._listen, "tasks", self._fetcher.hear)
-                services.start_soon(self._listen, "cancels", lambda _: self._beats.beat_now())
+                services.start_soon(self._listen, "tasks", self._reserver.listen_to)
+                services.start_soon(self._listen, "cancels", lambda _: self._heartbeats.renew_now())
                 services.start_soon(self._note_progress)
                 services.start_soon(self._watch)
                 services.start_soon(self._sweep)
-                runners = self._runners = self._make_runners()
+                pool = self._pool = self._make_pool()
                 try:
                     # On trio the host is shielded: only `close` ends it.
-                    await services.start(runners.host)
-                    services.start_soon(runners.run)
+                    await services.start(pool.host)
+                    services.start_soon(pool.run)
                     services.start_soon(
                         warn_of_saturation,
                         self._clock,
-                        runners.take_all_places,
-                        self._fetcher.others_are_due,
+                        pool.take_all_places,
+                        self._reserver.has_due_tasks,
                     )
                     task_status.started()
-                    await self._fetcher.run(runners)
-                    await runners.finish(self._options.shutdown_timeout, _LAST_WORDS)
+                    await self._reserver.run(pool)
+                    await pool.finish(self._options.shutdown_timeout, _CLEANUP_SECONDS)
                 finally:
                     try:
-                        await _to_the_end(partial(runners.close, _LAST_WORDS))
+                        await _to_the_end(partial(pool.close, _CLEANUP_SECONDS))
                     finally:
                         self._reporter.hurry(_LAST_WRITES)
                 services.cancel_scope.cancel()
@@ -181,27 +181,27 @@ class Session:
             self._error = self._error or leaving
         finally:
             # What is ready is written, and what is held handed back, even if all is cancelled.
-            if self._runners is not None:
-                self._runners.hand_back(at_once=True)
+            if self._pool is not None:
+                self._pool.hand_back(at_once=True)
             try:
                 await _to_the_end(self._write_the_rest)
             finally:
                 # asyncio's own cancellation knows no shield; a lease must not be renewed for ever.
-                self._beats.stop()
-        if (error := self._error or self._fetcher.error) is not None:
+                self._heartbeats.stop()
+        if (error := self._error or self._reserver.error) is not None:
             raise error
 
     async def _write_the_rest(self) -> None:
         """Write what waits, for some seconds at the most, and end the heartbeats."""
         last = self._reporter.hurry(_LAST_WRITES)
         # What a signal handler raises in sitq's own code may have cut off the way of some.
-        for lease in self._beats.kept():
+        for lease in self._heartbeats.kept():
             if not self._reporter.has_outcome(lease):
                 self._reporter.add(lease, Outcome.release(lease))
         with anyio.CancelScope(deadline=last, shield=True) as scope:
             await self._reporter.flush()
-            self._beats.stop()
-            await self._beats.ended()
+            self._heartbeats.stop()
+            await self._heartbeats.ended()
         if scope.cancelled_caught:
             _log.warning("worker %s ends with outcomes that could not be stored", self._id)
 
@@ -213,28 +213,28 @@ class Session:
 
     async def _end_with_beats(self, services: anyio.CancelScope) -> None:
         """End the worker, with an error, if nothing renews its leases any more."""
-        cause = await self._beats.ended()
+        cause = await self._heartbeats.ended()
         error = SitqError("the worker's heartbeat thread has ended by an error of its own")
         error.__cause__ = cause
         self._error = self._error or error
         services.cancel()
 
-    def _make_runners(self) -> Runners:
-        return Runners(
+    def _make_pool(self) -> RunnerPool:
+        return RunnerPool(
             self._serializer,
             self._options,
             self._backend,
             self._loop,
             self._report,
             self._take_progress,
-            self._fetcher.freed,
+            self._reserver.freed,
             self._id,
             self._leave,
         )
 
     def runs(self, context: TaskContext) -> bool:
         """Return whether a task is one that this worker runs; from any thread."""
-        return self._runners is not None and self._runners.runs(context)
+        return self._pool is not None and self._pool.runs(context)
 
     # -- reporting ---------------------------------------------------------------------------
 
@@ -242,42 +242,42 @@ class Session:
         if self._progress:
             self._progress.pop(lease, None)
         if outcome is None:
-            self._beats.remove((lease,))
+            self._heartbeats.remove((lease,))
         else:
             self._reporter.add(lease, outcome)
 
     # -- the services beside -----------------------------------------------------------------
 
     async def _listen(self, topic: Topic, heard: Callable[[Listener], object]) -> None:
-        streak = Streak(f"listen for {topic}", longest=5.0)
+        backoff = FailureBackoff(f"listen for {topic}", longest=5.0)
         while True:
             try:
                 async with self._backend.listen(topic) as listener:
                     heard(listener)
                     while True:
                         await listener.wait()
-                        streak.succeed()
+                        backoff.succeed()
                         heard(listener)
             except Exception as error:  # noqa: BLE001 - polling goes on meanwhile
-                await anyio.sleep(streak.fail(error))
+                await anyio.sleep(backoff.fail(error))
 
-    def _hear_of(self, lease: Lease, state: LeaseState) -> None:
+    def _note_lease_state(self, lease: Lease, state: LeaseState) -> None:
         """End the attempt whose lease is lost or whose task is to be cancelled."""
         if state is LeaseState.LOST:
             self._lose(lease)
-        elif self._runners is not None:
-            self._runners.end(lease, End.CANCEL)
+        elif self._pool is not None:
+            self._pool.end(lease, EndReason.CANCEL)
 
     def _lose(self, lease: Lease) -> None:
         """End an attempt whose lease the store says is lost; nothing of it counts any more."""
-        if not self._beats.keeps(lease) or self._reporter.is_writing(lease):
+        if not self._heartbeats.keeps(lease) or self._reporter.is_writing(lease):
             return  # its outcome is stored, or the store is about to judge it
-        self._beats.remove((lease,))
+        self._heartbeats.remove((lease,))
         if self._has_completed(lease):
             return  # by its own transaction, most likely: the store judges when the function ends
         self._reporter.drop(lease)
-        if self._runners is not None:
-            self._runners.end(lease, End.LEASE_LOST)
+        if self._pool is not None:
+            self._pool.end(lease, EndReason.LEASE_LOST)
         _log.warning("task %s: the lease of epoch %d is lost", lease.task_id, lease.epoch)
 
     def _give_up(self, lease: Lease) -> None:
@@ -285,9 +285,9 @@ class Session:
 
         Nobody may have reclaimed the task: the store judges what the attempt still gives.
         """
-        self._beats.remove((lease,))
-        if self._runners is not None:
-            self._runners.end(lease, End.OVERDUE)
+        self._heartbeats.remove((lease,))
+        if self._pool is not None:
+            self._pool.end(lease, EndReason.OVERDUE)
         _log.warning(
             "task %s: the lease of epoch %d is lost: it could not be renewed in time",
             lease.task_id,
@@ -296,28 +296,28 @@ class Session:
 
     def _has_completed(self, lease: Lease) -> bool:
         """Return whether an attempt has completed itself in a transaction, committed or not."""
-        is_running = self._runners is not None and self._runners.has_completed(lease)
+        is_running = self._pool is not None and self._pool.has_completed(lease)
         return is_running or self._reporter.expects_refusal(lease)
 
     async def _watch(self) -> None:
         """Give up leases that could not be renewed in time, and what waits for too long."""
         interval = min(_WATCH_EVERY, self._options.lease / 10)
         while True:
-            for lease in self._beats.overdue(interval):
+            for lease in self._heartbeats.overdue(interval):
                 # The transaction of a task that completed itself may hold the task.
                 if not self._has_completed(lease) and not self._reporter.is_writing(lease):
                     self._give_up(lease)
-            if self._runners is not None:
-                self._runners.hand_back()
+            if self._pool is not None:
+                self._pool.hand_back()
             await self._clock.sleep(interval)
 
     async def _sweep(self) -> None:
         """Do, again and again, what time has made due in the store."""
-        backoff = Streak("sweep the store", longest=5.0)
+        backoff = FailureBackoff("sweep the store", longest=5.0)
         while True:
             pause = _SWEEP_EVERY
             if self._has_to_wait():
-                self._beats.beat_now()
+                self._heartbeats.renew_now()
                 await self._clock.sleep(min(pause, self._options.lease / 10))
                 continue
             try:
@@ -337,7 +337,7 @@ class Session:
 
         Its heartbeat has to have its chance first, and an outcome that is there its judgement.
         """
-        behind = any(not self._has_completed(lease) for lease in self._beats.behind())
+        behind = any(not self._has_completed(lease) for lease in self._heartbeats.behind())
         if not behind and not self._reporter.is_failing:
             self._waits_since = None
             return False

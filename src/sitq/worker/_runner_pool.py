@@ -22,16 +22,16 @@ import anyio.lowlevel
 
 from sitq._exceptions import exit_of
 from sitq._logging import Log
-from sitq.context import Ties
+from sitq.context import TaskServices
 from sitq.models import Outcome, OutcomeKind
 from sitq.payload.serialization import may_seal_results
 from sitq.payload.signing import seal_outcome
-from sitq.worker._attempt import End, Execution, NoThreadError, Workshop
+from sitq.worker._attempt import Attempt, EndReason, FunctionRuntime, NoThreadError
 from sitq.worker._attempt_tasks import STARTS_EAGERLY, AttemptTask, Nurseries
 from sitq.worker._errors import error_text
 from sitq.worker._exits import end_child
 from sitq.worker._outcomes import log_end
-from sitq.worker._reporter import Fallback
+from sitq.worker._reporter import UncommittedOutcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
@@ -45,22 +45,22 @@ if TYPE_CHECKING:
     from sitq.protocols import Backend, Serializer
     from sitq.worker._options import WorkerOptions
 
-__all__ = ["Runners"]
+__all__ = ["RunnerPool"]
 
 _log: Final = Log(__name__)
 
 # Reserved ahead are at most so many tasks, and no more than start within so many seconds.
-_MOST_AHEAD: Final = 500
-_SECONDS_AHEAD: Final = 0.02
+_MAX_PREFETCH: Final = 500
+_PREFETCH_SECONDS: Final = 0.02
 # While the store is asked for more, the loop sleeps at the end of so many turns, for so many
 # seconds. The thread of the store's that wants to go on after a statement would have to wait for
 # the interpreter, up to 5 ms each time, until no task is left that could run meanwhile.
-_GIVES_WAY: Final = 8
-_MOMENT: Final = 0.00002
+_YIELDS: Final = 8
+_YIELD_SECONDS: Final = 0.00002
 # What still waits after so many seconds is handed back.
-_PATIENCE: Final = 0.25
+_PREFETCH_TIMEOUT: Final = 0.25
 # For so many seconds after it met a task that was lost before, a worker reserves none ahead.
-_WARY: Final = 1.0
+_NO_PREFETCH_SECONDS: Final = 1.0
 # How many attempts are started, or for how many seconds, before the rest of the loop gets its turn:
 # fewer where they only run once all of these are started, since their time is not known then.
 _TURN: Final = 20
@@ -74,11 +74,11 @@ _NO_THREAD: Final = 1.0
 _WEIGHT: Final = 0.1
 
 
-_POOLS: Final[weakref.WeakSet[Runners]] = weakref.WeakSet()
+_LIVE_POOLS: Final[weakref.WeakSet[RunnerPool]] = weakref.WeakSet()
 
 
 def _end_in_child() -> None:
-    for pool in list(_POOLS):
+    for pool in list(_LIVE_POOLS):
         with suppress(RuntimeError):  # its loop has ended
             pool.end_in_child()
 
@@ -87,7 +87,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_end_in_child)
 
 
-class Runners:
+class RunnerPool:
     """Runs what was reserved, at most ``max_concurrency`` at a time.
 
     Args:
@@ -126,7 +126,7 @@ class Runners:
         self._worker_id = worker_id
         self._leave = leave
         self._process, self._thread = os.getpid(), threading.get_ident()
-        _POOLS.add(self)
+        _LIVE_POOLS.add(self)
         # The asyncio task that the worker is.
         self._host = asyncio.current_task() if loop.asyncio is not None else None
         self._closing = False
@@ -134,16 +134,16 @@ class Runners:
         # How many attempts have begun.
         self.started = 0
         # When a task was put back that this worker cannot start, by the monotonic clock.
-        self.missed_at = float("-inf")
+        self.unknown_function_at = float("-inf")
         # What anyio makes on this loop: asking it each time takes as long as a short task does.
         self._scopes = type(anyio.CancelScope())
         self._threads = anyio.CapacityLimiter(options.max_concurrency)
-        self._ahead: deque[Execution] = deque()
-        self._running: dict[Lease, Execution] = {}
+        self._prefetched: deque[Attempt] = deque()
+        self._running: dict[Lease, Attempt] = {}
         # Threads that nobody waits for any more still keep their place.
-        self._left: set[Execution] = set()
+        self._abandoned_threads: set[Attempt] = set()
         # Handed back while they run on; they keep their places.
-        self._refusing: set[Execution] = set()
+        self._unresponsive: set[Attempt] = set()
         # On trio, where the attempts run.
         self._nurseries = Nurseries(self._grace) if loop.asyncio is None else None
         is_eager = loop.asyncio is not None and STARTS_EAGERLY
@@ -152,31 +152,33 @@ class Runners:
         self._ended = anyio.Event()
         self._shares_interpreter = bool(getattr(backend, "_shares_interpreter", False))
         # At the end of how many turns the loop is still to give way.
-        self._gives_way = 0
+        self._yields_left = 0
         self._mean: float | None = None
-        self._wary_until = float("-inf")
+        self._no_prefetch_until = float("-inf")
 
     @property
     def busy(self) -> bool:
         """True while anything runs or waits to."""
-        return bool(self._running or self._ahead or self._left or self._refusing)
+        return bool(
+            self._running or self._prefetched or self._abandoned_threads or self._unresponsive
+        )
 
     @property
     def idle_places(self) -> int:
         """How many more could start at once."""
-        taken = len(self._running) + len(self._left) + len(self._refusing)
+        taken = len(self._running) + len(self._abandoned_threads) + len(self._unresponsive)
         return self._options.max_concurrency - taken
 
     def take_all_places(self) -> list[ReservedTask]:
         """Return the tasks that run; none while a place is free."""
         if self.idle_places > 0:
             return []
-        return [execution.task for execution in (*self._running.values(), *self._left)]
+        return [execution.task for execution in (*self._running.values(), *self._abandoned_threads)]
 
     @property
     def vacant(self) -> int:
         """How many more could start at once, besides those that wait."""
-        return max(0, self.idle_places - len(self._ahead))
+        return max(0, self.idle_places - len(self._prefetched))
 
     @property
     def room(self) -> int:
@@ -186,10 +188,10 @@ class Runners:
         not topped up one by one.
         """
         ahead = 0
-        if self._mean is not None and self._clock.monotonic() >= self._wary_until:
-            places = self._options.max_concurrency - len(self._left)
-            ahead = min(_MOST_AHEAD, int(_SECONDS_AHEAD * places / max(self._mean, 1e-6)))
-        idle, waiting = self.idle_places, len(self._ahead)
+        if self._mean is not None and self._clock.monotonic() >= self._no_prefetch_until:
+            places = self._options.max_concurrency - len(self._abandoned_threads)
+            ahead = min(_MAX_PREFETCH, int(_PREFETCH_SECONDS * places / max(self._mean, 1e-6)))
+        idle, waiting = self.idle_places, len(self._prefetched)
         return 0 if waiting >= max(idle, ahead // 2) else max(0, idle + ahead - waiting)
 
     def runs(self, context: TaskContext) -> bool:
@@ -205,17 +207,17 @@ class Runners:
     @contextmanager
     def asking(self) -> Iterator[None]:
         """Give way to the store while it is asked for more tasks, if it needs that."""
-        self._gives_way = _GIVES_WAY if self._shares_interpreter else 0
+        self._yields_left = _YIELDS if self._shares_interpreter else 0
         try:
             yield
         finally:
-            self._gives_way = 0
+            self._yields_left = 0
 
-    def give_way(self) -> None:
+    def yield_interpreter(self) -> None:
         """Let the store's thread have the interpreter for a moment, if it is asked for more."""
-        if self._gives_way:
-            self._gives_way -= 1
-            time.sleep(_MOMENT)
+        if self._yields_left:
+            self._yields_left -= 1
+            time.sleep(_YIELD_SECONDS)
 
     def end_in_child(self) -> None:
         """End a child that was forked by a task as soon as it comes back to the worker's loop."""
@@ -227,12 +229,12 @@ class Runners:
         """Return whether the worker ends, or asyncio cancels it with all other tasks."""
         return self._closing or (self._host is not None and self._host.cancelling() > 0)
 
-    def workshop(self, function: TaskFunction[Any]) -> Workshop:
+    def runtime(self, function: TaskFunction[Any]) -> FunctionRuntime:
         """What attempts at a function have in common."""
-        return Workshop(
+        return FunctionRuntime(
             function,
             self._serializer,
-            Ties(
+            TaskServices(
                 self._backend,
                 self._note,
                 partial(function.dump_result, self._serializer),
@@ -249,22 +251,22 @@ class Runners:
             self._is_ending,
         )
 
-    def launch(self, task: ReservedTask, lease: Lease, workshop: Workshop) -> None:
+    def launch(self, task: ReservedTask, lease: Lease, runtime: FunctionRuntime) -> None:
         """Run a reserved task, now or as the next one."""
         now = self._clock.monotonic()
         if task.crashes:
-            self._wary_until = now + _WARY
+            self._no_prefetch_until = now + _NO_PREFETCH_SECONDS
             if not self.vacant:
                 # One of those that were lost together kills its worker. If it does so again, the
                 # innocent ones must not be held by that worker.
                 self._report(lease, Outcome.release(lease))
                 return
-        self._ahead.append(Execution(task, lease, workshop, now))
+        self._prefetched.append(Attempt(task, lease, runtime, now))
         self.wake()
 
     def wake(self) -> None:
         """Start what waits, if there is a place for it."""
-        if self._ahead:
+        if self._prefetched:
             self._woken.set()
 
     async def run(self) -> None:
@@ -272,14 +274,14 @@ class Runners:
         while True:
             await self._woken.wait()
             self._start_some()
-            if not self._ahead or self.idle_places <= 0:
+            if not self._prefetched or self.idle_places <= 0:
                 self._woken = anyio.Event()
                 self._freed()
-            elif len(self._ahead) < _MOST_AHEAD // 2:
+            elif len(self._prefetched) < _MAX_PREFETCH // 2:
                 self._freed()
             # Functions that never wait must not keep the loop from everybody else.
             await anyio.lowlevel.checkpoint()
-            self.give_way()
+            self.yield_interpreter()
 
     def _start_some(self) -> None:
         """Start some of those that wait, for a moment at the most."""
@@ -287,13 +289,13 @@ class Runners:
             end_child(None)
         end = self._clock.monotonic() + _LONGEST_TURN
         for _ in range(self._turn):
-            if not self._ahead or self.idle_places <= 0:
+            if not self._prefetched or self.idle_places <= 0:
                 return
-            self._start(self._ahead.popleft())
+            self._start(self._prefetched.popleft())
             if self._clock.monotonic() > end:
                 return
 
-    def _start(self, execution: Execution) -> None:
+    def _start(self, execution: Attempt) -> None:
         """Start an attempt in a task of its own."""
         try:
             self._running[execution.lease] = execution
@@ -316,7 +318,7 @@ class Runners:
 
     async def _attempt(
         self,
-        execution: Execution,
+        execution: Attempt,
         call: Coroutine[Any, Any, Outcome | None],
         started_at: float,
     ) -> None:
@@ -339,14 +341,14 @@ class Runners:
         finally:
             execution.host = None  # which refers to it: only the garbage collector would free them
 
-    def _drop(self, execution: Execution) -> None:
+    def _drop(self, execution: Attempt) -> None:
         """Give up the place of an attempt that a signal handler has cut short in sitq's own code.
 
         The end of the worker hands its task back, with all that is still held.
         """
         self._running.pop(execution.lease, None)
-        self._refusing.discard(execution)
-        if not (self._running or self._refusing):
+        self._unresponsive.discard(execution)
+        if not (self._running or self._unresponsive):
             self._ended.set()
 
     async def host(self, *, task_status: TaskStatus[None]) -> None:
@@ -356,7 +358,7 @@ class Runners:
         else:
             await self._nurseries.run(task_status=task_status)
 
-    def _settle(self, execution: Execution, seconds: float) -> None:
+    def _settle(self, execution: Attempt, seconds: float) -> None:
         """Learn how long an attempt took."""
         mean = seconds if self._mean is None else self._mean
         # One long task is reason enough for caution, a short one is not for its opposite.
@@ -364,7 +366,7 @@ class Runners:
         if seconds > _LONG:
             self.hand_back()
         if execution.leave():
-            self._left.add(execution)
+            self._abandoned_threads.add(execution)
 
     def sealed(self, task: ReservedTask, outcome: Outcome | None) -> Outcome | None:
         """Return an outcome as it is to be stored."""
@@ -375,108 +377,110 @@ class Runners:
         except Exception as error:  # noqa: BLE001 - a serializer may be anybody's code
             return Outcome.failure(outcome.lease, error_text(error))
 
-    def _conclude(self, execution: Execution, outcome: Outcome | None) -> None:
+    def _conclude(self, execution: Attempt, outcome: Outcome | None) -> None:
         """Report how an attempt has ended, unless that has been done."""
         if self._running.pop(execution.lease, None) is not None:
             self._report(execution.lease, self.sealed(execution.task, outcome))
             if outcome is not None and outcome.kind is not OutcomeKind.SUCCESS:
-                if outcome.kind is OutcomeKind.MISS:
+                if outcome.kind is OutcomeKind.UNKNOWN_FUNCTION:
                     self.started -= 1  # its function was not called
-                    self.missed_at = self._clock.monotonic()
-                if type(outcome) is not Fallback:  # which is most likely refused, and logged if not
+                    self.unknown_function_at = self._clock.monotonic()
+                if (
+                    type(outcome) is not UncommittedOutcome
+                ):  # which is most likely refused, and logged if not
                     log_end(execution.task, outcome, execution.raised, self._worker_id)
         else:
-            self._refusing.discard(execution)
+            self._unresponsive.discard(execution)
         self.wake()
-        if not self._ahead:
+        if not self._prefetched:
             self._freed()
-        if not (self._running or self._refusing):
+        if not (self._running or self._unresponsive):
             self._ended.set()
 
-    def _thread_ended(self, execution: Execution) -> None:
+    def _thread_ended(self, execution: Attempt) -> None:
         """Give up the place of a thread that was left to itself; called in that thread."""
         self._loop.call_soon(lambda: self._give_up(execution))
 
-    def _give_up(self, execution: Execution) -> None:
-        self._left.discard(execution)
+    def _give_up(self, execution: Attempt) -> None:
+        self._abandoned_threads.discard(execution)
         self.wake()
         self._freed()
 
-    def end(self, lease: Lease, why: End) -> None:
+    def end(self, lease: Lease, why: EndReason) -> None:
         """End one attempt, if it is still there; one that waits is not begun."""
         execution = self._running.get(lease)
         if execution is not None:
             execution.end(why)
             return
-        for waiting in self._ahead:
+        for waiting in self._prefetched:
             if waiting.lease == lease:
-                self._ahead.remove(waiting)
-                kind = Outcome.cancelled if why is End.CANCEL else Outcome.release
-                self._report(lease, None if why is End.LEASE_LOST else kind(lease))
+                self._prefetched.remove(waiting)
+                kind = Outcome.cancelled if why is EndReason.CANCEL else Outcome.release
+                self._report(lease, None if why is EndReason.LEASE_LOST else kind(lease))
                 return
 
     def hand_back(self, *, at_once: bool = False) -> None:
         """Release what waits: all of it, or what has waited for too long."""
-        too_long = self._clock.monotonic() - _PATIENCE
-        while self._ahead and (at_once or self._ahead[0].since < too_long):
-            execution = self._ahead.popleft()
+        too_long = self._clock.monotonic() - _PREFETCH_TIMEOUT
+        while self._prefetched and (at_once or self._prefetched[0].since < too_long):
+            execution = self._prefetched.popleft()
             # What runs takes longer than was thought: nothing is reserved behind it again.
-            self._mean = max(self._mean or 0.0, _PATIENCE)
+            self._mean = max(self._mean or 0.0, _PREFETCH_TIMEOUT)
             self._report(execution.lease, Outcome.release(execution.lease))
 
-    async def finish(self, seconds: float, last_words: float) -> None:
+    async def finish(self, seconds: float, cleanup_seconds: float) -> None:
         """Let what runs finish for a while, then end it; what refuses is handed back as it runs.
 
         Args:
             seconds: how long it may run on.
-            last_words: how long its end may take, in seconds.
+            cleanup_seconds: how long its end may take, in seconds.
         """
         self.hand_back(at_once=True)
         with anyio.move_on_after(seconds):
             await self._all_ended()
-        await self._end_all(last_words)
+        await self._end_all(cleanup_seconds)
 
-    async def close(self, last_words: float) -> None:
+    async def close(self, cleanup_seconds: float) -> None:
         """End what runs, hand it back, and return once it has ended."""
         try:
             with anyio.CancelScope(shield=True):
                 self._closing = True
                 self.hand_back(at_once=True)
                 if self._loop.asyncio is not None:
-                    for execution in [*self._running.values(), *self._refusing]:
+                    for execution in [*self._running.values(), *self._unresponsive]:
                         if not execution.is_hosted:
                             self._drop(execution)
-                await self._end_all(last_words)
+                await self._end_all(cleanup_seconds)
                 await self._all_ended()
         finally:
-            _POOLS.discard(self)
+            _LIVE_POOLS.discard(self)
             if self._nurseries is not None:
                 self._nurseries.close()
 
     async def _end_all(self, seconds: float) -> None:
         """End what runs; what refuses for so long after its grace is handed back as it runs."""
         for execution in list(self._running.values()):
-            execution.end(End.SHUTDOWN)
+            execution.end(EndReason.SHUTDOWN)
         with anyio.move_on_after(self._grace + seconds):
             await self._all_ended()
         for lease, execution in list(self._running.items()):
             # It swallows its cancellation: others may run it all the same.
             del self._running[lease]
-            self._refusing.add(execution)
+            self._unresponsive.add(execution)
             self._report(lease, Outcome.release(lease))
             _log.warning("task %s does not end; it is handed back while it runs on", lease.task_id)
 
     async def _all_ended(self) -> None:
-        while self._running or self._refusing:
+        while self._running or self._unresponsive:
             self._ended = anyio.Event()
             await self._ended.wait()
 
 
-def _not_run(execution: Execution, error: BaseException) -> Outcome:
+def _not_run(execution: Attempt, error: BaseException) -> Outcome:
     """Return the outcome of an attempt that sitq itself failed to run."""
     lease = execution.lease
     _log.error("task %s: sitq failed to run it", lease.task_id, error=error)
     if issubclass(type(error), NoThreadError):
-        return Outcome.miss(lease, _NO_THREAD)  # by no fault of the task's
+        return Outcome.unknown_function(lease, _NO_THREAD)  # by no fault of the task's
     kind = error_text(error).partition(":")[0]
     return Outcome.failure(lease, f"{kind}: sitq failed to run the task")

@@ -53,7 +53,7 @@ def run_script(
         ValidationError: ``backend`` is no loop.
     """
     _check(backend)
-    ending = _Ending(stop)
+    ending = _SignalState(stop)
 
     async def main() -> int:
         with anyio.CancelScope() as scope:
@@ -90,7 +90,7 @@ def _is_interrupt(error: BaseException) -> bool:
     return isinstance(error, KeyboardInterrupt)
 
 
-class _Ending:
+class _SignalState:
     """What the signals so far have asked for."""
 
     def __init__(self, stop: Callable[[], object]) -> None:
@@ -140,12 +140,12 @@ class _Ending:
 
 
 @contextmanager
-def _handled(ending: _Ending) -> Iterator[None]:
+def _handled(ending: _SignalState) -> Iterator[None]:
     """Send the signals that end a process to ``ending``, where this thread may have them sent."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    replaced: dict[signal.Signals, Any] = {}
+    storable_outcome: dict[signal.Signals, Any] = {}
 
     def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - what handlers take
         if ending.inherited:
@@ -158,8 +158,8 @@ def _handled(ending: _Ending) -> Iterator[None]:
         for each in _SIGNALS:
             # Whoever has a signal ignored, a shell for its background jobs, means it.
             if signal.getsignal(each) is not signal.SIG_IGN:
-                replaced[each] = signal.signal(each, handle)
+                storable_outcome[each] = signal.signal(each, handle)
         yield
     finally:
-        for each, before in replaced.items():
+        for each, before in storable_outcome.items():
             signal.signal(each, signal.SIG_DFL if before is None else before)

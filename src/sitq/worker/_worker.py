@@ -17,10 +17,10 @@ from sitq._validation import describe
 from sitq.context import CURRENT
 from sitq.errors import UsageError, ValidationError
 from sitq.models import ALL_QUEUES, DEFAULT_QUEUE, RetryPolicy
-from sitq.payload.registry import Registry, known
-from sitq.worker._background import Background
+from sitq.payload.registry import Registry, default_registry
+from sitq.worker._background import BackgroundService
 from sitq.worker._options import WorkerOptions
-from sitq.worker._run import Session
+from sitq.worker._run import WorkerRun
 from sitq.worker._script import EventLoop, run_script
 
 if TYPE_CHECKING:
@@ -82,8 +82,8 @@ class Worker:
         self._backend: Final = checked_backend(backend)
         self._serializer: Final = checked_serializer(serializer)
         self._registry: Final = _registry_of(tasks)
-        self._session: Session | None = None
-        self._background: Background | None = None
+        self._run_state: WorkerRun | None = None
+        self._background: BackgroundService | None = None
         try:
             self._options: Final = WorkerOptions(
                 queues=_names_of_queues(plain(queues)),
@@ -108,7 +108,7 @@ class Worker:
             UsageError: this worker is running already.
             BackendError: the store could not be opened.
         """
-        background = Background(repr(self), self.start, self.stop)
+        background = BackgroundService(repr(self), self.start, self.stop)
         await background.enter()
         self._background = background
         return self
@@ -182,8 +182,8 @@ class Worker:
         return run_script(work, self._stop_soon, backend)
 
     def _stop_soon(self) -> None:
-        if self._session is not None:
-            self._session.stop()
+        if self._run_state is not None:
+            self._run_state.stop()
 
     async def stop(self) -> None:
         """End `start`: reserve no more, let running tasks finish, hand the rest back.
@@ -192,7 +192,7 @@ class Worker:
         another thread's event loop; if the worker is not running, it does nothing. A task that
         stops the worker that runs it does not wait: its own end is what the worker waits for.
         """
-        session = self._session
+        session = self._run_state
         if session is not None:
             session.stop()
             caller = CURRENT.get(None)
@@ -200,11 +200,11 @@ class Worker:
                 await session.finished.wait()
 
     async def _run(self, task_status: TaskStatus[None], *, drain: bool) -> int:
-        if self._session is not None:
+        if self._run_state is not None:
             raise UsageError("this worker is running already; stop() it first, or make another")
         refuse_green_threads("a worker")
         worker_id = secrets.token_hex(8)
-        session = self._session = Session(
+        session = self._run_state = WorkerRun(
             worker_id,
             self._backend,
             self._serializer,
@@ -219,7 +219,7 @@ class Worker:
             finally:
                 await self._backend.close()
         finally:
-            self._session = None
+            self._run_state = None
             session.finished.set()
         return session.started
 
@@ -246,7 +246,7 @@ def _names_of_queues(queues: object) -> tuple[str, ...]:
 
 def _registry_of(tasks: Iterable[ModuleType | Callable[..., object]] | None) -> Registry:
     """What is known in this process, and what is given here."""
-    registry = Registry(parent=known)
+    registry = Registry(parent=default_registry)
     if tasks is None:
         return registry
     if isinstance(tasks, ModuleType) or callable(tasks):

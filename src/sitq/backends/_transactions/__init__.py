@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from sitq.backends._transactions._cancellation import Fate, savepoint
-from sitq.backends._transactions._kinds import link_to
-from sitq.backends._transactions._protocols import Executor, Link, Row
-from sitq.backends._transactions._user_transaction import Joined
+from sitq.backends._transactions._cancellation import CancellationGuard, savepoint
+from sitq.backends._transactions._kinds import user_connection_of
+from sitq.backends._transactions._protocols import Executor, Row, UserConnection
+from sitq.backends._transactions._user_transaction import UserTransaction
 
-__all__ = ["Executor", "Fate", "Joined", "Link", "Row", "link_to", "savepoint"]
+__all__ = [
+    "CancellationGuard",
+    "Executor",
+    "Row",
+    "UserConnection",
+    "UserTransaction",
+    "savepoint",
+    "user_connection_of",
+]

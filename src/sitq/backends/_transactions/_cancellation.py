@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from sitq.backends._transactions._protocols import Executor
 
-__all__ = ["Fate", "savepoint"]
+__all__ = ["CancellationGuard", "savepoint"]
 
 T = TypeVar("T")
 
@@ -33,7 +33,7 @@ class _GivenUpError(Exception):
     """Nobody waits for this unit any more."""
 
 
-class Fate:
+class CancellationGuard:
     """Of one unit of work; it may run in another thread than its caller.
 
     Args:
@@ -132,7 +132,9 @@ def _cancel_later(cancellation: asyncio.CancelledError) -> None:
 _TRIES: Final = 3
 
 
-async def savepoint(executor: Executor, work: Coroutine[Any, Any, T], fate: Fate) -> T:
+async def savepoint(
+    executor: Executor, work: Coroutine[Any, Any, T], guard: CancellationGuard
+) -> T:
     """Run a unit of work; if it raises, the transaction is as it was before."""
     try:
         await executor.fetch("SAVEPOINT sitq")
@@ -140,17 +142,17 @@ async def savepoint(executor: Executor, work: Coroutine[Any, Any, T], fate: Fate
         work.close()
         raise
     try:
-        with fate.work():
+        with guard.work():
             answer = await work
         await executor.fetch("RELEASE SAVEPOINT sitq")
     except BaseException:
         work.close()
-        await _undo(executor)
+        await _roll_back(executor)
         raise
     return answer
 
 
-async def _undo(executor: Executor) -> None:
+async def _roll_back(executor: Executor) -> None:
     for _ in range(_TRIES):
         try:
             await executor.fetch("ROLLBACK TO SAVEPOINT sitq")

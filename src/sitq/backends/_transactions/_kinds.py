@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING
 import aiosqlite
 
 from sitq.backends._transactions._postgres import (
-    AsyncpgLink,
-    AsyncPsycopgLink,
-    PsycopgLink,
+    AsyncpgUserConnection,
+    AsyncPsycopgUserConnection,
+    PsycopgUserConnection,
 )
-from sitq.backends._transactions._sqlite import AiosqliteLink, SqliteLink
+from sitq.backends._transactions._sqlite import AiosqliteUserConnection, SqliteUserConnection
 from sitq.errors import UsageError
 
 if TYPE_CHECKING:
-    from sitq.backends._transactions._protocols import Link
+    from sitq.backends._transactions._protocols import UserConnection
 
-__all__ = ["link_to"]
+__all__ = ["user_connection_of"]
 
 _HINT = (
     "give an open connection of sqlite3 or aiosqlite, of asyncpg or psycopg, or a Connection, "
@@ -27,16 +27,16 @@ _HINT = (
 )
 
 
-def link_to(connection: object) -> Link:
+def user_connection_of(connection: object) -> UserConnection:
     """Return the link of a connection.
 
     Raises:
         UsageError: its kind is unknown.
     """
     if isinstance(connection, sqlite3.Connection):
-        return SqliteLink(connection)
+        return SqliteUserConnection(connection)
     if isinstance(connection, aiosqlite.Connection):
-        return AiosqliteLink(connection)
+        return AiosqliteUserConnection(connection)
     for room in (_sqlalchemy, _psycopg, _asyncpg):
         link = room(connection)
         if link is not None:
@@ -45,27 +45,27 @@ def link_to(connection: object) -> Link:
     raise UsageError(f"bind: {_HINT} (got {given.__module__}.{given.__qualname__})")
 
 
-def _sqlalchemy(connection: object) -> Link | None:
+def _sqlalchemy(connection: object) -> UserConnection | None:
     if "sqlalchemy" not in sys.modules:
         return None
     from sitq.backends._transactions import _sqlalchemy as room
 
-    return room.link_to(connection)
+    return room.user_connection_of(connection)
 
 
-def _psycopg(connection: object) -> Link | None:
+def _psycopg(connection: object) -> UserConnection | None:
     psycopg = sys.modules.get("psycopg")
     if psycopg is not None and isinstance(connection, psycopg.Connection):
-        return PsycopgLink(connection)
+        return PsycopgUserConnection(connection)
     if psycopg is not None and isinstance(connection, psycopg.AsyncConnection):
-        return AsyncPsycopgLink(connection)
+        return AsyncPsycopgUserConnection(connection)
     return None
 
 
-def _asyncpg(connection: object) -> Link | None:
+def _asyncpg(connection: object) -> UserConnection | None:
     asyncpg = sys.modules.get("asyncpg")
     if asyncpg is None:
         return None
     if isinstance(connection, asyncpg.Connection | asyncpg.pool.PoolConnectionProxy):
-        return AsyncpgLink(connection)
+        return AsyncpgUserConnection(connection)
     return None

@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 
     from sitq.backends._transactions._protocols import Executor, Row, Values
 
-__all__ = ["AT_ONCE_THERE", "AsyncPsycopgLink", "AsyncpgLink", "PsycopgLink"]
+__all__ = [
+    "AT_ONCE_THERE",
+    "AsyncPsycopgUserConnection",
+    "AsyncpgUserConnection",
+    "PsycopgUserConnection",
+]
 
 T = TypeVar("T")
 
@@ -96,7 +101,7 @@ def _check_begins(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[
 _turns: Final[WeakKeyDictionary[object, asyncio.Lock]] = WeakKeyDictionary()
 
 
-class _PostgresLink:
+class _PostgresUserConnection:
     database: Final = "postgresql"
 
     def __init__(self, kind: str, executor: Executor) -> None:
@@ -104,23 +109,23 @@ class _PostgresLink:
         self._executor: Final = executor
 
     async def run(self, work: Callable[[Executor], Coroutine[Any, Any, T]]) -> T:
-        """See `Link.run`."""
+        """See `UserConnection.run`."""
         return await work(self._executor)
 
 
-class _AwaitedLink(_PostgresLink):
+class _AwaitedUserConnection(_PostgresUserConnection):
     def __init__(self, kind: str, executor: Executor, connection: object | None) -> None:
         super().__init__(kind, executor)
         turn = asyncio.Lock()
         self._turn: Final = turn if connection is None else _turns.setdefault(connection, turn)
 
     async def run(self, work: Callable[[Executor], Coroutine[Any, Any, T]]) -> T:
-        """See `Link.run`."""
+        """See `UserConnection.run`."""
         async with self._turn:
             return await super().run(work)
 
 
-class AsyncpgLink(_AwaitedLink):
+class AsyncpgUserConnection(_AwaitedUserConnection):
     """An asyncpg connection, of a pool or not."""
 
     blocking: Final = False
@@ -132,7 +137,7 @@ class AsyncpgLink(_AwaitedLink):
         super().__init__("asyncpg's Connection", AsyncpgExecutor(connection), inner)
 
 
-class PsycopgLink(_PostgresLink):
+class PsycopgUserConnection(_PostgresUserConnection):
     """A ``psycopg.Connection``."""
 
     blocking: Final = True
@@ -142,7 +147,7 @@ class PsycopgLink(_PostgresLink):
         super().__init__("psycopg.Connection", PsycopgExecutor(connection))
 
 
-class AsyncPsycopgLink(_AwaitedLink):
+class AsyncPsycopgUserConnection(_AwaitedUserConnection):
     """A ``psycopg.AsyncConnection``."""
 
     blocking: Final = False

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
     Values = Mapping[str, object] | Sequence[object]
 
-__all__ = ["Executor", "Link", "Row"]
+__all__ = ["Executor", "Row", "UserConnection"]
 
 T = TypeVar("T")
 
@@ -38,7 +38,7 @@ class Executor(Protocol):
         ...
 
 
-class Link(Protocol):
+class UserConnection(Protocol):
     """A user's connection, of one kind."""
 
     @property

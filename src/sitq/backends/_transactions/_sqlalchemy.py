@@ -22,9 +22,9 @@ from sitq.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from sitq.backends._transactions._protocols import Executor, Link, Row, Values
+    from sitq.backends._transactions._protocols import Executor, Row, UserConnection, Values
 
-__all__ = ["AsyncAlchemyLink", "SyncAlchemyLink", "link_to"]
+__all__ = ["AsyncAlchemyUserConnection", "SyncAlchemyUserConnection", "user_connection_of"]
 
 T = TypeVar("T")
 
@@ -37,12 +37,12 @@ def _text(statement: str) -> sqlalchemy.TextClause:
     return sqlalchemy.text(_NUMBER.sub(r"(:p\1)", statement))
 
 
-def link_to(connection: object) -> Link | None:
+def user_connection_of(connection: object) -> UserConnection | None:
     """Return the link of a connection or session; ``None``: it is none of SQLAlchemy's."""
     if isinstance(connection, sqlalchemy.Connection | orm.Session):
-        return SyncAlchemyLink(connection)
+        return SyncAlchemyUserConnection(connection)
     if isinstance(connection, ext.AsyncConnection | ext.AsyncSession):
-        return AsyncAlchemyLink(connection)
+        return AsyncAlchemyUserConnection(connection)
     return None
 
 
@@ -101,7 +101,7 @@ def _database_of(owner: sqlalchemy.Connection | orm.Session) -> str:
     return bind.dialect.name
 
 
-class _AlchemyLink:
+class _AlchemyUserConnection:
     def __init__(self, owner: Any, inner: sqlalchemy.Connection | orm.Session) -> None:
         self._owner: Final = owner
         self._inner: Final = inner
@@ -109,7 +109,7 @@ class _AlchemyLink:
 
     @property
     def database(self) -> Literal["sqlite", "postgresql"] | None:
-        """See `Link.database`."""
+        """See `UserConnection.database`."""
         try:
             name = _database_of(self._inner)
         except exc.SQLAlchemyError as error:
@@ -119,7 +119,7 @@ class _AlchemyLink:
         return "postgresql" if name == "postgresql" else None
 
 
-class SyncAlchemyLink(_AlchemyLink):
+class SyncAlchemyUserConnection(_AlchemyUserConnection):
     """A ``Connection`` or a ``Session``."""
 
     blocking: Final = True
@@ -129,11 +129,11 @@ class SyncAlchemyLink(_AlchemyLink):
         super().__init__(owner, owner)
 
     async def run(self, work: Callable[[Executor], Coroutine[Any, Any, T]]) -> T:
-        """See `Link.run`."""
+        """See `UserConnection.run`."""
         return await work(AlchemyExecutor(_usable(self._inner)))
 
 
-class AsyncAlchemyLink(_AlchemyLink):
+class AsyncAlchemyUserConnection(_AlchemyUserConnection):
     """An ``AsyncConnection`` or an ``AsyncSession``: a unit of work is one of its greenlets."""
 
     blocking: Final = False
@@ -143,7 +143,7 @@ class AsyncAlchemyLink(_AlchemyLink):
         super().__init__(owner, _inner_of(owner))
 
     async def run(self, work: Callable[[Executor], Coroutine[Any, Any, T]]) -> T:
-        """See `Link.run`."""
+        """See `UserConnection.run`."""
 
         def unit(inner: sqlalchemy.Connection | orm.Session) -> T:
             return run_inline(work(AlchemyExecutor(_usable(inner))))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from sitq.backends._transactions._protocols import Executor, Row, Values
 
-__all__ = ["AT_ONCE", "AiosqliteLink", "SqliteLink", "begin_of", "in_thread_of"]
+__all__ = ["AT_ONCE", "AiosqliteUserConnection", "SqliteUserConnection", "begin_of", "in_thread_of"]
 
 T = TypeVar("T")
 
@@ -76,7 +76,7 @@ class SqliteExecutor:
             cursor.close()
 
 
-class SqliteLink:
+class SqliteUserConnection:
     """A ``sqlite3.Connection``."""
 
     kind: Final = "sqlite3.Connection"
@@ -88,11 +88,11 @@ class SqliteLink:
         self._connection: Final = connection
 
     async def run(self, work: Callable[[Executor], Coroutine[Any, Any, T]]) -> T:
-        """See `Link.run`."""
+        """See `UserConnection.run`."""
         return await work(SqliteExecutor(self._connection))
 
 
-class AiosqliteLink:
+class AiosqliteUserConnection:
     """An ``aiosqlite.Connection``: a unit of work runs whole in its thread."""
 
     kind: Final = "aiosqlite.Connection"
@@ -104,7 +104,7 @@ class AiosqliteLink:
         self._connection: Final = connection
 
     async def run(self, work: Callable[[Executor], Coroutine[Any, Any, T]]) -> T:
-        """See `Link.run`."""
+        """See `UserConnection.run`."""
 
         def unit(raw: sqlite3.Connection) -> T:
             return run_inline(work(SqliteExecutor(raw)))

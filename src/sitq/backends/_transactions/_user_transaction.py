@@ -6,32 +6,32 @@ from abc import ABC, abstractmethod
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
-from sitq.backends._transactions._cancellation import Fate
+from sitq.backends._transactions._cancellation import CancellationGuard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
-    from sitq.backends._transactions._protocols import Executor, Link
+    from sitq.backends._transactions._protocols import Executor, UserConnection
     from sitq.ids import TaskId
     from sitq.models import Lease, Task
 
-__all__ = ["Joined"]
+__all__ = ["UserTransaction"]
 
 S = TypeVar("S")
 T = TypeVar("T")
 
 
-class Joined(ABC, Generic[S]):
+class UserTransaction(ABC, Generic[S]):
     """The user's transaction, as `sitq.transactions.Transaction` says.
 
     Args:
-        link: the connection.
+        connection: the connection.
         place: the store, for texts.
         session: what is open of the backend, or an error.
     """
 
-    def __init__(self, link: Link, place: str, session: Callable[[], S]) -> None:
-        self._link: Final = link
+    def __init__(self, connection: UserConnection, place: str, session: Callable[[], S]) -> None:
+        self._connection: Final = connection
         self._place: Final = place
         self._session: Final = session
         self._checked: S | None = None
@@ -39,7 +39,7 @@ class Joined(ABC, Generic[S]):
     @property
     def blocking(self) -> bool:
         """See `sitq.transactions.Transaction.blocking`."""
-        return self._link.blocking
+        return self._connection.blocking
 
     async def enqueue(self, tasks: Sequence[Task]) -> list[TaskId[Any]]:
         """See `sitq.transactions.Transaction.enqueue`."""
@@ -51,17 +51,17 @@ class Joined(ABC, Generic[S]):
 
     async def _perform(self, name: str, work: Callable[[Executor, S], Coroutine[Any, Any, T]]) -> T:
         session = self._session()
-        fate = Fate(interruptible=self._link.interruptible)
+        guard = CancellationGuard(interruptible=self._connection.interruptible)
 
         async def unit(executor: Executor) -> T:
-            return await self._within(executor, session, work, fate)
+            return await self._within(executor, session, work, guard)
 
         try:
-            if self._link.blocking:
-                return await self._link.run(unit)
-            return await fate.settle(partial(self._link.run, unit))
+            if self._connection.blocking:
+                return await self._connection.run(unit)
+            return await guard.settle(partial(self._connection.run, unit))
         except Exception as error:
-            told = self._told(name, error)
+            told = self._translated(name, error)
             if told is None:
                 raise
             raise told from told.__cause__
@@ -82,7 +82,7 @@ class Joined(ABC, Generic[S]):
         executor: Executor,
         session: S,
         work: Callable[[Executor, S], Coroutine[Any, Any, T]],
-        fate: Fate,
+        guard: CancellationGuard,
     ) -> T:
         """Begin and check, in the order that the database takes, then work, or undo it."""
 
@@ -105,5 +105,5 @@ class Joined(ABC, Generic[S]):
         """End an attempt well, if its epoch is the current one; tell if it was."""
 
     @abstractmethod
-    def _told(self, operation: str, error: Exception) -> BaseException | None:
+    def _translated(self, operation: str, error: Exception) -> BaseException | None:
         """An error of a driver's as one of sitq's; ``None``: it is none, and goes on as it is."""

@@ -14,7 +14,7 @@ import anyio.lowlevel
 
 from sitq._loops import LoopRef
 from sitq.backends.memory._rows import (
-    Row,
+    TaskRow,
     after,
     delete_at,
     reached,
@@ -54,16 +54,16 @@ class MemoryBackend:
 
     def __init__(self, *, clock: Clock | None = None) -> None:
         self._clock: Final = checked_clock(clock)
-        self._rows: dict[TaskId[Any], Row] = {}
+        self._rows: dict[TaskId[Any], TaskRow] = {}
         self._stored = 0
-        self._listeners: dict[Topic, set[_Listener]] = {
+        self._listeners: dict[Topic, set[_MemoryListener]] = {
             "tasks": set(),
             "results": set(),
             "cancels": set(),
         }
         # A lease keeper calls from its own thread.
         self._lock = threading.Lock()
-        self._users = 0
+        self._open_counter = 0
         self._loop: LoopRef | None = None
         self._pid = 0
 
@@ -82,14 +82,14 @@ class MemoryBackend:
             UsageError: the instance is open in another event loop or was inherited by a fork.
         """
         loop = LoopRef()
-        if self._users and self._pid == os.getpid() and self._loop and self._loop.ended:
-            self._users = 0
-        if self._users:
+        if self._open_counter and self._pid == os.getpid() and self._loop and self._loop.ended:
+            self._open_counter = 0
+        if self._open_counter:
             self._check_use()
         elif self._loop != loop:
             self._forget_listeners()
         self._loop, self._pid = loop, os.getpid()
-        self._users += 1
+        self._open_counter += 1
 
     async def close(self) -> None:
         """Count a user out.
@@ -97,12 +97,12 @@ class MemoryBackend:
         Raises:
             UsageError: the instance is open in another event loop.
         """
-        if self._users and self._pid == os.getpid():
+        if self._open_counter and self._pid == os.getpid():
             self._check_use()
-        self._users = max(0, self._users - 1)
+        self._open_counter = max(0, self._open_counter - 1)
 
     def _check_use(self) -> None:
-        if not self._users:
+        if not self._open_counter:
             raise UsageError(f"{self!r} is not open: use 'async with' on its queue, or connect()")
         if self._pid != os.getpid():
             raise UsageError(f"{self!r} was opened before a fork; make a new one in the child")
@@ -126,7 +126,7 @@ class MemoryBackend:
         now = await self._checked()
         with self._lock:
             rows = dict(self._rows)
-            expired: list[Row] = []
+            expired: list[TaskRow] = []
             ids = [self._store(rows, task, now, expired) for task in tasks]
             self._rows = rows
         self._changed("tasks", tasks)
@@ -134,7 +134,7 @@ class MemoryBackend:
         return ids
 
     def _store(
-        self, rows: dict[TaskId[Any], Row], task: Task, now: datetime, expired: list[Row]
+        self, rows: dict[TaskId[Any], TaskRow], task: Task, now: datetime, expired: list[TaskRow]
     ) -> TaskId[Any]:
         key = task.unique_key
         holder = key and next((row for row in rows.values() if row.holds(key)), None)
@@ -149,7 +149,7 @@ class MemoryBackend:
         if task.id in rows:
             raise BackendError(f"enqueue: the id {task.id} is in use")
         self._stored += 1
-        rows[task.id] = Row(task, self._stored, task.eta or now, now)
+        rows[task.id] = TaskRow(task, self._stored, task.eta or now, now)
         return task.id
 
     async def reserve(
@@ -175,7 +175,7 @@ class MemoryBackend:
         wait = (min(later) - now) / timedelta(seconds=1) if later else None
         return Reservation(tuple(reserved), wait)
 
-    def _reserve(self, row: Row, now: datetime, lease: float) -> ReservedTask:
+    def _reserve(self, row: TaskRow, now: datetime, lease: float) -> ReservedTask:
         row = self._put(
             replace(
                 row,
@@ -188,11 +188,11 @@ class MemoryBackend:
         )
         return to_reserved(row)
 
-    def _put(self, row: Row) -> Row:
+    def _put(self, row: TaskRow) -> TaskRow:
         self._rows[row.task.id] = row
         return row
 
-    def _current(self, lease: Lease) -> Row | None:
+    def _current(self, lease: Lease) -> TaskRow | None:
         """The row of a lease that is still the current one."""
         row = self._rows.get(lease.task_id)
         if row is None or row.status is not TaskStatus.IN_PROGRESS or row.epoch != lease.epoch:
@@ -202,7 +202,7 @@ class MemoryBackend:
     async def finish(self, outcomes: Sequence[Outcome]) -> list[bool]:
         """See `sitq.protocols.Backend.finish`."""
         now = await self._checked()
-        ends: list[Row | None] = []
+        ends: list[TaskRow | None] = []
         with self._lock:
             for outcome in outcomes:
                 row = self._current(outcome.lease)
@@ -236,7 +236,7 @@ class MemoryBackend:
         self._changed("results", lost + expired)
         return Sweep(len(lost), len(expired), len(over))
 
-    def _first(self, limit: int, when: Callable[[Row], datetime | None]) -> list[Row]:
+    def _first(self, limit: int, when: Callable[[TaskRow], datetime | None]) -> list[TaskRow]:
         """The rows that have such a moment, the earliest first."""
         found = [
             (moment, row.number, row)
@@ -268,7 +268,7 @@ class MemoryBackend:
         self._changed("results" if row.status is TaskStatus.PENDING else "cancels", [row])
         return True
 
-    def _known(self, task_id: TaskId[Any]) -> Row:
+    def _known(self, task_id: TaskId[Any]) -> TaskRow:
         try:
             return self._rows[task_id]
         except KeyError:
@@ -298,8 +298,8 @@ class MemoryBackend:
             task_id: to_result(self._rows[task_id]) for task_id in task_ids if task_id in self._rows
         }
 
-    async def get_stored(self, task_id: TaskId[Any]) -> Task:
-        """See `sitq.protocols.Backend.get_stored`."""
+    async def load_task(self, task_id: TaskId[Any]) -> Task:
+        """See `sitq.protocols.Backend.load_task`."""
         await self._checked()
         row = self._known(task_id)
         return row.task.model_copy(update={"eta": row.eta})
@@ -313,7 +313,7 @@ class MemoryBackend:
     async def listen(self, topic: Topic) -> AsyncIterator[Listener]:
         """See `sitq.protocols.Backend.listen`."""
         self._check_use()
-        listener = _Listener()
+        listener = _MemoryListener()
         self._listeners[topic].add(listener)
         try:
             yield listener
@@ -322,7 +322,7 @@ class MemoryBackend:
 
     def lease_keeper(self) -> LeaseKeeper:
         """See `sitq.protocols.Backend.lease_keeper`."""
-        if not self._users:
+        if not self._open_counter:
             raise UsageError(f"{self!r} is not open")
         return _Keeper(self)
 
@@ -342,7 +342,7 @@ class MemoryBackend:
         return states
 
 
-class _Listener:
+class _MemoryListener:
     def __init__(self) -> None:
         self.changed = anyio.Event()
 

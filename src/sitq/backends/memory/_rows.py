@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sitq.models import Outcome, Progress, Task
 
 __all__ = [
-    "Row",
+    "TaskRow",
     "after",
     "delete_at",
     "reached",
@@ -31,7 +31,7 @@ LOST_ERROR: Final = (
 
 
 @dataclass(frozen=True)
-class Row:
+class TaskRow:
     """All that is stored of a task; replaced as a whole, never changed."""
 
     task: Task
@@ -42,7 +42,7 @@ class Row:
     epoch: int = 0
     attempts: int = 0
     crashes: int = 0
-    misses: int = 0
+    unknown_function_count: int = 0
     started_at: datetime | None = None
     finished_at: datetime | None = None
     lease_end: datetime | None = None
@@ -82,7 +82,7 @@ class Row:
         value: bytes | None = None,
         error: str | None = None,
         traceback: str | None = None,
-    ) -> Row:
+    ) -> TaskRow:
         """The row once it is final."""
         return replace(
             self.unleased(),
@@ -93,10 +93,10 @@ class Row:
             traceback=traceback,
         )
 
-    def unleased(self) -> Row:
+    def unleased(self) -> TaskRow:
         return replace(self, lease_end=None, cancel_requested=False, progress=None)
 
-    def released(self) -> Row:
+    def released(self) -> TaskRow:
         """The row as if its attempt had not been."""
         return replace(self.unleased(), status=TaskStatus.PENDING, attempts=self.attempts - 1)
 
@@ -105,13 +105,13 @@ def reached(moment: datetime | None, now: datetime) -> datetime | None:
     return moment if moment is not None and moment <= now else None
 
 
-def delete_at(row: Row) -> datetime | None:
+def delete_at(row: TaskRow) -> datetime | None:
     if row.finished_at is None:
         return None
     return row.finished_at + timedelta(seconds=row.task.result_ttl)
 
 
-def after(row: Row, outcome: Outcome, now: datetime) -> Row:
+def after(row: TaskRow, outcome: Outcome, now: datetime) -> TaskRow:
     """The row of an attempt once its outcome was accepted."""
     kind = outcome.kind
     policy = row.task.retry
@@ -120,7 +120,7 @@ def after(row: Row, outcome: Outcome, now: datetime) -> Row:
     if row.cancel_requested and kind in {
         OutcomeKind.RETRY,
         OutcomeKind.RELEASE,
-        OutcomeKind.MISS,
+        OutcomeKind.UNKNOWN_FUNCTION,
     }:
         kind = OutcomeKind.CANCELLED
     later = now + timedelta(seconds=outcome.delay)
@@ -143,11 +143,13 @@ def after(row: Row, outcome: Outcome, now: datetime) -> Row:
             )
         case OutcomeKind.RELEASE:
             return row.released()
-        case OutcomeKind.MISS:
-            return replace(row.released(), misses=row.misses + 1, eta=later)
+        case OutcomeKind.UNKNOWN_FUNCTION:
+            return replace(
+                row.released(), unknown_function_count=row.unknown_function_count + 1, eta=later
+            )
 
 
-def reclaimed(row: Row, max_crashes: int, now: datetime) -> Row:
+def reclaimed(row: TaskRow, max_crashes: int, now: datetime) -> TaskRow:
     """The row of an attempt whose lease ended without an outcome."""
     cancelled = row.cancel_requested
     row = replace(row.released(), crashes=row.crashes + 1)
@@ -158,7 +160,7 @@ def reclaimed(row: Row, max_crashes: int, now: datetime) -> Row:
     return row
 
 
-def to_info(row: Row) -> TaskInfo:
+def to_info(row: TaskRow) -> TaskInfo:
     return TaskInfo(
         task_id=row.task.id,
         status=row.status,
@@ -180,7 +182,7 @@ def to_info(row: Row) -> TaskInfo:
     )
 
 
-def to_result(row: Row) -> Result[Any] | None:
+def to_result(row: TaskRow) -> Result[Any] | None:
     if row.finished_at is None:
         return None
     return Result(
@@ -197,7 +199,7 @@ def to_result(row: Row) -> Result[Any] | None:
     )
 
 
-def to_reserved(row: Row) -> ReservedTask:
+def to_reserved(row: TaskRow) -> ReservedTask:
     """A row that has just been reserved, as its worker gets it."""
     return ReservedTask(
         id=row.task.id,
@@ -206,7 +208,7 @@ def to_reserved(row: Row) -> ReservedTask:
         queue=row.task.queue,
         epoch=row.epoch,
         attempt=row.attempts,
-        misses=row.misses,
+        unknown_function_count=row.unknown_function_count,
         crashes=row.crashes,
         eta=row.eta,
         enqueued_at=row.enqueued_at,

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, Final
 from sitq._plain import plain
 from sitq._task_batch import has_keys
 from sitq.backends._batch_queue import Request
-from sitq.backends._open_counter import Users
+from sitq.backends._open_counter import OpenCounter
 from sitq.backends.postgres import _operations
-from sitq.backends.postgres._connection import Target
-from sitq.backends.postgres._dsn import place_of
-from sitq.backends.postgres._operations import Reserve, finish, finish_all, reserve
-from sitq.backends.postgres._session import Session, Settings
-from sitq.backends.postgres._user_transaction import join
+from sitq.backends.postgres._connection import ConnectTarget
+from sitq.backends.postgres._dsn import redacted_dsn
+from sitq.backends.postgres._operations import ReserveRequest, finish, finish_all, reserve
+from sitq.backends.postgres._session import PgSession, Settings
+from sitq.backends.postgres._user_transaction import bind
 from sitq.clock import checked_clock
 from sitq.errors import ValidationError
 from sitq.models import Outcome
@@ -78,7 +78,7 @@ class PostgresBackend:
         dsn, schema = plain(dsn), plain(schema)
         if not isinstance(dsn, str):
             raise ValidationError(f"dsn: give the URL as str (got {type(dsn).__name__})")
-        self._place: Final = place_of(dsn)
+        self._place: Final = redacted_dsn(dsn)
         if not isinstance(schema, str) or _SCHEMA.fullmatch(schema) is None:
             message = "schema: give a name of at most 48 lower-case letters, digits and underscores"
             raise ValidationError(message)
@@ -86,10 +86,12 @@ class PostgresBackend:
             raise ValidationError(f"pool_size: give an int (got {type(pool_size).__name__})")
         if not 1 <= pool_size <= _MOST_CONNECTIONS:
             raise ValidationError(f"pool_size: give 1 to {_MOST_CONNECTIONS}")
-        target = Target(dsn, prepared_statements, _checked_timeout(statement_timeout))
+        target = ConnectTarget(dsn, prepared_statements, _checked_timeout(statement_timeout))
         self._settings: Final = Settings(target, schema, pool_size, migrate, clock)
         self._clock: Final = checked_clock(clock)
-        self._users: Final = Users(self.__repr__, self._session, "they may share the schema")
+        self._open_counter: Final = OpenCounter(
+            self.__repr__, self._session, "they may share the schema"
+        )
 
     def __repr__(self) -> str:
         return f"PostgresBackend({self._place!r}, schema={self._settings.schema!r})"
@@ -109,21 +111,21 @@ class PostgresBackend:
             BackendBusyError: the server has no connection left.
             UsageError: the instance is open in another event loop or was inherited by a fork.
         """
-        await self._users.enter()
+        await self._open_counter.enter()
 
     async def close(self) -> None:
         """Count a user out; the last one disconnects.
 
         What the server has not answered within 5 seconds then ends as lost.
         """
-        await self._users.leave()
+        await self._open_counter.leave()
 
-    def _session(self, loop: LoopRef) -> Session:
-        return Session(loop, self._settings)
+    def _session(self, loop: LoopRef) -> PgSession:
+        return PgSession(loop, self._settings)
 
     async def enqueue(self, tasks: Sequence[Task]) -> list[TaskId[Any]]:
         """See `sitq.protocols.Backend.enqueue`."""
-        database = self._users.use().database
+        database = self._open_counter.use().database
         if has_keys(tasks):
             return (await database.insist(_operations.enqueue_unique, (tasks,), database.timeout))[
                 0
@@ -134,62 +136,64 @@ class PostgresBackend:
         self, worker: str, queues: Sequence[str], limit: int, lease: float
     ) -> Reservation:
         """See `sitq.protocols.Backend.reserve`."""
-        state = self._users.use()
+        state = self._open_counter.use()
         most = min(limit, _MOST_TASKS)
-        wish = Reserve(worker, tuple(queues), most, lease, secrets.randbits(63))
-        undo = partial(_hand_back, state.loop)
-        return (await state.database.write(reserve, (wish,), undo))[0]
+        request = ReserveRequest(worker, tuple(queues), most, lease, secrets.randbits(63))
+        compensate = partial(_hand_back, state.loop)
+        return (await state.database.write(reserve, (request,), compensate))[0]
 
     async def finish(self, outcomes: Sequence[Outcome]) -> list[bool]:
         """See `sitq.protocols.Backend.finish`."""
-        return await self._users.use().database.insist(finish, outcomes)
+        return await self._open_counter.use().database.insist(finish, outcomes)
 
     async def sweep(self, max_crashes: int, limit: int = 1000) -> Sweep:
         """See `sitq.protocols.Backend.sweep`."""
-        limits = _operations.SweepLimits(max_crashes, limit, time.monotonic())
-        return (await self._users.use().database.write(_operations.sweep, (limits,)))[0]
+        limits = _operations.SweepRequest(max_crashes, limit, time.monotonic())
+        return (await self._open_counter.use().database.write(_operations.sweep, (limits,)))[0]
 
     async def prune(self, older_than: float, limit: int = 1000) -> int:
         """See `sitq.protocols.Backend.prune`."""
-        wish = _operations.Prune(older_than, limit)
-        return (await self._users.use().database.write(_operations.prune, (wish,)))[0]
+        request = _operations.PruneRequest(older_than, limit)
+        return (await self._open_counter.use().database.write(_operations.prune, (request,)))[0]
 
     async def cancel(self, task_id: TaskId[Any]) -> bool:
         """See `sitq.protocols.Backend.cancel`."""
-        return (await self._users.use().database.insist(_operations.cancel, (task_id,)))[0]
+        return (await self._open_counter.use().database.insist(_operations.cancel, (task_id,)))[0]
 
     async def set_progress(self, lease: Lease, progress: Progress) -> bool:
         """See `sitq.protocols.Backend.set_progress`."""
         note = (lease, progress)
-        return (await self._users.use().database.insist(_operations.set_progress, (note,)))[0]
+        return (await self._open_counter.use().database.insist(_operations.set_progress, (note,)))[
+            0
+        ]
 
     async def get_tasks(self, task_ids: Sequence[TaskId[Any]]) -> list[TaskInfo | None]:
         """See `sitq.protocols.Backend.get_tasks`."""
-        return await self._users.use().database.read(_operations.get_tasks, task_ids)
+        return await self._open_counter.use().database.read(_operations.get_tasks, task_ids)
 
     async def get_results(
         self, task_ids: Sequence[TaskId[Any]]
     ) -> Mapping[TaskId[Any], Result[Any] | None]:
         """See `sitq.protocols.Backend.get_results`."""
-        return await self._users.use().database.read(_operations.get_results, task_ids)
+        return await self._open_counter.use().database.read(_operations.get_results, task_ids)
 
-    async def get_stored(self, task_id: TaskId[Any]) -> Task:
-        """See `sitq.protocols.Backend.get_stored`."""
-        return await self._users.use().database.read(_operations.get_stored, task_id)
+    async def load_task(self, task_id: TaskId[Any]) -> Task:
+        """See `sitq.protocols.Backend.load_task`."""
+        return await self._open_counter.use().database.read(_operations.load_task, task_id)
 
     @asynccontextmanager
     async def listen(self, topic: Topic) -> AsyncIterator[Listener]:
         """See `sitq.protocols.Backend.listen`."""
-        async with self._users.use().listeners.listen(topic) as listener:
+        async with self._open_counter.use().listeners.listen(topic) as listener:
             yield listener
 
     def lease_keeper(self) -> LeaseKeeper:
         """See `sitq.protocols.Backend.lease_keeper`."""
-        return self._users.use_from_thread().lease_keeper()
+        return self._open_counter.use_from_thread().lease_keeper()
 
     def join(self, connection: AnyConnection) -> Transaction:
         """See `sitq.transactions.TransactionalBackend.join`."""
-        return join(connection, self._place, self._users.use_from_thread)
+        return bind(connection, self._place, self._open_counter.use_from_thread)
 
 
 def _hand_back(loop: LoopRef, reservations: list[Reservation]) -> Request[bool] | None:

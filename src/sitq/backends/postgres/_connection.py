@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import asyncpg
 
 from sitq.backends.postgres import _sql
-from sitq.backends.postgres._dsn import place_of, servers_of, split
+from sitq.backends.postgres._dsn import redacted_dsn, servers_of, split
 from sitq.backends.postgres._errors import POOLED, LostError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
     from datetime import datetime
 
-__all__ = ["Link", "Row", "Target", "Transaction", "connect"]
+__all__ = ["ConnectTarget", "OpenTransaction", "PgConnection", "Row", "connect"]
 
 Row = Any
 
@@ -72,7 +72,7 @@ _GONE: Final = (
 )
 
 
-class Target(NamedTuple):
+class ConnectTarget(NamedTuple):
     """What to connect to, and how.
 
     Args:
@@ -86,10 +86,10 @@ class Target(NamedTuple):
     timeout: float | None
 
     def __repr__(self) -> str:
-        return f"Target({place_of(self.dsn)})"
+        return f"Target({redacted_dsn(self.dsn)})"
 
 
-class Transaction:
+class OpenTransaction:
     """The statements of one transaction."""
 
     def __init__(self, connection: asyncpg.Connection) -> None:
@@ -104,10 +104,10 @@ class Transaction:
         await self._connection.execute(script)
 
 
-class Link:
+class PgConnection:
     """One connection."""
 
-    def __init__(self, connection: asyncpg.Connection, target: Target) -> None:
+    def __init__(self, connection: asyncpg.Connection, target: ConnectTarget) -> None:
         self._connection = connection
         self._prepared = target.prepared
         self._local = "".join(
@@ -188,13 +188,13 @@ class Link:
         return rows
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[Transaction]:
+    async def transaction(self) -> AsyncIterator[OpenTransaction]:
         """Several statements, all or none of which count; each sees what others have committed."""
         try:
             async with self._connection.transaction(isolation="read_committed"):
                 if not self._prepared:
                     await self._connection.execute(self._local)
-                yield Transaction(self._connection)
+                yield OpenTransaction(self._connection)
         except _GONE as error:
             self.terminate()
             raise LostError(_first_line(error)) from error
@@ -238,7 +238,7 @@ class Link:
             self._connection.terminate()
 
 
-async def connect(target: Target) -> Link:
+async def connect(target: ConnectTarget) -> PgConnection:
     """Connect.
 
     Raises:
@@ -250,7 +250,7 @@ async def connect(target: Target) -> Link:
     if target.prepared:
         settings |= _SETTINGS | _SERVER_SIDE | _limits(target)
     connection = await _connect_to_one(target, settings)
-    link = Link(connection, target)
+    link = PgConnection(connection, target)
     try:
         _watch(connection)
         _teach_arrays(connection)
@@ -261,7 +261,7 @@ async def connect(target: Target) -> Link:
     return link
 
 
-async def _connect_to_one(target: Target, settings: dict[str, str]) -> asyncpg.Connection:
+async def _connect_to_one(target: ConnectTarget, settings: dict[str, str]) -> asyncpg.Connection:
     """Connect to the first server of the URL that can be had and is of the kind that is wanted."""
     servers = servers_of(target.dsn)
     failure: Exception | None = None
@@ -308,7 +308,7 @@ def _unreachable(error: Exception | None) -> Exception:
     return lost
 
 
-def _limits(target: Target) -> dict[str, str]:
+def _limits(target: ConnectTarget) -> dict[str, str]:
     """The time that a statement may take, as the server is told."""
     return {"statement_timeout": f"{target.timeout * 1000:.0f}"} if target.timeout else {}
 

@@ -18,13 +18,19 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 import anyio
 
 from sitq._logging import Log
-from sitq.backends._batch_queue import Gathering, Request, Undo, join, wake_all
+from sitq.backends._batch_queue import BatchQueue, Compensate, Request, group_by_operation, wake_all
 from sitq.backends.postgres import _sql
-from sitq.backends.postgres._dsn import place_of
-from sitq.backends.postgres._errors import LostError, is_passing, is_read_only, state_of, translated
-from sitq.backends.postgres._notify_throttle import Teller
+from sitq.backends.postgres._dsn import redacted_dsn
+from sitq.backends.postgres._errors import (
+    LostError,
+    is_passing,
+    is_read_only,
+    sqlstate_of,
+    translate_error,
+)
+from sitq.backends.postgres._notify_throttle import NotifyThrottle
 from sitq.backends.postgres._operations import (
-    Work,
+    PgTransaction,
     cancel,
     cancelled_before,
     enqueue,
@@ -48,15 +54,15 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 
     from sitq._loops import LoopRef
-    from sitq.backends._driver_loop import Home
-    from sitq.backends.postgres._connection import Link, Target
+    from sitq.backends._driver_loop import DriverLoop
+    from sitq.backends.postgres._connection import ConnectTarget, PgConnection
     from sitq.backends.postgres._sql import Statements
     from sitq.protocols import Clock, Topic
 
-__all__ = ["Database", "TaskGroupCommit"]
+__all__ = ["LoopBatchWriter", "PgDatabase"]
 
 
-class TaskGroupCommit(Gathering):
+class LoopBatchWriter(BatchQueue):
     """Hands what gathered to a task of a driver's loop.
 
     Args:
@@ -78,35 +84,35 @@ class TaskGroupCommit(Gathering):
         self._start = start
         self._tell = tell
         self._write = write
-        self._undone = anyio.Event()
-        self._undoing = 0
+        self._compensated = anyio.Event()
+        self._compensating = 0
 
     def _begin(self) -> None:
         # Again where the loop ends meanwhile: those who clean up wait for their answers.
         self._start(self._flush, self._begin)
 
-    async def undone(self) -> None:
+    async def compensated(self) -> None:
         """Return once the answers of all callers that are gone have been taken back."""
-        while self._undoing:
-            await self._undone.wait()
+        while self._compensating:
+            await self._compensated.wait()
 
     def _abandon(self, request: Request[Any]) -> None:
-        if request.undo is not None and not request.settled:
-            self._undoing += 1
-            request.undoing = True
+        if request.compensate is not None and not request.settled:
+            self._compensating += 1
+            request.compensating = True
         super()._abandon(request)
-        if request.undoing and not request.abandoned:
-            self._has_undone(1)  # it had not been taken: there is nothing to undo
+        if request.compensating and not request.abandoned:
+            self._has_compensated(1)  # it had not been taken: there is nothing to undo
 
-    def _post_reverse(self, reverse: Request[Any]) -> None:
-        self._undoing += 1
-        reverse.undoing = True
+    def _post_compensation(self, reverse: Request[Any]) -> None:
+        self._compensating += 1
+        reverse.compensating = True
         self.post(reverse)
 
-    def _has_undone(self, count: int) -> None:
-        self._undoing -= count
-        self._undone.set()
-        self._undone = anyio.Event()
+    def _has_compensated(self, count: int) -> None:
+        self._compensating -= count
+        self._compensated.set()
+        self._compensated = anyio.Event()
 
     async def _flush(self) -> None:
         while True:
@@ -132,8 +138,8 @@ class TaskGroupCommit(Gathering):
 
     def _end(self, batch: list[Request[Any]]) -> None:
         wake_all(batch)
-        if count := sum(request.undoing for request in batch):
-            self._has_undone(count)
+        if count := sum(request.compensating for request in batch):
+            self._has_compensated(count)
 
 
 _log: Final = Log(__name__)
@@ -159,18 +165,18 @@ _SEARCHES: Final[Mapping[Callable[..., Any], Callable[..., Awaitable[Any]]]] = {
 }
 
 
-def _may_be_committed(work: Work, error: BaseException) -> bool:
+def _may_be_committed(work: PgTransaction, error: BaseException) -> bool:
     """Return whether an error came after a commit, or nobody knows."""
     if isinstance(error, SitqError | LostError) or not isinstance(error, Exception):
         return False
-    return work.has_committed or (work.is_sent and not state_of(error))
+    return work.has_committed or (work.is_sent and not sqlstate_of(error))
 
 
-class Database:
+class PgDatabase:
     """A store's connections; lives in the driver's loop, its callers in theirs.
 
     Args:
-        home: the driver's loop.
+        driver_loop: the driver's loop.
         loop: the loop that all callers run in.
         target: what to connect to.
         size: at most so many connections.
@@ -181,25 +187,25 @@ class Database:
 
     def __init__(
         self,
-        home: Home,
+        driver_loop: DriverLoop,
         loop: LoopRef,
-        target: Target,
+        target: ConnectTarget,
         size: int,
         schema: tuple[str, Statements],
         clock: Clock | None,
         changed: Callable[[set[Topic]], None],
     ) -> None:
-        self.place: Final = place_of(target.dsn)
+        self.place: Final = redacted_dsn(target.dsn)
         self.pool: Final = Pool(target, size)
-        self._home = home
+        self._driver_loop = driver_loop
         self._clock = clock
         self._statements = schema[1]
         self._changed = changed
         self._is_shut = False
         self.timeout: Final = target.timeout
         """Seconds that a statement may take; ``None``: no limit of sitq's."""
-        self.teller: Final = Teller(schema[0], self._tell, home.start)
-        lane = partial(TaskGroupCommit, loop, home.start, home.tell, self._write)
+        self.throttle: Final = NotifyThrottle(schema[0], self._tell, driver_loop.start)
+        lane = partial(LoopBatchWriter, loop, driver_loop.start, driver_loop.tell, self._write)
         self._picking = lane()
         self._lanes = {enqueue: lane(), enqueue_unique: lane(), finish: lane()}
 
@@ -207,13 +213,13 @@ class Database:
         self,
         operation: Callable[..., Awaitable[list[T]]],
         items: Sequence[Any],
-        undo: Undo[T] | None = None,
+        compensate: Compensate[T] | None = None,
     ) -> list[T]:
         """Carry out a unit of work, with others that wait for the same."""
-        await self._picking.undone()
+        await self._picking.compensated()
         self._check_open()
         lane = self._lanes.get(operation, self._picking)
-        return await lane.submit(operation, items, undo)
+        return await lane.submit(operation, items, compensate)
 
     async def insist(
         self,
@@ -250,9 +256,9 @@ class Database:
 
     async def read(self, unit: Callable[..., Awaitable[T]], *parameters: Any) -> T:
         """Run a unit of work that changes nothing."""
-        await self._picking.undone()
+        await self._picking.compensated()
         self._check_open()
-        return await self._home.run(self._read, unit, parameters)
+        return await self._driver_loop.run(self._read, unit, parameters)
 
     def shut(self) -> None:
         """Let no call begin any more; from the callers' loop, before `close`."""
@@ -270,21 +276,21 @@ class Database:
                 # It may have been one that died of age; a read can be asked again.
                 return await self._once(unit, parameters)
         except Exception as error:  # noqa: BLE001 - raised as what it means
-            raise translated(unit.__name__, self.place, error) from error.__cause__
+            raise translate_error(unit.__name__, self.place, error) from error.__cause__
 
     async def _once(self, unit: Callable[..., Awaitable[T]], parameters: Sequence[Any]) -> T:
-        async with self.pool.lend() as link:
-            return await unit(self._work(link), *parameters)
+        async with self.pool.lend() as connection:
+            return await unit(self._work(connection), *parameters)
 
-    def _work(self, link: Link) -> Work:
+    def _work(self, connection: PgConnection) -> PgTransaction:
         moment = None if self._clock is None else self._clock.now()
-        return Work(link, self._statements, self.teller, moment)
+        return PgTransaction(connection, self._statements, self.throttle, moment)
 
     # -- writing -----------------------------------------------------------------------------
 
     async def _write(self, batch: list[Request[Any]]) -> None:
         """Carry out requests; one that fails must not fail the others."""
-        for operation, group in join(batch):
+        for operation, group in group_by_operation(batch):
             if operation not in _BATCHED or not await self._carry_out(operation, group):
                 for request in group:
                     await self._carry_out(operation, [request])
@@ -300,7 +306,7 @@ class Database:
         try:
             answers = iter(await self._though_cancelled(operation, items))
         except BaseException as error:  # noqa: BLE001 - it belongs to the callers
-            failure = translated(operation.__name__, self.place, error)
+            failure = translate_error(operation.__name__, self.place, error)
             if isinstance(error, asyncio.CancelledError):
                 failure = self._unknown(operation, "the backend was closed")
             if len(group) > 1 and not isinstance(failure, BackendConnectionError):
@@ -324,7 +330,7 @@ class Database:
             try:
                 return await self._safely(operation, items)
             except asyncio.CancelledError:
-                if self._home.is_ending:
+                if self._driver_loop.is_ending:
                     raise
                 # It came before anything was sent: what was, is searched for.
 
@@ -334,15 +340,15 @@ class Database:
         """Carry out an operation, again where it was rolled back for no fault of its own."""
         is_elsewhere = False
         for _ in range(_TRIES):
-            async with self.pool.lend() as link:
+            async with self.pool.lend() as connection:
                 try:
-                    return await self._tracked(operation, link, items)
+                    return await self._tracked(operation, connection, items)
                 except LostError:
-                    lost = link
+                    lost = connection
                 except asyncio.CancelledError:
-                    if self._home.is_ending:
+                    if self._driver_loop.is_ending:
                         raise
-                    lost = link
+                    lost = connection
                 except Exception as error:
                     if is_read_only(error) and not is_elsewhere:
                         is_elsewhere = True
@@ -353,26 +359,28 @@ class Database:
                     await asyncio.sleep(random.uniform(0, _FIRST_PAUSE))
                     continue
             return await self._search(operation, lost, items)
-        async with self.pool.lend() as link:
-            return await self._tracked(operation, link, items)
+        async with self.pool.lend() as connection:
+            return await self._tracked(operation, connection, items)
 
     async def _tracked(
-        self, unit: Callable[..., Awaitable[T]], link: Link, items: Sequence[Any]
+        self, unit: Callable[..., Awaitable[T]], connection: PgConnection, items: Sequence[Any]
     ) -> T:
         """Run a unit, and tell of what it has changed."""
-        work = self._work(link)
+        work = self._work(connection)
         try:
             answers = await unit(work, items)
         except BaseException as error:
-            self.teller.tell_later(work.owed)
+            self.throttle.notify_later(work.deferred)
             if _may_be_committed(work, error):
-                link.terminate()
+                connection.terminate()
                 raise LostError("the answer was lost") from error
             raise
         try:
-            self.teller.tell_later((work.changed - work.told) | (work.owed - work.changed))
+            self.throttle.notify_later(
+                (work.changed - work.notified) | (work.deferred - work.changed)
+            )
             if work.changed:
-                self._home.tell(partial(self._changed, work.changed))
+                self._driver_loop.tell(partial(self._changed, work.changed))
         except Exception as error:  # noqa: BLE001 - what was committed is the answer
             _log.warning("cannot tell of a change: %s", type(error).__name__, error=error)
         return answers
@@ -380,7 +388,7 @@ class Database:
     # -- finding what was lost ---------------------------------------------------------------
 
     async def _search(
-        self, operation: Callable[..., Awaitable[list[Any]]], lost: Link, items: list[Any]
+        self, operation: Callable[..., Awaitable[list[Any]]], lost: PgConnection, items: list[Any]
     ) -> list[Any]:
         """Find out what a statement has done whose answer was lost; do it if it has done nothing.
 
@@ -393,16 +401,16 @@ class Database:
         while True:
             known = False
             try:
-                async with self.pool.lend() as link:
-                    await self._end_process(link, lost)
+                async with self.pool.lend() as connection:
+                    await self._end_process(connection, lost)
                     if looking is not None:
-                        answers: list[Any] | None = await self._tracked(looking, link, items)
+                        answers: list[Any] | None = await self._tracked(looking, connection, items)
                         if answers is not None:
                             return answers
-                    known, lost = True, link
-                    return await self._tracked(operation, link, items)
+                    known, lost = True, connection
+                    return await self._tracked(operation, connection, items)
             except (Exception, asyncio.CancelledError) as error:
-                if isinstance(error, asyncio.CancelledError) and self._home.is_ending:
+                if isinstance(error, asyncio.CancelledError) and self._driver_loop.is_ending:
                     raise
                 if is_read_only(error):
                     self.pool.renew()  # what a server knows that is behind proves nothing
@@ -410,21 +418,21 @@ class Database:
                     raise
                 if self.pool.has_hung_up or asyncio.get_running_loop().time() > give_up:
                     raise self._unknown(operation, "the connection was lost") from error
-            with suppress(*(() if self._home.is_ending else (asyncio.CancelledError,))):
+            with suppress(*(() if self._driver_loop.is_ending else (asyncio.CancelledError,))):
                 await asyncio.sleep(random.uniform(pause / 2, pause))
             pause = min(pause * 1.5, _LONGEST_PAUSE)
 
     @staticmethod
-    async def _end_process(link: Link, lost: Link) -> None:
+    async def _end_process(connection: PgConnection, lost: PgConnection) -> None:
         """Make sure that the server does not carry out any more what was asked over a lost link.
 
         Raises:
             LostError: it may still do so.
         """
-        if lost.process is None or link is lost:
+        if lost.process is None or connection is lost:
             return
         for _ in range(50):
-            if not await link.fetch(_sql.END_PROCESS, lost.process):
+            if not await connection.fetch(_sql.END_PROCESS, lost.process):
                 return
             await asyncio.sleep(_FIRST_PAUSE)
         raise LostError("the server has not let go of a lost connection yet")
@@ -433,12 +441,12 @@ class Database:
 
     async def _tell(self, channels: list[str]) -> None:
         try:
-            async with self.pool.lend() as link:
-                await link.fetch(_sql.NOTIFY, (self.teller.token, channels))
+            async with self.pool.lend() as connection:
+                await connection.fetch(_sql.NOTIFY, (self.throttle.token, channels))
         except Exception:  # noqa: BLE001 - those who wait look by themselves now and then
             return
 
     async def close(self) -> None:
         """Tell what was put off, and close the connections."""
-        await self.teller.tell_the_rest()
+        await self.throttle.notify_rest()
         await self.pool.close()

@@ -13,7 +13,7 @@ from sitq.errors import ValidationError
 if TYPE_CHECKING:
     from urllib.parse import SplitResult
 
-__all__ = ["Servers", "place_of", "servers_of", "split"]
+__all__ = ["Servers", "redacted_dsn", "servers_of", "split"]
 
 # Options of libpq's that asyncpg does not know: it would send them to the server.
 _FOREIGN: Final = {
@@ -29,7 +29,7 @@ _WANTED: Final = {"any", "primary", "read-write"}
 _DEFAULT: Final = "read-write"
 
 
-def place_of(dsn: str) -> str:
+def redacted_dsn(dsn: str) -> str:
     """A DSN as it may be shown: without password and options.
 
     Raises:

@@ -20,7 +20,15 @@ from sitq.errors import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["POOLED", "LostError", "is_passing", "is_read_only", "said", "state_of", "translated"]
+__all__ = [
+    "POOLED",
+    "LostError",
+    "is_passing",
+    "is_read_only",
+    "server_message",
+    "sqlstate_of",
+    "translate_error",
+]
 
 POOLED: Final = (
     "a pooler is in between, which may give each transaction another connection: "
@@ -60,7 +68,7 @@ class LostError(Exception):
     """The connection was lost; what was asked last may have been done or not."""
 
 
-def state_of(error: BaseException) -> str:
+def sqlstate_of(error: BaseException) -> str:
     """The server's code of an error; nothing if it is none of the server's."""
     state = getattr(error, "sqlstate", None)
     return state if isinstance(state, str) else ""
@@ -68,21 +76,21 @@ def state_of(error: BaseException) -> str:
 
 def is_passing(error: BaseException) -> bool:
     """Tell if nothing was changed, and the next try may succeed."""
-    return state_of(error) in _PASSING
+    return sqlstate_of(error) in _PASSING
 
 
-def translated(operation: str, place: str, error: BaseException) -> BaseException:
+def translate_error(operation: str, place: str, error: BaseException) -> BaseException:
     """An error of the driver as a `BackendError` that names operation, place and cause."""
     if isinstance(error, SitqError):
         return error
     where = f"{operation} on {place}"
     if isinstance(error, LostError | OSError | EOFError):
         return _caused(BackendConnectionError(f"{where}: {_text(error)}"), error)
-    state = state_of(error)
+    state = sqlstate_of(error)
     if state:
         kind = _KINDS.get(state) or _KINDS.get(state[:2], BackendError)
         # The server's text is all that is kept: a chained error would show its details too.
-        text = f"{said(error) or state} ({state})"
+        text = f"{server_message(error) or state} ({state})"
         if state in _OF_ANOTHER:
             text += f": {POOLED}"
         translation = kind(f"{where}: {text}")
@@ -96,10 +104,10 @@ def translated(operation: str, place: str, error: BaseException) -> BaseExceptio
 
 def is_read_only(error: BaseException) -> bool:
     """Return whether nothing was changed because this server takes no writes, or none any more."""
-    return state_of(error) == _READ_ONLY
+    return sqlstate_of(error) == _READ_ONLY
 
 
-def said(error: BaseException) -> str:
+def server_message(error: BaseException) -> str:
     """Return the server's message; what the driver says of a value would quote it."""
     if getattr(error, "severity", "") is None:  # no server has said this
         return "the driver cannot send one of the values"

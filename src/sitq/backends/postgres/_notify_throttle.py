@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
     from typing import Any
 
-__all__ = ["QUIET", "Teller", "channels_of"]
+__all__ = ["QUIET", "NotifyThrottle", "channels_of"]
 
 # Seconds between two notifications of one topic.
 QUIET: Final = 0.005
@@ -29,7 +29,7 @@ def channels_of(schema: str) -> dict[str, Topic]:
     return {f"sitq_{schema}_{topic}": topic for topic in get_args(Topic)}
 
 
-class Teller:
+class NotifyThrottle:
     """Decides when which topics are told; lives in the driver's loop.
 
     Args:
@@ -48,53 +48,53 @@ class Teller:
         self._names: Final = {topic: name for name, topic in channels_of(schema).items()}
         self._send = send
         self._start = start
-        self._told_at: dict[Topic, float] = {}
-        self._late: set[Topic] = set()
+        self._notified_at: dict[Topic, float] = {}
+        self._deferred: set[Topic] = set()
         self._timer: asyncio.TimerHandle | None = None
 
-    def tell_with(self, topics: Iterable[Topic]) -> tuple[list[str], set[Topic], set[Topic]]:
+    def notify_with(self, topics: Iterable[Topic]) -> tuple[list[str], set[Topic], set[Topic]]:
         """The channels, and the topics, that the statement about to run is to tell.
 
         The last of the three are those of the topics that had been put off: should the statement
         not tell them after all, they have to be told later.
         """
         now = asyncio.get_running_loop().time()
-        told: set[Topic] = {
-            topic for topic in topics if now - self._told_at.get(topic, _NEVER) >= QUIET
+        notified: set[Topic] = {
+            topic for topic in topics if now - self._notified_at.get(topic, _NEVER) >= QUIET
         }
-        owed = told & self._late
-        self._late -= owed
-        return self._note(told, now), told, owed
+        deferred = notified & self._deferred
+        self._deferred -= deferred
+        return self._note(notified, now), notified, deferred
 
-    def _note(self, told: set[Topic], now: float) -> list[str]:
-        for topic in told:
-            self._told_at[topic] = now
-        return [self._names[topic] for topic in told]
+    def _note(self, notified: set[Topic], now: float) -> list[str]:
+        for topic in notified:
+            self._notified_at[topic] = now
+        return [self._names[topic] for topic in notified]
 
-    def tell_later(self, topics: set[Topic]) -> None:
+    def notify_later(self, topics: set[Topic]) -> None:
         """Tell topics that have changed, once it is time."""
-        self._late |= topics
-        if not self._late or self._timer is not None:
+        self._deferred |= topics
+        if not self._deferred or self._timer is not None:
             return
         loop = asyncio.get_running_loop()
         # A little late, since a busy producer's next statement can tell it at no cost.
-        due = max(self._told_at.get(topic, _NEVER) for topic in self._late) + QUIET * 1.2
-        self._timer = loop.call_at(max(due, loop.time()), self._ring)
+        due = max(self._notified_at.get(topic, _NEVER) for topic in self._deferred) + QUIET * 1.2
+        self._timer = loop.call_at(max(due, loop.time()), self._signal)
 
-    def _ring(self) -> None:
+    def _signal(self) -> None:
         self._timer = None
         now = asyncio.get_running_loop().time()
-        if any(now - self._told_at.get(topic, _NEVER) < QUIET for topic in self._late):
-            self.tell_later(set())  # a statement has told of it meanwhile
-        elif self._late:
+        if any(now - self._notified_at.get(topic, _NEVER) < QUIET for topic in self._deferred):
+            self.notify_later(set())  # a statement has told of it meanwhile
+        elif self._deferred:
             self._start(self._tell)
 
     async def _tell(self) -> None:
-        late, self._late = self._late, set()
+        late, self._deferred = self._deferred, set()
         if late:
             await self._send(self._note(late, asyncio.get_running_loop().time()))
 
-    async def tell_the_rest(self) -> None:
+    async def notify_rest(self) -> None:
         """Tell at once what was put off."""
         if self._timer is not None:
             self._timer.cancel()

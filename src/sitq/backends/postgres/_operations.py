@@ -13,7 +13,7 @@ from itertools import chain
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from sitq._task_batch import AlikeTasks, ids_of, join, split
+from sitq._task_batch import TaskBatch, concat, ids_of, split
 from sitq.backends._rows import LOST_ERROR, UNREADABLE
 from sitq.backends.postgres import _sql
 from sitq.backends.postgres._rows import (
@@ -44,17 +44,17 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
     from datetime import datetime
 
-    from sitq.backends.postgres._connection import Link, Row
-    from sitq.backends.postgres._notify_throttle import Teller
+    from sitq.backends.postgres._connection import PgConnection, Row
+    from sitq.backends.postgres._notify_throttle import NotifyThrottle
     from sitq.backends.postgres._sql import Statements
     from sitq.models import Outcome, ReservedTask
     from sitq.protocols import Topic
 
 __all__ = [
-    "Prune",
-    "Reserve",
-    "SweepLimits",
-    "Work",
+    "PgTransaction",
+    "PruneRequest",
+    "ReserveRequest",
+    "SweepRequest",
     "cancel",
     "cancelled_before",
     "enqueue",
@@ -64,8 +64,8 @@ __all__ = [
     "finish_all",
     "finished_before",
     "get_results",
-    "get_stored",
     "get_tasks",
+    "load_task",
     "prune",
     "renew",
     "reserve",
@@ -76,38 +76,39 @@ __all__ = [
 
 
 @dataclass(slots=True)
-class Work:
+class PgTransaction:
     """Where a unit of work runs, the moment it judges by, and what it has changed.
 
-    ``moment`` is that of a test's clock; ``None``: the server's clock counts. ``told`` are the
-    topics that its statement tells if it changes them; of these ``owed`` have to be told anyhow.
+    ``moment`` is that of a test's clock; ``None``: the server's clock counts. ``notified`` are the
+    topics that its statement tells if it changes them; of these ``deferred`` have to be told
+    anyhow.
     ``is_sent`` is true once a statement may have reached the server, ``has_committed`` once one of
     them has been carried out.
     """
 
-    link: Link
+    connection: PgConnection
     statements: Statements
-    teller: Teller
+    throttle: NotifyThrottle
     moment: datetime | None
     changed: set[Topic] = field(default_factory=set)
-    told: set[Topic] = field(default_factory=set)
-    owed: set[Topic] = field(default_factory=set)
+    notified: set[Topic] = field(default_factory=set)
+    deferred: set[Topic] = field(default_factory=set)
     is_sent: bool = False
     has_committed: bool = False
 
     async def rows(self, sql: str, *parameters: Any) -> list[Row]:
         """Run one statement, and return what it gives."""
         self.is_sent = True
-        rows = await self.link.fetch(self.statements[sql], parameters)
+        rows = await self.connection.fetch(self.statements[sql], parameters)
         self.has_committed = True
         return rows
 
     def news(self, topics: Iterable[Topic]) -> tuple[str, list[str]]:
         """What a statement is to tell, and the channels, if these topics change with it."""
-        channels, told, owed = self.teller.tell_with(topics)
-        self.told |= told
-        self.owed |= owed
-        return self.teller.token, channels
+        channels, notified, deferred = self.throttle.notify_with(topics)
+        self.notified |= notified
+        self.deferred |= deferred
+        return self.throttle.token, channels
 
 
 # A renewal looks again at what somebody else holds, after these shares of the lease; in seconds,
@@ -116,7 +117,7 @@ _PAUSES: Final = (0.02, 0.04)
 _SHORT_PAUSE: Final = 0.05
 
 
-class SweepLimits(NamedTuple):
+class SweepRequest(NamedTuple):
     """The bounds of one sweep.
 
     ``asked_at`` is when it was asked for, by `time.monotonic`: what has become due only since then
@@ -128,64 +129,72 @@ class SweepLimits(NamedTuple):
     asked_at: float
 
 
-class Prune(NamedTuple):
+class PruneRequest(NamedTuple):
     """What to prune by age."""
 
     older_than: float
     limit: int
 
 
-async def enqueue(work: Work, batches: Sequence[Sequence[Task]]) -> list[list[TaskId[Any]]]:
+async def enqueue(
+    transaction: PgTransaction, batches: Sequence[Sequence[Task]]
+) -> list[list[TaskId[Any]]]:
     """Store batches of tasks that have no unique keys."""
-    if tasks := join(batches):
-        await _insert(work, tasks)
+    if tasks := concat(batches):
+        await _insert(transaction, tasks)
     return [ids_of(batch) for batch in batches]
 
 
-async def _insert(work: Work, tasks: Sequence[Task]) -> None:
-    work.changed.add("tasks")
-    token, channels = work.news(["tasks"])
-    if not isinstance(tasks, AlikeTasks) or (common := common_columns(tasks.pattern)) is None:
-        await work.rows(_sql.INSERT_BATCH, work.moment, *columns(tasks), token, channels)
+async def _insert(transaction: PgTransaction, tasks: Sequence[Task]) -> None:
+    transaction.changed.add("tasks")
+    token, channels = transaction.news(["tasks"])
+    if not isinstance(tasks, TaskBatch) or (common := common_columns(tasks.pattern)) is None:
+        await transaction.rows(
+            _sql.INSERT_BATCH, transaction.moment, *columns(tasks), token, channels
+        )
     elif len(tasks) > 1:
         ids = " ".join(tasks.ids)
-        values = (work.moment, ids, *common, tasks.payloads)
-        await work.rows(_sql.INSERT_ALIKE, *values, token, channels)
+        values = (transaction.moment, ids, *common, tasks.payloads)
+        await transaction.rows(_sql.INSERT_ALIKE, *values, token, channels)
     else:
-        values = (work.moment, tasks.ids[0], *common, tasks.payloads[0])
+        values = (transaction.moment, tasks.ids[0], *common, tasks.payloads[0])
         if channels:
-            await work.rows(_sql.INSERT_ONE_AND_TELL, *values, token, channels[0])
+            await transaction.rows(_sql.INSERT_ONE_AND_TELL, *values, token, channels[0])
         else:
-            await work.rows(_sql.INSERT_ONE, *values)
+            await transaction.rows(_sql.INSERT_ONE, *values)
 
 
 async def enqueue_unique(
-    work: Work, batches: Sequence[Sequence[Task]]
+    transaction: PgTransaction, batches: Sequence[Sequence[Task]]
 ) -> list[list[TaskId[Any]] | None]:
     """Store tasks of which some have unique keys; one that is held gives its holder's id.
 
     ``None``: nothing is stored yet, since an open transaction has stored one of the keys. Who asks
     again waits for its end, and keeps nobody else from storing tasks with other keys.
     """
-    ids = await _insert_unique(work, join(batches))
+    ids = await _insert_unique(transaction, concat(batches))
     return [None] * len(batches) if ids is None else [*split(ids, batches)]
 
 
-async def _insert_unique(work: Work, tasks: Sequence[Task]) -> list[TaskId[Any]] | None:
-    token, channels = work.news(["tasks"])
+async def _insert_unique(
+    transaction: PgTransaction, tasks: Sequence[Task]
+) -> list[TaskId[Any]] | None:
+    token, channels = transaction.news(["tasks"])
     fields = columns(tasks)
-    rows = await work.rows(_sql.TRY_INSERT_UNIQUE, work.moment, *fields, token, channels)
+    rows = await transaction.rows(
+        _sql.TRY_INSERT_UNIQUE, transaction.moment, *fields, token, channels
+    )
     holders, expired, _ = rows[0]
     if holders is None:
         return None
-    work.changed.add("tasks")
+    transaction.changed.add("tasks")
     if expired:
-        work.changed.add("results")
+        transaction.changed.add("results")
     return [TaskId(holder) for holder in holders]
 
 
 async def enqueued_before(
-    work: Work, batches: Sequence[Sequence[Task]]
+    transaction: PgTransaction, batches: Sequence[Sequence[Task]]
 ) -> list[list[TaskId[Any]] | None] | None:
     """What an `enqueue` whose answer was lost has done; ``None``: nothing.
 
@@ -193,22 +202,24 @@ async def enqueued_before(
     tells of all.
     """
     tasks = list(chain.from_iterable(batches))
-    stored = {row[0] for row in await work.rows(_sql.EXISTING, ids_of(tasks))}
+    stored = {row[0] for row in await transaction.rows(_sql.EXISTING, ids_of(tasks))}
     if not stored:
         return None
     # Those that are missing gave way to holders of their keys: it is safe to ask for them again.
     missing = [task for task in tasks if task.id not in stored]
-    found = await _insert_unique(work, missing) if missing else []
+    found = await _insert_unique(transaction, missing) if missing else []
     if found is None:
         return [None] * len(batches)
     holders = iter(found)
     if any(task.unique_key is not None for task in tasks):
-        work.changed.add("results")  # it may have expired holders
+        transaction.changed.add("results")  # it may have expired holders
     ids = [task.id if task.id in stored else next(holders) for task in tasks]
     return [*split(ids, batches)]
 
 
-async def renew(work: Work, leases: Sequence[Lease], seconds: float) -> list[LeaseState]:
+async def renew(
+    transaction: PgTransaction, leases: Sequence[Lease], seconds: float
+) -> list[LeaseState]:
     """Renew the leases that are current and tell of each how it stands."""
     states: dict[tuple[str, int], LeaseState] = {}
     left = set(leases)
@@ -216,9 +227,9 @@ async def renew(work: Work, leases: Sequence[Lease], seconds: float) -> list[Lea
     for pause in (0.0, *(min(_SHORT_PAUSE, share * seconds) for share in _PAUSES)):
         await asyncio.sleep(pause)
         wanted = sorted(left)
-        rows = await work.rows(
+        rows = await transaction.rows(
             _sql.RENEW,
-            work.moment,
+            transaction.moment,
             [lease.task_id for lease in wanted],
             [lease.epoch for lease in wanted],
             seconds,
@@ -226,14 +237,14 @@ async def renew(work: Work, leases: Sequence[Lease], seconds: float) -> list[Lea
         for task_id, epoch, cancelled in rows:
             state = LeaseState.CANCEL_REQUESTED if cancelled else LeaseState.HELD
             states[task_id, epoch] = state
-        left = await _passed_over(work, (lease for lease in wanted if lease not in states))
+        left = await _passed_over(transaction, (lease for lease in wanted if lease not in states))
         if not left:
             break
     states |= dict.fromkeys(left, LeaseState.UNKNOWN)
     return [states.get(lease, LeaseState.LOST) for lease in leases]
 
 
-async def _passed_over(work: Work, leases: Iterable[Lease]) -> set[Lease]:
+async def _passed_over(transaction: PgTransaction, leases: Iterable[Lease]) -> set[Lease]:
     """Those that a statement has found locked, of the leases that it has not told of.
 
     An epoch is current for one stretch of time: what is current now has been so then.
@@ -241,85 +252,95 @@ async def _passed_over(work: Work, leases: Iterable[Lease]) -> set[Lease]:
     missed = set(leases)
     if not missed:
         return missed
-    rows = await work.rows(_sql.STANDINGS, [lease.task_id for lease in missed])
+    rows = await transaction.rows(_sql.STANDINGS, [lease.task_id for lease in missed])
     return missed & {Lease(row[0], row[1]) for row in rows if row[2] == "in_progress"}
 
 
-async def sweep(work: Work, limits: Sequence[SweepLimits]) -> list[Sweep]:
+async def sweep(transaction: PgTransaction, limits: Sequence[SweepRequest]) -> list[Sweep]:
     """Reclaim, expire and prune."""
     (each,) = limits
     lost = LOST_ERROR.replace("%d", "%s")
-    since = time.monotonic() - each.asked_at if work.moment is None else 0.0
-    rows = await work.rows(_sql.SWEEP, work.moment, each.max_crashes, each.limit, lost, since)
+    since = time.monotonic() - each.asked_at if transaction.moment is None else 0.0
+    rows = await transaction.rows(
+        _sql.SWEEP, transaction.moment, each.max_crashes, each.limit, lost, since
+    )
     swept = Sweep(*rows[0])
     if swept.reclaimed:
-        work.changed.add("tasks")
+        transaction.changed.add("tasks")
     if swept.reclaimed or swept.expired:
-        work.changed.add("results")
+        transaction.changed.add("results")
     return [swept]
 
 
-async def prune(work: Work, wishes: Sequence[Prune]) -> list[int]:
+async def prune(transaction: PgTransaction, requests: Sequence[PruneRequest]) -> list[int]:
     """Remove final tasks by age."""
-    (wish,) = wishes
-    rows = await work.rows(_sql.PRUNE_OLDER, work.moment, wish.older_than, wish.limit)
+    (request,) = requests
+    rows = await transaction.rows(
+        _sql.PRUNE_OLDER, transaction.moment, request.older_than, request.limit
+    )
     return [len(rows)]
 
 
-async def cancel(work: Work, task_ids: Sequence[TaskId[Any]]) -> list[bool | None]:
+async def cancel(transaction: PgTransaction, task_ids: Sequence[TaskId[Any]]) -> list[bool | None]:
     """Cancel a task that waits; ask one that runs to end. ``None``: somebody else holds it."""
     (task_id,) = task_ids
-    rows = await work.rows(_sql.CANCEL, work.moment, task_id)
+    rows = await transaction.rows(_sql.CANCEL, transaction.moment, task_id)
     if not rows:
-        if await work.rows(_sql.STANDINGS, [task_id]):
+        if await transaction.rows(_sql.STANDINGS, [task_id]):
             return [None]
         raise TaskNotFoundError(f"no task has the id {task_id}")
     status = rows[0][0]
     if status == "pending":
-        work.changed.add("results")
+        transaction.changed.add("results")
     elif status == "in_progress":
-        work.changed.add("cancels")
+        transaction.changed.add("cancels")
     return [status in {"pending", "in_progress"}]
 
 
-async def cancelled_before(work: Work, task_ids: Sequence[TaskId[Any]]) -> list[bool] | None:
+async def cancelled_before(
+    transaction: PgTransaction, task_ids: Sequence[TaskId[Any]]
+) -> list[bool] | None:
     """What a `cancel` whose answer was lost has done; ``None``: nothing."""
-    rows = await work.rows(_sql.STANDINGS, list(task_ids))
+    rows = await transaction.rows(_sql.STANDINGS, list(task_ids))
     if not rows:
         return None
     _, _, status, _, asked = rows[0]
     if status != "cancelled" and not asked:
         return None
-    work.changed.add("cancels" if asked else "results")
+    transaction.changed.add("cancels" if asked else "results")
     return [True]
 
 
-async def set_progress(work: Work, notes: Sequence[tuple[Lease, Progress]]) -> list[bool | None]:
+async def set_progress(
+    transaction: PgTransaction, notes: Sequence[tuple[Lease, Progress]]
+) -> list[bool | None]:
     """Note the progress of an attempt that is current. ``None``: somebody else holds the task."""
     ((lease, progress),) = notes
     text = progress.model_dump_json()
-    if await work.rows(_sql.SET_PROGRESS, lease.task_id, lease.epoch, text):
+    if await transaction.rows(_sql.SET_PROGRESS, lease.task_id, lease.epoch, text):
         return [True]
-    return [None if await _passed_over(work, (lease,)) else False]
+    return [None if await _passed_over(transaction, (lease,)) else False]
 
 
-async def get_tasks(work: Work, task_ids: Sequence[TaskId[Any]]) -> list[TaskInfo | None]:
+async def get_tasks(
+    transaction: PgTransaction, task_ids: Sequence[TaskId[Any]]
+) -> list[TaskInfo | None]:
     """What is known of each task."""
-    infos = {row[0]: to_info(row) for row in await work.rows(_sql.INFOS, list(task_ids))}
+    infos = {row[0]: to_info(row) for row in await transaction.rows(_sql.INFOS, list(task_ids))}
     return [infos.get(task_id) for task_id in task_ids]
 
 
 async def get_results(
-    work: Work, task_ids: Sequence[TaskId[Any]]
+    transaction: PgTransaction, task_ids: Sequence[TaskId[Any]]
 ) -> dict[TaskId[Any], Result[Any] | None]:
     """The results of the tasks that are known."""
-    rows = await work.rows(_sql.RESULTS, list(task_ids))
+    rows = await transaction.rows(_sql.RESULTS, list(task_ids))
     return {TaskId(row[0]): to_result(row) for row in rows}
 
 
-async def get_stored(work: Work, task_id: TaskId[Any]) -> Task:
+async def load_task(transaction: PgTransaction, task_id: TaskId[Any]) -> Task:
     """A task as it was enqueued."""
-    rows = await work.rows(_sql.STORED, task_id)
+    rows = await transaction.rows(_sql.STORED, task_id)
     if not rows:
         raise TaskNotFoundError(f"no task has the id {task_id}")
     return to_task(rows[0])
@@ -328,7 +349,7 @@ async def get_stored(work: Work, task_id: TaskId[Any]) -> Task:
 _by_number: Final = itemgetter(0)
 
 
-class Reserve(NamedTuple):
+class ReserveRequest(NamedTuple):
     """A wish for due tasks; ``ticket`` is a random number of its own."""
 
     worker: str
@@ -338,27 +359,35 @@ class Reserve(NamedTuple):
     ticket: int
 
 
-async def reserve(work: Work, wishes: Sequence[Reserve]) -> list[Reservation]:
+async def reserve(
+    transaction: PgTransaction, requests: Sequence[ReserveRequest]
+) -> list[Reservation]:
     """Reserve due tasks for one wish."""
-    (wish,) = wishes
-    last = (wish.limit, wish.lease, wish.ticket)
-    if wish.queues == ALL_QUEUES:
-        rows = await work.rows(_sql.RESERVE_ALL, work.moment, wish.worker, *last)
+    (request,) = requests
+    last = (request.limit, request.lease, request.ticket)
+    if request.queues == ALL_QUEUES:
+        rows = await transaction.rows(_sql.RESERVE_ALL, transaction.moment, request.worker, *last)
     else:
-        queues = list(dict.fromkeys(wish.queues))
-        rows = await work.rows(_sql.RESERVE, work.moment, wish.worker, queues, *last)
+        queues = list(dict.fromkeys(request.queues))
+        rows = await transaction.rows(
+            _sql.RESERVE, transaction.moment, request.worker, queues, *last
+        )
     wait = rows.pop()[-1]
-    return [Reservation(await _readable(work, rows, wish.ticket), wait)]
+    return [Reservation(await _readable(transaction, rows, request.ticket), wait)]
 
 
-async def reserved_before(work: Work, wishes: Sequence[Reserve]) -> list[Reservation] | None:
+async def reserved_before(
+    transaction: PgTransaction, requests: Sequence[ReserveRequest]
+) -> list[Reservation] | None:
     """What a `reserve` whose answer was lost has done; ``None``: nothing."""
-    (wish,) = wishes
-    rows = await work.rows(_sql.RESERVED, wish.ticket)
-    return [Reservation(await _readable(work, rows, wish.ticket), 0.0)] if rows else None
+    (request,) = requests
+    rows = await transaction.rows(_sql.RESERVED, request.ticket)
+    return [Reservation(await _readable(transaction, rows, request.ticket), 0.0)] if rows else None
 
 
-async def _readable(work: Work, rows: list[Row], ticket: int) -> tuple[ReservedTask, ...]:
+async def _readable(
+    transaction: PgTransaction, rows: list[Row], ticket: int
+) -> tuple[ReservedTask, ...]:
     """The tasks of the rows that can be read; the others are failed.
 
     Somebody may have written into the table by hand: such a row must not stand in the way of
@@ -373,15 +402,17 @@ async def _readable(work: Work, rows: list[Row], ticket: int) -> tuple[ReservedT
         except Exception:  # noqa: BLE001 - see above
             unreadable.append(row[1])
     if unreadable:
-        await work.rows(_sql.FAIL_UNREADABLE, work.moment, unreadable, ticket, UNREADABLE)
-        work.changed.add("results")
+        await transaction.rows(
+            _sql.FAIL_UNREADABLE, transaction.moment, unreadable, ticket, UNREADABLE
+        )
+        transaction.changed.add("results")
     return tuple(tasks)
 
 
 _lease: Final = itemgetter(0)
 # In place of a status: somebody else holds the task.
 _HELD: Final = "held"
-_RETURNS: Final = {OutcomeKind.RETRY, OutcomeKind.RELEASE, OutcomeKind.MISS}
+_RETURNS: Final = {OutcomeKind.RETRY, OutcomeKind.RELEASE, OutcomeKind.UNKNOWN_FUNCTION}
 _FINAL: Final = {
     OutcomeKind.SUCCESS: "success",
     OutcomeKind.FAILURE: "failed",
@@ -389,7 +420,7 @@ _FINAL: Final = {
 }
 
 
-async def finish(work: Work, outcomes: Sequence[Outcome]) -> list[bool | None]:
+async def finish(transaction: PgTransaction, outcomes: Sequence[Outcome]) -> list[bool | None]:
     """End attempts, in one statement; of two outcomes for one lease the first is heard.
 
     ``None``: somebody else holds the task at this moment, and the outcome is to be sent again.
@@ -401,18 +432,18 @@ async def finish(work: Work, outcomes: Sequence[Outcome]) -> list[bool | None]:
     if all(outcome.kind is OutcomeKind.SUCCESS for outcome in batch):
         # Who completes a task in a transaction of their own reports no success besides: nobody
         # holds one of these for long.
-        rows = await _succeed(work, batch)
+        rows = await _succeed(transaction, batch)
     else:
-        rows = await _finish(work, batch, _sql.FINISH)
+        rows = await _finish(transaction, batch, _sql.FINISH)
     held = {(row[0], row[1]) for row in rows if row[2] == _HELD}
-    return _answers(outcomes, firsts, _accepted(work, rows), held)
+    return _answers(outcomes, firsts, _accepted(transaction, rows), held)
 
 
-async def finish_all(work: Work, outcomes: Sequence[Outcome]) -> list[bool]:
+async def finish_all(transaction: PgTransaction, outcomes: Sequence[Outcome]) -> list[bool]:
     """End attempts, in one statement that waits for whoever holds one of them."""
     firsts = _firsts(outcomes)
-    rows = await _finish(work, list(firsts.values()), _sql.FINISH_ALL)
-    accepted = _accepted(work, rows)
+    rows = await _finish(transaction, list(firsts.values()), _sql.FINISH_ALL)
+    accepted = _accepted(transaction, rows)
     return [answer is True for answer in _answers(outcomes, firsts, accepted)]
 
 
@@ -424,10 +455,10 @@ def _firsts(outcomes: Sequence[Outcome]) -> dict[Lease, Outcome]:
     return dict(sorted(firsts.items(), key=_lease))
 
 
-def _accepted(work: Work, rows: list[Row]) -> set[tuple[str, int]]:
+def _accepted(transaction: PgTransaction, rows: list[Row]) -> set[tuple[str, int]]:
     """The leases whose outcomes have counted; what has changed with them is noted."""
     ended = [row for row in rows if row[2] != _HELD]
-    work.changed.update("tasks" if row[2] == "pending" else "results" for row in ended)
+    transaction.changed.update("tasks" if row[2] == "pending" else "results" for row in ended)
     return {(row[0], row[1]) for row in ended}
 
 
@@ -446,24 +477,24 @@ def _answers(
     return answers
 
 
-async def _succeed(work: Work, batch: list[Outcome]) -> list[Row]:
-    return await work.rows(
+async def _succeed(transaction: PgTransaction, batch: list[Outcome]) -> list[Row]:
+    return await transaction.rows(
         _sql.SUCCEED,
-        work.moment,
+        transaction.moment,
         [outcome.task_id for outcome in batch],
         [outcome.epoch for outcome in batch],
         [outcome.value or b"" for outcome in batch],
-        *work.news(["results"]),
+        *transaction.news(["results"]),
     )
 
 
-async def _finish(work: Work, batch: list[Outcome], statement: str) -> list[Row]:
+async def _finish(transaction: PgTransaction, batch: list[Outcome], statement: str) -> list[Row]:
     topics: set[Topic] = {"results"}
     if any(outcome.kind in _RETURNS for outcome in batch):
         topics.add("tasks")
-    return await work.rows(
+    return await transaction.rows(
         statement,
-        work.moment,
+        transaction.moment,
         [outcome.task_id for outcome in batch],
         [outcome.epoch for outcome in batch],
         [outcome.kind.value for outcome in batch],
@@ -471,21 +502,23 @@ async def _finish(work: Work, batch: list[Outcome], statement: str) -> list[Row]
         [storable(outcome.error) for outcome in batch],
         [storable(outcome.traceback) for outcome in batch],
         [outcome.delay for outcome in batch],
-        *work.news(sorted(topics)),
+        *transaction.news(sorted(topics)),
     )
 
 
-async def finished_before(work: Work, outcomes: Sequence[Outcome]) -> list[bool | None] | None:
+async def finished_before(
+    transaction: PgTransaction, outcomes: Sequence[Outcome]
+) -> list[bool | None] | None:
     """What a `finish` whose answer was lost has done; ``None``: nothing.
 
     A batch is one statement. An attempt that is still open was passed over by it, or all are.
     """
     ids = [outcome.task_id for outcome in outcomes]
-    rows = {row[0]: row[1:] for row in await work.rows(_sql.STANDINGS, ids)}
+    rows = {row[0]: row[1:] for row in await transaction.rows(_sql.STANDINGS, ids)}
     open_ones = {(task_id, row[0]) for task_id, row in rows.items() if row[1] == "in_progress"}
     if all(outcome.lease in open_ones for outcome in outcomes):
         return None
-    work.changed.update(("tasks", "results"))
+    transaction.changed.update(("tasks", "results"))
     firsts = _firsts(outcomes)
     accepted = {
         (outcome.task_id, outcome.epoch)

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
-from sitq.backends._rows import Reader, dump_headers, dump_policy
+from sitq.backends._rows import RowReader, dump_headers, dump_policy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,7 +35,7 @@ _all_but_payload: Final = attrgetter(
 )  # fmt: skip
 _OTHERS: Final = slice(4, None)
 
-_reader: Final = Reader()
+_reader: Final = RowReader()
 to_info: Final = _reader.to_info
 to_reserved: Final = _reader.to_reserved
 to_result: Final = _reader.to_result

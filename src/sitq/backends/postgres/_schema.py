@@ -82,7 +82,7 @@ INSERT INTO sitq.migrations (number) VALUES ($1)
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from sitq.backends.postgres._connection import Link, Row
+    from sitq.backends.postgres._connection import PgConnection, Row
     from sitq.backends.postgres._sql import Statements
 
     Ask = Callable[..., Awaitable[list[Row]]]
@@ -106,7 +106,7 @@ def migrations() -> tuple[Migration, ...]:
 
 
 async def prepare(
-    link: Link, statements: Statements, schema: str, place: str, *, migrate: bool
+    connection: PgConnection, statements: Statements, schema: str, place: str, *, migrate: bool
 ) -> None:
     """Make sure that the schema is one that this version can use.
 
@@ -118,7 +118,7 @@ async def prepare(
     name = f"schema {schema!r} of {place}"
 
     async def ask(sql: str, *parameters: Any) -> list[Row]:
-        return await link.fetch(statements[sql], parameters)
+        return await connection.fetch(statements[sql], parameters)
 
     encoding = (await ask(ENCODING))[0][0]
     if encoding != "UTF8":
@@ -137,7 +137,7 @@ async def prepare(
             "with migrate=True"
         )
         raise BackendFormatError(message)
-    async with link.transaction() as transaction:
+    async with connection.transaction() as transaction:
 
         async def ask_within(sql: str, *parameters: Any) -> list[Row]:
             return await transaction.fetch(statements[sql], *parameters)

@@ -7,23 +7,23 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
-from sitq.backends._driver_loop import Home
+from sitq.backends._driver_loop import DriverLoop
 from sitq.backends.postgres import _schema, _sql
-from sitq.backends.postgres._database import Database
-from sitq.backends.postgres._errors import translated
+from sitq.backends.postgres._database import PgDatabase
+from sitq.backends.postgres._errors import translate_error
 from sitq.backends.postgres._lease_keeper import PostgresLeaseKeeper
 from sitq.backends.postgres._sql import Statements
-from sitq.backends.postgres._wakeups import Listeners
+from sitq.backends.postgres._wakeups import ServerListeners
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from concurrent.futures import Future
 
     from sitq._loops import LoopRef
-    from sitq.backends.postgres._connection import Link, Target
+    from sitq.backends.postgres._connection import ConnectTarget, PgConnection
     from sitq.protocols import Clock, LeaseKeeper, Topic
 
-__all__ = ["Session", "Settings"]
+__all__ = ["PgSession", "Settings"]
 
 T = TypeVar("T")
 
@@ -42,14 +42,14 @@ class Settings(NamedTuple):
         clock: a test's clock; ``None``: the server's counts.
     """
 
-    target: Target
+    target: ConnectTarget
     schema: str
     pool_size: int
     migrate: bool
     clock: Clock | None
 
 
-class Session:
+class PgSession:
     """Connections, and those who listen, for one event loop."""
 
     def __init__(self, loop: LoopRef, settings: Settings) -> None:
@@ -59,64 +59,64 @@ class Session:
         self.statements: Final = Statements(settings.schema)
         self.birth: list[tuple[Any, ...]] = []
         """When the store was made, which tells it from every other."""
-        self._home = Home(loop, "sitq-postgres")
+        self._driver_loop = DriverLoop(loop, "sitq-postgres")
         self._guard: asyncio.Task[None] | None = None
-        self.database: Final = Database(
-            self._home,
+        self.database: Final = PgDatabase(
+            self._driver_loop,
             loop,
             settings.target,
             settings.pool_size,
             (settings.schema, self.statements),
             settings.clock,
-            self._ring,
+            self._signal,
         )
-        self.listeners: Final = Listeners(
-            self._home, settings.target, settings.schema, self.database
+        self.listeners: Final = ServerListeners(
+            self._driver_loop, settings.target, settings.schema, self.database
         )
 
-    def _ring(self, topics: set[Topic]) -> None:
-        self.listeners.ring(topics)
+    def _signal(self, topics: set[Topic]) -> None:
+        self.listeners.signal(topics)
 
     async def connect(self) -> None:
         """Connect, and check or migrate the schema."""
         try:
-            await self._home.run(self._connect)
+            await self._driver_loop.run(self._connect)
         except BaseException:
             await self.close()
             raise
 
     async def _connect(self) -> None:
-        self._home.start(self._terminate_in_the_end)
+        self._driver_loop.start(self._terminate_in_the_end)
         settings = self.settings
         place = self.database.place
         try:
-            async with self.database.pool.lend() as link:
+            async with self.database.pool.lend() as connection:
                 await _schema.prepare(
-                    link, self.statements, settings.schema, place, migrate=settings.migrate
+                    connection, self.statements, settings.schema, place, migrate=settings.migrate
                 )
-                birth = await link.fetch(self.statements[_sql.BIRTH])
+                birth = await connection.fetch(self.statements[_sql.BIRTH])
                 self.birth = [tuple(row) for row in birth]
         except Exception as error:  # noqa: BLE001 - raised as what it means
-            failure = translated("connect", place, error)
+            failure = translate_error("connect", place, error)
             raise failure from failure.__cause__
 
     async def _terminate_in_the_end(self) -> None:
         """Hang up when this is cancelled: the loop ends, and nobody has closed."""
         self._guard = asyncio.current_task()
-        await self._home.when_ended(self.database.pool.hang_up, _PATIENCE)
+        await self._driver_loop.when_ended(self.database.pool.hang_up, _PATIENCE)
 
     def lease_keeper(self) -> LeaseKeeper:
         """A lease keeper for the calling thread."""
         return PostgresLeaseKeeper(
             self.settings.target,
             self.statements,
-            self.database.teller,
+            self.database.throttle,
             self.settings.clock,
             self._borrow,
         )
 
-    def _borrow(self, work: Callable[[Link], Awaitable[T]]) -> Future[T]:
-        return self._home.submit(partial(self.database.pool.use, work))
+    def _borrow(self, work: Callable[[PgConnection], Awaitable[T]]) -> Future[T]:
+        return self._driver_loop.submit(partial(self.database.pool.use, work))
 
     async def close(self) -> None:
         """Close the connections, after all that was asked of them before.
@@ -124,21 +124,21 @@ class Session:
         What waits for the server then, for a lock say, has a few seconds, and ends as lost.
         """
         self.database.shut()
-        await self._home.run(self._close)
-        await self._home.end()
+        await self._driver_loop.run(self._close)
+        await self._driver_loop.end()
 
     async def _close(self) -> None:
         kept = {task for task in (self._guard, self.listeners.task) if task is not None}
-        if not await self._home.rest(_PATIENCE, kept):
+        if not await self._driver_loop.rest(_PATIENCE, kept):
             self.database.pool.hang_up()
-            if not await self._home.rest(_PATIENCE, kept):
-                await self._home.cut(kept)
+            if not await self._driver_loop.rest(_PATIENCE, kept):
+                await self._driver_loop.cut(kept)
         await self.database.close()
-        self._home.end_soon()
+        self._driver_loop.end_soon()
         for task in kept:
             task.cancel()
         await asyncio.gather(*kept, return_exceptions=True)
 
     def abandon(self) -> None:
         """Hang up soon, for callers that are gone; from any thread."""
-        self._home.abandon()
+        self._driver_loop.abandon()

@@ -5,9 +5,9 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from sitq.backends._transactions import Joined, link_to, savepoint
+from sitq.backends._transactions import UserTransaction, savepoint, user_connection_of
 from sitq.backends.postgres import _sql
-from sitq.backends.postgres._errors import said, state_of, translated
+from sitq.backends.postgres._errors import server_message, sqlstate_of, translate_error
 from sitq.backends.postgres._notify_throttle import channels_of
 from sitq.backends.postgres._rows import columns
 from sitq.errors import SitqError, UsageError
@@ -16,13 +16,13 @@ from sitq.ids import TaskId
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
-    from sitq.backends._transactions import Executor, Fate, Row
-    from sitq.backends.postgres._session import Session
+    from sitq.backends._transactions import CancellationGuard, Executor, Row
+    from sitq.backends.postgres._session import PgSession
     from sitq.models import Lease, Task
     from sitq.protocols import Topic
     from sitq.transactions import Transaction
 
-__all__ = ["join"]
+__all__ = ["bind"]
 
 T = TypeVar("T")
 
@@ -37,28 +37,28 @@ _OWN_CODECS: Final = (
 _FAILED_BEFORE: Final = "25P02"
 
 
-def join(connection: object, place: str, session: Callable[[], Session]) -> Transaction:
+def bind(connection: object, place: str, session: Callable[[], PgSession]) -> Transaction:
     """Return what writes to the schema through a connection of the user's.
 
     Raises:
         UsageError: the connection is none that leads to PostgreSQL.
     """
-    link = link_to(connection)
+    link = user_connection_of(connection)
     if link.database != "postgresql":
         message = f"bind: {link.kind} does not lead to PostgreSQL; the tasks are there"
         raise UsageError(message)
-    return _Joined(link, place, session)
+    return _PgUserTransaction(link, place, session)
 
 
-class _Joined(Joined["Session"]):
+class _PgUserTransaction(UserTransaction["PgSession"]):
     """A transaction on PostgreSQL."""
 
     async def _within(
         self,
         executor: Executor,
-        session: Session,
-        work: Callable[[Executor, Session], Coroutine[Any, Any, T]],
-        fate: Fate,
+        session: PgSession,
+        work: Callable[[Executor, PgSession], Coroutine[Any, Any, T]],
+        guard: CancellationGuard,
     ) -> T:
         async def unit() -> T:
             # Where it raises, the savepoint has the user's path back too.
@@ -69,9 +69,9 @@ class _Joined(Joined["Session"]):
             return answer
 
         await executor.begin()
-        return await savepoint(executor, unit(), fate)
+        return await savepoint(executor, unit(), guard)
 
-    async def _find(self, executor: Executor, session: Session) -> None:
+    async def _find(self, executor: Executor, session: PgSession) -> None:
         schema = session.settings.schema
         ((is_there, *sample),) = await executor.fetch(_sql.IS_THERE, (schema,))
         if sample != [schema, *_SAMPLE]:
@@ -86,7 +86,7 @@ class _Joined(Joined["Session"]):
         )
 
     async def _store(
-        self, tasks: Sequence[Task], executor: Executor, session: Session
+        self, tasks: Sequence[Task], executor: Executor, session: PgSession
     ) -> list[TaskId[Any]]:
         is_keyed = any(task.unique_key is not None for task in tasks)
         statement = _sql.INSERT_UNIQUE if is_keyed else _sql.INSERT_BATCH
@@ -96,18 +96,18 @@ class _Joined(Joined["Session"]):
         return [TaskId(holder) for holder in rows[0][0]] if is_keyed else [t.id for t in tasks]
 
     async def _complete(
-        self, lease: Lease, value: bytes, executor: Executor, session: Session
+        self, lease: Lease, value: bytes, executor: Executor, session: PgSession
     ) -> bool:
         batch = ([lease.task_id], [lease.epoch], [value])
         return bool(await _tell(executor, session, {"results"}, _sql.SUCCEED, *batch))
 
-    def _told(self, operation: str, error: Exception) -> BaseException | None:
+    def _translated(self, operation: str, error: Exception) -> BaseException | None:
         # No cause: the drivers' texts may quote rows and keys.
-        return None if isinstance(error, SitqError) else _told(operation, self._place, error)
+        return None if isinstance(error, SitqError) else _translated(operation, self._place, error)
 
 
 async def _tell(
-    executor: Executor, session: Session, topics: set[Topic], statement: str, *values: object
+    executor: Executor, session: PgSession, topics: set[Topic], statement: str, *values: object
 ) -> list[Row]:
     """Run a statement that tells of a change; the server does so at the commit."""
     clock = session.settings.clock
@@ -124,17 +124,17 @@ class _ServerError(Exception):
 
     def __init__(self, error: BaseException, state: str) -> None:
         text = getattr(getattr(error, "diag", None), "message_primary", None)
-        super().__init__(text or said(error).partition("\n")[0])
+        super().__init__(text or server_message(error).partition("\n")[0])
         self.sqlstate: Final = state
 
 
-def _told(operation: str, place: str, error: Exception) -> BaseException | None:
+def _translated(operation: str, place: str, error: Exception) -> BaseException | None:
     """An error of any driver as one of sitq's; `None`: it is no driver's."""
-    state = state_of(error) or state_of(error.__cause__ or error)
+    state = sqlstate_of(error) or sqlstate_of(error.__cause__ or error)
     if state == _FAILED_BEFORE:
         return UsageError("bind: the transaction has failed before: roll it back")
     if state:
-        return translated(operation, place, _ServerError(error, state))
+        return translate_error(operation, place, _ServerError(error, state))
     if isinstance(error, UnicodeError):
         return UsageError("bind: the connection's encoding cannot carry this: use UTF8")
     if isinstance(error, NotImplementedError):  # psycopg reads times in ISO form only

@@ -19,12 +19,12 @@ from sitq.protocols import Topic
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from sitq.backends._driver_loop import Home
-    from sitq.backends.postgres._connection import Link, Target
-    from sitq.backends.postgres._database import Database
+    from sitq.backends._driver_loop import DriverLoop
+    from sitq.backends.postgres._connection import ConnectTarget, PgConnection
+    from sitq.backends.postgres._database import PgDatabase
     from sitq.protocols import Listener
 
-__all__ = ["Listeners"]
+__all__ = ["ServerListeners"]
 
 _ALL: Final[set[Topic]] = set(get_args(Topic))
 # How often to look where notifications do not arrive, in seconds.
@@ -36,13 +36,13 @@ _FIRST_PAUSE: Final = 0.1
 _LONGEST_PAUSE: Final = 5.0
 
 
-class _Ear:
+class _Subscription:
     """One listener of one topic."""
 
     def __init__(self) -> None:
         self._changed = anyio.Event()
 
-    def ring(self) -> None:
+    def signal(self) -> None:
         self._changed.set()
 
     async def wait(self) -> None:
@@ -50,22 +50,24 @@ class _Ear:
         self._changed = anyio.Event()
 
 
-class Listeners:
+class ServerListeners:
     """All that listen to one open store; they share one connection, made for the first of them.
 
     Args:
-        home: the driver's loop; what runs in the background runs there.
+        driver_loop: the driver's loop; what runs in the background runs there.
         target: what to connect to.
         schema: the schema, for the names of the channels.
         database: asked whether something has changed, where notifications do not arrive.
     """
 
-    def __init__(self, home: Home, target: Target, schema: str, database: Database) -> None:
-        self._home = home
+    def __init__(
+        self, driver_loop: DriverLoop, target: ConnectTarget, schema: str, database: PgDatabase
+    ) -> None:
+        self._driver_loop = driver_loop
         self._target = target
         self._channels = channels_of(schema)
         self._database = database
-        self._ears: dict[Topic, set[_Ear]] = {topic: set() for topic in _ALL}
+        self._subscriptions: dict[Topic, set[_Subscription]] = {topic: set() for topic in _ALL}
         self._begun = False
         self._settled = SharedEvent()
         self._test: asyncio.Event | None = None
@@ -77,20 +79,20 @@ class Listeners:
         """Listen from now on."""
         if not self._begun:
             self._begun = True
-            self._home.start(self._serve, self._settle)
+            self._driver_loop.start(self._serve, self._settle)
         await self._settled.wait()
-        ear = _Ear()
-        self._ears[topic].add(ear)
+        subscription = _Subscription()
+        self._subscriptions[topic].add(subscription)
         try:
-            yield ear
+            yield subscription
         finally:
-            self._ears[topic].discard(ear)
+            self._subscriptions[topic].discard(subscription)
 
-    def ring(self, topics: set[Topic]) -> None:
+    def signal(self, topics: set[Topic]) -> None:
         """Tell those who listen; in the callers' loop."""
         for topic in topics:
-            for ear in self._ears[topic]:
-                ear.ring()
+            for subscription in self._subscriptions[topic]:
+                subscription.signal()
 
     # -- in the driver's loop ----------------------------------------------------------------
 
@@ -110,37 +112,37 @@ class Listeners:
     async def _listen_again_and_again(self) -> None:
         pause = _FIRST_PAUSE
         while True:
-            link = None
+            connection = None
             try:
-                link = await connect(self._target)
-                with self._database.pool.attached(link):
-                    if await self._hears(link):
+                connection = await connect(self._target)
+                with self._database.pool.attached(connection):
+                    if await self._hears(connection):
                         pause = _FIRST_PAUSE
                         self._settle()
-                        await link.lost.wait()
+                        await connection.lost.wait()
                     else:
                         self._settle()
-                        await self._look_until(link.lost)
+                        await self._look_until(connection.lost)
             except Exception:  # noqa: BLE001 - a store in trouble: looking goes on meanwhile
                 self._settle()
             finally:
-                if link is not None:
-                    link.terminate()
+                if connection is not None:
+                    connection.terminate()
             await self._look_for(random.uniform(pause / 2, pause))
             pause = min(pause * 2, _LONGEST_PAUSE)
 
     def _settle(self) -> None:
         """Let those listen who waited for a way to; what came before was not heard."""
         self._settled.set()
-        self._home.tell(partial(self.ring, _ALL))
+        self._driver_loop.tell(partial(self.signal, _ALL))
 
-    async def _hears(self, link: Link) -> bool:
+    async def _hears(self, connection: PgConnection) -> bool:
         """Listen, and tell if a notification to ourselves arrives: behind a pooler none does."""
         test = self._test = asyncio.Event()
-        await link.listen(list(self._channels), self._heard)
+        await connection.listen(list(self._channels), self._heard)
         channel = next(iter(self._channels))
         async with self._database.pool.lend() as other:
-            await other.fetch(_sql.NOTIFY, (f"test {self._database.teller.token}", [channel]))
+            await other.fetch(_sql.NOTIFY, (f"test {self._database.throttle.token}", [channel]))
         try:
             async with asyncio.timeout(_TEST_SECONDS):
                 await test.wait()
@@ -149,12 +151,12 @@ class Listeners:
         return True
 
     def _heard(self, channel: str, text: str) -> None:
-        token = self._database.teller.token
+        token = self._database.throttle.token
         if text == f"test {token}":
             if self._test is not None:
                 self._test.set()
         elif text != token and not text.startswith("test"):  # our own changes are known already
-            self._home.tell(partial(self.ring, {self._channels[channel]}))
+            self._driver_loop.tell(partial(self.signal, {self._channels[channel]}))
 
     async def _look_for(self, seconds: float) -> None:
         try:
@@ -168,7 +170,7 @@ class Listeners:
         self._snapshot = None
         while not end.is_set():
             if await self._has_changed():
-                self._home.tell(partial(self.ring, _ALL))
+                self._driver_loop.tell(partial(self.signal, _ALL))
             try:
                 async with asyncio.timeout(_LOOK_EVERY):
                     await end.wait()
@@ -177,8 +179,8 @@ class Listeners:
 
     async def _has_changed(self) -> bool:
         try:
-            async with self._database.pool.lend() as link:
-                snapshot = (await link.fetch(_sql.SNAPSHOT))[0][0]
+            async with self._database.pool.lend() as connection:
+                snapshot = (await connection.fetch(_sql.SNAPSHOT))[0][0]
         except TimeoutError:
             raise
         except Exception:  # noqa: BLE001 - a store in trouble has not changed

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from sitq._plain import plain
 from sitq.backends._batch_queue import Request
-from sitq.backends._open_counter import Users
+from sitq.backends._open_counter import OpenCounter
 from sitq.backends.sqlite import _operations
-from sitq.backends.sqlite._batch_writer import StandingRequest
-from sitq.backends.sqlite._operations import Reserve, cancel, finish, reserve
+from sitq.backends.sqlite._batch_writer import PendingReserveRequest
+from sitq.backends.sqlite._operations import ReserveRequest, cancel, finish, reserve
 from sitq.backends.sqlite._rows import to_micros
-from sitq.backends.sqlite._session import Session
-from sitq.backends.sqlite._user_transaction import join
+from sitq.backends.sqlite._session import SQLiteSession
+from sitq.backends.sqlite._user_transaction import bind
 from sitq.clock import checked_clock
 from sitq.errors import BackendError, ValidationError
 from sitq.models import Outcome, Reservation
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from sitq._loops import LoopRef
-    from sitq.backends._standby import Standby
-    from sitq.backends.sqlite._batch_writer import GroupCommit
+    from sitq.backends._standby import PendingReservation
+    from sitq.backends.sqlite._batch_writer import BatchWriter
     from sitq.ids import TaskId
     from sitq.models import Lease, Progress, Result, Task, TaskInfo
     from sitq.protocols import Clock, LeaseKeeper, Listener, Topic
@@ -67,7 +67,9 @@ class SQLiteBackend:
             raise ValidationError(message)
         self._synchronous: Final = synchronous
         self._clock: Final = checked_clock(clock)
-        self._users: Final = Users(self.__repr__, self._session, "they may share the file")
+        self._open_counter: Final = OpenCounter(
+            self.__repr__, self._session, "they may share the file"
+        )
 
     def __repr__(self) -> str:
         return f"SQLiteBackend({self._path!r}, synchronous={self._synchronous!r})"
@@ -85,18 +87,18 @@ class SQLiteBackend:
             BackendConnectionError: it cannot be opened, or is not safe to use.
             UsageError: the instance is open in another event loop or was inherited by a fork.
         """
-        await self._users.enter()
+        await self._open_counter.enter()
 
     async def close(self) -> None:
         """Count a user out; the last one disconnects."""
-        await self._users.leave()
+        await self._open_counter.leave()
 
-    def _session(self, loop: LoopRef) -> Session:
-        return Session(loop, self._path, self._synchronous, self._clock)
+    def _session(self, loop: LoopRef) -> SQLiteSession:
+        return SQLiteSession(loop, self._path, self._synchronous, self._clock)
 
-    def _use(self) -> Session:
+    def _use(self) -> SQLiteSession:
         """What is open, for a caller that may use it."""
-        return self._users.use()
+        return self._open_counter.use()
 
     async def enqueue(self, tasks: Sequence[Task]) -> list[TaskId[Any]]:
         """See `sitq.protocols.Backend.enqueue`."""
@@ -104,7 +106,7 @@ class SQLiteBackend:
 
     def enqueue_blocking(self, tasks: Sequence[Task]) -> list[TaskId[Any]]:
         """See `sitq.protocols.BlockingBackend.enqueue_blocking`."""
-        database = self._users.use_from_thread().database
+        database = self._open_counter.use_from_thread().database
         return database.write_blocking(_operations.enqueue, (tasks,))[0]
 
     async def reserve(
@@ -112,11 +114,11 @@ class SQLiteBackend:
     ) -> Reservation:
         """See `sitq.protocols.Backend.reserve`."""
         state = self._use()
-        wish = Reserve(worker, tuple(queues), limit, lease)
-        undo = partial(_hand_back, state.loop)
-        return (await state.database.write(reserve, (wish,), undo))[0]
+        wish = ReserveRequest(worker, tuple(queues), limit, lease)
+        compensate = partial(_hand_back, state.loop)
+        return (await state.database.write(reserve, (wish,), compensate))[0]
 
-    def stand_by(
+    def reserve_on_commit(
         self,
         worker: str,
         queues: Sequence[str],
@@ -124,13 +126,15 @@ class SQLiteBackend:
         lease: float,
         listener: Listener,
         fulfilled: Callable[[], object],
-    ) -> Standby:
-        """See `sitq.backends._standby.StandbyBackend.stand_by`."""
+    ) -> PendingReservation:
+        """See `sitq.backends._standby.ReserveOnCommitBackend.reserve_on_commit`."""
         state = self._use()
-        wish = Reserve(worker, tuple(queues), limit, lease)
-        undo = partial(_hand_back, state.loop)
-        request = StandingRequest(state.loop, reserve, (wish,), undo, _gives, fulfilled, listener)
-        return _Standby(state.database.commits, request)
+        wish = ReserveRequest(worker, tuple(queues), limit, lease)
+        compensate = partial(_hand_back, state.loop)
+        request = PendingReserveRequest(
+            state.loop, reserve, (wish,), compensate, _gives, fulfilled, listener
+        )
+        return _PendingReservation(state.database.commits, request)
 
     async def finish(self, outcomes: Sequence[Outcome]) -> list[bool]:
         """See `sitq.protocols.Backend.finish`."""
@@ -145,12 +149,12 @@ class SQLiteBackend:
             await database.shorten_log()
         if not await database.read(_operations.sweep_is_due):
             return Sweep(0, 0, 0)
-        limits = _operations.SweepLimits(max_crashes, limit, to_micros(asked_at))
+        limits = _operations.SweepRequest(max_crashes, limit, to_micros(asked_at))
         return (await database.write(_operations.sweep, (limits,)))[0]
 
     async def prune(self, older_than: float, limit: int = 1000) -> int:
         """See `sitq.protocols.Backend.prune`."""
-        wish = _operations.Prune(older_than, limit)
+        wish = _operations.PruneRequest(older_than, limit)
         return (await self._use().database.write(_operations.prune, (wish,)))[0]
 
     async def cancel(self, task_id: TaskId[Any]) -> bool:
@@ -175,9 +179,9 @@ class SQLiteBackend:
             await state.database.read(_operations.get_results, task_ids) if fresh is None else fresh
         )
 
-    async def get_stored(self, task_id: TaskId[Any]) -> Task:
-        """See `sitq.protocols.Backend.get_stored`."""
-        return await self._use().database.read(_operations.get_stored, task_id)
+    async def load_task(self, task_id: TaskId[Any]) -> Task:
+        """See `sitq.protocols.Backend.load_task`."""
+        return await self._use().database.read(_operations.load_task, task_id)
 
     @asynccontextmanager
     async def listen(self, topic: Topic) -> AsyncIterator[Listener]:
@@ -191,17 +195,17 @@ class SQLiteBackend:
 
     def lease_keeper(self) -> LeaseKeeper:
         """See `sitq.protocols.Backend.lease_keeper`."""
-        return self._users.use_from_thread().lease_keeper()
+        return self._open_counter.use_from_thread().lease_keeper()
 
     def join(self, connection: AnyConnection) -> Transaction:
         """See `sitq.transactions.TransactionalBackend.join`."""
-        return join(connection, self._path, self._users.use_from_thread)
+        return bind(connection, self._path, self._open_counter.use_from_thread)
 
 
-class _Standby:
-    """A wish for tasks; see `sitq.backends._standby.Standby`."""
+class _PendingReservation:
+    """A wish for tasks; see `sitq.backends._standby.PendingReservation`."""
 
-    def __init__(self, commits: GroupCommit, request: StandingRequest[Reservation]) -> None:
+    def __init__(self, commits: BatchWriter, request: PendingReserveRequest[Reservation]) -> None:
         self._commits = commits
         self._request = request
         commits.stand(request)

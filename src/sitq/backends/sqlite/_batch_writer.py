@@ -7,10 +7,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from sitq.backends._batch_queue import (
+    BatchQueue,
     BlockingRequest,
-    Gathering,
+    Compensate,
     Request,
-    Undo,
     operation_of,
     wake_all,
 )
@@ -20,22 +20,22 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from sitq._loops import LoopRef
-    from sitq.backends.sqlite._loop_waker import Mailbox
+    from sitq.backends.sqlite._loop_waker import LoopWaker
     from sitq.protocols import Listener
 
-__all__ = ["GroupCommit", "StandingRequest"]
+__all__ = ["BatchWriter", "PendingReserveRequest"]
 
 O = TypeVar("O")  # noqa: E741 - what comes out
 
 
-class StandingRequest(Request[O]):
+class PendingReserveRequest(Request[O]):
     """A request that waits until carrying it out gives something, or there is news from outside.
 
     Args:
         loop: the loop that it comes from.
         operation: what to carry out.
         items: what for.
-        undo: see `Request`.
+        compensate: see `Request`.
         gives: tells if answers are something.
         fulfilled: called in the loop once they are, or are an answer to the news.
         listener: who need not be told of the news.
@@ -48,12 +48,12 @@ class StandingRequest(Request[O]):
         loop: LoopRef,
         operation: Callable[..., Any],
         items: Sequence[Any],
-        undo: Undo[O],
+        compensate: Compensate[O],
         gives: Callable[[list[O]], bool],
         fulfilled: Callable[[], object],
         listener: Listener,
     ) -> None:
-        super().__init__(loop, operation, items, undo)
+        super().__init__(loop, operation, items, compensate)
         self.gives: Final = gives
         self.listener: Final = listener
         self._fulfilled: Final = fulfilled
@@ -74,12 +74,12 @@ class StandingRequest(Request[O]):
         self._fulfilled()
 
 
-class GroupCommit(Gathering):
+class BatchWriter(BatchQueue):
     """Hands what gathered to a thread that writes.
 
     Args:
         loop: the loop that all requests come from.
-        mail: reaches it from the thread that writes.
+        waker: reaches it from the thread that writes.
         schedule: has a function called soon by the one thread that writes.
         write: carries out a batch in that thread; answers or an error go into each request.
         needs_disk: tells if a request that was carried out has to wait for the disk.
@@ -90,7 +90,7 @@ class GroupCommit(Gathering):
     def __init__(
         self,
         loop: LoopRef,
-        mail: Mailbox,
+        waker: LoopWaker,
         schedule: Callable[[Callable[[], None]], None],
         write: Callable[[list[Request[Any]]], None],
         needs_disk: Callable[[Request[Any]], bool],
@@ -98,35 +98,35 @@ class GroupCommit(Gathering):
         prompts: frozenset[Callable[..., Any]],
     ) -> None:
         super().__init__(loop)
-        self._mail = mail
+        self._waker = waker
         self._schedule = schedule
         self._write = write
         self._needs_disk = needs_disk
         self._keep = keep
         self._prompts = prompts
-        self._standing: list[StandingRequest[Any]] = []
+        self._pending_reserves: list[PendingReserveRequest[Any]] = []
 
     @property
     def is_idle(self) -> bool:
         """True if nobody waits to be written, or for what is written."""
-        return not (self._scheduled or self._standing)
+        return not (self._scheduled or self._pending_reserves)
 
-    def stand(self, request: StandingRequest[Any]) -> None:
+    def stand(self, request: PendingReserveRequest[Any]) -> None:
         """Carry a request out with each transaction that may fulfil it, until it is."""
         with self._lock:
-            self._standing.append(request)
+            self._pending_reserves.append(request)
 
-    def prompt(self) -> list[StandingRequest[Any]]:
+    def prompt(self) -> list[PendingReserveRequest[Any]]:
         """Carry out, for the last time, all requests that stand; return them."""
         with self._lock:
-            standing, self._standing = self._standing, []
+            standing, self._pending_reserves = self._pending_reserves, []
             for request in standing:
                 request.is_last = True
         for request in standing:
             self.post(request)
         return standing
 
-    async def end(self, request: StandingRequest[O]) -> list[O] | None:
+    async def end(self, request: PendingReserveRequest[O]) -> list[O] | None:
         """Let a request wait no longer; return its answers, ``None`` if it was not carried out.
 
         Raises:
@@ -134,8 +134,8 @@ class GroupCommit(Gathering):
         """
         with self._lock:
             request.is_last = True
-            if request in self._standing:
-                self._standing.remove(request)
+            if request in self._pending_reserves:
+                self._pending_reserves.remove(request)
                 return None
         try:
             await request.wait()
@@ -146,10 +146,10 @@ class GroupCommit(Gathering):
 
     def _take(self) -> list[Request[Any]]:
         batch = super()._take()
-        if not self._standing or self._prompts.isdisjoint(map(operation_of, batch)):
+        if not self._pending_reserves or self._prompts.isdisjoint(map(operation_of, batch)):
             return batch
         with self._lock:
-            standing, self._standing = self._standing, []
+            standing, self._pending_reserves = self._pending_reserves, []
         return batch + standing
 
     def _put_back(self, batch: list[Request[Any]]) -> list[Request[Any]]:
@@ -157,9 +157,9 @@ class GroupCommit(Gathering):
         settled: list[Request[Any]] = []
         with self._lock:
             for request in batch:
-                if isinstance(request, StandingRequest) and request.is_unfulfilled():
+                if isinstance(request, PendingReserveRequest) and request.is_unfulfilled():
                     request.error, request.answers = None, None
-                    self._standing.append(request)
+                    self._pending_reserves.append(request)
                 else:
                     settled.append(request)
         return settled
@@ -203,7 +203,7 @@ class GroupCommit(Gathering):
 
     def _fail(self, batch: list[Request[Any]], error: BaseException) -> None:
         """Tell the callers that nobody has answered that it is unknown what became of theirs."""
-        standing = set(map(id, self._standing))
+        standing = set(map(id, self._pending_reserves))
         left = [request for request in batch if not request.settled and id(request) not in standing]
         for request in left:
             message = f"the outcome is unknown: it may be stored ({type(error).__name__})"
@@ -222,4 +222,4 @@ class GroupCommit(Gathering):
                 wake_all([request for request in batch if isinstance(request, BlockingRequest)])
         finally:
             if waiting:
-                self._mail.post(partial(wake_all, waiting))
+                self._waker.post(partial(wake_all, waiting))

@@ -18,10 +18,10 @@ from sitq._logging import Log
 from sitq.backends.sqlite import _sql
 from sitq.backends.sqlite._errors import is_busy
 from sitq.backends.sqlite._rows import dump_rows
-from sitq.backends.sqlite._wakeups import Bell
+from sitq.backends.sqlite._wakeups import WakeupFile
 
 if TYPE_CHECKING:
-    from sitq.backends.sqlite._file import File
+    from sitq.backends.sqlite._file import DatabaseFile
     from sitq.protocols import Topic
 
 __all__ = ["CommitWatch"]
@@ -49,7 +49,7 @@ class CommitWatch:
         file: the store's file; it may be closed by its other users meanwhile.
     """
 
-    def __init__(self, file: File) -> None:
+    def __init__(self, file: DatabaseFile) -> None:
         self._file: Final = file
         self._lock: Final = threading.Lock()
         self._news: Final = threading.Event()
@@ -101,11 +101,11 @@ class CommitWatch:
         try:
             with (
                 closing(self._file.connect()) as connection,
-                closing(Bell(self._file.bell)) as bell,
+                closing(WakeupFile(self._file.wakeup_file)) as wakeup_file,
             ):
                 connection.execute("PRAGMA query_only = ON")
                 while self._wait(_IDLE):
-                    self._look_out(connection, bell)
+                    self._look_out(connection, wakeup_file)
         except sqlite3.OperationalError as error:
             if not is_busy(error):
                 raise
@@ -132,7 +132,7 @@ class CommitWatch:
                 self._thread = None
             return not self._expected
 
-    def _look_out(self, connection: sqlite3.Connection, bell: Bell) -> None:
+    def _look_out(self, connection: sqlite3.Connection, wakeup_file: WakeupFile) -> None:
         """Look until nothing is expected any more, or once more if this is closed."""
         pause, version = _FIRST_PAUSE, None
         while self._current():
@@ -143,7 +143,7 @@ class CommitWatch:
             latest = connection.execute(_sql.DATA_VERSION).fetchone()[0]
             if latest != version:
                 version = latest
-                self._ring(connection, bell)
+                self._signal(connection, wakeup_file)
             if is_last:
                 self._ends()
                 return
@@ -158,7 +158,7 @@ class CommitWatch:
                 del self._expected[key]
             return list(self._expected)
 
-    def _ring(self, connection: sqlite3.Connection, bell: Bell) -> None:
+    def _signal(self, connection: sqlite3.Connection, wakeup_file: WakeupFile) -> None:
         """Ring for what can be seen, and expect it no more."""
         expected: list[tuple[Topic, str]] = []
         seen: dict[str, bool] = {}
@@ -173,7 +173,7 @@ class CommitWatch:
             if task_id in seen and (topic == "tasks" or seen[task_id])
         ]
         if come:
-            bell.ring({topic for topic, _ in come})
+            wakeup_file.signal({topic for topic, _ in come})
             with self._lock:
                 for key in come:
                     self._expected.pop(key, None)

@@ -17,18 +17,18 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import aiosqlite
 from aiosqlite.core import _STOP_RUNNING_SENTINEL
 
-from sitq._loops import nothing
+from sitq._loops import no_op
 from sitq.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Connection"]
+__all__ = ["SQLiteConnection"]
 
 T = TypeVar("T")
 
 
-class Connection(aiosqlite.Connection):
+class SQLiteConnection(aiosqlite.Connection):
     """An aiosqlite connection whose thread takes plain functions.
 
     The thread is a daemon: a forgotten close must not keep the process alive.
@@ -169,7 +169,7 @@ class _Usage:
             return self._call(function)
 
     def try_call(self, function: Callable[[], T]) -> T | None:
-        """Call a function unless another thread uses the connection; see `Connection.lend`."""
+        """Call a function unless another thread uses the connection; see `lend`."""
         self.refuse_nested()
         try:
             if not self._lock.acquire(blocking=False):
@@ -192,7 +192,7 @@ class _Usage:
             self._thread = before
 
     def refuse_nested(self) -> None:
-        """See `Connection.refuse_nested`."""
+        """See `SQLiteConnection.refuse_nested`."""
         if self._thread == threading.get_ident():
             raise UsageError(
                 "a signal handler or a finalizer cannot enqueue while it interrupts the store's "
@@ -214,7 +214,7 @@ class _Once:
         self._usage = usage
 
     def __call__(self) -> object:
-        function, self._function = self._function, nothing
+        function, self._function = self._function, no_op
         return self._usage.call(function)
 
 

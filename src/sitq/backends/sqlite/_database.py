@@ -14,10 +14,10 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from sitq._logging import Log
-from sitq._loops import nothing
-from sitq.backends._batch_queue import BlockingRequest, Request, Undo, join
-from sitq.backends.sqlite._batch_writer import GroupCommit, StandingRequest
-from sitq.backends.sqlite._connection import Connection
+from sitq._loops import no_op
+from sitq.backends._batch_queue import BlockingRequest, Compensate, Request, group_by_operation
+from sitq.backends.sqlite._batch_writer import BatchWriter, PendingReserveRequest
+from sitq.backends.sqlite._connection import SQLiteConnection
 from sitq.backends.sqlite._errors import (
     _LONGEST_PAUSE,
     BUSY_SECONDS,
@@ -25,10 +25,10 @@ from sitq.backends.sqlite._errors import (
     is_undone,
     retrying,
     roll_back,
-    translated,
+    translate_error,
     unknown,
 )
-from sitq.backends.sqlite._operations import Work
+from sitq.backends.sqlite._operations import SQLiteTransaction
 from sitq.errors import BackendConnectionError, BackendError, SitqError, UsageError
 
 if TYPE_CHECKING:
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
 
     from sitq._loops import LoopRef
     from sitq.backends.sqlite._durability import Durability
-    from sitq.backends.sqlite._loop_waker import Mailbox
-    from sitq.backends.sqlite._store_files import Store
+    from sitq.backends.sqlite._loop_waker import LoopWaker
+    from sitq.backends.sqlite._store_files import StoreFiles
     from sitq.protocols import Clock
 
-__all__ = ["Database"]
+__all__ = ["SQLiteDatabase"]
 
 
 T = TypeVar("T")
@@ -50,7 +50,7 @@ _log: Final = Log(__name__)
 FLUSH_SECONDS: Final = 1.0
 
 
-class Database:
+class SQLiteDatabase:
     """A store's connections: writes are gathered into transactions, reads run one by one.
 
     Reads have a connection and a thread of their own, from the first one on: they do not wait
@@ -60,7 +60,7 @@ class Database:
         store: opens the connections, and checks the files before each transaction.
         disconnected: called after the closing; in the database thread.
         loop: the loop that all callers run in.
-        mail: reaches it from the database threads.
+        waker: reaches it from the database threads.
         clock: read once a transaction.
         durability: when what a transaction did is on the disk.
         prompts: the operations that may give something to those who stand by.
@@ -70,30 +70,30 @@ class Database:
 
     def __init__(
         self,
-        store: Store,
+        store: StoreFiles,
         disconnected: Callable[[], None],
         loop: LoopRef,
-        mail: Mailbox,
+        waker: LoopWaker,
         clock: Clock,
         durability: Durability,
         prompts: frozenset[Callable[..., Any]],
-        committed: Callable[[Work], None],
+        committed: Callable[[SQLiteTransaction], None],
         moved: Callable[[], None],
     ) -> None:
         self._store = store
         self._path = store.path
         self._loop = loop
-        self._mail = mail
+        self._waker = waker
         self._clock = clock
         self._durability = durability
         self._committed = committed
         self._moved = moved
-        self._connection = Connection(store.connect, disconnected)
-        self._reader: Connection | None = None
+        self._connection = SQLiteConnection(store.connect, disconnected)
+        self._reader: SQLiteConnection | None = None
         self._is_closing = False
-        self.commits: Final = GroupCommit(
+        self.commits: Final = BatchWriter(
             loop,
-            mail,
+            waker,
             self._connection.post,
             self._write,
             self._needs_disk,
@@ -122,8 +122,8 @@ class Database:
                 self._end()
                 ended.answers = [None]
             except BaseException as error:  # noqa: BLE001 - it belongs to the caller
-                ended.error = translated("close", self._path, error)
-            self._mail.post(ended.wake)
+                ended.error = translate_error("close", self._path, error)
+            self._waker.post(ended.wake)
 
         self._close_soon(end)  # whatever becomes of the caller
         await ended.wait()
@@ -168,10 +168,10 @@ class Database:
         self,
         operation: Callable[..., list[T]],
         items: Sequence[Any],
-        undo: Undo[T] | None = None,
+        compensate: Compensate[T] | None = None,
     ) -> list[T]:
         """Carry out a unit of work in a transaction, with others that wait for one."""
-        return await self.commits.submit(operation, items, undo)
+        return await self.commits.submit(operation, items, compensate)
 
     def write_blocking(self, operation: Callable[..., list[T]], items: Sequence[Any]) -> list[T]:
         """Carry out a unit of work in a transaction, from a thread without an event loop.
@@ -198,7 +198,7 @@ class Database:
         except BaseException as error:  # noqa: BLE001 - raised again, in the caller's words
             cause = error.__cause__ or error
             if isinstance(cause, Exception):
-                raise translated(operation.__name__, self._path, error) from error.__cause__
+                raise translate_error(operation.__name__, self._path, error) from error.__cause__
             raise cause from None
         self._tell(work)
         if self._durability.needs_flush(operation):
@@ -213,7 +213,7 @@ class Database:
         # Nobody would close a reader that is made while the backend is being closed.
         if self._store.is_file and not self._is_closing:
             if self._reader is None:
-                self._reader = Connection(self._store.connect_for_reads, nothing)
+                self._reader = SQLiteConnection(self._store.connect_for_reads, no_op)
             connection = self._reader
         run = partial(self._read, connection, unit, parameters)
         return await self._ask(unit.__name__, run, connection)
@@ -238,7 +238,7 @@ class Database:
         """
         if not self._store.is_file or not self._store.file.log_is_long():
             return
-        connection = Connection(self._store.connect_for_reads, nothing)
+        connection = SQLiteConnection(self._store.connect_for_reads, no_op)
 
         def shorten() -> None:
             if not connection.is_open:  # it is called again while the file is locked
@@ -271,7 +271,7 @@ class Database:
         done.wait()
         return request.result()[0]
 
-    async def _ask(self, name: str, function: Callable[[], T], connection: Connection) -> T:
+    async def _ask(self, name: str, function: Callable[[], T], connection: SQLiteConnection) -> T:
         """Have a connection's thread call a function, and return what it returned."""
         request = Request[T](self._loop, list, ())
 
@@ -279,18 +279,18 @@ class Database:
             try:
                 request.answers = [retrying(function, BUSY_SECONDS)]
             except BaseException as error:  # noqa: BLE001 - it belongs to the caller
-                request.error = translated(name, self._path, error)
-            self._mail.post(request.wake)
+                request.error = translate_error(name, self._path, error)
+            self._waker.post(request.wake)
 
         connection.post(run)
         await request.wait()
         return request.result()[0]
 
     def _read(
-        self, connection: Connection, unit: Callable[..., T], parameters: tuple[Any, ...]
+        self, connection: SQLiteConnection, unit: Callable[..., T], parameters: tuple[Any, ...]
     ) -> T:
         if connection is self._connection:
-            return unit(Work(self._usable(), self._clock.now()), *parameters)
+            return unit(SQLiteTransaction(self._usable(), self._clock.now()), *parameters)
         try:
             self._store.check()
         except BackendError:
@@ -301,7 +301,7 @@ class Database:
         if not connection.is_open and not connection.is_closed:
             connection.attach()
         try:
-            return unit(Work(connection.opened, self._clock.now()), *parameters)
+            return unit(SQLiteTransaction(connection.opened, self._clock.now()), *parameters)
         except SitqError:
             raise
         except BaseException as error:
@@ -324,14 +324,14 @@ class Database:
                 request.answers = None
             if len(batch) == 1 or _is_everyones(error):
                 for request in batch:
-                    request.error = translated(_name(request), self._path, error)
+                    request.error = translate_error(_name(request), self._path, error)
             else:
                 for request in batch:
                     self._write([request])
             return
         self._tell(work)
 
-    def _tell(self, work: Work) -> None:
+    def _tell(self, work: SQLiteTransaction) -> None:
         """Have others woken after a commit."""
         try:
             self._committed(work)
@@ -366,7 +366,7 @@ class Database:
         operations: Sequence[Callable[..., Any]],
         carry_out: Callable[..., T],
         *parameters: Any,
-    ) -> tuple[Work, T]:
+    ) -> tuple[SQLiteTransaction, T]:
         """Call ``carry_out`` in a transaction; return the transaction and what that returned."""
         connection = self._ready()
         self._durability.prepare(connection, operations)
@@ -374,7 +374,7 @@ class Database:
         is_ending = False
         try:
             connection.execute("BEGIN IMMEDIATE")
-            work = Work(connection, self._clock.now())
+            work = SQLiteTransaction(connection, self._clock.now())
             answers = carry_out(work, *parameters)
             changed = connection.total_changes != changes
             is_ending = True
@@ -473,21 +473,23 @@ def _is_everyones(error: BaseException) -> bool:
     return isinstance(error, BackendConnectionError | UsageError | OSError)
 
 
-def _carry_out_all(work: Work, batch: list[Request[Any]], monotonic: Callable[[], float]) -> None:
+def _carry_out_all(
+    work: SQLiteTransaction, batch: list[Request[Any]], monotonic: Callable[[], float]
+) -> None:
     """Carry out all requests of a batch; to each its own answers."""
     # Not before the lock was had: leases count from here.
     asked_at = monotonic()
     for request in batch:
-        if isinstance(request, StandingRequest):
+        if isinstance(request, PendingReserveRequest):
             request.asked_at = asked_at
-    answers = [_carry_out(work, operation, group) for operation, group in join(batch)]
+    answers = [_carry_out(work, operation, group) for operation, group in group_by_operation(batch)]
     # Before the commit: nothing that can fail is to come between it and the answer.
     for request, answer in zip(batch, chain.from_iterable(answers), strict=True):
         request.answers = answer
 
 
 def _carry_out(
-    work: Work, operation: Callable[..., list[Any]], group: list[Request[Any]]
+    work: SQLiteTransaction, operation: Callable[..., list[Any]], group: list[Request[Any]]
 ) -> list[list[Any]]:
     """One call of an operation for all requests of a group; to each its own answers."""
     answers = iter(operation(work, [item for request in group for item in request.items]))

@@ -16,19 +16,19 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Callable, Iterable, Mapping
 
-__all__ = ["Durability", "Promise"]
+__all__ = ["Durability", "FlushPolicy"]
 
 _CAN_FLUSH: Final = hasattr(os, "fdatasync")
 
 
-class Promise(IntEnum):
+class FlushPolicy(IntEnum):
     """By when a commit is on the disk; the strictest comes last."""
 
-    SOON = 0
+    DEFERRED = 0
     """A power cut may undo it, but then nobody is left who acts by it."""
     ACKNOWLEDGED = 1
     """Others may see it a moment before the caller is told that it is safe."""
-    SEEN = 2
+    BEFORE_COMMIT = 2
     """Nobody sees what a power cut could still undo."""
 
 
@@ -37,12 +37,12 @@ class Durability:
 
     Args:
         log: the path of the write-ahead log; ``None``: all is left to SQLite.
-        promises: what is promised of an operation; of all others, `Promise.SEEN`.
+        policies: what is promised of an operation; of all others, `FlushPolicy.BEFORE_COMMIT`.
     """
 
-    def __init__(self, log: str | None, promises: Mapping[Callable[..., Any], Promise]) -> None:
+    def __init__(self, log: str | None, policies: Mapping[Callable[..., Any], FlushPolicy]) -> None:
         self._log: Final = log if _CAN_FLUSH else None
-        self._promises: Final = promises
+        self._policies: Final = policies
         # What ``synchronous`` of the connection is; ``None``: not known.
         self._is_full: bool | None = None
         self._is_safe = True
@@ -70,8 +70,10 @@ class Durability:
             # Before the commit: after it, an error would say that nothing has happened.
             # SQLite locks nothing in its log, so a descriptor of ours ends no lock of its own.
             self._file = os.open(self._log, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        promises = [self._promises.get(operation, Promise.SEEN) for operation in operations]
-        is_full = Promise.SEEN in promises
+        policies = [
+            self._policies.get(operation, FlushPolicy.BEFORE_COMMIT) for operation in operations
+        ]
+        is_full = FlushPolicy.BEFORE_COMMIT in policies
         if is_full is not self._is_full:
             connection.execute(f"PRAGMA synchronous = {'FULL' if is_full else 'NORMAL'}")
             self._is_full = is_full
@@ -98,10 +100,10 @@ class Durability:
         """
         if self._log is None:
             return False
-        promise = self._promises.get(operation, Promise.SEEN)
+        policy = self._policies.get(operation, FlushPolicy.BEFORE_COMMIT)
         if self._is_doubtful:
-            return promise is not Promise.SOON
-        return promise is Promise.ACKNOWLEDGED and not self._is_safe
+            return policy is not FlushPolicy.DEFERRED
+        return policy is FlushPolicy.ACKNOWLEDGED and not self._is_safe
 
     def flush(self, connection: sqlite3.Connection) -> None:
         """Have the disk keep all that has been committed so far.

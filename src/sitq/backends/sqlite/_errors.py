@@ -21,7 +21,7 @@ from sitq.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["is_busy", "is_undone", "retrying", "roll_back", "translated", "unknown"]
+__all__ = ["is_busy", "is_undone", "retrying", "roll_back", "translate_error", "unknown"]
 
 # A rollback that runs out of memory has done nothing, and may go well a moment later.
 _TRIES: Final = 3
@@ -89,7 +89,7 @@ def is_busy(error: sqlite3.Error) -> bool:
     return _code(error) in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 
 
-def translated(operation: str, path: str, error: BaseException) -> BaseException:
+def translate_error(operation: str, path: str, error: BaseException) -> BaseException:
     """An error of the driver as a `BackendError` that names operation, file and cause."""
     if isinstance(error, SitqError):
         return error

@@ -19,7 +19,15 @@ from typing import Final
 
 from sitq.errors import BackendConnectionError, BackendFormatError
 
-__all__ = ["MEMORY", "WAS_EMPTIED", "File", "WriteAheadLog", "is_foreign", "set_aside", "stat_of"]
+__all__ = [
+    "MEMORY",
+    "WAS_EMPTIED",
+    "DatabaseFile",
+    "WriteAheadLog",
+    "is_foreign",
+    "set_aside",
+    "stat_of",
+]
 
 # The formats are at https://www.sqlite.org/walformat.html
 _LOG_HEADER: Final = 32
@@ -169,7 +177,7 @@ LOG_LIMIT: Final = 16 * 1024 * 1024
 WAS_EMPTIED: Final = "was a store of sitq's and is empty now"
 
 
-class File:
+class DatabaseFile:
     """The file of a store, as it was when it was opened.
 
     Args:
@@ -192,16 +200,16 @@ class File:
         if create:
             self._create()
         # Before the file: others make the bell once the store is complete.
-        self.had_bell: Final = os.path.exists(self.bell)
+        self.had_wakeup_file: Final = os.path.exists(self.wakeup_file)
         status = stat_of(path, follow=False)
         self._check_safe(status)
-        if self.had_bell and status.st_size == 0:
+        if self.had_wakeup_file and status.st_size == 0:
             # Not for SQLite to see: it removes the log of an empty file.
             raise BackendFormatError(f"{path} {WAS_EMPTIED}; it was left as it is")
         self._identity = (status.st_dev, status.st_ino)
 
     @property
-    def bell(self) -> str:
+    def wakeup_file(self) -> str:
         """The file beside it that is touched when something has changed."""
         return f"{self.path}-bell"
 
@@ -226,7 +234,7 @@ class File:
     def _left(self) -> list[tuple[str, tuple[int, int]]]:
         """Return the files that are beside the path."""
         left = []
-        for path in (self.bell, f"{self.path}-wal", f"{self.path}-shm"):
+        for path in (self.wakeup_file, f"{self.path}-wal", f"{self.path}-shm"):
             with suppress(OSError):
                 status = os.lstat(path)
                 left.append((path, (status.st_dev, status.st_ino)))

@@ -7,14 +7,14 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from sitq.backends.sqlite import _operations
-from sitq.backends.sqlite._errors import is_busy, retrying, roll_back, translated
-from sitq.backends.sqlite._operations import Work
+from sitq.backends.sqlite._errors import is_busy, retrying, roll_back, translate_error
+from sitq.backends.sqlite._operations import SQLiteTransaction
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sitq.backends.sqlite._database import Database
-    from sitq.backends.sqlite._store_files import Store
+    from sitq.backends.sqlite._database import SQLiteDatabase
+    from sitq.backends.sqlite._store_files import StoreFiles
     from sitq.models import Lease, LeaseState
     from sitq.protocols import Clock
 
@@ -29,7 +29,7 @@ _LONGEST_PAUSE: Final = 0.002
 class FileLeaseKeeper:
     """Renews leases over a connection of its own, made by the first renewal."""
 
-    def __init__(self, store: Store, clock: Clock) -> None:
+    def __init__(self, store: StoreFiles, clock: Clock) -> None:
         self._store = store
         self._file = store.file
         self._clock = clock
@@ -47,7 +47,7 @@ class FileLeaseKeeper:
                 # And with it whatever it was doing. A new one needs a descriptor, which may not
                 # be there, so that somebody else's lock is no reason for it.
                 self.close()
-            told = translated("renew", self._file.path, error)
+            told = translate_error("renew", self._file.path, error)
             if told is error:
                 raise
             raise told from error
@@ -68,7 +68,9 @@ class FileLeaseKeeper:
             return []
         try:
             connection.execute("BEGIN IMMEDIATE")
-            states = _operations.renew(Work(connection, self._clock.now()), leases, seconds)
+            states = _operations.renew(
+                SQLiteTransaction(connection, self._clock.now()), leases, seconds
+            )
             connection.execute("COMMIT")
         except BaseException:
             roll_back(connection)
@@ -86,7 +88,7 @@ class FileLeaseKeeper:
 class MemoryLeaseKeeper:
     """Renews leases of a private database, through its only connection's thread."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: SQLiteDatabase) -> None:
         self._database = database
 
     def renew(self, leases: Sequence[Lease], seconds: float) -> list[LeaseState]:

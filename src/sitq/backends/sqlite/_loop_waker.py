@@ -10,19 +10,19 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from sitq._loops import nothing
+from sitq._loops import no_op
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sitq._loops import LoopRef
 
-__all__ = ["Mailbox"]
+__all__ = ["LoopWaker"]
 
 _HAS_EVENTFD: Final = sys.platform == "linux" and hasattr(os, "eventfd")
 
 
-class Mailbox:
+class LoopWaker:
     """Has a loop call functions soon, as `LoopRef.call_soon` does, but in less time.
 
     asyncio's own way leads through a pair of sockets, which costs the thread that writes, and the
@@ -36,11 +36,11 @@ class Mailbox:
         self._loop: Final = loop
         # A garbage collection may come while it is held, and abandon the mailbox.
         self._lock: Final = threading.RLock()
-        self._slot: _Slot | None = None
-        self._forget: Callable[[], object] = nothing
+        self._slot: _WakeSlot | None = None
+        self._forget: Callable[[], object] = no_op
         if _HAS_EVENTFD and isinstance(loop.asyncio, asyncio.SelectorEventLoop):
             with suppress(OSError):  # the system allows no more files
-                self._slot = _Slot()
+                self._slot = _WakeSlot()
         if self._slot is not None:
             # The loop knows the slot only, so that a forgotten mailbox can be collected.
             self._forget = loop.when_readable(self._slot.file, self._slot.read)
@@ -75,13 +75,13 @@ class Mailbox:
             self._loop.call_soon(self._forget)
             self._loop.call_soon(slot.read)
 
-    def _take_slot(self) -> _Slot | None:
+    def _take_slot(self) -> _WakeSlot | None:
         with self._lock:
             slot, self._slot = self._slot, None
         return slot
 
 
-class _Slot:
+class _WakeSlot:
     """What was posted, and the file that tells of it.
 
     A loop that has stopped may never be told to forget it: the file is closed when the loop has
@@ -92,7 +92,7 @@ class _Slot:
     """
 
     def __init__(self) -> None:
-        self._letters: Final[deque[Callable[[], object]]] = deque()
+        self._posted: Final[deque[Callable[[], object]]] = deque()
         self.file: Final = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def __del__(self) -> None:
@@ -101,16 +101,16 @@ class _Slot:
             os.close(self.file)
 
     def put(self, function: Callable[[], object]) -> None:
-        self._letters.append(function)
+        self._posted.append(function)
         os.eventfd_write(self.file, 1)
 
     def read(self) -> None:
         with suppress(BlockingIOError):
             os.eventfd_read(self.file)
         try:
-            for _ in range(len(self._letters)):
-                self._letters.popleft()()
+            for _ in range(len(self._posted)):
+                self._posted.popleft()()
         except BaseException:
-            if self._letters:  # one that raises must not hold up the others
+            if self._posted:  # one that raises must not hold up the others
                 os.eventfd_write(self.file, 1)
             raise

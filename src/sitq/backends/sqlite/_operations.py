@@ -1,7 +1,7 @@
 """The operations of the SQLite store: each runs whole in the database thread.
 
 A unit takes a batch and gives one answer an item; requests that wait at the same time are
-joined into one batch. `now` comes in with the `Work`; no unit reads a clock.
+joined into one batch. `now` comes in with the `SQLiteTransaction`; no unit reads a clock.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from heapq import merge
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from sitq._task_batch import has_keys, ids_of, join, split
+from sitq._task_batch import concat, has_keys, ids_of, split
 from sitq.backends._rows import LOST_ERROR, UNREADABLE
 from sitq.backends.sqlite import _sql
 from sitq.backends.sqlite._rows import (
     EXPIRED,
-    cut,
     dump_rows,
+    pack_blob,
     to_info,
     to_micros,
     to_reserved,
@@ -52,16 +52,16 @@ if TYPE_CHECKING:
     from sitq.protocols import Topic
 
 __all__ = [
-    "Prune",
-    "Reserve",
-    "SweepLimits",
-    "Work",
+    "PruneRequest",
+    "ReserveRequest",
+    "SQLiteTransaction",
+    "SweepRequest",
     "cancel",
     "enqueue",
     "finish",
     "get_results",
-    "get_stored",
     "get_tasks",
+    "load_task",
     "prune",
     "renew",
     "reserve",
@@ -72,7 +72,7 @@ __all__ = [
 
 
 @dataclass(slots=True)
-class Work:
+class SQLiteTransaction:
     """One transaction: where it runs, the moment it judges by, and what it has changed."""
 
     connection: sqlite3.Connection
@@ -120,7 +120,7 @@ def _decoded(text: bytes) -> str:
     return text.decode("utf-8", "surrogateescape")
 
 
-class SweepLimits(NamedTuple):
+class SweepRequest(NamedTuple):
     """The bounds of one sweep.
 
     ``asked_at`` (microseconds) is the moment of the call: what has become due only since then is
@@ -132,103 +132,112 @@ class SweepLimits(NamedTuple):
     asked_at: int
 
 
-class Prune(NamedTuple):
+class PruneRequest(NamedTuple):
     """What to prune by age."""
 
     older_than: float
     limit: int
 
 
-def enqueue(work: Work, batches: list[Sequence[Task]]) -> list[list[TaskId[Any]]]:
+def enqueue(
+    transaction: SQLiteTransaction, batches: list[Sequence[Task]]
+) -> list[list[TaskId[Any]]]:
     """Store batches of tasks; a unique key that is held gives its holder's id."""
-    tasks = join(batches)
-    work.stored.update(ids_of(tasks))
+    tasks = concat(batches)
+    transaction.stored.update(ids_of(tasks))
     if has_keys(tasks):
-        return split([_insert_unique(work, task) for task in tasks], batches)
+        return split([_insert_unique(transaction, task) for task in tasks], batches)
     if tasks:
-        work.execute(*insertion(tasks, work.now))
+        transaction.execute(*insertion(tasks, transaction.now))
     return [ids_of(batch) for batch in batches]
 
 
-def _insert_unique(work: Work, task: Task) -> TaskId[Any]:
-    values = values_of(task, work.now)
-    if work.execute(INSERT_UNIQUE, values).rowcount:
+def _insert_unique(transaction: SQLiteTransaction, task: Task) -> TaskId[Any]:
+    values = values_of(task, transaction.now)
+    if transaction.execute(INSERT_UNIQUE, values).rowcount:
         return task.id
-    key = {"key": task.unique_key, "id": task.id, "now": work.now}
-    holder, seq, change = work.execute(KEY_HOLDER, key).fetchone()
+    key = {"key": task.unique_key, "id": task.id, "now": transaction.now}
+    holder, seq, change = transaction.execute(KEY_HOLDER, key).fetchone()
     if change is None:
         return TaskId(holder)
     if change == "expire":
-        work.execute(_sql.SET_FINAL, {**EXPIRED, "seq": seq, "now": work.now})
-        work.changed.add("results")
+        transaction.execute(_sql.SET_FINAL, {**EXPIRED, "seq": seq, "now": transaction.now})
+        transaction.changed.add("results")
     else:
-        work.execute(RELEASE_KEY, {"seq": seq})
-    work.execute(INSERT_UNIQUE, values)
+        transaction.execute(RELEASE_KEY, {"seq": seq})
+    transaction.execute(INSERT_UNIQUE, values)
     return task.id
 
 
-def renew(work: Work, leases: Sequence[Lease], seconds: float) -> list[LeaseState]:
+def renew(
+    transaction: SQLiteTransaction, leases: Sequence[Lease], seconds: float
+) -> list[LeaseState]:
     """Renew the leases that are current and tell of each how it stands."""
     rows = dump_rows(leases)
-    ends_at = work.now + round(seconds * 1_000_000)
-    work.execute(_sql.RENEW, {"rows": rows, "ends_at": ends_at})
+    ends_at = transaction.now + round(seconds * 1_000_000)
+    transaction.execute(_sql.RENEW, {"rows": rows, "ends_at": ends_at})
     current = {
         (task_id, epoch): LeaseState.CANCEL_REQUESTED if cancelled else LeaseState.HELD
-        for task_id, epoch, cancelled in work.execute(_sql.LEASE_STATES, {"rows": rows}).fetchall()
+        for task_id, epoch, cancelled in transaction.execute(
+            _sql.LEASE_STATES, {"rows": rows}
+        ).fetchall()
     }
     return [current.get(lease, LeaseState.LOST) for lease in leases]
 
 
-def sweep_is_due(work: Work) -> bool:
+def sweep_is_due(transaction: SQLiteTransaction) -> bool:
     """Tell if a sweep would find anything to do."""
-    return bool(work.execute(_sql.SWEEP_DUE, {"now": work.now}).fetchone()[0])
+    return bool(transaction.execute(_sql.SWEEP_DUE, {"now": transaction.now}).fetchone()[0])
 
 
-def sweep(work: Work, limits: list[SweepLimits]) -> list[Sweep]:
+def sweep(transaction: SQLiteTransaction, limits: list[SweepRequest]) -> list[Sweep]:
     """Reclaim, expire and prune."""
-    return [_sweep(work, each) for each in limits]
+    return [_sweep(transaction, each) for each in limits]
 
 
-def _sweep(work: Work, limits: SweepLimits) -> Sweep:
-    now = min(work.now, limits.asked_at)
+def _sweep(transaction: SQLiteTransaction, limits: SweepRequest) -> Sweep:
+    now = min(transaction.now, limits.asked_at)
     bounds = {"now": now, "limit": limits.limit}
-    ended = [seq for (seq,) in work.execute(_sql.ENDED_LEASES, bounds).fetchall()]
+    ended = [seq for (seq,) in transaction.execute(_sql.ENDED_LEASES, bounds).fetchall()]
     if ended:
         rows = dump_rows(ended)
-        work.execute(
+        transaction.execute(
             _sql.RECLAIM,
             {
                 "rows": rows,
-                "now": work.now,
+                "now": transaction.now,
                 "max_crashes": limits.max_crashes,
                 "error": LOST_ERROR,
             },
         )
-        work.execute(_sql.DELETE_ENDED, {"rows": rows})
-    expired = work.execute(_sql.EXPIRE, bounds).rowcount
-    pruned = work.execute(_sql.PRUNE, bounds).rowcount
+        transaction.execute(_sql.DELETE_ENDED, {"rows": rows})
+    expired = transaction.execute(_sql.EXPIRE, bounds).rowcount
+    pruned = transaction.execute(_sql.PRUNE, bounds).rowcount
     if ended:
-        work.changed.update(("tasks", "results"))
+        transaction.changed.update(("tasks", "results"))
     if expired:
-        work.changed.add("results")
+        transaction.changed.add("results")
     return Sweep(len(ended), expired, pruned)
 
 
-def prune(work: Work, wishes: list[Prune]) -> list[int]:
+def prune(transaction: SQLiteTransaction, requests: list[PruneRequest]) -> list[int]:
     """Remove final tasks by age."""
     return [
-        work.execute(
+        transaction.execute(
             _sql.PRUNE_OLDER,
-            {"before": work.now - round(wish.older_than * 1_000_000), "limit": wish.limit},
+            {
+                "before": transaction.now - round(request.older_than * 1_000_000),
+                "limit": request.limit,
+            },
         ).rowcount
-        for wish in wishes
+        for request in requests
     ]
 
 
-def set_progress(work: Work, notes: list[tuple[Lease, Progress]]) -> list[bool]:
+def set_progress(transaction: SQLiteTransaction, notes: list[tuple[Lease, Progress]]) -> list[bool]:
     """Note the progress of attempts that are current."""
     return [
-        work.execute(
+        transaction.execute(
             _sql.SET_PROGRESS,
             {"id": lease.task_id, "epoch": lease.epoch, "progress": progress.model_dump_json()},
         ).rowcount
@@ -237,24 +246,26 @@ def set_progress(work: Work, notes: list[tuple[Lease, Progress]]) -> list[bool]:
     ]
 
 
-def get_tasks(work: Work, task_ids: Sequence[TaskId[Any]]) -> list[TaskInfo | None]:
+def get_tasks(
+    transaction: SQLiteTransaction, task_ids: Sequence[TaskId[Any]]
+) -> list[TaskInfo | None]:
     """What is known of each task."""
-    rows = work.rows(_sql.INFOS, {"rows": dump_rows(task_ids)})
+    rows = transaction.rows(_sql.INFOS, {"rows": dump_rows(task_ids)})
     infos = {row[0]: to_info(row) for row in rows}
     return [infos.get(task_id) for task_id in task_ids]
 
 
 def get_results(
-    work: Work, task_ids: Sequence[TaskId[Any]]
+    transaction: SQLiteTransaction, task_ids: Sequence[TaskId[Any]]
 ) -> dict[TaskId[Any], Result[Any] | None]:
     """The results of the tasks that are known."""
-    rows = work.rows(_sql.RESULTS, {"rows": dump_rows(task_ids)})
+    rows = transaction.rows(_sql.RESULTS, {"rows": dump_rows(task_ids)})
     return {TaskId(row[0]): to_result(row) for row in rows}
 
 
-def get_stored(work: Work, task_id: TaskId[Any]) -> Task:
+def load_task(transaction: SQLiteTransaction, task_id: TaskId[Any]) -> Task:
     """A task as it was enqueued."""
-    rows = work.rows(_sql.STORED, (task_id,))
+    rows = transaction.rows(_sql.STORED, (task_id,))
     if not rows:
         raise TaskNotFoundError(f"no task has the id {task_id}")
     return to_task(rows[0])
@@ -269,7 +280,7 @@ _TIMEOUT: Final = 10
 _PAYLOAD: Final = 13
 
 
-class Reserve(NamedTuple):
+class ReserveRequest(NamedTuple):
     """A wish for due tasks."""
 
     worker: str
@@ -278,25 +289,27 @@ class Reserve(NamedTuple):
     lease: float
 
 
-def reserve(work: Work, wishes: list[Reserve]) -> list[Reservation]:
+def reserve(transaction: SQLiteTransaction, requests: list[ReserveRequest]) -> list[Reservation]:
     """Reserve due tasks for each wish in turn."""
-    return [_reserve(work, wish) for wish in wishes]
+    return [_reserve(transaction, request) for request in requests]
 
 
-def _reserve(work: Work, wish: Reserve) -> Reservation:
-    rows, wait = _due(work, wish, work.now)
-    tasks = _readable(work, rows)
+def _reserve(transaction: SQLiteTransaction, request: ReserveRequest) -> Reservation:
+    rows, wait = _due(transaction, request, transaction.now)
+    tasks = _readable(transaction, rows)
     if tasks:
-        started = _start(work, list(tasks))
+        started = _start(transaction, list(tasks))
         seqs = dump_rows(started)
-        ends_at = work.now + round(wish.lease * 1_000_000)
-        work.stored.difference_update(task.id for task in tasks.values())
-        work.execute(_sql.INSERT_LEASES, {"rows": seqs, "worker": wish.worker, "ends_at": ends_at})
+        ends_at = transaction.now + round(request.lease * 1_000_000)
+        transaction.stored.difference_update(task.id for task in tasks.values())
+        transaction.execute(
+            _sql.INSERT_LEASES, {"rows": seqs, "worker": request.worker, "ends_at": ends_at}
+        )
         return Reservation(tuple(tasks[seq] for seq in started), wait)
     return Reservation((), wait)
 
 
-def _readable(work: Work, rows: list[_Row]) -> dict[int, ReservedTask]:
+def _readable(transaction: SQLiteTransaction, rows: list[_Row]) -> dict[int, ReservedTask]:
     """The tasks of the rows that can be read; the others are failed.
 
     Somebody may have written into the file by hand: such a row must not stand in the way of
@@ -307,99 +320,109 @@ def _readable(work: Work, rows: list[_Row]) -> dict[int, ReservedTask]:
         try:
             tasks[row[0]] = to_reserved(row)
         except Exception:  # noqa: BLE001 - see above
-            _fail(work, row[0])
+            _fail(transaction, row[0])
     return tasks
 
 
-def _start(work: Work, seqs: list[int]) -> list[int]:
+def _start(transaction: SQLiteTransaction, seqs: list[int]) -> list[int]:
     """Count a start of each task; those that cannot be started are failed and left out."""
     try:
-        work.execute(_sql.MARK_RESERVED, {"rows": dump_rows(seqs), "now": work.now})
+        transaction.execute(_sql.MARK_RESERVED, {"rows": dump_rows(seqs), "now": transaction.now})
     except sqlite3.IntegrityError:
         if len(seqs) > 1:
-            return [one for seq in seqs for one in _start(work, [seq])]
-        _fail(work, seqs[0])
+            return [one for seq in seqs for one in _start(transaction, [seq])]
+        _fail(transaction, seqs[0])
         return []
     return seqs
 
 
-def _fail(work: Work, seq: int) -> None:
-    work.execute(_sql.SET_UNREADABLE, {"seq": seq, "now": work.now, "error": UNREADABLE})
-    work.changed.add("results")
+def _fail(transaction: SQLiteTransaction, seq: int) -> None:
+    transaction.execute(
+        _sql.SET_UNREADABLE, {"seq": seq, "now": transaction.now, "error": UNREADABLE}
+    )
+    transaction.changed.add("results")
 
 
-def _due(work: Work, wish: Reserve, now: int) -> tuple[list[_Row], float | None]:
+def _due(
+    transaction: SQLiteTransaction, request: ReserveRequest, now: int
+) -> tuple[list[_Row], float | None]:
     """The due rows in order, and the seconds until the next one.
 
     Goes from priority to priority, each a seek in the index, so that tasks that are not due
     yet are never scanned. One row more than wished for tells if any are left.
     """
-    levels = {queue: _level(work, queue, None) for queue in _queues(work, wish)}
+    levels = {queue: _level(transaction, queue, None) for queue in _queues(transaction, request)}
     visited: list[tuple[str, int]] = []
     rows: list[_Row] = []
     while any(level is not None for level in levels.values()):
         priority = max(level for level in levels.values() if level is not None)
         here = [queue for queue, level in levels.items() if level == priority]
-        missing = wish.limit + 1 - len(rows)
+        missing = request.limit + 1 - len(rows)
         if len(here) == 1:
-            rows += _due_at(work, here[0], priority, now, missing)
+            rows += _due_at(transaction, here[0], priority, now, missing)
         else:
-            rows += _due_among(work, here, priority, now, missing)
-        if len(rows) > wish.limit:
-            return rows[: wish.limit], 0.0
+            rows += _due_among(transaction, here, priority, now, missing)
+        if len(rows) > request.limit:
+            return rows[: request.limit], 0.0
         for queue in here:
             visited.append((queue, priority))
-            levels[queue] = _level(work, queue, priority)
-    return rows, _wait(work, visited, now)
+            levels[queue] = _level(transaction, queue, priority)
+    return rows, _wait(transaction, visited, now)
 
 
-def _queues(work: Work, wish: Reserve) -> list[str]:
+def _queues(transaction: SQLiteTransaction, request: ReserveRequest) -> list[str]:
     """The queues that may have tasks for a wish, each once."""
-    if wish.queues == ALL_QUEUES:
-        return [queue for (queue,) in work.rows(_sql.PENDING_QUEUES)]
-    return list(dict.fromkeys(wish.queues))
+    if request.queues == ALL_QUEUES:
+        return [queue for (queue,) in transaction.rows(_sql.PENDING_QUEUES)]
+    return list(dict.fromkeys(request.queues))
 
 
-def _level(work: Work, queue: str, below: int | None) -> int | None:
+def _level(transaction: SQLiteTransaction, queue: str, below: int | None) -> int | None:
     """The highest priority in use in a queue, or the highest below another."""
     if below is None:
-        row = work.execute(_sql.TOP_PRIORITY, (queue,)).fetchone()
+        row = transaction.execute(_sql.TOP_PRIORITY, (queue,)).fetchone()
     else:
-        row = work.execute(_sql.NEXT_PRIORITY, (queue, below)).fetchone()
+        row = transaction.execute(_sql.NEXT_PRIORITY, (queue, below)).fetchone()
     return None if row is None else row[0]
 
 
-def _due_at(work: Work, queue: str, priority: int, now: int, limit: int) -> list[_Row]:
+def _due_at(
+    transaction: SQLiteTransaction, queue: str, priority: int, now: int, limit: int
+) -> list[_Row]:
     """The due rows of one queue and one priority."""
     where = {"queue": queue, "priority": priority, "now": now, "limit": limit}
-    return _parsed(work, work.rows(_sql.DUE, where))
+    return _parsed(transaction, transaction.rows(_sql.DUE, where))
 
 
-def _due_among(work: Work, queues: list[str], priority: int, now: int, limit: int) -> list[_Row]:
+def _due_among(
+    transaction: SQLiteTransaction, queues: list[str], priority: int, now: int, limit: int
+) -> list[_Row]:
     """The due rows of one priority out of several queues, by eta and insertion.
 
     Only the keys that are needed to find them are read, from each queue's own part of the index.
     """
     chunk = max(_SMALLEST_CHUNK, 2 * limit // len(queues))
-    keys = merge(*(_keys(work, queue, priority, now, chunk) for queue in queues))
+    keys = merge(*(_keys(transaction, queue, priority, now, chunk) for queue in queues))
     order = {seq: number for number, (_, seq) in enumerate(islice(keys, limit))}
-    rows = _parsed(work, work.rows(_sql.DUE_ROWS, {"rows": dump_rows(list(order))}))
+    rows = _parsed(transaction, transaction.rows(_sql.DUE_ROWS, {"rows": dump_rows(list(order))}))
     return sorted(rows, key=lambda row: order[row[0]])
 
 
-def _keys(work: Work, queue: str, priority: int, now: int, chunk: int) -> Iterator[tuple[int, int]]:
+def _keys(
+    transaction: SQLiteTransaction, queue: str, priority: int, now: int, chunk: int
+) -> Iterator[tuple[int, int]]:
     """Etas and numbers of the due tasks of one queue and one priority, in order."""
     where = {"queue": queue, "priority": priority, "now": now, "limit": chunk}
     last = (_BEFORE_ALL, 0)
     while True:
-        found = work.rows(_sql.DUE_KEYS, {**where, "eta": last[0], "seq": last[1]})
+        found = transaction.rows(_sql.DUE_KEYS, {**where, "eta": last[0], "seq": last[1]})
         yield from found
         if len(found) < chunk:
             return
         last = found[-1]
 
 
-def _parsed(work: Work, found: list[Row]) -> list[_Row]:
+def _parsed(transaction: SQLiteTransaction, found: list[Row]) -> list[_Row]:
     """The rows of a JSON text."""
     ((text,),) = found
     rows: list[_Row] = json.loads(text)
@@ -408,21 +431,21 @@ def _parsed(work: Work, found: list[Row]) -> list[_Row]:
             row[_TIMEOUT] = float(row[_TIMEOUT])
         shown = row[_PAYLOAD]
         # As hexadecimal digits, or too large to be shown.
-        row[_PAYLOAD] = _payload(work, row[0]) if shown is None else bytes.fromhex(shown)
+        row[_PAYLOAD] = _payload(transaction, row[0]) if shown is None else bytes.fromhex(shown)
     return rows
 
 
-def _payload(work: Work, seq: int) -> bytes:
-    payload: bytes = work.execute(_sql.PAYLOAD, (seq,)).fetchone()[0]
+def _payload(transaction: SQLiteTransaction, seq: int) -> bytes:
+    payload: bytes = transaction.execute(_sql.PAYLOAD, (seq,)).fetchone()[0]
     return payload
 
 
-def _wait(work: Work, levels: list[tuple[str, int]], now: int) -> float | None:
+def _wait(transaction: SQLiteTransaction, levels: list[tuple[str, int]], now: int) -> float | None:
     etas = [
         row[0]
         for queue, priority in levels
         if (
-            row := work.execute(
+            row := transaction.execute(
                 _sql.NEXT_ETA, {"queue": queue, "priority": priority, "now": now}
             ).fetchone()
         )
@@ -430,73 +453,73 @@ def _wait(work: Work, levels: list[tuple[str, int]], now: int) -> float | None:
     return (min(etas) - now) / 1_000_000 if etas else None
 
 
-def finish(work: Work, outcomes: list[Outcome]) -> list[bool]:
+def finish(transaction: SQLiteTransaction, outcomes: list[Outcome]) -> list[bool]:
     """End attempts, in one statement where all of them went well."""
-    work.ended += [outcome.task_id for outcome in outcomes]
+    transaction.ended += [outcome.task_id for outcome in outcomes]
     is_well = all(outcome.kind is OutcomeKind.SUCCESS for outcome in outcomes)
-    if outcomes and is_well and _succeed(work, outcomes):
-        work.changed.add("results")
+    if outcomes and is_well and _succeed(transaction, outcomes):
+        transaction.changed.add("results")
         return [True] * len(outcomes)
-    return [_finish_one(work, outcome) for outcome in outcomes]
+    return [_finish_one(transaction, outcome) for outcome in outcomes]
 
 
-def _succeed(work: Work, outcomes: list[Outcome]) -> bool:
+def _succeed(transaction: SQLiteTransaction, outcomes: list[Outcome]) -> bool:
     """Store a batch of successes, or nothing if one of them is not acceptable."""
     values = [outcome.value or b"" for outcome in outcomes]
     if values.count(values[0]) == len(values):
         statement = _sql.SUCCEED_ALIKE
         rows = dump_rows({outcome.task_id: outcome.epoch for outcome in outcomes})
-        parameters = {"rows": rows, "value": values[0], "now": work.now}
+        parameters = {"rows": rows, "value": values[0], "now": transaction.now}
     else:
         statement = _sql.SUCCEED_BATCH
-        blob, places = cut(values)
+        blob, places = pack_blob(values)
         rows = dump_rows(
             {
                 outcome.task_id: (outcome.epoch, *place)
                 for outcome, place in zip(outcomes, places, strict=True)
             }
         )
-        parameters = {"rows": rows, "blob": blob, "now": work.now}
+        parameters = {"rows": rows, "blob": blob, "now": transaction.now}
     is_batch = len(outcomes) > 1  # of one alone, there is nothing to take back
     if is_batch:
-        work.execute("SAVEPOINT batch")
+        transaction.execute("SAVEPOINT batch")
     # Of two outcomes for one task, one got lost in the rows: then each is judged by itself.
-    is_accepted = work.execute(statement, parameters).rowcount == len(outcomes)
+    is_accepted = transaction.execute(statement, parameters).rowcount == len(outcomes)
     if is_accepted:
-        work.execute(_sql.DELETE_LEASES, {"rows": rows})
+        transaction.execute(_sql.DELETE_LEASES, {"rows": rows})
     elif is_batch:
-        work.execute("ROLLBACK TO batch")
+        transaction.execute("ROLLBACK TO batch")
     if is_batch:
-        work.execute("RELEASE batch")
+        transaction.execute("RELEASE batch")
     return is_accepted
 
 
-def _finish_one(work: Work, outcome: Outcome) -> bool:
-    attempt = work.execute(
+def _finish_one(transaction: SQLiteTransaction, outcome: Outcome) -> bool:
+    attempt = transaction.execute(
         _sql.OPEN_ATTEMPT, {"id": outcome.task_id, "epoch": outcome.epoch}
     ).fetchone()
     if attempt is None:
         return False
     seq, attempts, max_attempts, cancelled = attempt
     kind = outcome.kind
-    eta = work.now + round(outcome.delay * 1_000_000)
+    eta = transaction.now + round(outcome.delay * 1_000_000)
     if kind is OutcomeKind.RETRY and max_attempts is not None and attempts >= max_attempts:
         kind = OutcomeKind.FAILURE
-    if cancelled and kind in {OutcomeKind.RETRY, OutcomeKind.RELEASE, OutcomeKind.MISS}:
+    if cancelled and kind in {OutcomeKind.RETRY, OutcomeKind.RELEASE, OutcomeKind.UNKNOWN_FUNCTION}:
         kind = OutcomeKind.CANCELLED
     if kind is OutcomeKind.RETRY:
         parameters = {
             "seq": seq, "eta": eta, "error": outcome.error, "traceback": outcome.traceback,
         }  # fmt: skip
-        work.execute(_sql.SET_RETRY, parameters)
+        transaction.execute(_sql.SET_RETRY, parameters)
     elif kind is OutcomeKind.RELEASE:
-        work.execute(_sql.SET_RELEASED, {"seq": seq})
-    elif kind is OutcomeKind.MISS:
-        work.execute(_sql.SET_MISSED, {"seq": seq, "eta": eta})
+        transaction.execute(_sql.SET_RELEASED, {"seq": seq})
+    elif kind is OutcomeKind.UNKNOWN_FUNCTION:
+        transaction.execute(_sql.SET_MISSED, {"seq": seq, "eta": eta})
     else:
-        _set_final(work, seq, kind, outcome)
-    work.execute(_sql.DELETE_LEASE, {"seq": seq})
-    work.changed.add("results" if kind in _FINAL else "tasks")
+        _set_final(transaction, seq, kind, outcome)
+    transaction.execute(_sql.DELETE_LEASE, {"seq": seq})
+    transaction.changed.add("results" if kind in _FINAL else "tasks")
     return True
 
 
@@ -507,36 +530,38 @@ _FINAL: Final = {
 }
 
 
-def _set_final(work: Work, seq: int, kind: OutcomeKind, outcome: Outcome) -> None:
+def _set_final(
+    transaction: SQLiteTransaction, seq: int, kind: OutcomeKind, outcome: Outcome
+) -> None:
     parameters = {
         "seq": seq,
-        "now": work.now,
+        "now": transaction.now,
         "status": _FINAL[kind],
         "value": (outcome.value or b"") if kind is OutcomeKind.SUCCESS else None,
         "error": outcome.error if kind is OutcomeKind.FAILURE else None,
         "traceback": outcome.traceback if kind is OutcomeKind.FAILURE else None,
     }
-    work.execute(_sql.SET_FINAL, parameters)
+    transaction.execute(_sql.SET_FINAL, parameters)
 
 
-def cancel(work: Work, task_ids: list[TaskId[Any]]) -> list[bool]:
+def cancel(transaction: SQLiteTransaction, task_ids: list[TaskId[Any]]) -> list[bool]:
     """Cancel tasks that wait; ask those that run to end."""
-    return [_cancel(work, task_id) for task_id in task_ids]
+    return [_cancel(transaction, task_id) for task_id in task_ids]
 
 
-def _cancel(work: Work, task_id: TaskId[Any]) -> bool:
-    row = work.execute(_sql.STATUS, (task_id,)).fetchone()
+def _cancel(transaction: SQLiteTransaction, task_id: TaskId[Any]) -> bool:
+    row = transaction.execute(_sql.STATUS, (task_id,)).fetchone()
     if row is None:
         raise TaskNotFoundError(f"no task has the id {task_id}")
     seq, status = row
     if status == "pending":
         end = Outcome(task_id=task_id, epoch=0, kind=OutcomeKind.CANCELLED)
-        _set_final(work, seq, OutcomeKind.CANCELLED, end)
-        work.changed.add("results")
+        _set_final(transaction, seq, OutcomeKind.CANCELLED, end)
+        transaction.changed.add("results")
         return True
     if status == "in_progress":
-        work.execute(_sql.REQUEST_CANCEL, (seq,))
-        work.execute(RELEASE_KEY, {"seq": seq})
-        work.changed.add("cancels")
+        transaction.execute(_sql.REQUEST_CANCEL, (seq,))
+        transaction.execute(RELEASE_KEY, {"seq": seq})
+        transaction.changed.add("cancels")
         return True
     return False

@@ -8,7 +8,7 @@ from functools import lru_cache
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final
 
-from sitq.backends._rows import Reader
+from sitq.backends._rows import RowReader
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 __all__ = [
     "EXPIRED",
     "Row",
-    "cut",
     "dump_rows",
     "from_micros",
+    "pack_blob",
     "to_info",
     "to_micros",
     "to_reserved",
@@ -47,14 +47,14 @@ def from_micros(micros: int) -> datetime:
     return _EPOCH + timedelta(0, 0, micros)
 
 
-_reader: Final = Reader(from_micros)
+_reader: Final = RowReader(from_micros)
 to_info: Final = _reader.to_info
 to_reserved: Final = _reader.to_reserved
 to_result: Final = _reader.to_result
 to_task: Final = _reader.to_task
 
 
-def cut(parts: Iterable[bytes]) -> tuple[bytes, list[tuple[int, int]]]:
+def pack_blob(parts: Iterable[bytes]) -> tuple[bytes, list[tuple[int, int]]]:
     """Join parts to one blob and tell where each is: the start (from 1) and the length."""
     pieces = list(parts)
     lengths = [len(piece) for piece in pieces]

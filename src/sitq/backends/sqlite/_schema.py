@@ -15,7 +15,7 @@ from sitq.backends.sqlite._file import WAS_EMPTIED
 from sitq.errors import BackendError, BackendFormatError
 
 if TYPE_CHECKING:
-    from sitq.backends.sqlite._file import File
+    from sitq.backends.sqlite._file import DatabaseFile
 
 __all__ = ["APPLICATION_ID", "Migration", "check", "migrate", "migrations"]
 
@@ -39,7 +39,7 @@ def migrations() -> tuple[Migration, ...]:
     return tuple((int(name.split("_")[0]), script) for name, script in scripts)
 
 
-def check(file: File) -> None:
+def check(file: DatabaseFile) -> None:
     """Look at an existing file without changing it.
 
     Raises:
@@ -61,7 +61,7 @@ def check(file: File) -> None:
         else:
             raise
         raise _refusal(file.path, problem) from error
-    if version == 0 and file.had_bell:
+    if version == 0 and file.had_wakeup_file:
         raise _refusal(file.path, WAS_EMPTIED)
 
 

@@ -6,39 +6,39 @@ import os
 from typing import TYPE_CHECKING, Any, Final
 
 from sitq.backends.sqlite import _sql
-from sitq.backends.sqlite._database import Database
-from sitq.backends.sqlite._durability import Durability, Promise
+from sitq.backends.sqlite._database import SQLiteDatabase
+from sitq.backends.sqlite._durability import Durability, FlushPolicy
 from sitq.backends.sqlite._file import MEMORY
 from sitq.backends.sqlite._lease_keeper import FileLeaseKeeper, MemoryLeaseKeeper
-from sitq.backends.sqlite._loop_waker import Mailbox
+from sitq.backends.sqlite._loop_waker import LoopWaker
 from sitq.backends.sqlite._operations import enqueue, get_results, reserve, set_progress
-from sitq.backends.sqlite._store_files import Store
-from sitq.backends.sqlite._wakeups import Listeners
+from sitq.backends.sqlite._store_files import StoreFiles
+from sitq.backends.sqlite._wakeups import FileListeners
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from sitq._loops import LoopRef
-    from sitq.backends.sqlite._operations import Work
+    from sitq.backends.sqlite._operations import SQLiteTransaction
     from sitq.ids import TaskId
     from sitq.models import Result
     from sitq.protocols import Clock, LeaseKeeper, Listener, Topic
 
-__all__ = ["Session"]
+__all__ = ["SQLiteSession"]
 
 # Of so many tasks that end together the results are kept at hand for those who wait.
 _FEW: Final = 16
 
 # A new task that others see early does no harm: only when it is safe, its caller hears of it.
 # A power cut that undoes a reservation has ended its worker too.
-_PROMISES: Final[Mapping[Callable[..., Any], Promise]] = {
-    enqueue: Promise.ACKNOWLEDGED,
-    reserve: Promise.SOON,
-    set_progress: Promise.SOON,
+_PROMISES: Final[Mapping[Callable[..., Any], FlushPolicy]] = {
+    enqueue: FlushPolicy.ACKNOWLEDGED,
+    reserve: FlushPolicy.DEFERRED,
+    set_progress: FlushPolicy.DEFERRED,
 }
 
 
-class Session:
+class SQLiteSession:
     """A file, its connection, its bell and those who listen to it, for one event loop."""
 
     def __init__(self, loop: LoopRef, path: str, synchronous: str, clock: Clock) -> None:
@@ -48,14 +48,14 @@ class Session:
             # Wherever the program goes meanwhile, this is the file. Links are not followed.
             path = os.path.abspath(path)  # noqa: PTH100
         self._clock = clock
-        self._store: Final = Store(path, synchronous, self._know)
+        self._store: Final = StoreFiles(path, synchronous, self._know)
         self._fresh: dict[TaskId[Any], Result[Any] | None] = {}
-        self._mail: Final = Mailbox(loop)
-        self.database: Final = Database(
+        self._waker: Final = LoopWaker(loop)
+        self.database: Final = SQLiteDatabase(
             self._store,
             self._disconnected,
             loop,
-            self._mail,
+            self._waker,
             clock,
             Durability(f"{path}-wal" if _is_flushed(path, synchronous) else None, _PROMISES),
             frozenset({enqueue}),
@@ -63,26 +63,26 @@ class Session:
             self._moved,
         )
         bell = None if path == MEMORY else f"{path}-bell"
-        self.listeners: Final = Listeners(loop, self._mail, bell, self._look, self._prompt)
+        self.listeners: Final = FileListeners(loop, self._waker, bell, self._look, self._prompt)
 
     def _moved(self) -> None:
         """Watch the wake-up file of another store; in the database thread."""
         self._fresh = {}
-        self._mail.post(self.listeners.watch_anew)
+        self._waker.post(self.listeners.watch_anew)
 
     def _know(self, mark: bytes) -> None:
         self.listeners.know(mark)
 
-    def _tell(self, work: Work) -> None:
+    def _tell(self, work: SQLiteTransaction) -> None:
         """Wake those who wait for a change; in the database thread, after the commit."""
         topics = work.topics
         # Before the bell, which wakes those who ask for them.
         self._fresh = self._results_of(work) if "results" in topics else {}
         if topics:
-            self._store.ring(topics)
+            self._store.signal(topics)
             self.listeners.notify(topics)
 
-    def _results_of(self, work: Work) -> dict[TaskId[Any], Result[Any] | None]:
+    def _results_of(self, work: SQLiteTransaction) -> dict[TaskId[Any], Result[Any] | None]:
         """The results that somebody here may be about to ask for."""
         if not 0 < len(work.ended) <= _FEW or not self.listeners.are_for("results"):
             return {}
@@ -136,14 +136,14 @@ class Session:
         try:
             await self.database.connect()
         except BaseException:
-            self._mail.close()
+            self._waker.close()
             raise
 
     def abandon(self) -> None:
         """Close the connections soon; what was asked of them before is done."""
         self.database.abandon()
         self.loop.call_soon(self.listeners.end)
-        self._mail.abandon()
+        self._waker.abandon()
 
     async def close(self) -> None:
         """Close the connections, after all that was asked of them before."""
@@ -151,7 +151,7 @@ class Session:
         try:
             await self.database.close()
         finally:
-            self._mail.close()
+            self._waker.close()
 
     def _disconnected(self) -> None:
         """Give the bell up; in the database thread, so that a cancelled opening does it too."""
@@ -164,7 +164,7 @@ def _is_flushed(path: str, synchronous: str) -> bool:
     return path != MEMORY and synchronous == "FULL"
 
 
-def _data_version(work: Work) -> int:
+def _data_version(work: SQLiteTransaction) -> int:
     """A number that changes when another connection has committed."""
     version: int = work.execute(_sql.DATA_VERSION).fetchone()[0]
     return version

@@ -13,9 +13,9 @@ from __future__ import annotations
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final
 
-from sitq._task_batch import AlikeTasks
+from sitq._task_batch import TaskBatch
 from sitq.backends._rows import dump_headers, dump_policy
-from sitq.backends.sqlite._rows import cut, dump_rows, to_micros
+from sitq.backends.sqlite._rows import dump_rows, pack_blob, to_micros
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -407,7 +407,7 @@ FROM json_each(:places)
 
 def insertion(tasks: Sequence[Task], now: int) -> tuple[str, dict[str, Any]]:
     """The statement that stores tasks without unique keys, and its values."""
-    if not isinstance(tasks, AlikeTasks):
+    if not isinstance(tasks, TaskBatch):
         if len(tasks) == 1:
             return INSERT_ONE, values_of(tasks[0], now)
         return INSERT_BATCH, _batch_values(tasks, now)
@@ -436,7 +436,7 @@ def values_of(task: Task, now: int) -> dict[str, Any]:
 
 def _batch_values(tasks: Sequence[Task], now: int) -> dict[str, Any]:
     """The values of `INSERT_BATCH`."""
-    blob, places = cut(task.payload for task in tasks)
+    blob, places = pack_blob(task.payload for task in tasks)
     rows = [(*_columns(task).values(), *place) for task, place in zip(tasks, places, strict=True)]
     return {"rows": dump_rows(rows), "blob": blob, "now": now}
 

@@ -9,8 +9,8 @@ from sitq._logging import Log
 from sitq.backends.sqlite import _schema
 from sitq.backends.sqlite._commit_watch import CommitWatch
 from sitq.backends.sqlite._errors import BUSY_SECONDS, is_busy, retrying
-from sitq.backends.sqlite._file import MEMORY, File
-from sitq.backends.sqlite._wakeups import Bell
+from sitq.backends.sqlite._file import MEMORY, DatabaseFile
+from sitq.backends.sqlite._wakeups import WakeupFile
 from sitq.errors import BackendConnectionError, UsageError
 
 if TYPE_CHECKING:
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
     from sitq.protocols import Topic
 
-__all__ = ["Store"]
+__all__ = ["StoreFiles"]
 
 _log: Final = Log(__name__)
 _DEAF: Final = "cannot use the wake-up file"
 
 
-class Store:
+class StoreFiles:
     """One store's files; for the database threads.
 
     Args:
@@ -38,12 +38,12 @@ class Store:
         self.is_file: Final = path != MEMORY
         self._synchronous: Final = synchronous
         self._know: Final = know
-        self._file: File | None = None
-        self._bell: Bell | None = None
+        self._file: DatabaseFile | None = None
+        self._wakeup_file: WakeupFile | None = None
         self._commits: CommitWatch | None = None
 
     @property
-    def file(self) -> File:
+    def file(self) -> DatabaseFile:
         """The file.
 
         Raises:
@@ -54,23 +54,23 @@ class Store:
         return self._file
 
     def check(self) -> None:
-        """Make sure that the paths still lead to the files that were opened; see `File`."""
+        """Make sure that the paths still lead to the files that were opened; see `DatabaseFile`."""
         if self._file is not None:
             self._file.check_same()
 
     def connect(self) -> sqlite3.Connection:
         """Check, open and migrate the file."""
-        self._file = File(self.path)
+        self._file = DatabaseFile(self.path)
         return self._open(self._file)
 
-    def _open(self, file: File) -> sqlite3.Connection:
+    def _open(self, file: DatabaseFile) -> sqlite3.Connection:
         if self.is_file:
             retrying(lambda: _schema.check(file), BUSY_SECONDS)
         connection = retrying(lambda: self._prepared(file), BUSY_SECONDS)
         try:
             file.note_files()
             if self.is_file:
-                self._open_bell(file)
+                self._open_wakeup_file(file)
                 self._commits = CommitWatch(file)
         except BaseException:
             connection.close()
@@ -106,19 +106,19 @@ class Store:
             BackendError: there is none.
         """
         self.close()
-        file = File(self.path, create=False)
+        file = DatabaseFile(self.path, create=False)
         self.file.remove_log()
         connection = self._open(file)
         self._file = file
         return connection
 
-    def _open_bell(self, file: File) -> None:
+    def _open_wakeup_file(self, file: DatabaseFile) -> None:
         try:
-            self._bell = Bell(file.bell)
+            self._wakeup_file = WakeupFile(file.wakeup_file)
         except OSError as error:
             _log.warning("%s; other processes find what is new by polling: %s", _DEAF, error)
         else:
-            self._know(self._bell.mark)
+            self._know(self._wakeup_file.mark)
 
     def reconnect(self) -> sqlite3.Connection:
         """Open the same file once more, for reads and writes."""
@@ -142,7 +142,7 @@ class Store:
         connection.execute("PRAGMA query_only = ON")
         return connection
 
-    def _prepared(self, file: File) -> sqlite3.Connection:
+    def _prepared(self, file: DatabaseFile) -> sqlite3.Connection:
         connection = file.connect()
         try:
             if self.is_file:
@@ -160,10 +160,10 @@ class Store:
             message = f"{self.path}: no write-ahead log on this file system ({mode})"
             raise BackendConnectionError(message)
 
-    def ring(self, topics: set[Topic]) -> None:
+    def signal(self, topics: set[Topic]) -> None:
         """Wake the other processes that wait for one of the topics."""
-        if self._bell is not None:
-            self._bell.ring(topics)
+        if self._wakeup_file is not None:
+            self._wakeup_file.signal(topics)
 
     def expect(self, topic: Topic, task_id: str) -> None:
         """Wake those who wait once a transaction that is not sitq's has been committed."""
@@ -175,6 +175,6 @@ class Store:
         commits, self._commits = self._commits, None
         if commits is not None:
             commits.close()
-        bell, self._bell = self._bell, None
-        if bell is not None:
-            bell.close()
+        wakeup_file, self._wakeup_file = self._wakeup_file, None
+        if wakeup_file is not None:
+            wakeup_file.close()

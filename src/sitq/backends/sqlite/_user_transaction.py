@@ -6,11 +6,11 @@ import os
 import sqlite3
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from sitq._task_batch import concat as join_tasks
 from sitq._task_batch import has_keys, ids_of
-from sitq._task_batch import join as join_tasks
-from sitq.backends._transactions import Joined, link_to, savepoint
+from sitq.backends._transactions import UserTransaction, savepoint, user_connection_of
 from sitq.backends.sqlite import _sql
-from sitq.backends.sqlite._errors import is_busy, translated
+from sitq.backends.sqlite._errors import is_busy, translate_error
 from sitq.backends.sqlite._file import MEMORY
 from sitq.backends.sqlite._rows import EXPIRED, to_micros
 from sitq.backends.sqlite._sql import (
@@ -26,12 +26,12 @@ from sitq.ids import TaskId
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
-    from sitq.backends._transactions import Executor, Fate
-    from sitq.backends.sqlite._session import Session
+    from sitq.backends._transactions import CancellationGuard, Executor
+    from sitq.backends.sqlite._session import SQLiteSession
     from sitq.models import Lease, Task
     from sitq.transactions import Transaction
 
-__all__ = ["join"]
+__all__ = ["bind"]
 
 T = TypeVar("T")
 
@@ -41,7 +41,7 @@ _READ_FIRST: Final = (
 )
 
 
-def join(connection: object, path: str, session: Callable[[], Session]) -> Transaction:
+def bind(connection: object, path: str, session: Callable[[], SQLiteSession]) -> Transaction:
     """Return what writes to the file at ``path`` through a connection of the user's.
 
     Raises:
@@ -49,27 +49,27 @@ def join(connection: object, path: str, session: Callable[[], Session]) -> Trans
     """
     if path == MEMORY:
         raise UsageError("bind: a database in memory has one connection only; use a file")
-    link = link_to(connection)
+    link = user_connection_of(connection)
     if link.database != "sqlite":
         raise UsageError(f"bind: {link.kind} does not lead to a SQLite file; the tasks are in one")
-    return _Joined(link, path, session)
+    return _SQLiteUserTransaction(link, path, session)
 
 
-class _Joined(Joined["Session"]):
+class _SQLiteUserTransaction(UserTransaction["SQLiteSession"]):
     """A transaction on a SQLite file."""
 
     async def _within(
         self,
         executor: Executor,
-        session: Session,
-        work: Callable[[Executor, Session], Coroutine[Any, Any, T]],
-        fate: Fate,
+        session: SQLiteSession,
+        work: Callable[[Executor, SQLiteSession], Coroutine[Any, Any, T]],
+        guard: CancellationGuard,
     ) -> T:
         await self._check(executor, session)
         await executor.begin()
-        return await savepoint(executor, work(executor, session), fate)
+        return await savepoint(executor, work(executor, session), guard)
 
-    async def _find(self, executor: Executor, session: Session) -> None:
+    async def _find(self, executor: Executor, session: SQLiteSession) -> None:
         for _, name, path in await executor.fetch(_sql.DATABASES, {}):
             if _as_text(name) == "main" and path and session.is_at(os.fsdecode(path)):
                 return
@@ -79,7 +79,7 @@ class _Joined(Joined["Session"]):
         )
 
     async def _store(
-        self, tasks: Sequence[Task], executor: Executor, session: Session
+        self, tasks: Sequence[Task], executor: Executor, session: SQLiteSession
     ) -> list[TaskId[Any]]:
         now = to_micros(session.clock.now())
         if has_keys(tasks):
@@ -93,7 +93,7 @@ class _Joined(Joined["Session"]):
         return ids
 
     async def _complete(
-        self, lease: Lease, value: bytes, executor: Executor, session: Session
+        self, lease: Lease, value: bytes, executor: Executor, session: SQLiteSession
     ) -> bool:
         values = {
             "id": lease.task_id,
@@ -107,21 +107,23 @@ class _Joined(Joined["Session"]):
             return True
         return False
 
-    def _told(self, operation: str, error: Exception) -> BaseException | None:
+    def _translated(self, operation: str, error: Exception) -> BaseException | None:
         if not isinstance(error, sqlite3.Error):
             return None
         told: BaseException
         if isinstance(error, sqlite3.ProgrammingError):
             told = UsageError(f"bind: the connection cannot be used here: {error}")
         else:
-            told = translated(operation, self._place, error)
+            told = translate_error(operation, self._place, error)
             if is_busy(error):
                 told = type(told)(f"{told}{_READ_FIRST}")
         told.__cause__ = error
         return told
 
 
-async def _insert_unique(executor: Executor, session: Session, task: Task, now: int) -> TaskId[Any]:
+async def _insert_unique(
+    executor: Executor, session: SQLiteSession, task: Task, now: int
+) -> TaskId[Any]:
     values = values_of(task, now)
     if await executor.fetch(INSERT_UNIQUE_TOLD, values):
         return task.id

@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 
     from sitq._loops import LoopRef
-    from sitq.backends.sqlite._loop_waker import Mailbox
+    from sitq.backends.sqlite._loop_waker import LoopWaker
     from sitq.protocols import Listener, Topic
 
-__all__ = ["Bell", "Listeners", "Watch"]
+__all__ = ["FileListeners", "InotifyWatch", "WakeupFile"]
 
 # Event bits of inotify(7).
 _IN_MODIFY: Final = 0x2
@@ -76,7 +76,7 @@ def _open(path: str, flags: int) -> int:
     return file
 
 
-class Bell:
+class WakeupFile:
     """The bell of one store; ringing it never raises.
 
     Its mark tells who rang last, so that nobody has to be woken by a bell of their own.
@@ -95,7 +95,7 @@ class Bell:
         """Close the file of a bell that nobody has closed."""
         self.close()
 
-    def ring(self, topics: set[Topic]) -> None:
+    def signal(self, topics: set[Topic]) -> None:
         """Wake those that watch one of the topics."""
         if self._file is None:
             return
@@ -114,7 +114,7 @@ class Bell:
             os.close(file)
 
 
-class Watch:
+class InotifyWatch:
     """One watcher of a bell's topic.
 
     Raises:
@@ -123,7 +123,7 @@ class Watch:
 
     def __init__(self, path: str, topic: Topic) -> None:
         self._file: int | None = None
-        self._bell: int | None = None
+        self._wakeup_file: int | None = None
         if not _CAN_WATCH:
             raise OSError("this platform has no inotify")
         import ctypes
@@ -134,7 +134,7 @@ class Watch:
             raise OSError(ctypes.get_errno(), "inotify_init1")
         self._file = file
         try:
-            self._bell = _open(path, os.O_RDONLY)
+            self._wakeup_file = _open(path, os.O_RDONLY)
             if libc.inotify_add_watch(file, os.fsencode(path), _EVENTS[topic] | _DONT_FOLLOW) < 0:
                 raise OSError(ctypes.get_errno(), "inotify_add_watch", path)  # noqa: TRY301
         except OSError:
@@ -156,7 +156,7 @@ class Watch:
 
         It takes milliseconds: the kernel waits until nobody can be about to report an event.
         """
-        files, self._file, self._bell = (self._file, self._bell), None, None
+        files, self._file, self._wakeup_file = (self._file, self._wakeup_file), None, None
         for file in files:
             if file is not None:
                 os.close(file)
@@ -172,9 +172,9 @@ class Watch:
 
     def mark(self) -> bytes:
         """Whose bell it was that rang last for new work; empty if that cannot be told."""
-        if self._bell is not None:
+        if self._wakeup_file is not None:
             with suppress(OSError):
-                return os.pread(self._bell, _MARK_BYTES, 0)
+                return os.pread(self._wakeup_file, _MARK_BYTES, 0)
         return b""
 
 
@@ -185,7 +185,7 @@ _LOOK_EVERY = 0.05
 _LINGER = 1.0
 
 
-class _Ear:
+class _Subscription:
     """Hears what is told; where nobody else's bell can be heard, `look` tells of the others."""
 
     def __init__(self, look: Callable[[], Awaitable[int]] | None) -> None:
@@ -193,7 +193,7 @@ class _Ear:
         self._changed = anyio.Event()
         self._version: int | None = None
 
-    def ring(self) -> None:
+    def signal(self) -> None:
         self._changed.set()
 
     async def wait(self) -> None:
@@ -216,15 +216,15 @@ class _Ear:
         return version != before
 
 
-class Listeners:
+class FileListeners:
     """All that listen to one open store.
 
     They hear of the commits of this instance at once, and of all others by the bell.
 
     Args:
         loop: the loop that they run in.
-        mail: reaches it from the database threads.
-        bell: the bell's path; ``None``: nobody else can change the store.
+        waker: reaches it from the database threads.
+        wakeup_file: the bell's path; ``None``: nobody else can change the store.
         look: the version of the store, which changes with the commits of others.
         prompt: called when others have stored tasks; returns those who need not hear of it.
     """
@@ -232,24 +232,24 @@ class Listeners:
     def __init__(
         self,
         loop: LoopRef,
-        mail: Mailbox,
-        bell: str | None,
+        waker: LoopWaker,
+        wakeup_file: str | None,
         look: Callable[[], Awaitable[int]],
         prompt: Callable[[], Collection[Listener]],
     ) -> None:
         self._loop = loop
-        self._mail = mail
-        self._bell = bell
+        self._waker = waker
+        self._wakeup_file = wakeup_file
         self._look = look
         self._prompt = prompt
         self._mark: bytes | None = None
         self._lock = threading.Lock()
-        self._kept: dict[Topic, Watch] = {}
+        self._kept: dict[Topic, InotifyWatch] = {}
         self._watching: dict[Topic, Callable[[], object]] = {}
         self._left_at: dict[Topic, float] = {}
         self._ending = False
         self._closed = False
-        self._ears: dict[Topic, set[_Ear]] = {
+        self._subscriptions: dict[Topic, set[_Subscription]] = {
             "tasks": set(),
             "results": set(),
             "cancels": set(),
@@ -261,42 +261,42 @@ class Listeners:
 
     def are_for(self, topic: Topic) -> bool:
         """Tell if anybody listens to a topic; from any thread."""
-        return bool(self._ears[topic])
+        return bool(self._subscriptions[topic])
 
     def notify(self, topics: set[Topic]) -> None:
         """Tell of a commit of this instance, after its bell has rung; from any thread."""
         for topic in topics:
-            if self._ears[topic]:
-                self._mail.post(lambda: self._ring(topics))
+            if self._subscriptions[topic]:
+                self._waker.post(lambda: self._signal(topics))
                 return
 
-    def _ring(self, topics: Iterable[Topic], told: Collection[Listener] = ()) -> None:
+    def _signal(self, topics: Iterable[Topic], told: Collection[Listener] = ()) -> None:
         for topic in topics:
-            for ear in self._ears[topic]:
-                if ear not in told:
-                    ear.ring()
+            for subscription in self._subscriptions[topic]:
+                if subscription not in told:
+                    subscription.signal()
 
     @contextmanager
     def listen(self, topic: Topic) -> Iterator[Listener]:
         """Listen from now on."""
-        ears = self._ears[topic]
-        if not ears and topic not in self._watching:
+        subscriptions = self._subscriptions[topic]
+        if not subscriptions and topic not in self._watching:
             self._watch(topic)
-        is_deaf = self._bell is not None and topic not in self._watching
-        ear = _Ear(self._look if is_deaf else None)
-        ears.add(ear)
+        is_deaf = self._wakeup_file is not None and topic not in self._watching
+        subscription = _Subscription(self._look if is_deaf else None)
+        subscriptions.add(subscription)
         try:
-            yield ear
+            yield subscription
         finally:
-            ears.discard(ear)
-            if not ears:
+            subscriptions.discard(subscription)
+            if not subscriptions:
                 self._left_at[topic] = time.monotonic()
                 if self._ending:
                     self._unwatch(topic)
 
     def _watch(self, topic: Topic) -> None:
         """Have the bell heard, where it can be."""
-        if self._bell is None:
+        if self._wakeup_file is None:
             return
         with self._lock:
             watch = self._kept.pop(topic, None)
@@ -304,23 +304,23 @@ class Listeners:
             watch.forget()
         else:
             try:
-                watch = Watch(self._bell, topic)
+                watch = InotifyWatch(self._wakeup_file, topic)
             except OSError:  # no inotify, or none left of what the system allows
                 return
         stop = self._loop.when_readable(watch.fileno(), partial(self._hear, topic, watch))
         self._watching[topic] = partial(self._stop, topic, watch, stop)
 
-    def _hear(self, topic: Topic, watch: Watch) -> None:
+    def _hear(self, topic: Topic, watch: InotifyWatch) -> None:
         watch.forget()
-        if not self._ears[topic]:
+        if not self._subscriptions[topic]:
             if time.monotonic() - self._left_at[topic] > _LINGER:
                 self._unwatch(topic)
             return
         # Whoever rang before this instance did is heard with it: `notify` comes after the bell.
         if topic != "tasks":
-            self._ring((topic,))
+            self._signal((topic,))
         elif watch.mark() != self._mark:
-            self._ring((topic,), told=self._prompt())
+            self._signal((topic,), told=self._prompt())
 
     def watch_anew(self) -> None:
         """Watch the bell that is there now, and have everybody look; from within."""
@@ -329,9 +329,9 @@ class Listeners:
             self._unwatch(topic)
         self._give_up_kept()
         for topic in watched:
-            if self._ears[topic]:
+            if self._subscriptions[topic]:
                 self._watch(topic)
-        self._ring(self._ears)
+        self._signal(self._subscriptions)
 
     def _give_up_kept(self) -> None:
         with self._lock:
@@ -348,10 +348,10 @@ class Listeners:
         """Have the loop watch no longer what nobody listens for; from within, before the close."""
         self._ending = True
         for topic in list(self._watching):
-            if not self._ears[topic]:
+            if not self._subscriptions[topic]:
                 self._unwatch(topic)
 
-    def _stop(self, topic: Topic, watch: Watch, stop: Callable[[], object]) -> None:
+    def _stop(self, topic: Topic, watch: InotifyWatch, stop: Callable[[], object]) -> None:
         """Keep a watcher for the next who listens: one that is closed takes long to end."""
         stop()
         with self._lock:

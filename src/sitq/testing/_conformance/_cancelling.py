@@ -13,7 +13,7 @@ from sitq.errors import TaskNotFoundError
 from sitq.ids import new_task_id
 from sitq.models import Lease, LeaseState, OutcomeKind, Progress
 from sitq.states import TaskStatus
-from sitq.testing._conformance._store import LEASE, Store, new_task
+from sitq.testing._conformance._store import LEASE, StoreUnderTest, new_task
 from sitq.testing._conformance._suite import Suite
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _ENDS = (OutcomeKind.SUCCESS, OutcomeKind.FAILURE, OutcomeKind.CANCELLED)
 class CancelChecks(Suite):
     """`Backend.cancel`."""
 
-    async def test_a_pending_task_is_cancelled_at_once(self, store: Store) -> None:
+    async def test_a_pending_task_is_cancelled_at_once(self, store: StoreUnderTest) -> None:
         """It is final, has a result, and never starts."""
         task_id = await store.add()
         now = await store.now()
@@ -39,7 +39,9 @@ class CancelChecks(Suite):
         assert await store.take() == []
         assert await store.wait() is None
 
-    async def test_a_task_that_waits_for_a_retry_is_cancelled_at_once(self, store: Store) -> None:
+    async def test_a_task_that_waits_for_a_retry_is_cancelled_at_once(
+        self, store: StoreUnderTest
+    ) -> None:
         """It is pending too; its last error is not the reason of its end."""
         task = await store.taken()
         await store.end(OutcomeKind.RETRY, task.lease, 5.0)
@@ -50,7 +52,7 @@ class CancelChecks(Suite):
         await store.advance(5)
         assert await store.take() == []
 
-    async def test_a_running_task_is_asked_to_end(self, store: Store) -> None:
+    async def test_a_running_task_is_asked_to_end(self, store: StoreUnderTest) -> None:
         """It runs on, its holder is told, and asking again is fine."""
         task = await store.taken()
         assert await store.backend.cancel(task.id) is True
@@ -64,14 +66,14 @@ class CancelChecks(Suite):
 
     @pytest.mark.parametrize("kind", _ENDS)
     async def test_a_task_that_ended_is_not_cancelled(
-        self, store: Store, kind: OutcomeKind
+        self, store: StoreUnderTest, kind: OutcomeKind
     ) -> None:
         """`cancel` is False for it and changes nothing."""
         task = await store.taken()
         await store.end(kind, task.lease)
         await self._is_left_alone(store, task.id)
 
-    async def test_a_task_that_expired_is_not_cancelled(self, store: Store) -> None:
+    async def test_a_task_that_expired_is_not_cancelled(self, store: StoreUnderTest) -> None:
         """`cancel` is False for it and changes nothing."""
         task_id = await store.add(expires_at=await store.later(1))
         await store.advance(1)
@@ -79,13 +81,13 @@ class CancelChecks(Suite):
         await self._is_left_alone(store, task_id)
 
     @staticmethod
-    async def _is_left_alone(store: Store, task_id: TaskId[Any]) -> None:
+    async def _is_left_alone(store: StoreUnderTest, task_id: TaskId[Any]) -> None:
         before = await store.picture(task_id)
         await store.advance(1)
         assert await store.backend.cancel(task_id) is False
         assert await store.picture(task_id) == before
 
-    async def test_an_unknown_task_cannot_be_cancelled(self, store: Store) -> None:
+    async def test_an_unknown_task_cannot_be_cancelled(self, store: StoreUnderTest) -> None:
         """`cancel` of an unknown id raises `TaskNotFoundError`."""
         with pytest.raises(TaskNotFoundError):
             await store.backend.cancel(new_task_id())
@@ -94,7 +96,7 @@ class CancelChecks(Suite):
 class ReadChecks(Suite):
     """`Backend.set_progress`, `Backend.get_tasks`, `Backend.get_results`."""
 
-    async def test_progress_is_that_of_the_running_attempt(self, store: Store) -> None:
+    async def test_progress_is_that_of_the_running_attempt(self, store: StoreUnderTest) -> None:
         """It is told while the attempt runs, replaced by the next, and gone with the attempt."""
         task = await store.taken()
         assert (await store.info(task.id)).progress is None
@@ -106,7 +108,7 @@ class ReadChecks(Suite):
         await store.take()
         assert (await store.info(task.id)).progress is None
 
-    async def test_progress_of_another_epoch_is_refused(self, store: Store) -> None:
+    async def test_progress_of_another_epoch_is_refused(self, store: StoreUnderTest) -> None:
         """Of all epochs ever issued, and others, only the current one notes its progress."""
         task = await store.taken()
         await store.end(OutcomeKind.RELEASE, task.lease)
@@ -123,7 +125,7 @@ class ReadChecks(Suite):
         await store.end(OutcomeKind.SUCCESS, task.lease)
         assert await store.backend.set_progress(task.lease, late) is False
 
-    async def test_progress_renews_no_lease(self, store: Store) -> None:
+    async def test_progress_renews_no_lease(self, store: StoreUnderTest) -> None:
         """Only a lease keeper does."""
         task = await store.taken()
         await store.advance(LEASE / 2)
@@ -131,7 +133,7 @@ class ReadChecks(Suite):
         await store.advance(LEASE / 2)
         assert (await store.backend.sweep(3)).reclaimed == 1
 
-    async def test_tasks_are_read_in_order(self, store: Store) -> None:
+    async def test_tasks_are_read_in_order(self, store: StoreUnderTest) -> None:
         """One answer an id, also for unknown ones and for those asked for twice."""
         one, two = await store.backend.enqueue([new_task(), new_task()])
         unknown = new_task_id()
@@ -139,7 +141,7 @@ class ReadChecks(Suite):
         assert [info and info.task_id for info in infos] == [two, None, one, two]
         assert await store.backend.get_tasks([]) == []
 
-    async def test_results_are_read_by_id(self, store: Store) -> None:
+    async def test_results_are_read_by_id(self, store: StoreUnderTest) -> None:
         """An unknown id is left out, a task that is not final has none yet."""
         done = await store.taken()
         await store.end(OutcomeKind.SUCCESS, done.lease)
@@ -150,7 +152,9 @@ class ReadChecks(Suite):
         assert results[done.id] == await store.result(done.id)
         assert await store.backend.get_results([]) == {}
 
-    async def test_what_one_instance_writes_another_reads(self, store: Store, peer: Store) -> None:
+    async def test_what_one_instance_writes_another_reads(
+        self, store: StoreUnderTest, peer: StoreUnderTest
+    ) -> None:
         """Tasks, unique keys, leases and results are those of the store, not of the instance."""
         task = await store.taken(unique_key="k")
         assert await peer.info(task.id) == await store.info(task.id)

@@ -14,7 +14,7 @@ import pytest
 from sitq.ids import new_task_id
 from sitq.models import Lease, LeaseState, Outcome, OutcomeKind, Progress, RetryPolicy
 from sitq.states import TaskStatus
-from sitq.testing._conformance._store import LEASE, PATIENCE, Store, make_outcome, new_task
+from sitq.testing._conformance._store import LEASE, PATIENCE, StoreUnderTest, make_outcome, new_task
 from sitq.testing._conformance._suite import Suite
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FinishChecks"]
 
-_RETURNS = (OutcomeKind.RETRY, OutcomeKind.RELEASE, OutcomeKind.MISS)
+_RETURNS = (OutcomeKind.RETRY, OutcomeKind.RELEASE, OutcomeKind.UNKNOWN_FUNCTION)
 _ENDS = {
     OutcomeKind.SUCCESS: TaskStatus.SUCCESS,
     OutcomeKind.FAILURE: TaskStatus.FAILED,
@@ -35,7 +35,9 @@ class FinishChecks(Suite):
     """`Backend.finish`."""
 
     @pytest.mark.parametrize("kind", _ENDS)
-    async def test_an_end_is_stored_with_its_result(self, store: Store, kind: OutcomeKind) -> None:
+    async def test_an_end_is_stored_with_its_result(
+        self, store: StoreUnderTest, kind: OutcomeKind
+    ) -> None:
         """Status, value or error, and times are there together once an end was accepted."""
         task = await store.taken()
         started = await store.now()
@@ -56,7 +58,7 @@ class FinishChecks(Suite):
         assert (result.enqueued_at, result.finished_at) == (info.enqueued_at, info.finished_at)
 
     @pytest.mark.parametrize("value", [b"", b"\0", b"\0a\0", b"y" * 1_000_000])
-    async def test_a_value_is_any_bytes(self, store: Store, value: bytes) -> None:
+    async def test_a_value_is_any_bytes(self, store: StoreUnderTest, value: bytes) -> None:
         """Values of successes come back byte by byte, also from the midst of a batch."""
         await store.backend.enqueue([new_task() for _ in range(3)])
         leases = [task.lease for task in await store.take()]
@@ -66,7 +68,7 @@ class FinishChecks(Suite):
         results = await store.backend.get_results([lease.task_id for lease in leases])
         assert [result and result.value for result in results.values()] == values
 
-    async def test_a_retry_keeps_the_error_and_the_attempt(self, store: Store) -> None:
+    async def test_a_retry_keeps_the_error_and_the_attempt(self, store: StoreUnderTest) -> None:
         """A retry is pending with a later eta; its error is told until an attempt succeeds."""
         task = await store.taken()
         now = await store.now()
@@ -86,7 +88,7 @@ class FinishChecks(Suite):
         assert (result.error, result.traceback, result.attempts) == (None, None, 2)
         assert (await store.info(task.id)).error is None
 
-    async def test_attempts_end_with_the_policy_of_the_task(self, store: Store) -> None:
+    async def test_attempts_end_with_the_policy_of_the_task(self, store: StoreUnderTest) -> None:
         """A retry after the last attempt of the task's own policy is a failure."""
         task = await store.taken(retry=RetryPolicy(max_attempts=2))
         assert await store.end(OutcomeKind.RETRY, task.lease)
@@ -98,7 +100,7 @@ class FinishChecks(Suite):
         await store.advance(6)
         assert await store.take() == []
 
-    async def test_without_a_policy_the_worker_decides(self, store: Store) -> None:
+    async def test_without_a_policy_the_worker_decides(self, store: StoreUnderTest) -> None:
         """A task without a policy of its own is retried as often as it is reported so."""
         task_id = await store.add()
         for turn in range(1, 9):
@@ -107,19 +109,21 @@ class FinishChecks(Suite):
             assert await store.end(OutcomeKind.RETRY, task.lease)
         assert await store.status(task_id) is TaskStatus.PENDING
 
-    async def test_a_release_spends_no_attempt(self, store: Store) -> None:
+    async def test_a_release_spends_no_attempt(self, store: StoreUnderTest) -> None:
         """A release leaves a task pending as it was, so that any number of them is free."""
         eta = await store.now() - timedelta(seconds=30)
         task_id = await store.add(eta=eta, retry=RetryPolicy(max_attempts=1))
         for epoch in (1, 2, 3):
             (task,) = await store.take()
-            assert (task.epoch, task.attempt, task.misses) == (epoch, 1, 0)
+            assert (task.epoch, task.attempt, task.unknown_function_count) == (epoch, 1, 0)
             assert await store.end(OutcomeKind.RELEASE, task.lease)
             info = await store.info(task_id)
             assert (info.status, info.attempts, info.eta) == (TaskStatus.PENDING, 0, eta)
             assert info.error is None
 
-    async def test_a_release_keeps_the_error_of_the_attempt_before(self, store: Store) -> None:
+    async def test_a_release_keeps_the_error_of_the_attempt_before(
+        self, store: StoreUnderTest
+    ) -> None:
         """What a failed attempt told is not lost by one that was handed back."""
         task = await store.taken()
         await store.end(OutcomeKind.RETRY, task.lease)
@@ -128,21 +132,23 @@ class FinishChecks(Suite):
         info = await store.info(task.id)
         assert (info.attempts, info.error) == (1, "ValueError: again")
 
-    async def test_a_miss_is_counted_and_spends_no_attempt(self, store: Store) -> None:
+    async def test_a_miss_is_counted_and_spends_no_attempt(self, store: StoreUnderTest) -> None:
         """Each miss delays the task, and the next worker is told how many there were."""
         task_id = await store.add()
-        for misses in (0, 1, 2):
+        for unknown_function_count in (0, 1, 2):
             (task,) = await store.take()
-            assert (task.misses, task.attempt) == (misses, 1)
+            assert (task.unknown_function_count, task.attempt) == (unknown_function_count, 1)
             now = await store.now()
-            assert await store.end(OutcomeKind.MISS, task.lease, 3.0)
+            assert await store.end(OutcomeKind.UNKNOWN_FUNCTION, task.lease, 3.0)
             info = await store.info(task_id)
             assert (info.status, info.attempts) == (TaskStatus.PENDING, 0)
             assert store.same(info.eta, now + timedelta(seconds=3))
             await store.advance(3)
 
     @pytest.mark.parametrize("kind", OutcomeKind)
-    async def test_only_the_current_epoch_is_heard(self, store: Store, kind: OutcomeKind) -> None:
+    async def test_only_the_current_epoch_is_heard(
+        self, store: StoreUnderTest, kind: OutcomeKind
+    ) -> None:
         """Of all epochs ever issued, and others, exactly the current one ends the attempt."""
         task_id = await store.add()
         for _ in range(3):
@@ -163,7 +169,7 @@ class FinishChecks(Suite):
 
     @staticmethod
     async def _all_refused(
-        store: Store, task_id: TaskId[Any], kind: OutcomeKind, epochs: range | set[int]
+        store: StoreUnderTest, task_id: TaskId[Any], kind: OutcomeKind, epochs: range | set[int]
     ) -> None:
         outcomes = [
             Outcome(task_id=task_id, epoch=epoch, kind=kind, value=b"late", error="late")
@@ -174,7 +180,7 @@ class FinishChecks(Suite):
             assert await store.backend.finish([outcome]) == [False]
 
     @pytest.mark.parametrize("first", _ENDS)
-    async def test_an_end_never_changes(self, store: Store, first: OutcomeKind) -> None:
+    async def test_an_end_never_changes(self, store: StoreUnderTest, first: OutcomeKind) -> None:
         """After a final outcome, no outcome of any kind changes the task."""
         task = await store.taken()
         assert await store.end(first, task.lease)
@@ -185,7 +191,9 @@ class FinishChecks(Suite):
         assert await store.picture(task.id) == before
 
     @pytest.mark.parametrize("kind", OutcomeKind)
-    async def test_a_batch_is_answered_one_by_one(self, store: Store, kind: OutcomeKind) -> None:
+    async def test_a_batch_is_answered_one_by_one(
+        self, store: StoreUnderTest, kind: OutcomeKind
+    ) -> None:
         """Outcomes that are refused do not touch the others, and the first of two counts."""
         ids = await store.backend.enqueue([new_task() for _ in range(3)])
         one, two, three = [task.lease for task in await store.take()]
@@ -196,7 +204,7 @@ class FinishChecks(Suite):
         statuses = {await store.status(task_id) for task_id in ids}
         assert statuses == {_ENDS.get(kind, TaskStatus.PENDING)}
 
-    async def test_a_batch_may_mix_all_kinds(self, store: Store) -> None:
+    async def test_a_batch_may_mix_all_kinds(self, store: StoreUnderTest) -> None:
         """Each outcome of a batch does what its kind says."""
         await store.backend.enqueue([new_task() for _ in OutcomeKind])
         taken = await store.take()
@@ -209,7 +217,7 @@ class FinishChecks(Suite):
             assert await store.status(outcome.task_id) is wanted
         assert await store.backend.finish([]) == []
 
-    async def test_of_callers_at_once_one_is_heard(self, store: Store) -> None:
+    async def test_of_callers_at_once_one_is_heard(self, store: StoreUnderTest) -> None:
         """An outcome that is reported many times at once is accepted once."""
         task = await store.taken()
         answers: list[bool] = []
@@ -224,7 +232,9 @@ class FinishChecks(Suite):
         assert sorted(answers) == [False] * 9 + [True]
 
     @pytest.mark.parametrize("kind", OutcomeKind)
-    async def test_the_lease_ends_with_the_outcome(self, store: Store, kind: OutcomeKind) -> None:
+    async def test_the_lease_ends_with_the_outcome(
+        self, store: StoreUnderTest, kind: OutcomeKind
+    ) -> None:
         """Afterwards it is not renewed, notes no progress, and is not reclaimed."""
         task = await store.taken()
         assert await store.end(kind, task.lease)
@@ -235,7 +245,7 @@ class FinishChecks(Suite):
         assert (await store.info(task.id)).crashes == 0
 
     async def test_an_outcome_after_the_lease_counts_until_it_is_reclaimed(
-        self, store: Store
+        self, store: StoreUnderTest
     ) -> None:
         """Time alone does not take a lease away; a reclaim does."""
         one, two = await store.add(), await store.add(priority=-1)
@@ -248,7 +258,7 @@ class FinishChecks(Suite):
 
     @pytest.mark.parametrize("kind", OutcomeKind)
     async def test_a_task_asked_to_end_does_not_come_back(
-        self, store: Store, kind: OutcomeKind
+        self, store: StoreUnderTest, kind: OutcomeKind
     ) -> None:
         """What would put it back cancels it; what it reached nevertheless is kept."""
         task = await store.taken()

@@ -13,7 +13,7 @@ import pytest
 from sitq.ids import new_task_id
 from sitq.models import Lease, LeaseState, OutcomeKind
 from sitq.states import TaskStatus
-from sitq.testing._conformance._store import LEASE, PATIENCE, Store, new_task
+from sitq.testing._conformance._store import LEASE, PATIENCE, StoreUnderTest, new_task
 from sitq.testing._conformance._suite import Suite
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ __all__ = ["LeaseChecks"]
 class LeaseChecks(Suite):
     """`LeaseKeeper`."""
 
-    async def test_a_renewed_lease_ends_later(self, store: Store) -> None:
+    async def test_a_renewed_lease_ends_later(self, store: StoreUnderTest) -> None:
         """It lasts so many seconds from the renewal, and not a moment longer."""
         task = await store.taken()
         await store.advance(LEASE - 1)
@@ -35,7 +35,9 @@ class LeaseChecks(Suite):
         await store.advance(store.tick)
         assert (await store.backend.sweep(3)).reclaimed == 1
 
-    async def test_a_keeper_with_nothing_to_renew_makes_itself_ready(self, store: Store) -> None:
+    async def test_a_keeper_with_nothing_to_renew_makes_itself_ready(
+        self, store: StoreUnderTest
+    ) -> None:
         """It changes nothing, and what it cannot do without is there afterwards."""
         task = await store.taken()
         assert await store.renew([], 50.0) == []
@@ -43,7 +45,7 @@ class LeaseChecks(Suite):
         assert (await store.backend.sweep(3)).reclaimed == 1
         assert await store.renew([task.lease]) == [LeaseState.LOST]
 
-    async def test_a_renewal_may_shorten_a_lease(self, store: Store) -> None:
+    async def test_a_renewal_may_shorten_a_lease(self, store: StoreUnderTest) -> None:
         """The seconds count from now, whatever was left."""
         task = await store.taken()
         assert await store.renew([task.lease], 2.0) == [LeaseState.HELD]
@@ -51,7 +53,7 @@ class LeaseChecks(Suite):
         assert (await store.backend.sweep(3)).reclaimed == 1
 
     async def test_a_lease_that_ran_out_is_current_until_it_is_reclaimed(
-        self, store: Store
+        self, store: StoreUnderTest
     ) -> None:
         """A late heartbeat saves a task that nobody took back."""
         task = await store.taken()
@@ -62,7 +64,7 @@ class LeaseChecks(Suite):
         assert (await store.backend.sweep(3)).reclaimed == 1
         assert await store.renew([task.lease]) == [LeaseState.LOST]
 
-    async def test_each_lease_is_answered_in_order(self, store: Store) -> None:
+    async def test_each_lease_is_answered_in_order(self, store: StoreUnderTest) -> None:
         """Held, to end and lost stand side by side; those that are not lost are renewed."""
         await store.backend.enqueue([new_task() for _ in range(3)])
         held, asked, done = [task.lease for task in await store.take()]
@@ -84,7 +86,7 @@ class LeaseChecks(Suite):
         assert (await store.backend.sweep(3)).reclaimed == 2
         assert await store.renew([]) == []
 
-    async def test_only_the_current_epoch_is_renewed(self, store: Store) -> None:
+    async def test_only_the_current_epoch_is_renewed(self, store: StoreUnderTest) -> None:
         """Of all epochs ever issued, and others, exactly the current one keeps the lease."""
         task_id = await store.add()
         every = [Lease(task_id, epoch) for epoch in range(5)]
@@ -107,7 +109,7 @@ class LeaseChecks(Suite):
 
     @pytest.mark.parametrize("kind", OutcomeKind)
     async def test_an_old_holder_does_not_renew_the_next_attempt(
-        self, store: Store, kind: OutcomeKind
+        self, store: StoreUnderTest, kind: OutcomeKind
     ) -> None:
         """A heartbeat that comes after the outcome, whatever that was, finds no lease."""
         task = await store.taken()
@@ -115,10 +117,12 @@ class LeaseChecks(Suite):
         await store.take()
         assert await store.renew([task.lease], 500.0) == [LeaseState.LOST]
         await store.advance(LEASE)
-        returned = kind in {OutcomeKind.RETRY, OutcomeKind.RELEASE, OutcomeKind.MISS}
+        returned = kind in {OutcomeKind.RETRY, OutcomeKind.RELEASE, OutcomeKind.UNKNOWN_FUNCTION}
         assert (await store.backend.sweep(3)).reclaimed == returned
 
-    async def test_leases_are_renewed_while_the_loop_is_blocked(self, store: Store) -> None:
+    async def test_leases_are_renewed_while_the_loop_is_blocked(
+        self, store: StoreUnderTest
+    ) -> None:
         """A keeper needs nothing of the event loop, from its making to its end."""
         task = await store.taken()
         states: list[LeaseState] = []
@@ -132,7 +136,7 @@ class LeaseChecks(Suite):
         _block_the_loop(beat)
         assert states == [LeaseState.HELD] * 2
 
-    async def test_a_keeper_is_closed_twice_without_harm(self, store: Store) -> None:
+    async def test_a_keeper_is_closed_twice_without_harm(self, store: StoreUnderTest) -> None:
         """Closing it again, or unused, does nothing; another one still works."""
         task = await store.taken()
 

@@ -12,7 +12,7 @@ import anyio.lowlevel
 import pytest
 
 from sitq.models import OutcomeKind
-from sitq.testing._conformance._store import LEASE, PATIENCE, Store
+from sitq.testing._conformance._store import LEASE, PATIENCE, StoreUnderTest
 from sitq.testing._conformance._suite import Suite
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ListenChecks"]
 
-_RETURNS = (OutcomeKind.RETRY, OutcomeKind.RELEASE, OutcomeKind.MISS)
+_RETURNS = (OutcomeKind.RETRY, OutcomeKind.RELEASE, OutcomeKind.UNKNOWN_FUNCTION)
 _ENDS = (OutcomeKind.SUCCESS, OutcomeKind.FAILURE, OutcomeKind.CANCELLED)
 _ROUNDS: Final = 20
 # Turns of the loop in which a listener that never rests would return about as often.
@@ -35,19 +35,19 @@ async def _heard(listener: Listener) -> None:
         await listener.wait()
 
 
-async def _enqueue(store: Store) -> None:
+async def _enqueue(store: StoreUnderTest) -> None:
     await store.add()
 
 
-async def _cancel_pending(store: Store) -> None:
+async def _cancel_pending(store: StoreUnderTest) -> None:
     await store.backend.cancel(await store.add())
 
 
-async def _cancel_running(store: Store) -> None:
+async def _cancel_running(store: StoreUnderTest) -> None:
     await store.backend.cancel((await store.taken()).id)
 
 
-_CHANGES: Final[dict[Topic, Callable[[Store], Coroutine[Any, Any, None]]]] = {
+_CHANGES: Final[dict[Topic, Callable[[StoreUnderTest], Coroutine[Any, Any, None]]]] = {
     "tasks": _enqueue,
     "results": _cancel_pending,
     "cancels": _cancel_running,
@@ -61,7 +61,9 @@ class ListenChecks(Suite):
     """`Backend.listen`."""
 
     @_each_topic
-    async def test_a_change_before_the_wait_is_heard(self, store: Store, topic: Topic) -> None:
+    async def test_a_change_before_the_wait_is_heard(
+        self, store: StoreUnderTest, topic: Topic
+    ) -> None:
         """What was committed since the context was entered ends the next wait at once."""
         async with store.backend.listen(topic) as listener:
             for _ in range(3):
@@ -69,7 +71,9 @@ class ListenChecks(Suite):
                 await _heard(listener)
 
     @_each_topic
-    async def test_a_change_during_the_wait_is_heard(self, store: Store, topic: Topic) -> None:
+    async def test_a_change_during_the_wait_is_heard(
+        self, store: StoreUnderTest, topic: Topic
+    ) -> None:
         """A listener that waits is woken, each time."""
         heard = 0
 
@@ -88,7 +92,7 @@ class ListenChecks(Suite):
                 assert heard == turn
 
     @_each_topic
-    async def test_every_listener_hears(self, store: Store, topic: Topic) -> None:
+    async def test_every_listener_hears(self, store: StoreUnderTest, topic: Topic) -> None:
         """One that has heard a change takes it from nobody else."""
         async with (
             store.backend.listen(topic) as one,
@@ -100,7 +104,9 @@ class ListenChecks(Suite):
                 await _heard(two)
 
     @_each_topic
-    async def test_a_listener_rests_while_nothing_changes(self, store: Store, topic: Topic) -> None:
+    async def test_a_listener_rests_while_nothing_changes(
+        self, store: StoreUnderTest, topic: Topic
+    ) -> None:
         """Once it has told of a change it waits for the next, and does not keep the loop busy."""
         returns = 0
 
@@ -121,7 +127,9 @@ class ListenChecks(Suite):
         assert returns < _TURNS / 4
 
     @_each_topic
-    async def test_a_cancelled_wait_loses_no_change(self, store: Store, topic: Topic) -> None:
+    async def test_a_cancelled_wait_loses_no_change(
+        self, store: StoreUnderTest, topic: Topic
+    ) -> None:
         """However a cancellation and a change meet, one of two waits tells of the change."""
         for steps in range(_ROUNDS):
             async with store.backend.listen(topic) as listener:
@@ -129,7 +137,9 @@ class ListenChecks(Suite):
                     await _heard(listener)
 
     @staticmethod
-    async def _wait_cancelled(store: Store, topic: Topic, listener: Listener, steps: int) -> bool:
+    async def _wait_cancelled(
+        store: StoreUnderTest, topic: Topic, listener: Listener, steps: int
+    ) -> bool:
         """Wait, be cancelled so many steps after the change began; tell if the wait returned."""
         returned = False
 
@@ -150,7 +160,7 @@ class ListenChecks(Suite):
 
     @_each_topic
     async def test_changes_through_another_instance_are_heard(
-        self, store: Store, peer: Store, topic: Topic
+        self, store: StoreUnderTest, peer: StoreUnderTest, topic: Topic
     ) -> None:
         """Who shares a store wakes those who listen to it elsewhere, if the store can do that."""
         if not self.wakes_peers:
@@ -161,14 +171,16 @@ class ListenChecks(Suite):
                 await _heard(listener)
 
     @pytest.mark.parametrize("kind", _RETURNS)
-    async def test_a_task_put_back_is_new_work(self, store: Store, kind: OutcomeKind) -> None:
+    async def test_a_task_put_back_is_new_work(
+        self, store: StoreUnderTest, kind: OutcomeKind
+    ) -> None:
         """Every outcome that makes a task pending changes ``"tasks"``."""
         task = await store.taken()
         async with store.backend.listen("tasks") as listener:
             await store.end(kind, task.lease)
             await _heard(listener)
 
-    async def test_a_task_taken_back_is_new_work(self, store: Store) -> None:
+    async def test_a_task_taken_back_is_new_work(self, store: StoreUnderTest) -> None:
         """A reclaim changes ``"tasks"``."""
         await store.taken()
         await store.advance(LEASE)
@@ -177,7 +189,7 @@ class ListenChecks(Suite):
             await _heard(listener)
 
     @pytest.mark.parametrize("kind", _ENDS)
-    async def test_an_end_is_a_result(self, store: Store, kind: OutcomeKind) -> None:
+    async def test_an_end_is_a_result(self, store: StoreUnderTest, kind: OutcomeKind) -> None:
         """Every outcome that makes a task final changes ``"results"``."""
         task = await store.taken()
         async with store.backend.listen("results") as listener:
@@ -185,7 +197,9 @@ class ListenChecks(Suite):
             await _heard(listener)
 
     @pytest.mark.parametrize("kind", _RETURNS)
-    async def test_a_return_that_cancels_is_a_result(self, store: Store, kind: OutcomeKind) -> None:
+    async def test_a_return_that_cancels_is_a_result(
+        self, store: StoreUnderTest, kind: OutcomeKind
+    ) -> None:
         """A task that was asked to end is final when it is put back, and ``"results"`` changes."""
         task = await store.taken()
         await store.backend.cancel(task.id)
@@ -193,7 +207,7 @@ class ListenChecks(Suite):
             await store.end(kind, task.lease)
             await _heard(listener)
 
-    async def test_expiring_is_a_result(self, store: Store) -> None:
+    async def test_expiring_is_a_result(self, store: StoreUnderTest) -> None:
         """A sweep that expires tasks changes ``"results"``."""
         await store.add(expires_at=await store.later(1))
         await store.advance(1)
@@ -201,7 +215,7 @@ class ListenChecks(Suite):
             await store.backend.sweep(3)
             await _heard(listener)
 
-    async def test_giving_way_to_a_new_task_is_a_result(self, store: Store) -> None:
+    async def test_giving_way_to_a_new_task_is_a_result(self, store: StoreUnderTest) -> None:
         """An enqueue that expires the holder of its unique key changes ``"results"``."""
         await store.add(unique_key="k", expires_at=await store.later(1))
         await store.advance(1)
@@ -209,7 +223,7 @@ class ListenChecks(Suite):
             await store.add(unique_key="k")
             await _heard(listener)
 
-    async def test_a_last_crash_is_a_result(self, store: Store) -> None:
+    async def test_a_last_crash_is_a_result(self, store: StoreUnderTest) -> None:
         """A sweep that fails a task as lost changes ``"results"``."""
         await store.taken()
         await store.advance(LEASE)

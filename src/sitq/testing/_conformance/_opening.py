@@ -17,7 +17,7 @@ from sitq.errors import UsageError
 from sitq.models import Outcome, OutcomeKind, Progress
 from sitq.states import TaskStatus
 from sitq.testing._clock import FakeClock
-from sitq.testing._conformance._store import LEASE, PATIENCE, QUEUES, Store, new_task
+from sitq.testing._conformance._store import LEASE, PATIENCE, QUEUES, StoreUnderTest, new_task
 from sitq.testing._conformance._suite import Suite
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class OpenChecks(Suite):
             assert None not in await backend.get_tasks(ids)
             await backend.close()
 
-    async def test_one_loop_at_a_time(self, store: Store, anyio_backend_name: str) -> None:
+    async def test_one_loop_at_a_time(self, store: StoreUnderTest, anyio_backend_name: str) -> None:
         """In a second event loop, while it is open in the first, every use raises `UsageError`."""
 
         async def use() -> None:
@@ -149,7 +149,7 @@ class OpenChecks(Suite):
         assert len(await backend.get_tasks([task_id])) == 1
         await backend.close()
 
-    async def test_the_clock_is_shared(self, store: Store) -> None:
+    async def test_the_clock_is_shared(self, store: StoreUnderTest) -> None:
         """A backend tells which clock its users are to go by."""
         assert isinstance(store.backend.clock.now(), datetime)
         assert store.backend.clock.now().utcoffset() == timedelta()
@@ -170,7 +170,7 @@ class OpenChecks(Suite):
         assert len({info.finished_at for info in infos}) == 2
         await backend.close()
 
-    async def test_a_cancelled_reservation_is_handed_back(self, store: Store) -> None:
+    async def test_a_cancelled_reservation_is_handed_back(self, store: StoreUnderTest) -> None:
         """However far it had come, its tasks are due again with no attempt spent."""
         ids = await store.backend.enqueue([new_task() for _ in range(3)])
         for steps in range(0, 300, 3):
@@ -193,7 +193,9 @@ class OpenChecks(Suite):
         "operation",
         ["enqueue", "reserve", "finish", "sweep", "prune", "cancel", "set_progress", "get_tasks"],
     )
-    async def test_a_cancelled_caller_leaves_no_lock(self, store: Store, operation: str) -> None:
+    async def test_a_cancelled_caller_leaves_no_lock(
+        self, store: StoreUnderTest, operation: str
+    ) -> None:
         """Wherever an operation is cancelled, the next ones work, here and elsewhere."""
         call = _CALLS[operation]
         peer = self.make_peer(FakeClock()) if operation == "enqueue" else None

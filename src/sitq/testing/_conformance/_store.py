@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sitq.protocols import Backend
     from sitq.states import TaskStatus
 
-__all__ = ["LEASE", "PATIENCE", "QUEUES", "Store", "make_outcome", "new_task"]
+__all__ = ["LEASE", "PATIENCE", "QUEUES", "StoreUnderTest", "make_outcome", "new_task"]
 
 LEASE: Final = 30.0
 QUEUES: Final = ("default",)
@@ -44,15 +44,15 @@ def make_outcome(kind: OutcomeKind, lease: Lease, delay: float = 0.0) -> Outcome
             return Outcome.failure(lease, "ValueError: no", "the frames")
         case OutcomeKind.RETRY:
             return Outcome.retry(lease, delay, "ValueError: again", "the frames")
-        case OutcomeKind.MISS:
-            return Outcome.miss(lease, delay)
+        case OutcomeKind.UNKNOWN_FUNCTION:
+            return Outcome.unknown_function(lease, delay)
         case OutcomeKind.RELEASE:
             return Outcome.release(lease)
         case OutcomeKind.CANCELLED:
             return Outcome.cancelled(lease)
 
 
-class Store:
+class StoreUnderTest:
     """A backend that is open, and its time."""
 
     def __init__(

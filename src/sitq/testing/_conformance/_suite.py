@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 import pytest
 
 from sitq.testing._clock import FakeClock
-from sitq.testing._conformance._store import Store
+from sitq.testing._conformance._store import StoreUnderTest
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -55,9 +55,9 @@ class Suite:
         """Move the store's time on; override it where that is a server's."""
         clock.advance(seconds)
 
-    def wrap(self, backend: Backend, clock: FakeClock) -> Store:
+    def wrap(self, backend: Backend, clock: FakeClock) -> StoreUnderTest:
         """The backend in the words of the checks."""
-        return Store(
+        return StoreUnderTest(
             backend,
             self.tick,
             lambda: self.now(clock),
@@ -70,7 +70,7 @@ class Suite:
         return FakeClock()
 
     @pytest.fixture
-    async def store(self, clock: FakeClock) -> AsyncIterator[Store]:
+    async def store(self, clock: FakeClock) -> AsyncIterator[StoreUnderTest]:
         """The store under test, open and empty."""
         backend = self.make_backend(clock)
         await backend.open()
@@ -78,7 +78,7 @@ class Suite:
         await backend.close()
 
     @pytest.fixture
-    async def peer(self, store: Store, clock: FakeClock) -> AsyncIterator[Store]:
+    async def peer(self, store: StoreUnderTest, clock: FakeClock) -> AsyncIterator[StoreUnderTest]:
         """The same store through another instance."""
         backend = self.make_peer(clock)
         if backend is None:

@@ -13,7 +13,7 @@ from sitq.errors import TaskNotFoundError
 from sitq.models import OutcomeKind, Progress, RetryPolicy
 from sitq.protocols import Sweep
 from sitq.states import TaskStatus
-from sitq.testing._conformance._store import LEASE, Store
+from sitq.testing._conformance._store import LEASE, StoreUnderTest
 from sitq.testing._conformance._suite import Suite
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ NOTHING = Sweep(0, 0, 0)
 class SweepChecks(Suite):
     """`Backend.sweep`, `Backend.prune`."""
 
-    async def test_a_lease_is_reclaimed_when_it_ends(self, store: Store) -> None:
+    async def test_a_lease_is_reclaimed_when_it_ends(self, store: StoreUnderTest) -> None:
         """At its end, and not a moment earlier, a task is pending as it was, with a crash more."""
         task = await store.taken(retry=RetryPolicy(max_attempts=1), eta=await store.now())
         assert await store.backend.set_progress(task.lease, Progress(done=1))
@@ -42,7 +42,7 @@ class SweepChecks(Suite):
         (again,) = await store.take()
         assert (again.id, again.epoch, again.attempt) == (task.id, 2, 1)
 
-    async def test_the_length_of_a_lease_is_the_callers(self, store: Store) -> None:
+    async def test_the_length_of_a_lease_is_the_callers(self, store: StoreUnderTest) -> None:
         """Each reservation says how long its leases are."""
         short, long = await store.add(), await store.add()
         assert [task.id for task in await store.take(1, lease=0.5)] == [short]
@@ -54,7 +54,7 @@ class SweepChecks(Suite):
         await store.advance(0.5)
         assert (await store.backend.sweep(3)).reclaimed == 1
 
-    async def test_too_many_crashes_fail_a_task_as_lost(self, store: Store) -> None:
+    async def test_too_many_crashes_fail_a_task_as_lost(self, store: StoreUnderTest) -> None:
         """The crash that reaches the cap ends the task, and its error says why."""
         task_id = await store.add()
         for crash in (1, 2, 3):
@@ -69,7 +69,7 @@ class SweepChecks(Suite):
         assert (result.value, result.traceback) == (None, None)
         assert store.same(result.finished_at, await store.now())
 
-    async def test_the_cap_is_that_of_the_sweep(self, store: Store) -> None:
+    async def test_the_cap_is_that_of_the_sweep(self, store: StoreUnderTest) -> None:
         """With a cap of one the first crash fails; with a high one many do not."""
         task_id = await store.add()
         for _ in range(4):
@@ -82,13 +82,13 @@ class SweepChecks(Suite):
         await store.backend.sweep(1)
         assert await store.status(task_id) is TaskStatus.FAILED
 
-    async def test_crashes_are_kept_through_other_ends(self, store: Store) -> None:
+    async def test_crashes_are_kept_through_other_ends(self, store: StoreUnderTest) -> None:
         """A release or a retry in between does not forgive a crash."""
         task_id = await store.add()
         await store.take()
         await store.advance(LEASE)
         await store.backend.sweep(2)
-        for kind in (OutcomeKind.RELEASE, OutcomeKind.RETRY, OutcomeKind.MISS):
+        for kind in (OutcomeKind.RELEASE, OutcomeKind.RETRY, OutcomeKind.UNKNOWN_FUNCTION):
             (task,) = await store.take()
             await store.end(kind, task.lease)
             assert (await store.info(task_id)).crashes == 1
@@ -97,7 +97,9 @@ class SweepChecks(Suite):
         await store.backend.sweep(2)
         assert await store.status(task_id) is TaskStatus.FAILED
 
-    async def test_a_crash_keeps_the_error_of_the_attempt_before(self, store: Store) -> None:
+    async def test_a_crash_keeps_the_error_of_the_attempt_before(
+        self, store: StoreUnderTest
+    ) -> None:
         """What a failed attempt told is still told after a crash."""
         task = await store.taken()
         await store.end(OutcomeKind.RETRY, task.lease)
@@ -109,7 +111,7 @@ class SweepChecks(Suite):
 
     @pytest.mark.parametrize("max_crashes", [1, 3])
     async def test_a_crash_of_a_task_asked_to_end_cancels_it(
-        self, store: Store, max_crashes: int
+        self, store: StoreUnderTest, max_crashes: int
     ) -> None:
         """It never starts again, and cancelled goes before failed."""
         task = await store.taken()
@@ -120,7 +122,7 @@ class SweepChecks(Suite):
         assert (result.status, result.error) == (TaskStatus.CANCELLED, None)
         assert await store.take() == []
 
-    async def test_the_oldest_leases_are_reclaimed_first(self, store: Store) -> None:
+    async def test_the_oldest_leases_are_reclaimed_first(self, store: StoreUnderTest) -> None:
         """The limit of a sweep holds; those whose lease ended first go first."""
         ids = []
         for lease in (5.0, 3.0, 4.0):
@@ -132,7 +134,7 @@ class SweepChecks(Suite):
             assert await store.status(ids[number]) is TaskStatus.PENDING
         assert await store.backend.sweep(3, 1) == NOTHING
 
-    async def test_what_expired_is_final(self, store: Store) -> None:
+    async def test_what_expired_is_final(self, store: StoreUnderTest) -> None:
         """At ``expires_at``, and not a moment earlier, a pending task becomes expired."""
         task_id = await store.add(expires_at=await store.later(10))
         await store.advance(10 - store.tick)
@@ -146,7 +148,7 @@ class SweepChecks(Suite):
         assert store.same(result.finished_at, now)
         assert await store.backend.sweep(3) == NOTHING
 
-    async def test_a_retry_that_comes_too_late_expires(self, store: Store) -> None:
+    async def test_a_retry_that_comes_too_late_expires(self, store: StoreUnderTest) -> None:
         """A task that was put back expires like one that never started."""
         task = await store.taken(expires_at=await store.later(10))
         await store.end(OutcomeKind.RETRY, task.lease, 60.0)
@@ -155,7 +157,7 @@ class SweepChecks(Suite):
         result = await store.result(task.id)
         assert (result.status, result.attempts) == (TaskStatus.EXPIRED, 1)
 
-    async def test_the_oldest_expire_first(self, store: Store) -> None:
+    async def test_the_oldest_expire_first(self, store: StoreUnderTest) -> None:
         """The limit of a sweep holds for expiring too."""
         ids = [await store.add(expires_at=await store.later(s)) for s in (5, 3, 4)]
         await store.advance(10)
@@ -164,7 +166,9 @@ class SweepChecks(Suite):
             assert await store.status(ids[number]) is TaskStatus.EXPIRED
 
     @pytest.mark.parametrize("ttl", [0.0, 60.0])
-    async def test_a_task_is_gone_after_its_retention(self, store: Store, ttl: float) -> None:
+    async def test_a_task_is_gone_after_its_retention(
+        self, store: StoreUnderTest, ttl: float
+    ) -> None:
         """A result is readable for ``result_ttl`` after the end; then all of the task goes."""
         task = await store.taken(result_ttl=ttl)
         assert await store.end(OutcomeKind.SUCCESS, task.lease)
@@ -178,15 +182,15 @@ class SweepChecks(Suite):
         assert await store.backend.sweep(3) == NOTHING
 
     @staticmethod
-    async def _is_gone(store: Store, task_id: TaskId[Any]) -> None:
+    async def _is_gone(store: StoreUnderTest, task_id: TaskId[Any]) -> None:
         assert await store.backend.get_tasks([task_id]) == [None]
         assert await store.backend.get_results([task_id]) == {}
         with pytest.raises(TaskNotFoundError):
-            await store.backend.get_stored(task_id)
+            await store.backend.load_task(task_id)
         with pytest.raises(TaskNotFoundError):
             await store.backend.cancel(task_id)
 
-    async def test_only_final_tasks_are_pruned(self, store: Store) -> None:
+    async def test_only_final_tasks_are_pruned(self, store: StoreUnderTest) -> None:
         """A retention that is over does not matter to a task that has not ended."""
         waiting = await store.add(result_ttl=0.0, eta=await store.later(5000))
         running = await store.taken(result_ttl=0.0)
@@ -196,7 +200,9 @@ class SweepChecks(Suite):
         assert await store.status(waiting) is TaskStatus.PENDING
         assert await store.status(running.id) is TaskStatus.IN_PROGRESS
 
-    async def test_the_retention_that_ended_first_is_pruned_first(self, store: Store) -> None:
+    async def test_the_retention_that_ended_first_is_pruned_first(
+        self, store: StoreUnderTest
+    ) -> None:
         """The limit of a sweep holds for pruning too."""
         ids = []
         for ttl in (5.0, 3.0, 4.0):
@@ -208,7 +214,7 @@ class SweepChecks(Suite):
             assert await store.backend.sweep(3, 1) == Sweep(0, 0, 1)
             assert await store.backend.get_tasks([ids[number]]) == [None]
 
-    async def test_one_sweep_does_all_three(self, store: Store) -> None:
+    async def test_one_sweep_does_all_three(self, store: StoreUnderTest) -> None:
         """What is due of each kind is done and counted in one call."""
         done = await store.taken(result_ttl=1.0)
         await store.end(OutcomeKind.FAILURE, done.lease)
@@ -218,7 +224,7 @@ class SweepChecks(Suite):
         await store.advance(LEASE)
         assert await store.backend.sweep(3) == Sweep(1, 2, 1)
 
-    async def test_prune_goes_by_age(self, store: Store) -> None:
+    async def test_prune_goes_by_age(self, store: StoreUnderTest) -> None:
         """`prune` removes what ended so long ago, and nothing younger, whatever its retention."""
         task = await store.taken(result_ttl=9e6)
         await store.end(OutcomeKind.FAILURE, task.lease)
@@ -229,7 +235,7 @@ class SweepChecks(Suite):
         await self._is_gone(store, task.id)
         assert await store.backend.prune(50) == 0
 
-    async def test_prune_takes_the_earliest_ends_first(self, store: Store) -> None:
+    async def test_prune_takes_the_earliest_ends_first(self, store: StoreUnderTest) -> None:
         """The limit holds, and every kind of end is removed."""
         failed = await store.taken()
         cancelled, expired = await store.add(), await store.add(expires_at=await store.later(1))

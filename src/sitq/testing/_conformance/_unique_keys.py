@@ -12,7 +12,7 @@ import pytest
 
 from sitq.models import OutcomeKind
 from sitq.states import TaskStatus
-from sitq.testing._conformance._store import LEASE, PATIENCE, Store, new_task
+from sitq.testing._conformance._store import LEASE, PATIENCE, StoreUnderTest, new_task
 from sitq.testing._conformance._suite import Suite
 
 if TYPE_CHECKING:
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 __all__ = ["UniqueKeyChecks"]
 
-_RETURNS = (OutcomeKind.RETRY, OutcomeKind.RELEASE, OutcomeKind.MISS)
+_RETURNS = (OutcomeKind.RETRY, OutcomeKind.RELEASE, OutcomeKind.UNKNOWN_FUNCTION)
 
 
-async def _add_at_once(store: Store, callers: int) -> list[TaskId[Any]]:
+async def _add_at_once(store: StoreUnderTest, callers: int) -> list[TaskId[Any]]:
     """Have callers enqueue under one key at the same time; return the ids that they get."""
     ids: list[TaskId[Any]] = []
 
@@ -40,7 +40,7 @@ async def _add_at_once(store: Store, callers: int) -> list[TaskId[Any]]:
 class UniqueKeyChecks(Suite):
     """`Backend.enqueue` of tasks with a ``unique_key``."""
 
-    async def test_a_key_that_is_held_gives_the_holder(self, store: Store) -> None:
+    async def test_a_key_that_is_held_gives_the_holder(self, store: StoreUnderTest) -> None:
         """While its holder is pending or in progress, a key lets no other task in."""
         holder = await store.add(unique_key="k")
         second, other = new_task(unique_key="k"), new_task(unique_key="K")
@@ -50,21 +50,23 @@ class UniqueKeyChecks(Suite):
         assert await store.backend.enqueue([third]) == [holder]
         assert await store.backend.get_tasks([second.id, third.id]) == [None, None]
 
-    async def test_a_key_twice_in_a_batch_stores_the_first(self, store: Store) -> None:
+    async def test_a_key_twice_in_a_batch_stores_the_first(self, store: StoreUnderTest) -> None:
         """An earlier task of the same batch holds the key too."""
         first, plain = new_task(unique_key="k"), new_task()
         batch = [first, plain, new_task(unique_key="k"), new_task(unique_key="k")]
         assert await store.backend.enqueue(batch) == [first.id, plain.id, first.id, first.id]
         assert [task.id for task in await store.take()] == [first.id, plain.id]
 
-    async def test_keys_do_not_change_the_order_of_a_batch(self, store: Store) -> None:
+    async def test_keys_do_not_change_the_order_of_a_batch(self, store: StoreUnderTest) -> None:
         """Tasks with keys are answered, and run, in the order in which they were given."""
         tasks = [new_task(unique_key=key) for key in ("c", "a", None, "B", "b", "aa")]
         ids = [task.id for task in tasks]
         assert await store.backend.enqueue(tasks) == ids
         assert [task.id for task in await store.take()] == ids
 
-    async def test_a_holder_that_is_enqueued_again_is_its_own_holder(self, store: Store) -> None:
+    async def test_a_holder_that_is_enqueued_again_is_its_own_holder(
+        self, store: StoreUnderTest
+    ) -> None:
         """A task with a key may be sent again after an error that left its fate unknown."""
         task = new_task(unique_key="k")
         assert await store.backend.enqueue([task]) == [task.id]
@@ -73,7 +75,7 @@ class UniqueKeyChecks(Suite):
 
     @pytest.mark.parametrize("kind", _RETURNS)
     async def test_a_task_put_back_still_holds_its_key(
-        self, store: Store, kind: OutcomeKind
+        self, store: StoreUnderTest, kind: OutcomeKind
     ) -> None:
         """A key is held through all attempts."""
         task = await store.taken(unique_key="k")
@@ -83,7 +85,7 @@ class UniqueKeyChecks(Suite):
     @pytest.mark.parametrize(
         "kind", [OutcomeKind.SUCCESS, OutcomeKind.FAILURE, OutcomeKind.CANCELLED]
     )
-    async def test_an_end_frees_the_key(self, store: Store, kind: OutcomeKind) -> None:
+    async def test_an_end_frees_the_key(self, store: StoreUnderTest, kind: OutcomeKind) -> None:
         """Once its holder is final, a key is free for one other task."""
         task = await store.taken(unique_key="k")
         assert await store.end(kind, task.lease)
@@ -91,7 +93,7 @@ class UniqueKeyChecks(Suite):
         assert new != task.id
         assert await store.add(unique_key="k") == new
 
-    async def test_cancelling_and_expiring_free_the_key(self, store: Store) -> None:
+    async def test_cancelling_and_expiring_free_the_key(self, store: StoreUnderTest) -> None:
         """A key is free also after an end without an attempt."""
         first = await store.add(unique_key="k")
         await store.backend.cancel(first)
@@ -101,14 +103,14 @@ class UniqueKeyChecks(Suite):
         await store.backend.sweep(3)
         assert await store.add(unique_key="k") not in {first, second}
 
-    async def test_callers_at_once_get_one_holder(self, store: Store) -> None:
+    async def test_callers_at_once_get_one_holder(self, store: StoreUnderTest) -> None:
         """Of many callers with one key, one stores, and all get its id."""
         ids = await _add_at_once(store, 20)
         assert len(ids) == 20
         assert len(set(ids)) == 1
         assert len(await store.take()) == 1
 
-    async def test_a_holder_past_its_expiry_gives_way(self, store: Store) -> None:
+    async def test_a_holder_past_its_expiry_gives_way(self, store: StoreUnderTest) -> None:
         """One that waits can never start: it expires as the new task is stored, and not before."""
         old = await store.add(unique_key="k", expires_at=await store.later(10))
         await store.advance(10 - store.tick)
@@ -123,7 +125,7 @@ class UniqueKeyChecks(Suite):
         assert [task.id for task in await store.take()] == [new]
         assert await store.add(unique_key="k") == new
 
-    async def test_a_holder_that_expired_is_final_at_once(self, store: Store) -> None:
+    async def test_a_holder_that_expired_is_final_at_once(self, store: StoreUnderTest) -> None:
         """Its error of an earlier attempt goes, and its retention begins, as in a sweep."""
         expires_at = await store.later(10)
         task = await store.taken(unique_key="k", expires_at=expires_at, result_ttl=5.0)
@@ -136,13 +138,17 @@ class UniqueKeyChecks(Suite):
         await store.advance(5)
         assert (await store.backend.sweep(3)).pruned == 1
 
-    async def test_a_running_holder_past_its_expiry_keeps_its_key(self, store: Store) -> None:
+    async def test_a_running_holder_past_its_expiry_keeps_its_key(
+        self, store: StoreUnderTest
+    ) -> None:
         """It has started in time, and may end well while its lease lasts."""
         task = await store.taken(unique_key="k", expires_at=await store.later(10))
         await store.advance(LEASE - store.tick)
         assert await store.add(unique_key="k") == task.id
 
-    async def test_a_lost_holder_past_its_expiry_gives_up_its_key(self, store: Store) -> None:
+    async def test_a_lost_holder_past_its_expiry_gives_up_its_key(
+        self, store: StoreUnderTest
+    ) -> None:
         """Nobody will start it again; if its worker reports all the same, that counts."""
         task = await store.taken(unique_key="k", expires_at=await store.later(10))
         await store.advance(LEASE)
@@ -152,15 +158,17 @@ class UniqueKeyChecks(Suite):
         assert await store.end(OutcomeKind.SUCCESS, task.lease)
         assert await store.add(unique_key="k") == new
 
-    async def test_a_lost_holder_that_may_start_again_keeps_its_key(self, store: Store) -> None:
+    async def test_a_lost_holder_that_may_start_again_keeps_its_key(
+        self, store: StoreUnderTest
+    ) -> None:
         """Before its expiry, the end of a lease frees no key."""
         task = await store.taken(unique_key="k", expires_at=await store.later(2 * LEASE))
         await store.advance(LEASE)
         assert await store.add(unique_key="k") == task.id
 
-    @pytest.mark.parametrize("kind", [OutcomeKind.RETRY, OutcomeKind.MISS])
+    @pytest.mark.parametrize("kind", [OutcomeKind.RETRY, OutcomeKind.UNKNOWN_FUNCTION])
     async def test_a_holder_put_off_beyond_its_expiry_gives_up_its_key(
-        self, store: Store, kind: OutcomeKind
+        self, store: StoreUnderTest, kind: OutcomeKind
     ) -> None:
         """It will expire before it is due; up to that moment it stays as it is."""
         for delay, gives_way in ((10 - store.tick, False), (10 + store.tick, True)):
@@ -175,7 +183,7 @@ class UniqueKeyChecks(Suite):
             await store.take()
 
     async def test_callers_at_once_take_the_place_of_a_stale_holder_once(
-        self, store: Store
+        self, store: StoreUnderTest
     ) -> None:
         """One of many callers expires it and stores; all get the new holder's id."""
         old = await store.add(unique_key="k", expires_at=await store.later(1))
@@ -185,7 +193,7 @@ class UniqueKeyChecks(Suite):
         assert [task.id for task in await store.take()] == list(ids)
         assert await store.status(old) is TaskStatus.EXPIRED
 
-    async def test_a_holder_past_its_expiry_is_its_own_holder(self, store: Store) -> None:
+    async def test_a_holder_past_its_expiry_is_its_own_holder(self, store: StoreUnderTest) -> None:
         """It does not give way to itself, when it is sent again after an error."""
         task = new_task(unique_key="k", expires_at=await store.later(1))
         assert await store.backend.enqueue([task]) == [task.id]
@@ -195,7 +203,7 @@ class UniqueKeyChecks(Suite):
 
     @pytest.mark.parametrize("kind", [None, *_RETURNS, OutcomeKind.SUCCESS])
     async def test_a_holder_asked_to_end_gives_up_its_key(
-        self, store: Store, kind: OutcomeKind | None
+        self, store: StoreUnderTest, kind: OutcomeKind | None
     ) -> None:
         """Fresh work is stored while it still runs, and is the only holder whatever comes."""
         task = await store.taken(unique_key="k")
@@ -211,7 +219,7 @@ class UniqueKeyChecks(Suite):
 
     @pytest.mark.parametrize("until", ["end", "start"])
     async def test_keys_twice_in_a_batch_go_by_the_same_rules(
-        self, store: Store, until: Literal["end", "start"]
+        self, store: StoreUnderTest, until: Literal["end", "start"]
     ) -> None:
         """A stale holder gives way once; the first of a batch then holds the key."""
         options: dict[str, Any] = {"unique_key": "k", "unique_until": until}
@@ -223,7 +231,7 @@ class UniqueKeyChecks(Suite):
         assert [task.id for task in await store.take()] == [first.id]
 
     async def test_a_key_until_the_start_is_free_from_the_reservation_on(
-        self, store: Store
+        self, store: StoreUnderTest
     ) -> None:
         """It is held while the task waits; then another may take it, however the first ends."""
         options: dict[str, Any] = {"unique_key": "k", "unique_until": "start"}
@@ -239,7 +247,7 @@ class UniqueKeyChecks(Suite):
     @pytest.mark.parametrize("kind", _RETURNS)
     @pytest.mark.parametrize("is_taken", ["before", "after"])
     async def test_a_key_until_the_start_does_not_come_back(
-        self, store: Store, kind: OutcomeKind, is_taken: str
+        self, store: StoreUnderTest, kind: OutcomeKind, is_taken: str
     ) -> None:
         """A task that is put back after a start stays without its key, taken by another or not."""
         task = await store.taken(unique_key="k", unique_until="start")
@@ -251,7 +259,7 @@ class UniqueKeyChecks(Suite):
         assert {task.id for task in await store.take()} == {task.id, new}
 
     async def test_a_key_until_the_start_does_not_come_back_with_a_reclaim(
-        self, store: Store
+        self, store: StoreUnderTest
     ) -> None:
         """Nor does it when the worker was lost."""
         task = await store.taken(unique_key="k", unique_until="start")
