@@ -12,7 +12,7 @@ from pathlib import Path
 
 import nox
 
-__all__ = ["bench", "bench_peers", "docs", "docs_site", "lint", "soak", "tests", "types"]
+__all__ = ["bench", "bench_peers", "dev", "docs", "docs_site", "lint", "soak", "tests", "types"]
 
 ROOT = Path(__file__).parent
 PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
@@ -110,6 +110,14 @@ def tests(session: nox.Session) -> None:
     arguments += ["--ignore=tests/faults/test_mutants.py", "-k", chosen]
     env = {"HYPOTHESIS_PROFILE": "quick", "SITQ_KILL_SECONDS": "3"}
     session.run("python", "-m", "pytest", *(session.posargs or arguments), env=env)
+
+
+@nox.session(venv_backend="none")
+def dev(session: nox.Session) -> None:
+    """Install sitq, editable, and every tool beside nox, in the environment that runs it."""
+    groups = nox.project.dependency_groups(PYPROJECT, "dev", "docs")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet"]
+    session.run(*pip, "--editable", ".[trio,postgres]", *groups, external=True)
 
 
 @nox.session

@@ -11,7 +11,7 @@ from pathlib import Path
 __all__ = ["PAGES", "ROOT", "Block", "blocks", "script", "write"]
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([ROOT / "README.md", ROOT / "examples" / "README.md", *ROOT.glob("docs/**/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), ROOT / "examples" / "README.md", *ROOT.glob("docs/**/*.md")])
 
 _FENCE = re.compile(
     r"^```(?P<language>\w+)[ ]*(?P<rest>[^\n]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL

@@ -109,3 +109,28 @@ def test_the_layout_page_names_each_table_and_column(tmp_path: Path) -> None:
     assert "tasks" in tables
     missing = [f"{table}.{column}" for table, column in columns if f"`{column}`" not in page]
     assert not missing
+
+
+def test_the_glossary_is_sorted_and_says_each_word_once() -> None:
+    page = (DOCS / "reference" / "glossary.md").read_text()
+    words = re.findall(r"(?m)^\| ([a-z][^|]*) \|", page)[1:]
+    assert words == sorted(set(words))
+    references = re.findall(r"See \*([^*]+)\*", page)
+    assert references
+    assert set(references) <= set(words)
+
+
+def test_a_newer_file_is_refused_as_the_page_on_versions_says(tmp_path: Path) -> None:
+    path = tmp_path / "tasks.db"
+    with sitq.SyncTaskQueue(sitq.SQLiteBackend(path)):
+        pass
+    with closing(sqlite3.connect(path)) as database:
+        (number,) = database.execute("PRAGMA user_version").fetchone()
+        database.execute(f"PRAGMA user_version = {number + 1}")
+    before = path.read_bytes()
+    with (
+        pytest.raises(sitq.BackendFormatError),
+        sitq.SyncTaskQueue(sitq.SQLiteBackend(path)) as queue,
+    ):
+        queue.get_result(sitq.TaskId("x"), timeout=0)
+    assert path.read_bytes() == before
