@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import sqlite3
+import tomllib
 from contextlib import closing
 from pathlib import Path
 
@@ -82,6 +83,30 @@ def test_the_state_diagram_draws_exactly_the_transitions_of_the_code() -> None:
     (diagram,) = [block.text for block in blocks(page) if block.language == "mermaid"]
     drawn = set(re.findall(r"(?m)^\s*(\w+) --> (\w+)", diagram))
     assert drawn == {(str(a), str(b)) for a, targets in TRANSITIONS.items() for b in targets}
+
+
+def test_the_map_of_the_architecture_names_each_public_part_and_nothing_else() -> None:
+    page = (DOCS / "explanation" / "architecture.md").read_text()
+    source = ROOT / "src" / "sitq"
+    named = {path.rstrip("/") for path in re.findall(r"`([\w/]+(?:\.py|/))`", page)}
+    assert not [path for path in named if not (source / path).exists()]
+    parts = [path for path in source.iterdir() if not path.name.startswith("_")]
+    public = {path.name for path in parts if path.suffix == ".py" or path.is_dir()}
+    assert public <= named
+
+
+def test_the_map_of_the_architecture_has_the_order_of_the_import_contracts() -> None:
+    page = (DOCS / "explanation" / "architecture.md").read_text()
+    rows = re.findall(r"(?m)^\| [\w ]+ \| (`[^|]+`) \|", page.partition("## Stores")[0])
+    drawn = [[Path(name).stem for name in re.findall(r"`([^`]+)`", row)] for row in rows]
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    (whole,) = [c for c in contracts["contracts"] if c["containers"] == ["sitq"]]
+    layers = [re.findall(r"\w+", layer) for layer in whole["layers"]]
+    place = {name: number for number, layer in enumerate(layers) for name in layer}
+    highest = [min(place[name] for name in row) for row in drawn]
+    lowest = [max(place[name] for name in row) for row in drawn]
+    assert len(drawn) > 5
+    assert all(above < below for above, below in zip(lowest, highest[1:], strict=False))
 
 
 def test_the_queries_of_the_layout_page_run_on_a_real_file(tmp_path: Path) -> None:
