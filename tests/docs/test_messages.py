@@ -69,3 +69,41 @@ def test_a_log_line_that_a_page_shows_is_a_text_of_the_code(page: str, message: 
 def test_a_text_that_the_code_does_not_have_is_noticed() -> None:
     assert LOGGED
     assert not is_a_text_of_the_code("task 1: attempt 1 of f has collapsed (ValueError)")
+
+
+TROUBLE = ROOT / "docs" / "how-to" / "troubleshooting.md"
+SYMPTOMS = [
+    message
+    for table in re.findall(r"(?m)^\| message .+\n\| --- .+\n((?:\| .+\n)+)", TROUBLE.read_text())
+    for message in re.findall(r"(?m)^\| `([^`]+)` \|", table)
+]
+
+
+@cache
+def texts_of_the_code() -> tuple[str, ...]:
+    """Return the texts of the code, each on a line, with a NUL for what is filled in."""
+    trees = [ast.parse(path.read_text()) for path in (ROOT / "src").rglob("*.py")]
+    return tuple(PLACEHOLDER.sub("\0", text) for tree in trees for text in literals(tree))
+
+
+def parts_of(message: str) -> list[str]:
+    """Return what a message says itself: words in capitals stand for what differs."""
+    parts = re.split(r"\b[A-Z]+\b(?!_)", message)
+    # A line may be made of several texts: of what failed and why, say.
+    return [part.strip(" ,:;(") for text in parts for part in re.split(r"; |, and |: ", text)]
+
+
+@pytest.mark.parametrize("message", SYMPTOMS)
+def test_a_symptom_is_made_of_texts_of_the_code(message: str) -> None:
+    if is_a_text_of_the_code(message):
+        return
+    parts = [part for part in parts_of(message) if len(part) > 1]
+    assert parts
+    for part in parts:
+        assert any(part in text for text in texts_of_the_code()), f"nothing says {part!r}"
+
+
+def test_a_symptom_that_the_code_does_not_have_is_noticed() -> None:
+    assert len(SYMPTOMS) > 30
+    parts = parts_of("task ID has collapsed: ERROR")
+    assert not all(any(part in text for text in texts_of_the_code()) for part in parts)
