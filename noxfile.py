@@ -12,13 +12,54 @@ from pathlib import Path
 
 import nox
 
-__all__ = ["bench", "bench_peers", "dev", "docs", "docs_site", "lint", "soak", "tests", "types"]
+__all__ = [
+    "bench",
+    "bench_peers",
+    "dev",
+    "docs",
+    "docs_site",
+    "lint",
+    "nightly",
+    "soak",
+    "tests",
+    "types",
+]
 
 ROOT = Path(__file__).parent
 PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 VERSIONS = ["3.11", "3.12", "3.13"]
 COVERAGE_FILE = str(ROOT / ".nox" / ".coverage")
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
+WHEELS: list[Path] = []  # the wheel that this run has built
+
+# Tests wait for processes and for leases: more processes than cores keep the cores at work. The
+# tests of a file stay in one process, which starts that file's servers. The files start in this
+# order: those that take long come first.
+PARALLEL = ["-n", "4", "--dist", "loadfile", "--no-loadscope-reorder"]
+ALL_TESTS = [
+    "tests/faults",
+    "tests/properties",
+    "tests/postgres",
+    "tests/conformance",
+    "tests/transactions",
+    "tests/worker",
+    "tests/examples",
+    "tests/sqlite",
+    "tests/unit",
+]
+# What differs between Pythons: the event loops, annotations, the end of the interpreter, sqlite3.
+PYTHON_TESTS = [
+    "tests/faults/test_process_exit.py",
+    "tests/faults/test_exit.py",
+    "tests/properties/test_codec_annotations.py",
+    "tests/properties/test_codec_payloads.py",
+    "tests/properties/test_closing.py",
+    "tests/conformance/test_backends.py",
+    "tests/worker",
+    "tests/examples",
+    "tests/sqlite",
+    "tests/unit",
+]
 
 nox.needs_version = ">=2025.2.9"
 nox.options.sessions = ["lint", "types", "docs", "docs_site", "tests"]
@@ -40,14 +81,21 @@ def find_pyenv_interpreters() -> None:
 
 def install(session: nox.Session, *groups: str) -> None:
     """Install the tools of ``groups`` and the wheel as users get it, never the tree."""
-    wheels = Path(session.create_tmp()) / "wheel"
-    shutil.rmtree(wheels, ignore_errors=True)
-    session.run(
-        "python", "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(wheels), "."
-    )
-    (wheel,) = wheels.glob("sitq-*.whl")
+    wheel = build_wheel(session)
     session.install("--quiet", f"{wheel}[trio]", *nox.project.dependency_groups(PYPROJECT, *groups))
     session.install("--quiet", "--no-deps", "--force-reinstall", str(wheel))
+
+
+def build_wheel(session: nox.Session) -> Path:
+    """Build the wheel once, for all sessions of this run."""
+    if not WHEELS:
+        folder = ROOT / ".nox" / "wheel"
+        shutil.rmtree(folder, ignore_errors=True)
+        words = ["--quiet", "--no-deps", "--wheel-dir", str(folder), "."]
+        session.run("python", "-m", "pip", "wheel", *words)
+        WHEELS.extend(folder.glob("sitq-*.whl"))
+    (wheel,) = WHEELS
+    return wheel
 
 
 find_pyenv_interpreters()
@@ -76,7 +124,7 @@ def types(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """Run every code block of the README and the docs."""
     install(session, "test", "example")
-    session.run("python", "-m", "pytest", "tests/docs", *session.posargs)
+    session.run("python", "-m", "pytest", "-n", "3", "tests/docs", *session.posargs)
 
 
 @nox.session
@@ -95,21 +143,37 @@ def docs_site(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Test the built wheel; arguments go to pytest.
 
-    Coverage, the long searches, the long killing and most of PostgreSQL belong to the Python that
-    runs nox; on the others, which are there to tell what differs between Pythons, there is less.
+    The Python that runs nox runs every test, and measures the coverage. The others run the tests of
+    what differs between Pythons; tests/README.md lists them.
     """
     install(session, "test", "example")
-    arguments = ["--ignore=tests/docs", "--ignore=tests/benchmarks"]
     if session.python == HERE:
-        env = {"COVERAGE_FILE": COVERAGE_FILE}
-        session.run("coverage", "run", "-m", "pytest", *(session.posargs or arguments), env=env)
+        arguments = session.posargs or [*PARALLEL, *ALL_TESTS]
         # A part of the tests is only reported on.
-        session.run("coverage", "report", *(["--fail-under=0"] if session.posargs else []), env=env)
+        limit = ["--cov-fail-under=0"] if session.posargs else []
+        env = {"COVERAGE_FILE": COVERAGE_FILE}
+        session.run("python", "-m", "pytest", "--cov", *limit, *arguments, env=env)
         return
-    chosen = "test_postgres or not (postgres or psycopg or asyncpg)"  # the former: conformance
-    arguments += ["--ignore=tests/faults/test_mutants.py", "-k", chosen]
-    env = {"HYPOTHESIS_PROFILE": "quick", "SITQ_KILL_SECONDS": "3"}
-    session.run("python", "-m", "pytest", *(session.posargs or arguments), env=env)
+    arguments = session.posargs or [*PARALLEL, *PYTHON_TESTS]
+    session.run("python", "-m", "pytest", *arguments, env={"HYPOTHESIS_PROFILE": "quick"})
+
+
+@nox.session
+def nightly(session: nox.Session) -> None:
+    """Run every test, with long searches, all mutants and long kills: about an hour."""
+    install(session, "test", "example")
+    session.run(
+        "python",
+        "-m",
+        "pytest",
+        *(session.posargs or [*PARALLEL, "--timeout=3600", *ALL_TESTS]),
+        env={
+            "HYPOTHESIS_PROFILE": "nightly",
+            "SITQ_SOAK": "1",
+            "SITQ_KILL_SECONDS": "60",
+            "SITQ_SOAK_SECONDS": "600",
+        },
+    )
 
 
 @nox.session(venv_backend="none")
@@ -140,7 +204,7 @@ def bench_peers(session: nox.Session) -> None:
 
 @nox.session
 def soak(session: nox.Session) -> None:
-    """Search longer: many more generated examples, longer runs of faults."""
+    """Search for hours: many more generated examples than `nightly`, and longer runs of faults."""
     install(session, "test", "example")
     session.run(
         "python",

@@ -1,7 +1,11 @@
-"""Fixtures of all tests, and how long hypothesis searches: HYPOTHESIS_PROFILE=quick, ci or soak."""
+"""Fixtures of all tests, and the profiles of hypothesis.
+
+HYPOTHESIS_PROFILE is "quick", "ci" (the default), "nightly" or "soak".
+"""
 
 from __future__ import annotations
 
+import gc
 import os
 
 import pytest
@@ -11,6 +15,7 @@ settings.register_profile(
     "ci", max_examples=100, stateful_step_count=30, deadline=None, print_blob=True
 )
 settings.register_profile("quick", settings.get_profile("ci"), max_examples=20)
+settings.register_profile("nightly", settings.get_profile("ci"), max_examples=500)
 settings.register_profile("soak", settings.get_profile("ci"), max_examples=5000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
@@ -20,3 +25,12 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
     """Every test that touches an event loop runs on both."""
     name: str = request.param
     return name
+
+
+def pytest_collection_finish() -> None:
+    """Take what pytest has collected out of the garbage collector's sight.
+
+    Tests that call ``gc.collect()`` would walk through thousands of tests each time.
+    """
+    gc.collect()
+    gc.freeze()

@@ -51,7 +51,7 @@ def through(value: Any) -> Any:
         {"a": [1], 2: b"", None: (), (1, "k"): 1, 1.5: 2},
         set(),
         {1, "a", (2, 3)},
-        frozenset({frozenset({1}), b"x"}),
+        pytest.param(frozenset({frozenset({1}), b"x"}), id="frozenset of two"),
         uuid.UUID(int=2**127 + 1),
         decimal.Decimal("1.10"),
         decimal.Decimal("-Infinity"),
