@@ -1,4 +1,4 @@
-"""What a running task may know of itself, and how it completes itself: `current_task`."""
+"""The context of a running attempt: `current_task`, progress, and completion in a transaction."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ __all__ = ["CURRENT", "TaskContext", "TaskServices", "current_task"]
 
 @dataclass(frozen=True, slots=True)
 class TaskServices:
-    """What a worker's attempts at one function are tied to; all of them share it.
+    """What all attempts of a worker at one function share.
 
     Args:
         backend: where a task completes itself.
-        note: takes the progress that a task tells.
+        note: takes the progress that a task reports.
         encode: encodes what the function returns.
         seal: seals an outcome, if the serializer does that.
     """
@@ -78,12 +78,12 @@ class TaskContext:
 
     @property
     def attempt(self) -> int:
-        """Which attempt this is; 1 for the first."""
+        """The number of this attempt; 1 for the first."""
         return self._task.attempt
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """What travels with the task."""
+        """The headers that were stored with the task."""
         return self._task.headers
 
     @property
@@ -95,8 +95,8 @@ class TaskContext:
     def cancel_requested(self) -> bool:
         """True once the attempt is to end: cancelled, out of time, shut down, or its lease lost.
 
-        A plain function asks for it. If the task was cancelled, raising makes it ``cancelled``,
-        and a value that is returned counts.
+        A plain function checks it. If the task was cancelled, raising makes it ``cancelled``, and
+        a returned value counts as its result.
         """
         return self._cancel_requested
 
@@ -164,7 +164,9 @@ class TaskContext:
             )
 
     def progress(self, done: int, total: int | None = None, note: str = "") -> None:
-        """Say how far the task is; never waits, from any thread. The last word counts.
+        """Report how far the task is; the last call counts.
+
+        It never waits, and any thread may call it.
 
         Args:
             done: units done, 0 to 2**63 - 1.

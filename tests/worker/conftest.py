@@ -1,4 +1,4 @@
-"""A queue, and a gate that nobody has gone through."""
+"""A queue, and a gate that no task has passed."""
 
 from __future__ import annotations
 

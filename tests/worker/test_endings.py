@@ -217,10 +217,10 @@ async def test_what_is_reserved_as_the_worker_is_stopped_is_handed_back(
     asked, goes_on = anyio.Event(), anyio.Event()
 
     class Slow(SQLiteBackend):
-        async def reserve(self, *wish: Any) -> Reservation:
+        async def reserve(self, *request: Any) -> Reservation:
             asked.set()
             await goes_on.wait()
-            return await super().reserve(*wish)
+            return await super().reserve(*request)
 
     worker = Worker(Slow(path))
     async with anyio.create_task_group() as group:

@@ -1,4 +1,4 @@
-"""What fails, how often it is tried again, what is told of it, and that it kills no worker."""
+"""Failures: their retries, their logs, and that they kill no worker."""
 
 from __future__ import annotations
 

@@ -89,9 +89,9 @@ async def test_it_is_a_failure_and_the_others_of_its_batch_are_as_they_were(
     assert refused is not None
     assert (refused.status, refused.error) == (TaskStatus.FAILED, text)
     assert refused.traceback is None
-    (told,) = [record for record in caplog.records if "plain one" in record.getMessage()]
-    assert (told.levelno, str(ids[7]) in told.getMessage()) == (logging.ERROR, True)
-    assert POISON not in told.getMessage().replace("'%poison%'", "")
+    (record,) = [each for each in caplog.records if "plain one" in each.getMessage()]
+    assert (record.levelno, str(ids[7]) in record.getMessage()) == (logging.ERROR, True)
+    assert POISON not in record.getMessage().replace("'%poison%'", "")
 
 
 async def test_a_retry_stays_one(backend: Backend) -> None:

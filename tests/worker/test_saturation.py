@@ -54,9 +54,9 @@ async def test_tasks_that_take_all_places_are_named_once_a_minute(
         await minutes(clock, 0.9)
         assert not warnings(caplog)
         await minutes(clock, 2.3)
-        told = warnings(caplog)
-        assert 2 <= len(told) <= 3
-        assert all(task_id in text and waiting not in text for text in told)
+        logged = warnings(caplog)
+        assert 2 <= len(logged) <= 3
+        assert all(task_id in text and waiting not in text for text in logged)
         GATE.opened.set()
         await worker.stop()
 

@@ -1,4 +1,4 @@
-"""A worker that has nothing to do stands by for new tasks."""
+"""An idle worker leaves a pending reservation, which the next commit of a new task carries out."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ class Watched(SQLiteBackend):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self.wishes: list[tuple[int, PendingReservation]] = []
+        self.pending: list[tuple[int, PendingReservation]] = []
         self.reservations = 0
 
-    async def reserve(self, *wish: Any) -> Reservation:
+    async def reserve(self, *request: Any) -> Reservation:
         self.reservations += 1
-        return await super().reserve(*wish)
+        return await super().reserve(*request)
 
-    def reserve_on_commit(self, *wish: Any) -> PendingReservation:
-        _, _, limit, *_ = wish
-        standby = super().reserve_on_commit(*wish)
-        self.wishes.append((limit, standby))
+    def reserve_on_commit(self, *request: Any) -> PendingReservation:
+        _, _, limit, *_ = request
+        standby = super().reserve_on_commit(*request)
+        self.pending.append((limit, standby))
         return standby
 
-    async def until_another_wish(self, than: int) -> None:
-        """Wait until there are more wishes than so many."""
-        await until(lambda: len(self.wishes) > than)
+    async def until_another(self, than: int) -> None:
+        """Wait until there are more pending reservations than so many."""
+        await until(lambda: len(self.pending) > than)
 
 
 @asynccontextmanager
@@ -58,30 +58,30 @@ async def working(
     async with TaskQueue(backend) as queue, anyio.create_task_group() as group:
         worker = Worker(backend, max_concurrency=places, poll_interval=60)
         await group.start(worker.start)
-        await until(lambda: backend.wishes)
+        await until(lambda: backend.pending)
         yield queue, backend, worker, group
         GATE.opened.set()
         await worker.stop()
 
 
 def is_carried_out(standby: Any) -> bool:
-    """Tell if a transaction has taken a wish on, with or without the lock that it needs."""
+    """Return whether a transaction has taken the request, with or without the lock it needs."""
     return standby._request not in standby._commits._pending_reserves
 
 
 async def test_it_takes_what_it_can_start_and_leaves_the_rest_to_others(tmp_path: Path) -> None:
     async with working(tmp_path / "q.db", places=1) as (queue, backend, _, _):
-        assert [limit for limit, _ in backend.wishes] == [1]
+        assert [limit for limit, _ in backend.pending] == [1]
         await queue.enqueue(bounded)
         await until(GATE.entered.is_set)
         await anyio.wait_all_tasks_blocked()
-        wishes = len(backend.wishes)
+        pending = len(backend.pending)
         task_id = await queue.enqueue(nothing)
         assert (await queue.get_task(task_id)).status is TaskStatus.PENDING
-        assert len(backend.wishes) == wishes
+        assert len(backend.pending) == pending
         GATE.opened.set()
         assert (await ended(queue, task_id)).status is TaskStatus.SUCCESS
-        await backend.until_another_wish(wishes)
+        await backend.until_another(pending)
 
 
 async def test_it_takes_what_another_process_rings_for_without_asking_again(
@@ -92,10 +92,10 @@ async def test_it_takes_what_another_process_rings_for_without_asking_again(
         await anyio.wait_all_tasks_blocked()
         before = backend.reservations
         for _ in range(3):
-            wishes = len(backend.wishes)
+            pending = len(backend.pending)
             task_id = await other.enqueue(nothing)
             assert (await ended(other, task_id)).status is TaskStatus.SUCCESS
-            await backend.until_another_wish(wishes)
+            await backend.until_another(pending)
         assert backend.reservations == before
 
 
@@ -108,20 +108,20 @@ async def test_what_another_process_stores_for_later_starts_at_its_eta(tmp_path:
         assert eta <= result.started_at < eta + timedelta(seconds=1)
 
 
-async def test_a_wish_that_could_not_be_carried_out_is_not_the_last(tmp_path: Path) -> None:
+async def test_a_reservation_that_failed_is_not_the_last(tmp_path: Path) -> None:
     path, elsewhere = tmp_path / "q.db", tmp_path / "elsewhere.db"
     async with working(path) as (_, backend, _, _), TaskQueue(SQLiteBackend(path)) as other:
         await anyio.wait_all_tasks_blocked()
-        wishes = len(backend.wishes)
+        pending = len(backend.pending)
         path.rename(elsewhere)
         WakeupFile(f"{path}-bell").signal({"tasks"})
-        await backend.until_another_wish(wishes)
+        await backend.until_another(pending)
         elsewhere.rename(path)
         assert (await ended(other, await other.enqueue(nothing))).status is TaskStatus.SUCCESS
 
 
 class Refusing(SQLiteBackend):
-    """A store with which nobody can stand by."""
+    """A store that refuses pending reservations."""
 
     def reserve_on_commit(self, *_: object) -> PendingReservation:
         raise BackendError("reserve_on_commit: not today")
@@ -144,7 +144,7 @@ async def test_a_worker_lives_on_where_it_cannot_stand_by(
 async def test_the_lease_counts_from_when_the_lock_was_had(tmp_path: Path) -> None:
     path = tmp_path / "q.db"
     async with working(path) as (queue, backend, _, group):
-        (_, standby) = backend.wishes[-1]
+        (_, standby) = backend.pending[-1]
         with locked(path):
             group.start_soon(queue.enqueue, nothing)
             await until(lambda: is_carried_out(standby))
@@ -153,10 +153,10 @@ async def test_the_lease_counts_from_when_the_lock_was_had(tmp_path: Path) -> No
         assert standby.asked_at >= had_at
 
 
-async def test_who_stops_does_not_wait_for_a_wish(tmp_path: Path) -> None:
+async def test_a_stop_does_not_wait_for_a_pending_reservation(tmp_path: Path) -> None:
     path = tmp_path / "q.db"
     async with working(path) as (queue, backend, worker, group):
-        (_, standby) = backend.wishes[-1]
+        (_, standby) = backend.pending[-1]
         with locked(path):
             group.start_soon(queue.enqueue, bounded)
             await until(lambda: is_carried_out(standby))

@@ -75,12 +75,12 @@ async def test_never_more_than_max_concurrency_run(
 async def test_a_task_knows_itself(queue: TaskQueue, tmp_path: Path) -> None:
     async with working(tmp_path):
         options = queue.options(headers={"trace": "7"}, timeout=30)
-        told = queue.deserialize_result(await ended(queue, await options.enqueue(tell)))
+        seen = queue.deserialize_result(await ended(queue, await options.enqueue(tell)))
         thread_id = await queue.enqueue(tell_in_thread)
         assert queue.deserialize_result(await ended(queue, thread_id)) == thread_id
-    assert told["attempt"] == 1
-    assert told["headers"] == {"trace": "7"}
-    assert abs(told["deadline"] - datetime.now(UTC)) < timedelta(seconds=31)
+    assert seen["attempt"] == 1
+    assert seen["headers"] == {"trace": "7"}
+    assert abs(seen["deadline"] - datetime.now(UTC)) < timedelta(seconds=31)
     with pytest.raises(UsageError, match="only inside a function"):
         current_task()
 

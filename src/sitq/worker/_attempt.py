@@ -1,4 +1,4 @@
-"""One attempt: arguments rebuilt, the function called, its end turned into an outcome."""
+"""One attempt: rebuild the arguments, call the function, and make an outcome of its end."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ __all__ = ["Attempt", "EndReason", "FunctionRuntime", "NoThreadError", "Threaded
 
 
 class ThreadedCall:
-    """One call that a thread is to make.
+    """One call of a plain function in a thread.
 
     Args:
-        freed: called, in the thread, when a call that was left to itself has ended.
+        freed: called in the thread when an abandoned call has ended.
     """
 
     __slots__ = ("_begun", "_done", "_freed", "_left")
@@ -58,9 +58,9 @@ class ThreadedCall:
     def run(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any] | Raised:
-        """Make the call, in the thread, and return the value in a tuple, or what was raised.
+        """Make the call in the thread; return the value in a tuple, or the exception.
 
-        A call that was left to itself before it began is not made: its task may run elsewhere.
+        A call that was abandoned before it began is not made: its task may run elsewhere.
         """
         self._begun = True
         ended = (None,) if self._left else _called(function, args, kwargs)
@@ -70,7 +70,7 @@ class ThreadedCall:
         return ended
 
     def leave(self) -> bool:
-        """Note that nobody waits for it any more; return whether a thread still makes the call."""
+        """Abandon the call; return whether a thread still makes it."""
         self._left = True
         return self._begun and not self._done
 
@@ -81,7 +81,7 @@ def _called(
     process = os.getpid()
     try:
         ended: tuple[Any] | Raised = (function(*args, **kwargs),)
-    except BaseException as error:  # noqa: BLE001 - whatever it is, it is the task's
+    except BaseException as error:  # noqa: BLE001 - it is the task's own error
         if os.getpid() != process:
             end_child(error)
         ended = Raised(error)
@@ -106,7 +106,7 @@ class FunctionRuntime:
             that back.
         scope: makes a cancel scope of the worker's loop.
         freed: called, in a thread, when a plain function that was left to itself has ended.
-        leave: ends the worker by what a signal has raised.
+        leave: ends the worker with the exception of a signal handler.
         is_ending: tells whether the worker ends.
     """
 
@@ -126,8 +126,8 @@ class FunctionRuntime:
 
 _log: Final = Log(__name__)
 
-# So often an attempt whose asyncio task was cancelled by others is given back, if it was given back
-# or lost that often before, while its worker lives on.
+# An attempt whose asyncio task was cancelled by other code is released. While the worker goes on,
+# that holds until the task was released or lost so often.
 _MOST_GIVEN_BACK: Final = 10
 _NOT_COMMITTED: Final = "the transaction that completed this task was not committed"
 
@@ -144,7 +144,7 @@ class EndReason(Enum):
 
 
 class NoThreadError(Exception):
-    """No thread could be had for a plain function."""
+    """No thread could be started for a plain function."""
 
 
 class Attempt:
@@ -153,12 +153,12 @@ class Attempt:
     Args:
         task: what was reserved.
         lease: its lease.
-        runtime: what it shares with others.
-        since: since when it waits, by the monotonic clock.
+        runtime: what all attempts at the function share.
+        since: when it began to wait for a place, by the monotonic clock.
     """
 
-    # There is one for each task that was reserved, so it is kept small: the garbage collector
-    # looks at all of them again and again.
+    # There is one for each reserved task, and the garbage collector visits each of them. So it is
+    # kept small.
     __slots__ = (
         "_context",
         "_end",
@@ -185,22 +185,22 @@ class Attempt:
         self._context: TaskContext | None = None
         # The context variables that the function sees; set once it has begun.
         self.variables: Context
-        # What cancels it, while it can be cancelled.
+        # The scope that cancels it, while it runs.
         self.scope: AttemptScope | None = None
         self._timed_out = False
         self._end: EndReason | None = None
         # The call of a plain function, until it has ended.
         self._thread: ThreadedCall | None = None
-        # What made the attempt fail, for the log.
+        # The error of a failed attempt, for the log.
         self.raised: BaseException | None = None
         # True once other code than its own has cancelled its asyncio task.
         self.cancelled_from_outside = False
-        # The asyncio task that it is: the loop itself keeps none alive.
+        # Its asyncio task. The loop itself holds only a weak reference.
         self.host: asyncio.Task[None] | None = None
 
     @property
     def context(self) -> TaskContext | None:
-        """What the function may know of its attempt; ``None`` before it has begun."""
+        """The function's `current_task`; ``None`` before the attempt has begun."""
         return self._context
 
     @property
@@ -210,38 +210,42 @@ class Attempt:
 
     @property
     def is_hosted(self) -> bool:
-        """True while an asyncio task makes the attempt."""
+        """True while an asyncio task runs the attempt."""
         return self.host is not None and not self.host.done()
 
     def leave(self) -> bool:
-        """Tell that nobody waits for the attempt any more; True if a thread still runs it."""
+        """Abandon the call of a plain function; return whether a thread still makes it."""
         return self._thread is not None and self._thread.leave()
 
     def end(self, why: EndReason) -> None:
-        """End the attempt soon; in the loop. A plain function is only asked to."""
+        """End the attempt soon; called in the loop. A plain function is only asked to end."""
         if self._context is not None:
             self._context.request_cancel()
         if self._end is None or why is EndReason.LEASE_LOST:
             self._end = why
-        # A plain function cannot be stopped: cancelled on request, it is waited for; at a
-        # shutdown and after the loss of its lease it is left to itself.
+        # A plain function cannot be stopped. After a cancellation it is waited for; at a
+        # shutdown and after the loss of its lease it is abandoned.
         if self.scope is not None and (why is not EndReason.CANCEL or self._thread is None):
             self._cancel(self.scope, has_grace=why in {EndReason.CANCEL, EndReason.SHUTDOWN})
 
     def _cancel(self, scope: AttemptScope, *, has_grace: bool) -> None:
-        # A plain function that is left to itself has no use for a grace.
+        # An abandoned plain function needs no grace.
         if has_grace and self._thread is None:
             scope.cancel()
         else:
             scope.cancel_now()
 
     def note_cancel(self, message: object) -> None:
-        """Note that its asyncio task is cancelled, with that message."""
+        """Note a cancellation of its asyncio task.
+
+        Args:
+            message: the message of the cancellation.
+        """
         if self.scope is not None:
             self.scope.note_cancel(message)
 
     def _time_out(self) -> None:
-        """End the attempt at its timeout; in the loop."""
+        """End the attempt at its timeout; called in the loop."""
         if self.scope is None:
             return
         if self._end is None:
@@ -250,14 +254,17 @@ class Attempt:
                 self._context.request_cancel()
         elif self._thread is None:
             return  # it is cancelled already
-        # A plain function that was asked to end and has not done so is left to itself.
+        # A plain function that was asked to end and has not is abandoned.
         self._cancel(self.scope, has_grace=True)
 
     def begin(self) -> Coroutine[Any, Any, Outcome | None] | Outcome | None:
-        """Rebuild the arguments, and return what makes the call, to be run in a task of its own.
+        """Rebuild the arguments and return the coroutine that makes the call.
 
-        An attempt that cannot be made has its outcome at once; ``None``: the lease is lost. The
-        task is to run in the context `variables`.
+        The coroutine runs in a task of its own, in the context `variables`.
+
+        Returns:
+            The coroutine; or the outcome, if the call cannot be made; ``None`` if the lease is
+            lost.
         """
         if self._end is not None:
             return self.interrupted()
@@ -298,13 +305,13 @@ class Attempt:
                     ended = await self._call(args, kwargs)
         except RuntimeError:
             if ended is None and self._end is None and not self._timed_out:
-                raise  # of sitq's own: to release the task would run it again and again
-            # anyio does not let anybody leave a scope around one that was left open.
+                raise  # of sitq's own: a released task would be retried for ever
+            # anyio raises this at the end of a scope if an inner one was left open.
             _log.warning("task %s left a cancel scope open", self.lease.task_id)
         late_call()
         self.scope = None
-        # What it raises on its way out is no reason of its own; what it returns all the same is a
-        # result.
+        # An exception after the timeout is a consequence of it. A value that is returned all the
+        # same is the result.
         if self._timed_out and self._end is None and not isinstance(ended, tuple):
             late = TimeoutError(f"the attempt ran out of its timeout of {seconds:g} s")
             late.__cause__ = ended.error if ended else None
@@ -314,7 +321,7 @@ class Attempt:
     async def _call(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any] | Raised | None:
-        """Return the value in a tuple, or what was raised; ``None`` if it has to end already."""
+        """Return the value in a tuple, or the exception; ``None`` if it has to end already."""
         if self._end is not None:
             return None
         function = self._runtime.function
@@ -328,7 +335,7 @@ class Attempt:
                     ended = (await self._watched(ended[0]),)
         except NoThreadError:
             raise
-        except BaseException as error:  # noqa: BLE001 - whatever it is, it is the task's
+        except BaseException as error:  # noqa: BLE001 - it is the task's own error
             if os.getpid() != process:
                 end_child(error)
             self._note_exit(error)
@@ -363,20 +370,20 @@ class Attempt:
         return ended
 
     def interrupted(self) -> Outcome | None:
-        """The outcome of an attempt that was ended before it came to its own end."""
+        """Return the outcome of an attempt that was ended from outside."""
         if self._end is EndReason.LEASE_LOST:
             return None
         kind = Outcome.cancelled if self._end is EndReason.CANCEL else Outcome.release
         return self._unless_completed(kind(self.lease))
 
     def _unless_completed(self, outcome: Outcome | None) -> Outcome | None:
-        """Mark what counts only if the attempt has not completed itself in a transaction."""
+        """Mark an outcome that counts only if the task's own transaction was not committed."""
         if outcome is None or not self.completed:
             return outcome
         return UncommittedOutcome.of(outcome)
 
     def _outcome(self, ended: tuple[Any] | Raised | None) -> Outcome | None:
-        """The outcome of a value in a tuple, of what was raised, or of neither."""
+        """Return the outcome of a value in a tuple, of an exception, or of neither."""
         if isinstance(ended, tuple):
             return self._returned(ended[0])
         if ended is None or self._end is EndReason.LEASE_LOST:
@@ -392,11 +399,11 @@ class Attempt:
         try:
             data = runtime.function.dump_result(runtime.serializer, value)
             return Outcome.success(self.lease, data)
-        except BaseException as error:  # noqa: BLE001 - also what the value's own code raises
+        except BaseException as error:  # noqa: BLE001 - the value's own code may raise anything
             return self._refused(error)
 
     def _note_exit(self, error: BaseException) -> bool:
-        """End the worker if a signal ends the process; return whether one does."""
+        """End the worker if a signal handler has raised the error; return whether one has."""
         leaving = exit_of(error)
         if leaving is None:
             return False
@@ -406,9 +413,10 @@ class Attempt:
         return True
 
     def _is_given_back(self) -> bool:
-        """Return whether its asyncio task was cancelled by others, who mean the process by that.
+        """Return whether the attempt is released because other code cancelled its asyncio task.
 
-        While the worker lives on, that is believed so often and no more.
+        Such a cancellation usually means that the process ends. While the worker goes on, a task
+        is released only so often.
         """
         host = self.host
         if host is None or not self.cancelled_from_outside or not host.cancelling():
@@ -420,14 +428,14 @@ class Attempt:
         if self._end is None and self._is_given_back():
             return Outcome.release(self.lease)
         if self._end is not None:
-            # Asked to end, it ended by raising: that is what a plain function can do.
+            # A plain function that is asked to end can do so by raising.
             return self.interrupted()
         return self._failed(error)
 
     def _refused(self, error: BaseException) -> Outcome:
         if self._note_exit(error):
             return Outcome.release(self.lease)
-        if issubclass(type(error), SitqError):  # others may quote what was refused
+        if issubclass(type(error), SitqError):  # other errors may quote the refused value
             self.raised = error
         return outcome_of_refusal(self.lease, error)
 

@@ -1,9 +1,9 @@
-"""The asyncio or trio task of its own that each attempt runs in.
+"""The asyncio or trio task that an attempt runs in.
 
-An attempt may leave a nursery of its own open. trio reports that as an error of the attempt's task,
-which cancels the nursery around it and everything else in there. Opening a nursery and the scopes
-that cancel the attempt would cost as much as a short attempt does, so they are used again once
-their attempt has ended, unless it was cancelled.
+Each attempt has a task of its own. On trio each running attempt also has a nursery of its own: an
+attempt that leaves a nursery open makes trio cancel the nursery around it with all its tasks.
+Opening a nursery and the attempt's cancel scopes takes as long as a short attempt. So they are
+reused after their attempt has ended, unless it was cancelled.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _log: Final = Log(__name__)
 
 
 class _Place(NamedTuple):
-    """Where one attempt runs at a time."""
+    """A nursery with its cancel scopes, for one attempt at a time."""
 
     scope: AttemptScope
     nursery: trio.Nursery
@@ -45,7 +45,7 @@ class _Place(NamedTuple):
 class Nurseries:
     """Starts attempts on trio, each in a nursery that no other attempt uses at the same time.
 
-    They are out of reach of the worker's own cancellation.
+    A shield keeps the worker's own cancellation from them.
 
     Args:
         grace: seconds that the clean-up of a cancelled attempt may take.
@@ -63,7 +63,7 @@ class Nurseries:
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Hold the attempts until `close` is called and all of them have ended."""
         task_status.started()
-        # A caller that was cancelled meanwhile waits for this task, which the shield would keep.
+        # A caller that was cancelled meanwhile waits for this task, which ends here, unshielded.
         await self._trio.lowlevel.checkpoint_if_cancelled()
         with self._trio.CancelScope(shield=True):
             async with self._trio.open_nursery() as self._outer:
@@ -82,7 +82,7 @@ class Nurseries:
 
         Args:
             attempt: the attempt; its scope is set.
-            run_attempt: makes it; called with it, and raises nothing.
+            run_attempt: runs the attempt, which is its first argument; raises nothing.
             arguments: the other positional arguments.
         """
         while self._idle:
@@ -111,14 +111,14 @@ class Nurseries:
         run_attempt: Callable[..., Awaitable[None]],
         arguments: tuple[Any, ...],
     ) -> None:
-        """Open a place for an attempt and for those that follow it."""
+        """Open a place for an attempt and for later ones."""
         scope, is_over = AttemptScope(anyio.CancelScope, self._grace), self._trio.Event()
         try:
             with scope.outer, scope.inner:
                 async with self._trio.open_nursery() as nursery:
                     place = _Place(scope, nursery, is_over)
                     self._start_in(place, attempt, run_attempt, arguments)
-                    # Or the cancellation of the attempt would end the nursery, which cancels again.
+                    # A cancelled attempt would end the nursery, which would cancel it again.
                     with self._trio.CancelScope(shield=True):
                         await is_over.wait()
         except ExceptionGroup:
@@ -142,17 +142,17 @@ class Nurseries:
 
 
 STARTS_EAGERLY: Final = sys.version_info >= (3, 12)
-"""True if a task runs to where it first waits as soon as it is made."""
+"""True if a new task runs at once, up to its first wait."""
 
 _EAGERLY: Final[dict[str, Any]] = {"eager_start": True} if STARTS_EAGERLY else {}
 
 
 class AttemptTask(asyncio.Task[None]):
-    """Runs one attempt.
+    """The asyncio task of one attempt.
 
     Args:
-        call: makes the attempt.
-        attempt: is told when other code than its own cancels the task.
+        call: runs the attempt.
+        attempt: notes when other code than its own cancels the task.
         loop: the worker's loop.
     """
 
@@ -176,7 +176,9 @@ class AttemptTask(asyncio.Task[None]):
                 **_EAGERLY,
             )
         except BaseException:
-            attempt.host = None  # it may be half made, and crashes the interpreter if it is used
+            attempt.host = (
+                None  # a task whose initialization failed crashes the interpreter when it is used
+            )
             raise
 
     @property
@@ -185,12 +187,12 @@ class AttemptTask(asyncio.Task[None]):
         return STARTS_EAGERLY or getcoroutinestate(self._call) != CORO_CREATED
 
     def cancel(self, msg: Any | None = None) -> bool:
-        """Cancel the attempt, and note if its own code does not ask for it.
+        """Cancel the attempt, and note whether other code than its own asks for it.
 
         Code of the attempt runs in its context, and so do its timers and its child tasks.
         """
         if not self.has_begun:
-            # asyncio would end it without a single step: nobody would hear of its end.
+            # asyncio would end it without a first step, and its end would not be reported.
             self._attempt.end(EndReason.SHUTDOWN)
             return True
         if CURRENT.get(None) is not self._attempt.context:

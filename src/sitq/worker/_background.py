@@ -1,4 +1,4 @@
-"""A coroutine that runs beside the body of an ``async with``."""
+"""Run a coroutine beside the body of an ``async with``."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class _Ready:
 class BackgroundService:
     """Runs a service from `enter` to `leave`, which may be called by different asyncio tasks.
 
-    A fixture may be set up by one asyncio task and torn down by another, which no anyio task group
-    survives. So the service is a task of the loop's own on asyncio and a system task on trio. If it
-    fails, the body is cancelled, unless the asyncio task that called `enter` has ended.
+    A fixture may be set up by one asyncio task and torn down by another, and an anyio task group
+    does not allow that. So the service is a task of the loop's own on asyncio and a system task on
+    trio. If it fails, the body is cancelled, unless the asyncio task that called `enter` has ended.
 
     Args:
         name: what the service is called in logs.
@@ -76,7 +76,7 @@ class BackgroundService:
             self._body = _AsyncioBody() if self._on_asyncio else _TrioBody()
 
     async def leave(self, error: BaseException | None) -> bool:
-        """End the service: at once if ``error`` is a cancellation or the like, else in good order.
+        """End the service by ``stop``, or cancel it if ``error`` is a cancellation or the like.
 
         Returns:
             True if ``error`` must not be raised further.
@@ -128,7 +128,7 @@ class BackgroundService:
             self._ended.set()
 
     def _must_pass(self, error: BaseException) -> bool:
-        """Return whether the loop has to see the error too."""
+        """Return whether the error has to reach the loop too."""
         if isinstance(error, anyio.get_cancelled_exc_class()):
             return True
         # asyncio ends its loop for these; trio does not survive an error of a system task.
@@ -147,7 +147,7 @@ class _AsyncioBody:
             self._cancelled = self._task.cancel()
 
     def leave(self, error: BaseException | None) -> bool:
-        """Return whether ``error`` is the cancellation that `cancel` has asked for, alone."""
+        """Return whether ``error`` is only the cancellation that `cancel` has requested."""
         if not self._cancelled or self._task is None:
             return False
         others = self._task.uncancel()
@@ -165,7 +165,7 @@ class _TrioBody:
         self._scope.cancel()
 
     def leave(self, error: BaseException | None) -> bool:
-        """Return whether ``error`` is the cancellation that `cancel` has asked for, alone."""
+        """Return whether ``error`` is only the cancellation that `cancel` has requested."""
         kind = None if error is None else type(error)
         trace = None if error is None else error.__traceback__
         return bool(self._scope.__exit__(kind, error, trace))

@@ -1,4 +1,4 @@
-"""How an attempt is cancelled: once, then a grace for its clean-up, then at every await."""
+"""Cancel an attempt: once, then after a grace for its clean-up at every await."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ T = TypeVar("T")
 
 
 class AttemptScope:
-    """What cancels an attempt; it runs in ``with scope.outer, scope.inner``.
+    """The cancel scopes of an attempt, which runs in ``with scope.outer, scope.inner``.
 
-    anyio and trio cancel again at each ``await``. So there are two scopes: the outer one is
-    cancelled first, and once that has reached the attempt, the inner one shields it for the grace.
-    At its end the inner one is cancelled for good.
+    anyio and trio cancel again at each ``await``. So there are two scopes. The outer one is
+    cancelled first. Once that has reached the attempt, the inner one shields it for the grace. At
+    the end of the grace the inner one is cancelled for good.
 
     Args:
         scope: makes a cancel scope of the running loop.
@@ -45,7 +45,7 @@ class AttemptScope:
         """True once the attempt is cancelled."""
 
     def cancel(self) -> None:
-        """Cancel the attempt once, and for good after its grace; in the loop."""
+        """Cancel the attempt once, and for good after its grace; called in the loop."""
         if self._grace <= 0:
             self.cancel_now()
             return
@@ -58,7 +58,7 @@ class AttemptScope:
             self.outer.cancel(self._reason)
 
     def cancel_now(self) -> None:
-        """Cancel the attempt for good, without a grace; in the loop."""
+        """Cancel the attempt for good, without a grace; called in the loop."""
         self.cancel_called = True
         self.inner.cancel()
 
@@ -67,9 +67,10 @@ class AttemptScope:
         return f"the attempt is to end ({id(self):x})"
 
     def note_cancel(self, message: object) -> None:
-        """Begin the grace if asyncio cancels the task by order of the outer scope.
+        """Begin the grace if the outer scope is what makes asyncio cancel the task.
 
-        That is once the task is no longer shielded. Scopes of its own may cancel it before.
+        The outer scope cancels the task once it is no longer shielded. Scopes of the task's own
+        may cancel it before.
 
         Args:
             message: the message of the cancellation.
@@ -102,16 +103,16 @@ class AttemptScope:
             except GeneratorExit:
                 steps.close()
                 raise
-            except BaseException as error:  # noqa: BLE001 - it is for the awaited one to judge
+            except BaseException as error:  # noqa: BLE001 - it goes on to the awaited coroutine
                 step, value = steps.throw, error
             else:
                 step = steps.send
                 self._note(getattr(value, "error", None))
 
     def _note(self, raised: BaseException | None) -> None:
-        """Begin the grace if what trio raises in the attempt is the cancellation of it.
+        """Begin the grace if the outer scope is what makes trio cancel the attempt.
 
-        Scopes of its own cancel it too, that of every ``trio.sleep()`` for one.
+        Scopes of the attempt's own cancel it too, such as that of every ``trio.sleep()``.
         """
         if not self.cancel_called or raised is None:
             return

@@ -1,4 +1,4 @@
-"""What a task raised, as the text that is stored: its own frames, no local variables."""
+"""Turn a task's exception into the text that is stored: its own frames, no local variables."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ _OURS: Final = str(Path(__file__).resolve().parents[1]) + os.sep
 
 
 class Raised:
-    """An exception of the task's, carried past code that is not the task's."""
+    """An exception of the task's own code."""
 
     __slots__ = ("error",)
 
     def __init__(self, error: BaseException) -> None:
         trace = _TRACEBACK.__get__(error)
-        # The first frame is the one that caught it.
+        # The first frame is that of sitq, which caught it.
         _TRACEBACK.__set__(error, trace.tb_next if trace else None)
         self.error: Final = error
 
 
 def error_text(error: BaseException) -> str:
-    """``"ValueError: text"``, whatever the error's own ``str()`` does."""
+    """Return ``"ValueError: text"``, whatever the error's own ``str()`` does."""
     name = _name_of(type(error))
     try:
-        text = str.__str__(str(error))  # of a subclass, the formatting would be a stranger's
+        text = str.__str__(str(error))  # a subclass may format itself
     except BaseException as inner:  # noqa: BLE001 - the error's own __str__ is user code
         _raise_exit(inner)
         text = f"<str() of it raised {_name_of(type(inner))}>"
@@ -47,31 +47,31 @@ def _name_of(kind: type[BaseException]) -> str:
         if kind.__module__ in {"builtins", "__main__", "__mp_main__"}:
             return name
         name = f"{kind.__module__!s}.{name}"
-    except BaseException as inner:  # noqa: BLE001 - a metaclass is a stranger's code too
+    except BaseException as inner:  # noqa: BLE001 - a metaclass is user code too
         _raise_exit(inner)
         return "Exception"
     return name
 
 
 def traceback_text(error: BaseException) -> str | None:
-    """The error's traceback without sitq's own frames; ``None`` if it cannot be shown."""
+    """Return the traceback without sitq's own frames, or ``None`` if it cannot be formatted."""
     try:
         trace = TracebackException.from_exception(error, compact=True)
         _only_theirs(trace)
         return _clean("".join(trace.format()), MAX_TRACEBACK)
-    except BaseException as inner:  # noqa: BLE001 - strange errors must not become errors of ours
+    except BaseException as inner:  # noqa: BLE001 - the error's own code may raise anything
         _raise_exit(inner)
         return None
 
 
 def _raise_exit(inner: BaseException) -> None:
-    """Raise what a signal handler raised meanwhile: it is for the process."""
+    """Raise an error again if a signal handler raised it, since it ends the process."""
     if exit_of(inner) is not None:
         raise inner
 
 
 def _only_theirs(trace: TracebackException) -> None:
-    """Take sitq's frames out, also out of causes, contexts and members of groups."""
+    """Remove sitq's frames, also from causes, contexts and members of groups."""
     todo: list[TracebackException | None] = [trace]
     while todo:
         each = todo.pop()
@@ -82,7 +82,7 @@ def _only_theirs(trace: TracebackException) -> None:
 
 
 def _clean(text: str, limit: int) -> str:
-    """A text that every store can take: valid UTF-8 and of bounded length."""
+    """Return a text that every store can keep: valid UTF-8 of bounded length."""
     if len(text) > limit:
         half = limit // 2
         text = (

@@ -1,7 +1,7 @@
-"""What ends the process while a task runs; users' objects are judged by their types only.
+"""Recognize awaitables by their type alone, and end a process that a task forked.
 
-``isinstance`` reads ``__class__``, and ``inspect.isawaitable`` looks attributes up. Both may
-run the user's code.
+``isinstance`` reads ``__class__``, and ``inspect.isawaitable`` reads attributes. Both may run
+the user's code.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _NAMES: Final = type.__dict__["__dict__"]
 
 
 def is_awaitable(value: object) -> bool:
-    """Return whether ``await`` takes a value."""
+    """Return whether a value can be awaited."""
     kind = type(value)
     if kind is GeneratorType:
         generator: Any = value
@@ -30,13 +30,13 @@ def is_awaitable(value: object) -> bool:
 
 
 def end_child(error: BaseException | None) -> NoReturn:
-    """End a process that a task forked, as its interpreter would; no other code of ours runs.
+    """End a process that a task forked, with the exit code that its interpreter would give.
 
-    The loop, its descriptors and the store's connections are the parent's: to go on with them
-    would harm it.
+    The loop, its descriptors and the store's connections belong to the parent, so no other code
+    of sitq may run in the child.
 
     Args:
-        error: what the task's function raised in the child.
+        error: the exception of the task's function in the child, if any.
     """
     code: object = 0
     if error is not None:

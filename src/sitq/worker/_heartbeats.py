@@ -1,4 +1,4 @@
-"""Heartbeats: an OS thread renews the leases, whatever the event loop is doing."""
+"""Renew the leases in an OS thread, whatever the event loop is doing."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ __all__ = ["Heartbeats"]
 _log: Final = Log(__name__)
 
 _BEATS_PER_LEASE: Final = 3
-# A task is given up before its lease ends by this share of it, since a renewal may be under way.
+# An attempt is ended before its lease expires, by this share of the lease: a renewal may be under
+# way.
 _MARGIN: Final = 0.2
-# A process that stood still leaves its leases to the next beat for at least so many seconds.
+# After the process stood still, the next beat has at least so many seconds to renew the leases.
 _SHORTEST_PATIENCE: Final = 1.0
 
 
@@ -37,7 +38,7 @@ class Heartbeats:
         backend: an open backend.
         lease: seconds that a lease lasts.
         loop: the worker's loop.
-        tell: called in the loop with each lease that is lost or whose task is to end.
+        notify: called in the loop with each lease that is lost or whose task is to be cancelled.
     """
 
     def __init__(
@@ -45,13 +46,13 @@ class Heartbeats:
         backend: Backend,
         lease: float,
         loop: LoopRef,
-        tell: Callable[[Lease, LeaseState], None],
+        notify: Callable[[Lease, LeaseState], None],
     ) -> None:
         self._backend = backend
         self._clock = backend.clock
         self._lease = lease
         self._loop = loop
-        self._tell = tell
+        self._notify = notify
         self._renewed: dict[Lease, float] = {}
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -59,13 +60,13 @@ class Heartbeats:
         self._ready = anyio.Event()
         self._ended = anyio.Event()
         self._error: BaseException | None = None
-        # When `overdue` was last called, and until when it leaves the leases to the next beat.
+        # When `overdue` was last called, and until when it waits for the next beat.
         self._looked_at: float | None = None
         self._patient_until = float("-inf")
         self._thread = threading.Thread(target=self._run, name="sitq-heartbeats", daemon=True)
 
     async def start(self) -> None:
-        """Begin to beat; return once there is a connection for it.
+        """Start the thread; return once it has a connection.
 
         Raises:
             BackendError: the connection could not be opened.
@@ -80,34 +81,39 @@ class Heartbeats:
             raise self._error
 
     def stop(self) -> None:
-        """Stop beating; the thread ends by itself."""
+        """Stop renewing; the thread then ends by itself."""
         self._stopping = True
         self._wake.set()
 
     async def ended(self) -> BaseException | None:
-        """Return once the thread has ended; what ended it before `stop` was called."""
+        """Wait until the thread has ended; return the error that ended it, if any."""
         await self._ended.wait()
         return self._error
 
     def add(self, leases: Iterable[Lease], asked_at: float) -> None:
-        """Keep leases that were asked for at ``asked_at`` on the monotonic clock."""
+        """Renew these leases from now on.
+
+        Args:
+            leases: the leases.
+            asked_at: when they were requested, by the monotonic clock.
+        """
         renewed = dict.fromkeys(leases, asked_at)
         with self._lock:
             self._renewed.update(renewed)
 
     def remove(self, leases: Iterable[Lease]) -> None:
-        """Keep leases no longer."""
+        """Renew these leases no longer."""
         with self._lock:
             for lease in leases:
                 self._renewed.pop(lease, None)
 
     def keeps(self, lease: Lease) -> bool:
-        """Return whether a lease is kept."""
+        """Return whether a lease is renewed."""
         with self._lock:
             return lease in self._renewed
 
     def kept(self) -> list[Lease]:
-        """Return all leases that are kept."""
+        """Return all leases that are renewed."""
         with self._lock:
             return list(self._renewed)
 
@@ -116,20 +122,20 @@ class Heartbeats:
         self._wake.set()
 
     def behind(self) -> list[Lease]:
-        """Return the leases that were not renewed for a lease less a margin."""
+        """Return the leases that are about to expire: a margin of their time is left, or less."""
         too_old = self._clock.monotonic() - self._lease * (1 - _MARGIN)
         with self._lock:
             return [lease for lease, renewed in self._renewed.items() if renewed <= too_old]
 
     def overdue(self, interval: float) -> list[Lease]:
-        """Return the leases that could not be renewed in time: their attempts must end.
+        """Return the leases that could not be renewed in time. Their attempts must end.
 
-        A process that stood still has had no chance to renew them: C code held the interpreter's
-        lock, or the process was stopped. A lease whose time has run out can still be renewed if
-        nobody has reclaimed it, so the next beat is waited for.
+        A process that stood still could not renew them: C code held the interpreter's lock, or
+        the process was stopped. An expired lease can still be renewed until a sweep reclaims it.
+        So after a standstill the method waits for the next beat.
 
         Args:
-            interval: seconds between two calls, where nothing holds the process up.
+            interval: seconds between two calls, while the process runs normally.
         """
         now, margin = self._clock.monotonic(), self._lease * _MARGIN
         if self._looked_at is not None and now - self._looked_at > interval + margin:
@@ -142,7 +148,7 @@ class Heartbeats:
         try:
             keeper = self._backend.lease_keeper()
             try:
-                # With no descriptor or no connection slot left, the first beat would come too late.
+                # An exhausted limit of descriptors or connections shows now, not at the first beat.
                 keeper.renew((), self._lease)
                 self._loop.call_soon(self._ready.set)
                 self._beat(keeper)
@@ -157,7 +163,7 @@ class Heartbeats:
         self._ended.set()
 
     def _beat(self, keeper: LeaseKeeper) -> None:
-        """Renew the leases, again and again, until stopped."""
+        """Renew the leases periodically, until stopped."""
         period = self._lease / _BEATS_PER_LEASE
         pause = period
         failing = False
@@ -186,7 +192,7 @@ class Heartbeats:
                 failing = False
 
     def _note(self, leases: list[Lease], states: list[LeaseState], asked_at: float) -> None:
-        told = []
+        notified = []
         with self._lock:
             for lease, state in zip(leases, states, strict=True):
                 if lease not in self._renewed:
@@ -194,6 +200,6 @@ class Heartbeats:
                 if state in {LeaseState.HELD, LeaseState.CANCEL_REQUESTED}:
                     self._renewed[lease] = asked_at
                 if state in {LeaseState.LOST, LeaseState.CANCEL_REQUESTED}:
-                    told.append((lease, state))
-        for lease, state in told:
-            self._loop.call_soon(partial(self._tell, lease, state))
+                    notified.append((lease, state))
+        for lease, state in notified:
+            self._loop.call_soon(partial(self._notify, lease, state))

@@ -1,7 +1,8 @@
-"""The outcome of an attempt that raised, or that this worker could not start.
+"""Make the outcome of an attempt that raised, or that this worker could not start.
 
-Their function is unknown here, or takes no such arguments here: a deploy is under way, or one was
-forgotten. They are put back with a growing delay, and failed at last.
+A worker cannot start a task whose function is unknown here or takes no such arguments here. Usually
+a deploy is under way, or one was forgotten. Such a task is put back with a growing delay, and fails
+after the last try.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def outcome_of_refusal(lease: Lease, error: BaseException) -> Outcome:
 
     Args:
         lease: the lease of the attempt.
-        error: what says why; its traceback would show none of the task's own code.
+        error: the reason; its traceback would show none of the task's own code.
     """
     return Outcome.failure(lease, error_text(error))
 
@@ -75,15 +76,15 @@ def outcome_of_refusal(lease: Lease, error: BaseException) -> Outcome:
 def log_end(
     task: ReservedTask, outcome: Outcome, error: BaseException | None, worker_id: str
 ) -> None:
-    """Log an end that is no success: a failure at ERROR, with the error and its traceback.
+    """Log an unsuccessful end: a failure at ERROR, with the error and its traceback.
 
-    A retry is a WARNING, anything else an INFO. The message has no text of the error's: that may
-    hold arguments, and who reads tracebacks finds it there.
+    A retry is a WARNING, anything else an INFO. The message leaves out the error's own text, which
+    may hold arguments. The traceback has it.
 
     Args:
         task: what was attempted.
         outcome: how the attempt ended.
-        error: what the function raised, if it did.
+        error: the exception that the function raised, if any.
         worker_id: the worker that made the attempt.
     """
     kind = f" ({outcome.error.partition(':')[0]})" if outcome.error else ""
@@ -110,11 +111,11 @@ _NO_WORKER: Final = f"in {_MAX_MISSES} tries the task met no worker that"
 
 
 def outcome_of_unknown_function(task: ReservedTask, similar: Sequence[str] = ()) -> Outcome:
-    """Return what becomes of a task whose function this worker does not know.
+    """Return the outcome of a task whose function this worker does not know.
 
     Args:
         task: what was reserved.
-        similar: names that the worker knows, and that may be meant.
+        similar: similar names that the worker knows.
     """
     name = one_line(task.function)
     known = " and ".join(map(one_line, similar))
@@ -136,11 +137,11 @@ def outcome_of_unknown_function(task: ReservedTask, similar: Sequence[str] = ())
 
 
 def outcome_of_mismatch(task: ReservedTask, error: ValidationError) -> Outcome:
-    """Return what becomes of a task whose arguments do not fit this worker's function.
+    """Return the outcome of a task whose arguments do not fit this worker's function.
 
     Args:
         task: what was reserved.
-        error: what does not fit; its text names parameters, fields and types, never values.
+        error: the mismatch; its text names parameters, fields and types, never values.
     """
     advice = "run the version of the program that stored it, or one that takes these arguments"
     reason = f"{one_line(task.function)} takes no such arguments here: {one_line(str(error), 1000)}"
@@ -150,7 +151,7 @@ def outcome_of_mismatch(task: ReservedTask, error: ValidationError) -> Outcome:
 
 
 def _put_back(task: ReservedTask, reason: str, error: str) -> Outcome:
-    """Put a task back for a while, or fail it with an error after the last try."""
+    """Return the outcome that puts a task back for a while, or fails it after the last try."""
     if task.unknown_function_count + 1 >= _MAX_MISSES:
         return Outcome.failure(task.lease, error)
     delay = min(2.0**task.unknown_function_count, _LONGEST_DELAY)

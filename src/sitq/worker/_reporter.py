@@ -1,7 +1,8 @@
-"""Outcomes on their way to the store: written in groups, kept while the store is unavailable.
+"""Write outcomes to the store in groups, and keep them while the store is unavailable.
 
-The store cannot judge such an outcome before that transaction has ended. So each is written by
-itself, and no other has to wait for it.
+A task that completes itself may have a transaction that is still open when its attempt ends. The
+store cannot accept or refuse its outcome before that transaction has ended. So such an outcome is
+written by itself, and no other has to wait for it.
 """
 
 from __future__ import annotations
@@ -66,14 +67,14 @@ def storable_outcome(outcome: Outcome, error: BackendValueError) -> Outcome | No
 
 
 class UncommittedOutcome(Outcome):
-    """What becomes of a task that completed itself in a transaction that was not committed.
+    """The outcome of a task that completed itself in a transaction that was not committed.
 
-    If it was committed, the store refuses this, and that is as it should be.
+    If the transaction was committed, the store refuses this outcome, which is correct.
     """
 
     @classmethod
     def of(cls, outcome: Outcome) -> UncommittedOutcome:
-        """The same outcome, expected to be refused."""
+        """Return the same outcome as one that the store is expected to refuse."""
         return cls(**dict(outcome))
 
 
@@ -89,14 +90,14 @@ def _log_end(outcome: Outcome) -> None:
 
 
 class UncommittedOutcomes:
-    """Writes fallbacks, each until the store has judged it.
+    """Writes uncommitted outcomes, each by itself until the store accepts or refuses it.
 
-    One may be written twice: whichever comes second changes nothing.
+    One may be written twice: the second write changes nothing.
 
     Args:
         backend: an open backend.
-        done: called with the leases whose outcomes need no more care.
-        backoff: told of failures.
+        done: called with the leases whose outcomes are accepted or refused.
+        backoff: counts the failures.
     """
 
     def __init__(
@@ -111,7 +112,7 @@ class UncommittedOutcomes:
         self._judged = anyio.Event()
 
     def add(self, outcome: UncommittedOutcome) -> None:
-        """Have one written soon."""
+        """Write an outcome soon."""
         self._waiting[outcome.lease] = outcome
         self._new.append(outcome)
         self._added.set()
@@ -120,12 +121,12 @@ class UncommittedOutcomes:
         return lease in self._waiting
 
     async def written(self) -> None:
-        """Return once none waits to be judged."""
+        """Return once each has been accepted or refused."""
         while self._waiting:
             await self._judged.wait()
 
     async def run(self) -> None:
-        """Write what comes, for ever."""
+        """Write outcomes as they come, until cancelled."""
         async with anyio.create_task_group() as group:
             while True:
                 await self._added.wait()
@@ -135,7 +136,7 @@ class UncommittedOutcomes:
                     group.start_soon(self._write, outcome)
 
     async def flush(self) -> None:
-        """Write all that wait, once `run` has ended."""
+        """Write all that wait; called once `run` has ended."""
         async with anyio.create_task_group() as group:
             for outcome in list(self._waiting.values()):
                 group.start_soon(self._write, outcome)
@@ -171,7 +172,7 @@ _GROUP: Final = 1000
 
 
 class FailureBackoff:
-    """Failures in a row of one activity: logged once, answered with growing pauses."""
+    """Counts failures in a row of one activity: logs the first, and returns growing pauses."""
 
     def __init__(self, activity: str, longest: float) -> None:
         self._activity = activity
@@ -182,7 +183,7 @@ class FailureBackoff:
         """Note a failure; return the seconds to pause."""
         self._failures += 1
         if self._failures == 1:
-            # sitq's own errors say enough; anything else is a bug worth its traceback.
+            # sitq's own errors say enough; any other is a bug, and its traceback is logged.
             trace = None if isinstance(error, BackendError) else error
             _log.warning("cannot %s, will try again: %s", self._activity, error, error=trace)
         longest = min(self._longest, 0.05 * 2.0 ** min(self._failures, 10))
@@ -205,7 +206,7 @@ class Reporter:
 
     Args:
         backend: an open backend.
-        done: called with the leases whose outcomes need no more care.
+        done: called with the leases whose outcomes are accepted or refused.
     """
 
     def __init__(self, backend: Backend, done: Callable[[list[Lease]], None]) -> None:
@@ -213,7 +214,7 @@ class Reporter:
         self._done = done
         self._waiting: dict[Lease, Outcome] = {}
         self._group: dict[Lease, Outcome] = {}
-        # May have been stored when the write was cut short.
+        # Outcomes of an interrupted write, which may have been stored.
         self._unsure: set[Lease] = set()
         self._writing = False
         self._added = anyio.Event()
@@ -225,8 +226,8 @@ class Reporter:
         self._uncommitted = UncommittedOutcomes(backend, done, self._backoff)
 
     def add(self, lease: Lease, outcome: Outcome) -> None:
-        """Have the outcome of a lease written soon."""
-        # The instance check of a model would cost as much as all the rest.
+        """Write the outcome of a lease soon."""
+        # `isinstance` on a pydantic model takes as long as the rest of this method.
         if type(outcome) is UncommittedOutcome:
             self._uncommitted.add(outcome)
             return
@@ -242,23 +243,23 @@ class Reporter:
 
     @property
     def is_failing(self) -> bool:
-        """True while the store does not take what waits."""
+        """True while the store does not accept the outcomes that wait."""
         return self._backoff.is_failing and bool(self._waiting or self._group)
 
     def is_writing(self, lease: Lease) -> bool:
-        """Return whether the outcome of a lease is with the store at this moment."""
+        """Return whether the outcome of a lease is being written at this moment."""
         return lease in self._group
 
     def has_outcome(self, lease: Lease) -> bool:
-        """Return whether an outcome of a lease waits to be written, or is written."""
+        """Return whether an outcome of a lease waits to be written, or is being written."""
         return lease in self._waiting or lease in self._group or lease in self._uncommitted
 
     def expects_refusal(self, lease: Lease) -> bool:
-        """Return whether what waits for a lease counts only if its success was rolled back."""
+        """Return whether the outcome that waits for a lease is an uncommitted one."""
         return lease in self._uncommitted
 
     def _update(self) -> None:
-        """Bring the two events in line with what waits."""
+        """Set the two events according to the outcomes that wait."""
         if self._waiting:
             self._added.set()
             if self._empty.is_set():
@@ -274,7 +275,7 @@ class Reporter:
         await self._uncommitted.written()
 
     async def run(self) -> None:
-        """Write what comes, for ever."""
+        """Write outcomes as they come, until cancelled."""
         async with anyio.create_task_group() as group:
             group.start_soon(self._uncommitted.run)
             while True:
@@ -282,19 +283,19 @@ class Reporter:
                 await self._flush()
 
     async def flush(self) -> None:
-        """Write all that waits, once `run` has ended."""
+        """Write all that waits; called once `run` has ended."""
         await self._flush()
         await self._uncommitted.flush()
 
-    def hurry(self, seconds: float) -> float:
-        """Wait no longer than that for the store; return when that is, by the loop's clock."""
+    def limit_time(self, seconds: float) -> float:
+        """Limit the time that is left for writing; return the deadline by the loop's clock."""
         if self._deadline == float("inf"):
             self._deadline = anyio.current_time() + seconds
             self._sending.deadline = self._deadline
         return self._deadline
 
     async def _flush(self) -> None:
-        """Write what waits; a cancellation never cuts a write in two."""
+        """Write what waits; a cancellation does not interrupt a write."""
         if self._writing:
             await self._empty.wait()
             return
@@ -318,8 +319,8 @@ class Reporter:
                 self._waiting = group | self._waiting
                 return self._backoff.fail(error)
             if len(group) == 1:
-                return self._keep(*group.popitem(), error)
-            # One of the group may be to blame: each goes alone, that one last.
+                return self._try_again(*group.popitem(), error)
+            # One of the group may be the reason, so each is written by itself.
             return await self._write_each(group)
         except BaseException:
             self._take_back(group)
@@ -327,19 +328,20 @@ class Reporter:
         finally:
             self._group = {}
         self._backoff.succeed()
-        self._settle(group, accepted)
+        self._note_accepted(group, accepted)
         return 0.0
 
     def _take_back(self, group: dict[Lease, Outcome]) -> None:
-        """Keep outcomes whose write asyncio's own cancellation has cut short: it knows no shield.
+        """Keep outcomes whose write was interrupted by asyncio's own cancellation.
 
-        What the store may have is written again by the last flush, and then refused.
+        A shield does not stop that one. The last flush writes them again, and the store refuses
+        those that it has.
         """
         self._unsure.update(group)
         self._waiting = group | self._waiting
 
     async def _send(self, outcomes: list[Outcome]) -> list[bool]:
-        """Hand outcomes to the store; but for the end of `hurry`, nothing cuts that in two."""
+        """Write outcomes to the store; only the deadline of `limit_time` interrupts that."""
         with anyio.CancelScope(shield=True, deadline=self._deadline) as self._sending:
             return await self._backend.finish(outcomes)
         raise BackendBusyError("finish: the store has not answered in time")
@@ -358,22 +360,22 @@ class Reporter:
                 try:
                     accepted = await self._send([outcome])
                 except Exception as error:  # noqa: BLE001 - see above
-                    pause = max(pause, self._keep(lease, outcome, error))
+                    pause = max(pause, self._try_again(lease, outcome, error))
                 else:
-                    self._settle({lease: outcome}, accepted)
+                    self._note_accepted({lease: outcome}, accepted)
                 del rest[lease]
         except BaseException:
             self._take_back(rest)
             raise
         return pause
 
-    def _keep(self, lease: Lease, outcome: Outcome, error: Exception) -> float:
-        """Have an outcome that failed alone tried again; return the seconds to pause before."""
+    def _try_again(self, lease: Lease, outcome: Outcome, error: Exception) -> float:
+        """Keep an outcome that failed by itself for another try; return the seconds to pause."""
         plain = storable_outcome(outcome, error) if isinstance(error, BackendValueError) else None
         self._waiting[lease] = plain or outcome
         return 0.0 if plain else self._backoff.fail(error)
 
-    def _settle(self, group: dict[Lease, Outcome], accepted: list[bool]) -> None:
+    def _note_accepted(self, group: dict[Lease, Outcome], accepted: list[bool]) -> None:
         self._done(list(group))
         for outcome, was_accepted in zip(group.values(), accepted, strict=True):
             if not was_accepted and outcome.lease not in self._unsure:

@@ -1,4 +1,4 @@
-"""Reserving: what is due goes to the runners, as soon as there is room for it."""
+"""Reserve due tasks for the pool of runners, as soon as it has room."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ __all__ = ["FULL_SWEEP", "Reserver"]
 
 _log: Final = Log(__name__)
 
-# A sweep that did so much may have left more to do.
+# A sweep that changed so many tasks may have left some.
 FULL_SWEEP: Final = 1000
-# For so many seconds after it has put back a task that it cannot start, a worker looks so much
-# later at the store when time makes a task due: another that has a place, and may be able to start
-# it, comes first. No task is put back for longer than that.
-_DEFERRING: Final = 120.0
-_DEFERENCE: Final = 0.1
+# For so many seconds after it has put back a task of a function that it does not know, a worker
+# reserves tasks so many seconds after their eta. Another worker, which may know the function, comes
+# first. No task is put back for longer than that.
+_DEFERRING_SECONDS: Final = 120.0
+_DEFERENCE_SECONDS: Final = 0.1
 
 
 class Reserver:
-    """Looks at the store when something may be due, and stands by otherwise.
+    """Reserves tasks when some may be due, and leaves a pending reservation otherwise.
 
     Args:
         worker_id: the name of the leases' holder.
         backend: an open backend.
         registry: the functions that may run.
         options: the worker's settings.
-        heartbeats: keep its leases.
-        reporter: takes the outcomes of what cannot run.
+        heartbeats: renews the leases.
+        reporter: writes the outcomes of tasks that cannot run.
         drain: end when nothing is due any more.
     """
 
@@ -72,35 +72,35 @@ class Reserver:
         self._heartbeats = heartbeats
         self._reporter = reporter
         self._drain = drain
-        # What has ended a drain before its time.
+        # The error that ends a drain.
         self.error: Exception | None = None
         self._stopping = False
         self._reserve_backoff = FailureBackoff("reserve tasks", longest=5.0)
         self._pending_backoff = FailureBackoff("stand by for tasks", longest=5.0)
         self._listener: Listener | None = None
         self._woken = anyio.Event()
-        # True if tasks may be due that the last look at the store did not see.
+        # True if tasks may have become due since the last reservation.
         self._due = True
         self._look_at = float("-inf")
         self._wants_room = False
-        # The wait of a drain until all outcomes are written.
+        # A drain waits in it until all outcomes are written.
         self._writing = anyio.CancelScope()
 
     def stop(self) -> None:
-        """Reserve no more."""
+        """Reserve no more tasks."""
         self._stopping = True
         self._woken.set()
         self._writing.cancel()
 
     async def run(self, pool: RunnerPool) -> None:
-        """Reserve whenever there is room and something may be due, until stopped or drained."""
+        """Reserve when there is room and tasks may be due, until stopped or drained."""
         if self._drain:
             await self._sweep_all()
         while not (self._stopping or self.error):
             self._woken = anyio.Event()
             pool.wake()
             if (self._due or self._drain) and (room := pool.room):
-                self._due = False  # what is stored from now on makes it true again
+                self._due = False  # tasks stored from now on set it again
                 try:
                     wait = await self._reserve(pool, room)
                 except Exception as error:  # noqa: BLE001 - an unavailable store never ends a worker
@@ -112,7 +112,7 @@ class Reserver:
                     self._reserve_backoff.succeed()
                     self._note(wait, pool)
                     if self._due:
-                        # More of it is fetched when there is room again.
+                        # The next reservation waits for room.
                         if pool.room:
                             self._woken.set()
                             await anyio.lowlevel.checkpoint()
@@ -121,28 +121,28 @@ class Reserver:
             await self._sleep(pool)
 
     def _note(self, wait: float | None, pool: RunnerPool) -> None:
-        """Note when a reservation has said that more is due."""
+        """Note when the store has more due tasks, by the answer to a reservation."""
         if wait == 0.0:
             self._due = True
             wait = None
         self._look_in(wait)
         is_timed = wait is not None and wait <= self._options.poll_interval
-        if is_timed and self._clock.monotonic() - pool.unknown_function_at < _DEFERRING:
-            self._look_at += _DEFERENCE
+        if is_timed and self._clock.monotonic() - pool.unknown_function_at < _DEFERRING_SECONDS:
+            self._look_at += _DEFERENCE_SECONDS
 
     def _look_in(self, seconds: float | None) -> None:
-        """Have the store looked at after so many seconds, or a poll's interval if that is less."""
+        """Reserve again after so many seconds, or after a poll's interval if that is shorter."""
         poll = self._options.poll_interval
         pause = poll if seconds is None else min(poll, seconds)
         self._look_at = self._clock.monotonic() + pause
 
     async def _sweep_all(self) -> None:
-        """Do what time has made due before a drain, which has no service for it."""
+        """Sweep the store before a drain, which does not sweep periodically."""
         try:
             while max(await self._backend.sweep(self._options.max_crashes)) >= FULL_SWEEP:
                 if self._stopping:
                     return
-        except Exception as error:  # noqa: BLE001 - raised once all else has ended
+        except Exception as error:  # noqa: BLE001 - raised at the end of the run
             self.error = error
 
     async def _reserve(self, pool: RunnerPool, room: int) -> float | None:
@@ -156,19 +156,19 @@ class Reserver:
             else:
                 self._launch(pool, reservation, asked_at)
         except BaseException:
-            # A signal handler may raise anywhere; the end of the worker hands back what is kept.
+            # A signal handler may raise anywhere. The end of the run releases the kept leases.
             if reservation.tasks and not self._heartbeats.keeps(reservation.tasks[0].lease):
                 self._heartbeats.add([task.lease for task in reservation.tasks], asked_at)
             raise
         return reservation.wait
 
     def _give_back(self, reservation: Reservation) -> None:
-        """Release what was reserved as the worker was asked to stop."""
+        """Release tasks that were reserved while the worker was asked to stop."""
         for task in reservation.tasks:
             self._reporter.add(task.lease, Outcome.release(task.lease))
 
     def _launch(self, pool: RunnerPool, reservation: Reservation, asked_at: float) -> None:
-        """Run what was reserved, under leases that were asked for at that time."""
+        """Hand reserved tasks to the pool; their leases were requested at `asked_at`."""
         leases = [task.lease for task in reservation.tasks]
         self._heartbeats.add(leases, asked_at)
         runtimes: dict[str, FunctionRuntime | None] = {}
@@ -189,17 +189,20 @@ class Reserver:
                 pool.launch(task, lease, runtime)
 
     def _find(self, name: str) -> TaskFunction[Any] | None:
-        """Return the function of a stored name; the search meets objects of the user's modules."""
+        """Return the function of a stored name, or `None` if this worker does not know it.
+
+        The lookup touches objects of users' modules, which may raise.
+        """
         try:
             return self._registry.get(name)
-        except Exception as error:  # noqa: BLE001 - the other tasks must not wait for that
+        except Exception as error:  # noqa: BLE001 - the other tasks still run
             _log.warning("cannot look up %s", one_line(name), error=error)
             return None
 
     async def _more_to_drain(self, pool: RunnerPool) -> bool:
-        """Return whether a drain goes on; an empty queue counts once all outcomes are written."""
+        """Return whether a drain goes on; it ends once all is written and nothing is due."""
         if not pool.busy:
-            # The store may not take them for a long time, and `stop` does not wait for that.
+            # The store may be unavailable for long. `stop` cancels this wait.
             with anyio.CancelScope() as self._writing:
                 await self._reporter.written()
             if self._stopping:
@@ -208,7 +211,7 @@ class Reserver:
                 reservation = await self._backend.reserve(
                     self._id, self._options.queues, 0, self._options.lease
                 )
-            except Exception as error:  # noqa: BLE001 - raised once all else has ended
+            except Exception as error:  # noqa: BLE001 - raised at the end of the run
                 self.error = error
                 return False
             if reservation.wait != 0.0 and not pool.busy:
@@ -222,13 +225,13 @@ class Reserver:
             reservation = await self._backend.reserve(
                 self._id, self._options.queues, 0, self._options.lease
             )
-        except Exception:  # noqa: BLE001 - who reserves hears of it
+        except Exception:  # noqa: BLE001 - the next reservation reports it
             return False
         return reservation.wait == 0.0
 
     async def _sleep(self, pool: RunnerPool) -> None:
         """Wait to be woken, for the next eta, or for the next poll."""
-        # What was launched begins first, and what ends at once is on its way to the store.
+        # First the launched attempts start, and the outcomes of short ones go to the store.
         await anyio.lowlevel.checkpoint()
         await anyio.lowlevel.checkpoint()
         if not self._woken.is_set():
@@ -239,7 +242,7 @@ class Reserver:
                 await self._await_reservation(pending, pool)
         if self._clock.monotonic() >= self._look_at:
             self._due = True
-            self._look_in(None)  # if there is no room now
+            self._look_in(None)  # in case there is no room now
 
     async def _rest(self) -> None:
         pause = max(self._look_at - self._clock.monotonic(), 0.0)
@@ -248,7 +251,7 @@ class Reserver:
     def _leave_reservation(self, room: int) -> PendingReservation | None:
         if self._reserves_on_commit is None or self._listener is None:
             return None
-        # Only for what can start at once: others may have a place for it.
+        # Only for tasks that can start at once: other workers may have room for the rest.
         self._wants_room = not room
         if not room:
             return None
@@ -263,19 +266,19 @@ class Reserver:
             return None
 
     def _note_failed_reservation(self, error: Exception) -> None:
-        """Have the store looked at soon; it does not tell what the wish was to tell."""
+        """Reserve again soon, since no pending reservation reports new tasks."""
         again_at = self._clock.monotonic() + self._pending_backoff.fail(error)
         self._look_at = min(self._look_at, again_at)
 
     async def _await_reservation(self, pending: PendingReservation, pool: RunnerPool) -> None:
-        """Rest, and take at once what is stored meanwhile."""
+        """Rest, and take the tasks that the pending reservation has got meanwhile."""
         try:
             await self._rest()
         finally:
             await self._end(pending, pool)
 
     async def _end(self, pending: PendingReservation, pool: RunnerPool) -> None:
-        """Take what a wish has given; who is about to stop does not wait for it."""
+        """Take the tasks of a pending reservation; a worker that stops does not wait for them."""
         if not self._stopping:
             await self._take(pending, pool)
             return
@@ -299,16 +302,16 @@ class Reserver:
             self._launch(pool, reservation, pending.asked_at)
 
     def freed(self) -> None:
-        """Go on, if there is something to do: there may be room for more."""
+        """Wake up if tasks may be due, since the pool may have room."""
         if self._due or self._drain or self._wants_room:
             self._woken.set()
 
     def listen_to(self, listener: Listener) -> None:
-        """Go on: this listener says that there may be new tasks."""
+        """Wake up on a listener's signal, and use that listener for pending reservations."""
         self._listener = listener
         self.look_again()
 
     def look_again(self) -> None:
-        """Go on: something may be due."""
+        """Wake up and reserve again, since tasks may be due."""
         self._due = True
         self._woken.set()

@@ -1,4 +1,4 @@
-"""One run of a worker, from `start` to its end: reserve, run, report."""
+"""One run of a worker: its services, and the end of both."""
 
 from __future__ import annotations
 
@@ -44,11 +44,13 @@ async def warn_of_saturation(
     takes_all_places: Callable[[], list[ReservedTask]],
     has_due_tasks: Callable[[], Awaitable[bool]],
 ) -> None:
-    """Warn once a minute while the same attempts take all places and others are due; for ever.
+    """Warn once a minute while the same attempts take all places and other tasks are due.
+
+    It runs until it is cancelled.
 
     Args:
         clock: the worker's clock.
-        takes_all_places: returns the tasks that run; none while a place is free.
+        takes_all_places: returns the running tasks, or an empty list while a place is free.
         has_due_tasks: returns whether the store has tasks that could start now.
     """
     before: frozenset[tuple[str, int]] = frozenset()
@@ -79,18 +81,21 @@ def _warn(tasks: list[ReservedTask]) -> None:
     )
 
 
-# How long the last outcomes may take to be written, and cancelled tasks to end, in seconds.
+# Seconds that the last outcomes may take to be written.
 _LAST_WRITES: Final = 15.0
+# Seconds that cancelled tasks may take to end, after their grace.
 _CLEANUP_SECONDS: Final = 1.0
+# Seconds between two sweeps, between two looks at the leases, and after a full sweep.
 _SWEEP_EVERY: Final = 0.5
 _WATCH_EVERY: Final = 0.25
 _PRUNE_PAUSE: Final = 0.01
-# How long a sweep waits for the worker's own leases and outcomes, in seconds; or one lease.
+# A sweep waits for the worker's own leases and outcomes for one lease, or for so many seconds if
+# that is longer.
 _LONGEST_WAIT: Final = 15.0
 
 
 class WorkerRun:
-    """The working state of a worker that runs.
+    """The state of one run of a worker, from `start` to its end.
 
     Args:
         worker_id: random, new for each run.
@@ -112,7 +117,7 @@ class WorkerRun:
         drain: bool,
     ) -> None:
         self.finished: Final = SharedEvent()
-        # What has ended the worker before its time.
+        # The error that ends the run.
         self._error: BaseException | None = None
         self._services: anyio.CancelScope | None = None
         self._id = worker_id
@@ -122,7 +127,7 @@ class WorkerRun:
         self._options = options
         self._loop = LoopRef()
         self._pool: RunnerPool | None = None
-        # Since when the next sweep waits.
+        # When the next sweep began to wait, by the monotonic clock.
         self._waits_since: float | None = None
         self._progress: dict[Lease, Progress] = {}
         self._progressed = anyio.Event()
@@ -134,11 +139,11 @@ class WorkerRun:
 
     @property
     def started(self) -> int:
-        """How many attempts have begun."""
+        """How many attempts have started."""
         return 0 if self._pool is None else self._pool.started
 
     def stop(self) -> None:
-        """Reserve no more and come to an end; from any thread."""
+        """Reserve no more tasks, and end the run. Any thread may call it."""
         self._loop.call_soon(self._reserver.stop)
 
     async def run(self, task_status: TaskStatus[None]) -> None:
@@ -147,7 +152,7 @@ class WorkerRun:
             await self._heartbeats.start()
             async with anyio.create_task_group() as services:
                 self._services = services.cancel_scope
-                services.start_soon(self._end_with_beats, services.cancel_scope)
+                services.start_soon(self._end_with_heartbeats, services.cancel_scope)
                 services.start_soon(self._reporter.run)
                 services.start_soon(self._listen, "tasks", self._reserver.listen_to)
                 services.start_soon(self._listen, "cancels", lambda _: self._heartbeats.renew_now())
@@ -156,7 +161,7 @@ class WorkerRun:
                 services.start_soon(self._sweep)
                 pool = self._pool = self._make_pool()
                 try:
-                    # On trio the host is shielded: only `close` ends it.
+                    # On trio the host is shielded, so only `close` ends it.
                     await services.start(pool.host)
                     services.start_soon(pool.run)
                     services.start_soon(
@@ -172,7 +177,7 @@ class WorkerRun:
                     try:
                         await _to_the_end(partial(pool.close, _CLEANUP_SECONDS))
                     finally:
-                        self._reporter.hurry(_LAST_WRITES)
+                        self._reporter.limit_time(_LAST_WRITES)
                 services.cancel_scope.cancel()
         except BaseExceptionGroup as group:
             leaving = exit_of(group)
@@ -180,21 +185,22 @@ class WorkerRun:
                 raise  # asyncio has seen it, and ends its loop
             self._error = self._error or leaving
         finally:
-            # What is ready is written, and what is held handed back, even if all is cancelled.
+            # Even a cancelled run writes its outcomes and releases its leases.
             if self._pool is not None:
                 self._pool.hand_back(at_once=True)
             try:
                 await _to_the_end(self._write_the_rest)
             finally:
-                # asyncio's own cancellation knows no shield; a lease must not be renewed for ever.
+                # A shield does not stop asyncio's own cancellation. The leases must not be
+                # renewed for ever.
                 self._heartbeats.stop()
         if (error := self._error or self._reserver.error) is not None:
             raise error
 
     async def _write_the_rest(self) -> None:
-        """Write what waits, for some seconds at the most, and end the heartbeats."""
-        last = self._reporter.hurry(_LAST_WRITES)
-        # What a signal handler raises in sitq's own code may have cut off the way of some.
+        """Write the remaining outcomes, for a few seconds at most, and end the heartbeats."""
+        last = self._reporter.limit_time(_LAST_WRITES)
+        # A signal handler that raised in sitq's own code may have left leases without an outcome.
         for lease in self._heartbeats.kept():
             if not self._reporter.has_outcome(lease):
                 self._reporter.add(lease, Outcome.release(lease))
@@ -206,13 +212,13 @@ class WorkerRun:
             _log.warning("worker %s ends with outcomes that could not be stored", self._id)
 
     def _leave(self, error: BaseException) -> None:
-        """End the worker by what a signal has raised while a task ran."""
+        """End the run with the exception that a signal handler has raised."""
         self._error = self._error or error
         if self._services is not None:
             self._services.cancel()
 
-    async def _end_with_beats(self, services: anyio.CancelScope) -> None:
-        """End the worker, with an error, if nothing renews its leases any more."""
+    async def _end_with_heartbeats(self, services: anyio.CancelScope) -> None:
+        """End the run with an error if the heartbeat thread ends."""
         cause = await self._heartbeats.ended()
         error = SitqError("the worker's heartbeat thread has ended by an error of its own")
         error.__cause__ = cause
@@ -233,7 +239,7 @@ class WorkerRun:
         )
 
     def runs(self, context: TaskContext) -> bool:
-        """Return whether a task is one that this worker runs; from any thread."""
+        """Return whether this worker runs an attempt. Any thread may call it."""
         return self._pool is not None and self._pool.runs(context)
 
     # -- reporting ---------------------------------------------------------------------------
@@ -246,7 +252,7 @@ class WorkerRun:
         else:
             self._reporter.add(lease, outcome)
 
-    # -- the services beside -----------------------------------------------------------------
+    # -- services --------------------------------------------------------------------------
 
     async def _listen(self, topic: Topic, heard: Callable[[Listener], object]) -> None:
         backoff = FailureBackoff(f"listen for {topic}", longest=5.0)
@@ -258,23 +264,23 @@ class WorkerRun:
                         await listener.wait()
                         backoff.succeed()
                         heard(listener)
-            except Exception as error:  # noqa: BLE001 - polling goes on meanwhile
+            except Exception as error:  # noqa: BLE001 - the worker polls meanwhile
                 await anyio.sleep(backoff.fail(error))
 
     def _note_lease_state(self, lease: Lease, state: LeaseState) -> None:
-        """End the attempt whose lease is lost or whose task is to be cancelled."""
+        """End an attempt whose lease is lost or whose task is to be cancelled."""
         if state is LeaseState.LOST:
             self._lose(lease)
         elif self._pool is not None:
             self._pool.end(lease, EndReason.CANCEL)
 
     def _lose(self, lease: Lease) -> None:
-        """End an attempt whose lease the store says is lost; nothing of it counts any more."""
+        """End an attempt whose lease is lost, and discard its outcome."""
         if not self._heartbeats.keeps(lease) or self._reporter.is_writing(lease):
-            return  # its outcome is stored, or the store is about to judge it
+            return  # its outcome is stored, or is being written
         self._heartbeats.remove((lease,))
         if self._has_completed(lease):
-            return  # by its own transaction, most likely: the store judges when the function ends
+            return  # most likely its own transaction has ended the lease
         self._reporter.drop(lease)
         if self._pool is not None:
             self._pool.end(lease, EndReason.LEASE_LOST)
@@ -283,7 +289,7 @@ class WorkerRun:
     def _give_up(self, lease: Lease) -> None:
         """End an attempt whose lease could not be renewed in time.
 
-        Nobody may have reclaimed the task: the store judges what the attempt still gives.
+        The task may not have been reclaimed yet. The store then accepts the attempt's outcome.
         """
         self._heartbeats.remove((lease,))
         if self._pool is not None:
@@ -295,16 +301,16 @@ class WorkerRun:
         )
 
     def _has_completed(self, lease: Lease) -> bool:
-        """Return whether an attempt has completed itself in a transaction, committed or not."""
+        """Return whether a task has completed itself in a transaction, committed or not."""
         is_running = self._pool is not None and self._pool.has_completed(lease)
         return is_running or self._reporter.expects_refusal(lease)
 
     async def _watch(self) -> None:
-        """Give up leases that could not be renewed in time, and what waits for too long."""
+        """End attempts whose lease is overdue, and release tasks that wait for too long."""
         interval = min(_WATCH_EVERY, self._options.lease / 10)
         while True:
             for lease in self._heartbeats.overdue(interval):
-                # The transaction of a task that completed itself may hold the task.
+                # The open transaction of a task that completed itself prevents the renewal.
                 if not self._has_completed(lease) and not self._reporter.is_writing(lease):
                     self._give_up(lease)
             if self._pool is not None:
@@ -312,7 +318,7 @@ class WorkerRun:
             await self._clock.sleep(interval)
 
     async def _sweep(self) -> None:
-        """Do, again and again, what time has made due in the store."""
+        """Sweep the store periodically."""
         backoff = FailureBackoff("sweep the store", longest=5.0)
         while True:
             pause = _SWEEP_EVERY
@@ -333,9 +339,9 @@ class WorkerRun:
             await self._clock.sleep(pause)
 
     def _has_to_wait(self) -> bool:
-        """Return whether a sweep could reclaim a task that this worker itself still holds.
+        """Return whether a sweep could reclaim a task that this worker still holds.
 
-        Its heartbeat has to have its chance first, and an outcome that is there its judgement.
+        The sweep waits until the leases are renewed and the outcomes are written.
         """
         behind = any(not self._has_completed(lease) for lease in self._heartbeats.behind())
         if not behind and not self._reporter.is_failing:
@@ -347,11 +353,11 @@ class WorkerRun:
         return now - self._waits_since < max(_LONGEST_WAIT, self._options.lease)
 
     def _take_progress(self, lease: Lease, progress: Progress) -> None:
-        """Note what a task tells of itself; from any thread."""
+        """Keep the progress of a task until it is stored. Any thread may call it."""
         self._progress[lease] = progress
-        self._loop.call_soon(self._tell_of_progress)
+        self._loop.call_soon(self._wake_progress)
 
-    def _tell_of_progress(self) -> None:
+    def _wake_progress(self) -> None:
         self._progressed.set()
 
     async def _note_progress(self) -> None:
@@ -359,11 +365,11 @@ class WorkerRun:
             await self._progressed.wait()
             self._progressed = anyio.Event()
             while self._progress:
-                # One step of the interpreter's: tasks in threads add to it meanwhile.
+                # `popitem` is atomic. Tasks in threads add entries meanwhile.
                 lease, progress = self._progress.popitem()
                 try:
                     await self._backend.set_progress(lease, progress)
-                except Exception as error:  # noqa: BLE001 - the next word may get through
+                except Exception as error:  # noqa: BLE001 - the next progress may be stored
                     _log.warning("task %s: its progress was not stored: %s", lease.task_id, error)
 
 
@@ -377,9 +383,9 @@ def _is_cancelled() -> bool:
 
 
 async def _to_the_end(work: Callable[[], Awaitable[None]]) -> None:
-    """Await some shielded work to its end, and raise then what has cancelled the caller.
+    """Await shielded work to its end, and then raise the caller's cancellation, if any.
 
-    asyncio's own cancellation knows no shield: that of ``asyncio.run``, of all tasks, say.
+    A shield does not stop asyncio's own cancellation, such as that of ``asyncio.run``.
     """
     cancelled: asyncio.CancelledError | None = None
     while True:

@@ -1,8 +1,8 @@
-"""The attempts of a worker: how many run at a time, and what is reserved for them ahead.
+"""Run the attempts of a worker, and bound how many run and how many are reserved ahead.
 
-Each attempt runs in a task of its own. Tasks that end quickly are reserved ahead, so that the
-next ones are there when there is a place for them: no trip to the store for each. Those ahead are
-few enough to start within a moment; if they do not, they are handed back for other workers.
+Each attempt runs in a task of its own. Short tasks are reserved ahead, so that a free place does
+not wait for the store. A prefetched task usually starts within a moment. If it does not, it is
+released for other workers.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ __all__ = ["RunnerPool"]
 
 _log: Final = Log(__name__)
 
-# Reserved ahead are at most so many tasks, and no more than start within so many seconds.
+# At most so many tasks are reserved ahead, and no more than start within so many seconds.
 _MAX_PREFETCH: Final = 500
 _PREFETCH_SECONDS: Final = 0.02
 # While the store is asked for more, the loop sleeps at the end of so many turns, for so many
@@ -57,18 +57,18 @@ _PREFETCH_SECONDS: Final = 0.02
 # the interpreter, up to 5 ms each time, until no task is left that could run meanwhile.
 _YIELDS: Final = 8
 _YIELD_SECONDS: Final = 0.00002
-# What still waits after so many seconds is handed back.
+# A task that still waits after so many seconds is released.
 _PREFETCH_TIMEOUT: Final = 0.25
-# For so many seconds after it met a task that was lost before, a worker reserves none ahead.
+# After a task whose worker was lost, a worker reserves none ahead for so many seconds.
 _NO_PREFETCH_SECONDS: Final = 1.0
-# How many attempts are started, or for how many seconds, before the rest of the loop gets its turn:
-# fewer where they only run once all of these are started, since their time is not known then.
+# How many attempts are started, and for how many seconds at most, before the rest of the loop gets
+# its turn. Where a new task does not run at once the seconds are not known, so the number is lower.
 _TURN: Final = 20
 _EAGER_TURN: Final = 100
 _LONGEST_TURN: Final = 0.002
-# An attempt that takes more seconds than that may keep others waiting.
+# After an attempt that took more seconds, the prefetched tasks may wait too long.
 _LONG: Final = 0.005
-# How long after no thread could be had a plain function is tried again, in seconds.
+# Seconds until a plain function is tried again after no thread could be started.
 _NO_THREAD: Final = 1.0
 # The weight of the last duration in the running mean.
 _WEIGHT: Final = 0.1
@@ -88,7 +88,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class RunnerPool:
-    """Runs what was reserved, at most ``max_concurrency`` at a time.
+    """Runs reserved tasks, at most ``max_concurrency`` at a time.
 
     Args:
         serializer: rebuilds arguments, encodes results.
@@ -96,10 +96,10 @@ class RunnerPool:
         backend: the store, for its clock and for tasks that complete themselves.
         loop: the worker's loop.
         report: takes each outcome, and ``None`` for an attempt whose lease is lost.
-        note: takes the progress that tasks tell, from any thread.
+        note: takes the progress that tasks report, from any thread.
         freed: called when there is room for more.
         worker_id: for the log.
-        leave: ends the worker by what a signal has raised.
+        leave: ends the worker with the exception of a signal handler.
     """
 
     def __init__(
@@ -127,20 +127,20 @@ class RunnerPool:
         self._leave = leave
         self._process, self._thread = os.getpid(), threading.get_ident()
         _LIVE_POOLS.add(self)
-        # The asyncio task that the worker is.
+        # The worker's asyncio task.
         self._host = asyncio.current_task() if loop.asyncio is not None else None
         self._closing = False
         self._grace = min(options.cancel_grace, options.lease)
-        # How many attempts have begun.
+        # How many attempts have started.
         self.started = 0
-        # When a task was put back that this worker cannot start, by the monotonic clock.
+        # When a task of an unknown function was last put back, by the monotonic clock.
         self.unknown_function_at = float("-inf")
-        # What anyio makes on this loop: asking it each time takes as long as a short task does.
+        # anyio's cancel scope of this loop: looking it up takes as long as a short task.
         self._scopes = type(anyio.CancelScope())
         self._threads = anyio.CapacityLimiter(options.max_concurrency)
         self._prefetched: deque[Attempt] = deque()
         self._running: dict[Lease, Attempt] = {}
-        # Threads that nobody waits for any more still keep their place.
+        # The thread of an abandoned call keeps its place until it ends.
         self._abandoned_threads: set[Attempt] = set()
         # Handed back while they run on; they keep their places.
         self._unresponsive: set[Attempt] = set()
@@ -158,34 +158,34 @@ class RunnerPool:
 
     @property
     def busy(self) -> bool:
-        """True while anything runs or waits to."""
+        """True while an attempt runs or waits."""
         return bool(
             self._running or self._prefetched or self._abandoned_threads or self._unresponsive
         )
 
     @property
     def idle_places(self) -> int:
-        """How many more could start at once."""
+        """How many attempts could start at once."""
         taken = len(self._running) + len(self._abandoned_threads) + len(self._unresponsive)
         return self._options.max_concurrency - taken
 
     def take_all_places(self) -> list[ReservedTask]:
-        """Return the tasks that run; none while a place is free."""
+        """Return the running tasks, or an empty list while a place is free."""
         if self.idle_places > 0:
             return []
         return [execution.task for execution in (*self._running.values(), *self._abandoned_threads)]
 
     @property
     def vacant(self) -> int:
-        """How many more could start at once, besides those that wait."""
+        """How many attempts could start at once, besides those that wait."""
         return max(0, self.idle_places - len(self._prefetched))
 
     @property
     def room(self) -> int:
-        """How many more are to be reserved; 0 while enough of them wait.
+        """How many tasks to reserve; 0 while enough of them wait.
 
-        A look at the store costs much, and little more for many tasks than for a few: they are
-        not topped up one by one.
+        Most of a reservation's cost does not depend on how many tasks it reserves. So tasks are
+        not reserved one by one.
         """
         ahead = 0
         if self._mean is not None and self._clock.monotonic() >= self._no_prefetch_until:
@@ -195,18 +195,18 @@ class RunnerPool:
         return 0 if waiting >= max(idle, ahead // 2) else max(0, idle + ahead - waiting)
 
     def runs(self, context: TaskContext) -> bool:
-        """Tell if an attempt is one of those that run; from any thread."""
+        """Return whether an attempt is running here. Any thread may call it."""
         execution = self._running.get(context.lease)
         return execution is not None and execution.context is context
 
     def has_completed(self, lease: Lease) -> bool:
-        """Tell if the attempt under a lease has completed itself in a transaction of its own."""
+        """Return whether the attempt under a lease has completed itself in a transaction."""
         execution = self._running.get(lease)
         return execution is not None and execution.completed
 
     @contextmanager
     def asking(self) -> Iterator[None]:
-        """Give way to the store while it is asked for more tasks, if it needs that."""
+        """Yield the interpreter to the store's thread while a reservation is under way."""
         self._yields_left = _YIELDS if self._shares_interpreter else 0
         try:
             yield
@@ -214,15 +214,15 @@ class RunnerPool:
             self._yields_left = 0
 
     def yield_interpreter(self) -> None:
-        """Let the store's thread have the interpreter for a moment, if it is asked for more."""
+        """Yield the interpreter to the store's thread, if a reservation is under way."""
         if self._yields_left:
             self._yields_left -= 1
             time.sleep(_YIELD_SECONDS)
 
     def end_in_child(self) -> None:
-        """End a child that was forked by a task as soon as it comes back to the worker's loop."""
-        if threading.get_ident() == self._thread:  # otherwise the child has no such thread
-            # Before it waits: the events of the loop's descriptors are the parent's.
+        """End a child process that a task forked, once it comes back to the worker's loop."""
+        if threading.get_ident() == self._thread:  # only the forking thread exists in the child
+            # Before the loop waits: the events of its descriptors belong to the parent.
             self._loop.before_waiting(partial(end_child, None))
 
     def _is_ending(self) -> bool:
@@ -230,7 +230,7 @@ class RunnerPool:
         return self._closing or (self._host is not None and self._host.cancelling() > 0)
 
     def runtime(self, function: TaskFunction[Any]) -> FunctionRuntime:
-        """What attempts at a function have in common."""
+        """Return what all attempts at a function share."""
         return FunctionRuntime(
             function,
             self._serializer,
@@ -252,25 +252,25 @@ class RunnerPool:
         )
 
     def launch(self, task: ReservedTask, lease: Lease, runtime: FunctionRuntime) -> None:
-        """Run a reserved task, now or as the next one."""
+        """Run a reserved task as soon as there is a place for it."""
         now = self._clock.monotonic()
         if task.crashes:
             self._no_prefetch_until = now + _NO_PREFETCH_SECONDS
             if not self.vacant:
-                # One of those that were lost together kills its worker. If it does so again, the
-                # innocent ones must not be held by that worker.
+                # One of the tasks that were lost together kills its worker. If it does so again,
+                # that worker must not hold the others.
                 self._report(lease, Outcome.release(lease))
                 return
         self._prefetched.append(Attempt(task, lease, runtime, now))
         self.wake()
 
     def wake(self) -> None:
-        """Start what waits, if there is a place for it."""
+        """Start waiting attempts, if there is a place."""
         if self._prefetched:
             self._woken.set()
 
     async def run(self) -> None:
-        """Start attempts as they come and as there are places, for ever."""
+        """Start attempts as they come and as there are places, until cancelled."""
         while True:
             await self._woken.wait()
             self._start_some()
@@ -279,12 +279,12 @@ class RunnerPool:
                 self._freed()
             elif len(self._prefetched) < _MAX_PREFETCH // 2:
                 self._freed()
-            # Functions that never wait must not keep the loop from everybody else.
+            # Attempts that never wait must not block the loop.
             await anyio.lowlevel.checkpoint()
             self.yield_interpreter()
 
     def _start_some(self) -> None:
-        """Start some of those that wait, for a moment at the most."""
+        """Start some of the waiting attempts, for a moment at most."""
         if os.getpid() != self._process:
             end_child(None)
         end = self._clock.monotonic() + _LONGEST_TURN
@@ -311,7 +311,7 @@ class RunnerPool:
                 AttemptTask(attempt, execution, loop)
             elif self._nurseries is not None:
                 self._nurseries.start(execution, self._attempt, begun, started_at)
-        except BaseException:  # what a signal handler raises here ends the worker
+        except BaseException:  # an exception of a signal handler ends the worker
             if not execution.is_hosted:
                 self._drop(execution)
             raise
@@ -322,7 +322,7 @@ class RunnerPool:
         call: Coroutine[Any, Any, Outcome | None],
         started_at: float,
     ) -> None:
-        """Make an attempt; whatever it does, it ends here."""
+        """Await an attempt, and report its outcome; raise nothing."""
         try:
             try:
                 outcome = await call
@@ -335,16 +335,16 @@ class RunnerPool:
                     outcome = Outcome.release(execution.lease)
             self._settle(execution, self._clock.monotonic() - started_at)
             self._conclude(execution, outcome)
-        except BaseException as error:  # noqa: BLE001 - of a signal handler: no user's code runs here
+        except BaseException as error:  # noqa: BLE001 - a signal handler's: no user code runs here
             self._leave(error)
             self._drop(execution)
         finally:
-            execution.host = None  # which refers to it: only the garbage collector would free them
+            execution.host = None  # breaks the cycle of references between the two
 
     def _drop(self, execution: Attempt) -> None:
-        """Give up the place of an attempt that a signal handler has cut short in sitq's own code.
+        """Free the place of an attempt that a signal handler interrupted in sitq's own code.
 
-        The end of the worker hands its task back, with all that is still held.
+        The end of the run releases its task, with all other leases.
         """
         self._running.pop(execution.lease, None)
         self._unresponsive.discard(execution)
@@ -352,16 +352,16 @@ class RunnerPool:
             self._ended.set()
 
     async def host(self, *, task_status: TaskStatus[None]) -> None:
-        """Hold trio's attempts until `close`, out of reach of the worker's own cancellation."""
+        """Hold trio's attempts until `close`, shielded from the worker's own cancellation."""
         if self._nurseries is None:
             task_status.started()
         else:
             await self._nurseries.run(task_status=task_status)
 
     def _settle(self, execution: Attempt, seconds: float) -> None:
-        """Learn how long an attempt took."""
+        """Note how long an attempt took, and free its place."""
         mean = seconds if self._mean is None else self._mean
-        # One long task is reason enough for caution, a short one is not for its opposite.
+        # One long task lowers the number reserved ahead at once; a short one raises it slowly.
         self._mean = max(mean + (seconds - mean) * _WEIGHT, 0.0)
         if seconds > _LONG:
             self.hand_back()
@@ -369,16 +369,16 @@ class RunnerPool:
             self._abandoned_threads.add(execution)
 
     def sealed(self, task: ReservedTask, outcome: Outcome | None) -> Outcome | None:
-        """Return an outcome as it is to be stored."""
+        """Return an outcome as it is stored: sealed, if the serializer seals."""
         if outcome is None or not self._seals:
             return outcome
         try:
             return seal_outcome(self._serializer, task, outcome)
-        except Exception as error:  # noqa: BLE001 - a serializer may be anybody's code
+        except Exception as error:  # noqa: BLE001 - a serializer may be user code
             return Outcome.failure(outcome.lease, error_text(error))
 
     def _conclude(self, execution: Attempt, outcome: Outcome | None) -> None:
-        """Report how an attempt has ended, unless that has been done."""
+        """Report the outcome of an attempt, unless it has been reported."""
         if self._running.pop(execution.lease, None) is not None:
             self._report(execution.lease, self.sealed(execution.task, outcome))
             if outcome is not None and outcome.kind is not OutcomeKind.SUCCESS:
@@ -387,7 +387,7 @@ class RunnerPool:
                     self.unknown_function_at = self._clock.monotonic()
                 if (
                     type(outcome) is not UncommittedOutcome
-                ):  # which is most likely refused, and logged if not
+                ):  # the reporter logs it if the store accepts it
                     log_end(execution.task, outcome, execution.raised, self._worker_id)
         else:
             self._unresponsive.discard(execution)
@@ -398,7 +398,7 @@ class RunnerPool:
             self._ended.set()
 
     def _thread_ended(self, execution: Attempt) -> None:
-        """Give up the place of a thread that was left to itself; called in that thread."""
+        """Free the place of an abandoned call; called in its thread."""
         self._loop.call_soon(lambda: self._give_up(execution))
 
     def _give_up(self, execution: Attempt) -> None:
@@ -407,7 +407,7 @@ class RunnerPool:
         self._freed()
 
     def end(self, lease: Lease, why: EndReason) -> None:
-        """End one attempt, if it is still there; one that waits is not begun."""
+        """End an attempt that runs; one that waits does not start."""
         execution = self._running.get(lease)
         if execution is not None:
             execution.end(why)
@@ -420,20 +420,20 @@ class RunnerPool:
                 return
 
     def hand_back(self, *, at_once: bool = False) -> None:
-        """Release what waits: all of it, or what has waited for too long."""
+        """Release the waiting tasks: all of them, or those that have waited for too long."""
         too_long = self._clock.monotonic() - _PREFETCH_TIMEOUT
         while self._prefetched and (at_once or self._prefetched[0].since < too_long):
             execution = self._prefetched.popleft()
-            # What runs takes longer than was thought: nothing is reserved behind it again.
+            # The running tasks take longer than the mean says: reserve none behind them.
             self._mean = max(self._mean or 0.0, _PREFETCH_TIMEOUT)
             self._report(execution.lease, Outcome.release(execution.lease))
 
     async def finish(self, seconds: float, cleanup_seconds: float) -> None:
-        """Let what runs finish for a while, then end it; what refuses is handed back as it runs.
+        """Let running attempts finish for a while, then end them.
 
         Args:
-            seconds: how long it may run on.
-            cleanup_seconds: how long its end may take, in seconds.
+            seconds: how long they may run on.
+            cleanup_seconds: how long their end may take after the grace.
         """
         self.hand_back(at_once=True)
         with anyio.move_on_after(seconds):
@@ -441,7 +441,7 @@ class RunnerPool:
         await self._end_all(cleanup_seconds)
 
     async def close(self, cleanup_seconds: float) -> None:
-        """End what runs, hand it back, and return once it has ended."""
+        """End the running attempts, release their tasks, and return once all have ended."""
         try:
             with anyio.CancelScope(shield=True):
                 self._closing = True
@@ -458,13 +458,13 @@ class RunnerPool:
                 self._nurseries.close()
 
     async def _end_all(self, seconds: float) -> None:
-        """End what runs; what refuses for so long after its grace is handed back as it runs."""
+        """End the running attempts, and release those that still run after so many seconds."""
         for execution in list(self._running.values()):
             execution.end(EndReason.SHUTDOWN)
         with anyio.move_on_after(self._grace + seconds):
             await self._all_ended()
         for lease, execution in list(self._running.items()):
-            # It swallows its cancellation: others may run it all the same.
+            # It ignores its cancellation. Other workers may run the task all the same.
             del self._running[lease]
             self._unresponsive.add(execution)
             self._report(lease, Outcome.release(lease))

@@ -1,4 +1,4 @@
-"""A worker as a script runs it: a loop of its own, ended by signals."""
+"""Run a worker in an event loop of its own, until signals end it."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ _SIGNALS: Final = tuple(
 def run_script(
     work: Callable[[], Awaitable[int]], stop: Callable[[], object], backend: EventLoop
 ) -> int:
-    """Run ``work`` in a loop of its own; the first signal calls ``stop``, the second ends it.
+    """Run ``work`` in a loop of its own; the first signal calls ``stop``, the second cancels it.
 
     Args:
         work: what the worker does, until stopped.
-        stop: asks it to end in good order; called in the loop.
+        stop: asks it to end once running tasks have finished; called in the loop.
         backend: which loop.
 
     Returns:
@@ -59,7 +59,7 @@ def run_script(
         with anyio.CancelScope() as scope:
             ending.begin(scope)
             return await work()
-        return 0  # cancelled: the exit code tells
+        return 0  # cancelled: the exit code says so
 
     with _handled(ending):
         try:
@@ -91,7 +91,7 @@ def _is_interrupt(error: BaseException) -> bool:
 
 
 class _SignalState:
-    """What the signals so far have asked for."""
+    """The signals so far, and their effect on the worker."""
 
     def __init__(self, stop: Callable[[], object]) -> None:
         self._stop: Final = stop
@@ -112,14 +112,18 @@ class _SignalState:
         return self._pid != os.getpid()
 
     def begin(self, scope: anyio.CancelScope) -> None:
-        """Act from now on in the loop of the caller, whose scope is to be cancelled."""
+        """Act in the caller's loop from now on.
+
+        Args:
+            scope: cancelled by the second signal.
+        """
         self._scope = scope
         self._loop = LoopRef()
         if self._count:
             self._loop.call_soon(self._act)
 
     def receive(self, number: int) -> None:
-        """Take a signal, in the main thread, between any two steps of it."""
+        """Take a signal; called in the main thread, between any two bytecodes."""
         self._count += 1
         self.last = number
         if self._loop is not None:
@@ -135,19 +139,19 @@ class _SignalState:
             return
         self._stop()
         if self._loop is not None:
-            # Behind the stop, which is a call of the loop's too: once it is logged, nothing starts.
+            # It comes after the call that `stop` schedules: once it is logged, nothing starts.
             self._loop.call_soon(partial(_log.info, _STOPPING, name))
 
 
 @contextmanager
 def _handled(ending: _SignalState) -> Iterator[None]:
-    """Send the signals that end a process to ``ending``, where this thread may have them sent."""
+    """Handle the signals that end a process by ``ending``, if this is the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    storable_outcome: dict[signal.Signals, Any] = {}
+    previous: dict[signal.Signals, Any] = {}
 
-    def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - what handlers take
+    def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - a handler's signature
         if ending.inherited:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
@@ -156,10 +160,10 @@ def _handled(ending: _SignalState) -> Iterator[None]:
 
     try:
         for each in _SIGNALS:
-            # Whoever has a signal ignored, a shell for its background jobs, means it.
+            # A parent ignores a signal on purpose, as a shell does for its background jobs.
             if signal.getsignal(each) is not signal.SIG_IGN:
-                storable_outcome[each] = signal.signal(each, handle)
+                previous[each] = signal.signal(each, handle)
         yield
     finally:
-        for each, before in storable_outcome.items():
+        for each, before in previous.items():
             signal.signal(each, signal.SIG_DFL if before is None else before)

@@ -38,11 +38,11 @@ class Worker:
     """Reserves due tasks, runs their functions, and reports how they ended.
 
     Functions declared with ``async def`` run on the event loop, plain ones in threads;
-    ``max_concurrency`` bounds both together. A worker runs only functions that it was told
-    about: those of ``tasks``, those marked with `task` in modules that this process imported,
+    ``max_concurrency`` bounds both together. A worker runs only functions that it
+    knows: those of ``tasks``, those marked with `task` in modules that this process imported,
     and those that this process itself enqueued.
 
-    Use it as ``async with Worker(backend) as worker:`` to have it run beside the body, also in a
+    Use it as ``async with Worker(backend) as worker:`` to run it beside the body, also in a
     fixture; or call `start` in a task group of yours.
 
     Args:
@@ -57,7 +57,7 @@ class Worker:
         cancel_grace: seconds that an async function has to clean up after it was cancelled, before
             each ``await`` is cancelled; the lease at most. 0: no such time.
         retry: the retry policy of tasks that have none of their own.
-        max_crashes: a task whose worker was lost so often is failed.
+        max_crashes: a task fails once so many of its workers were lost.
 
     Raises:
         ValidationError: a parameter is out of its range or of the wrong type, or a function
@@ -121,8 +121,8 @@ class Worker:
     ) -> bool:
         """Stop the worker as `stop` does; a body that was cancelled or interrupted ends it at once.
 
-        What has made the worker fail is raised here, and cancels the body before. An error of the
-        body's own goes first.
+        A worker that fails cancels the body, and its error is raised here. If the body raises an
+        error of its own, that one is raised instead.
         """
         background, self._background = self._background, None
         return background is not None and await background.leave(error)
@@ -131,14 +131,14 @@ class Worker:
         """Run tasks until `stop` is called.
 
         ``await task_group.start(worker.start)`` returns once the worker is ready. A cancellation
-        ends it too: running tasks are cancelled and handed back.
+        ends it too: running tasks are cancelled and released.
 
         Raises:
             UsageError: this worker is running already.
             BackendError: the store could not be opened, or had no connection for the heartbeats.
-                Later trouble of the store is waited out.
-            SitqError: the heartbeats have ended by an error that is none of the store's; running
-                tasks were handed back.
+                If the store fails later, the worker waits until it is back.
+            SitqError: the heartbeat thread has ended with an error that is not the store's; running
+                tasks were released.
         """
         await self._run(task_status, drain=False)
 
@@ -158,7 +158,7 @@ class Worker:
         """Run the worker in an event loop of its own, until a signal ends it; for scripts.
 
         In the main thread, SIGINT and SIGTERM (on Windows SIGBREAK too) end it: the first as `stop`
-        does; the second at once, with running tasks cancelled and handed back. A signal that the
+        does; the second at once, with running tasks cancelled and released. A signal that the
         process ignores stays ignored. Afterwards the handlers are those from before.
 
         Args:
@@ -186,25 +186,25 @@ class Worker:
             self._run_state.stop()
 
     async def stop(self) -> None:
-        """End `start`: reserve no more, let running tasks finish, hand the rest back.
+        """End `start`: reserve no more tasks, let running ones finish, release the rest.
 
         Returns once the worker has ended. It may be called twice, from another task, or from
         another thread's event loop; if the worker is not running, it does nothing. A task that
-        stops the worker that runs it does not wait: its own end is what the worker waits for.
+        stops its own worker does not wait, since the worker waits for that task.
         """
-        session = self._run_state
-        if session is not None:
-            session.stop()
+        run = self._run_state
+        if run is not None:
+            run.stop()
             caller = CURRENT.get(None)
-            if caller is None or not session.runs(caller):
-                await session.finished.wait()
+            if caller is None or not run.runs(caller):
+                await run.finished.wait()
 
     async def _run(self, task_status: TaskStatus[None], *, drain: bool) -> int:
         if self._run_state is not None:
             raise UsageError("this worker is running already; stop() it first, or make another")
         refuse_green_threads("a worker")
         worker_id = secrets.token_hex(8)
-        session = self._run_state = WorkerRun(
+        run = self._run_state = WorkerRun(
             worker_id,
             self._backend,
             self._serializer,
@@ -215,13 +215,13 @@ class Worker:
         try:
             await self._backend.open()
             try:
-                await session.run(task_status)
+                await run.run(task_status)
             finally:
                 await self._backend.close()
         finally:
             self._run_state = None
-            session.finished.set()
-        return session.started
+            run.finished.set()
+        return run.started
 
 
 def _names_of_queues(queues: object) -> tuple[str, ...]:
@@ -245,7 +245,7 @@ def _names_of_queues(queues: object) -> tuple[str, ...]:
 
 
 def _registry_of(tasks: Iterable[ModuleType | Callable[..., object]] | None) -> Registry:
-    """What is known in this process, and what is given here."""
+    """Return a registry of the functions of this process and of those given as ``tasks``."""
     registry = Registry(parent=default_registry)
     if tasks is None:
         return registry
