@@ -10,8 +10,9 @@ import anyio.to_thread
 import pytest
 
 from sitq import BackendError, BackendFormatError, TaskStatus
+from sitq.backends._operations import ReserveRequest
 from sitq.backends.postgres import PostgresBackend
-from sitq.backends.postgres._operations import ReserveRequest, reserved_before
+from sitq.backends.postgres._operations import reserved_before
 from sitq.models import Outcome
 from tests.postgres.samples import new_task
 from tests.postgres.servers import dsn, new_schema, query

@@ -13,10 +13,11 @@ from sitq._plain import plain
 from sitq._task_batch import has_keys
 from sitq.backends._batch_queue import Request
 from sitq.backends._open_counter import OpenCounter
+from sitq.backends._operations import PruneRequest, ReserveRequest, SweepRequest
 from sitq.backends.postgres import _operations
 from sitq.backends.postgres._connection import ConnectTarget
 from sitq.backends.postgres._dsn import redacted_dsn
-from sitq.backends.postgres._operations import ReserveRequest, finish, finish_all, reserve
+from sitq.backends.postgres._operations import finish, finish_all, reserve
 from sitq.backends.postgres._session import PgSession, Settings
 from sitq.backends.postgres._user_transaction import bind
 from sitq.clock import checked_clock
@@ -148,12 +149,12 @@ class PostgresBackend:
 
     async def sweep(self, max_crashes: int, limit: int = 1000) -> Sweep:
         """See `sitq.protocols.Backend.sweep`."""
-        limits = _operations.SweepRequest(max_crashes, limit, time.monotonic())
+        limits = SweepRequest(max_crashes, limit, time.monotonic())
         return (await self._open_counter.use().database.write(_operations.sweep, (limits,)))[0]
 
     async def prune(self, older_than: float, limit: int = 1000) -> int:
         """See `sitq.protocols.Backend.prune`."""
-        request = _operations.PruneRequest(older_than, limit)
+        request = PruneRequest(older_than, limit)
         return (await self._open_counter.use().database.write(_operations.prune, (request,)))[0]
 
     async def cancel(self, task_id: TaskId[Any]) -> bool:

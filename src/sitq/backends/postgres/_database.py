@@ -19,7 +19,8 @@ import anyio
 
 from sitq._logging import Log
 from sitq.backends._batch_queue import BatchQueue, Compensate, Request, group_by_operation, wake_all
-from sitq.backends.postgres import _sql
+from sitq.backends._operations import ENQUEUE_UNIQUE, RESERVE, VERBS, rows_by_operation
+from sitq.backends.postgres import _operations, _sql
 from sitq.backends.postgres._dsn import redacted_dsn
 from sitq.backends.postgres._errors import (
     LostError,
@@ -29,18 +30,7 @@ from sitq.backends.postgres._errors import (
     translate_error,
 )
 from sitq.backends.postgres._notify_throttle import NotifyThrottle
-from sitq.backends.postgres._operations import (
-    PgTransaction,
-    cancel,
-    cancelled_before,
-    enqueue,
-    enqueue_unique,
-    enqueued_before,
-    finish,
-    finished_before,
-    reserve,
-    reserved_before,
-)
+from sitq.backends.postgres._operations import PgTransaction
 from sitq.backends.postgres._pool import Pool
 from sitq.errors import (
     BackendBusyError,
@@ -154,14 +144,13 @@ _LONGEST_PAUSE: Final = 0.5
 # How often to try what was rolled back because of somebody else.
 _TRIES: Final = 5
 
-# Operations whose requests are joined, and how to find out what one whose answer was lost has done.
-_BATCHED: Final[set[Callable[..., Any]]] = {enqueue, finish}
+# The table of verbs, by the functions that carry them out.
+_ROWS: Final = rows_by_operation(_operations, (*VERBS, ENQUEUE_UNIQUE))
+_JOINABLE: Final = {operation for operation, verb in _ROWS.items() if verb.joinable}
 _SEARCHES: Final[Mapping[Callable[..., Any], Callable[..., Awaitable[Any]]]] = {
-    enqueue: enqueued_before,
-    enqueue_unique: enqueued_before,
-    finish: finished_before,
-    reserve: reserved_before,
-    cancel: cancelled_before,
+    operation: getattr(_operations, verb.searched_by)
+    for operation, verb in _ROWS.items()
+    if verb.searched_by is not None
 }
 
 
@@ -206,8 +195,8 @@ class PgDatabase:
         """Seconds that a statement may take; ``None``: no limit of sitq's."""
         self.throttle: Final = NotifyThrottle(schema[0], self._tell, driver_loop.start)
         lane = partial(LoopBatchWriter, loop, driver_loop.start, driver_loop.tell, self._write)
-        self._picking = lane()
-        self._lanes = {enqueue: lane(), enqueue_unique: lane(), finish: lane()}
+        self._lanes = {name: lane() for name in {verb.lane for verb in _ROWS.values()}}
+        self._picking = self._lanes[RESERVE.lane]
 
     async def write(
         self,
@@ -218,7 +207,7 @@ class PgDatabase:
         """Carry out a unit of work, with others that wait for the same."""
         await self._picking.compensated()
         self._check_open()
-        lane = self._lanes.get(operation, self._picking)
+        lane = self._lanes[_ROWS[operation].lane]
         return await lane.submit(operation, items, compensate)
 
     async def insist(
@@ -291,7 +280,7 @@ class PgDatabase:
     async def _write(self, batch: list[Request[Any]]) -> None:
         """Carry out requests; one that fails must not fail the others."""
         for operation, group in group_by_operation(batch):
-            if operation not in _BATCHED or not await self._carry_out(operation, group):
+            if operation not in _JOINABLE or not await self._carry_out(operation, group):
                 for request in group:
                     await self._carry_out(operation, [request])
 

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, field
 from itertools import chain
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from sitq._task_batch import TaskBatch, concat, ids_of, split
 from sitq.backends._rows import LOST_ERROR, UNREADABLE
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
     from datetime import datetime
 
+    from sitq.backends._operations import PruneRequest, ReserveRequest, SweepRequest
     from sitq.backends.postgres._connection import PgConnection, Row
     from sitq.backends.postgres._notify_throttle import NotifyThrottle
     from sitq.backends.postgres._sql import Statements
@@ -52,9 +53,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PgTransaction",
-    "PruneRequest",
-    "ReserveRequest",
-    "SweepRequest",
     "cancel",
     "cancelled_before",
     "enqueue",
@@ -115,25 +113,6 @@ class PgTransaction:
 # the longest pause.
 _PAUSES: Final = (0.02, 0.04)
 _SHORT_PAUSE: Final = 0.05
-
-
-class SweepRequest(NamedTuple):
-    """The bounds of one sweep.
-
-    ``asked_at`` is when it was asked for, by `time.monotonic`: what has become due only since then
-    is left to the next sweep, for which the callers' heartbeats have had their chance.
-    """
-
-    max_crashes: int
-    limit: int
-    asked_at: float
-
-
-class PruneRequest(NamedTuple):
-    """What to prune by age."""
-
-    older_than: float
-    limit: int
 
 
 async def enqueue(
@@ -347,16 +326,6 @@ async def load_task(transaction: PgTransaction, task_id: TaskId[Any]) -> Task:
 
 
 _by_number: Final = itemgetter(0)
-
-
-class ReserveRequest(NamedTuple):
-    """A wish for due tasks; ``ticket`` is a random number of its own."""
-
-    worker: str
-    queues: tuple[str, ...]
-    limit: int
-    lease: float
-    ticket: int
 
 
 async def reserve(

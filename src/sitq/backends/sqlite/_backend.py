@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from sitq._plain import plain
 from sitq.backends._batch_queue import Request
 from sitq.backends._open_counter import OpenCounter
+from sitq.backends._operations import PruneRequest, ReserveRequest, SweepRequest
 from sitq.backends.sqlite import _operations
 from sitq.backends.sqlite._batch_writer import PendingReserveRequest
-from sitq.backends.sqlite._operations import ReserveRequest, cancel, finish, reserve
+from sitq.backends.sqlite._operations import cancel, finish, reserve
 from sitq.backends.sqlite._rows import to_micros
 from sitq.backends.sqlite._session import SQLiteSession
 from sitq.backends.sqlite._user_transaction import bind
@@ -149,12 +150,12 @@ class SQLiteBackend:
             await database.shorten_log()
         if not await database.read(_operations.sweep_is_due):
             return Sweep(0, 0, 0)
-        limits = _operations.SweepRequest(max_crashes, limit, to_micros(asked_at))
+        limits = SweepRequest(max_crashes, limit, to_micros(asked_at))
         return (await database.write(_operations.sweep, (limits,)))[0]
 
     async def prune(self, older_than: float, limit: int = 1000) -> int:
         """See `sitq.protocols.Backend.prune`."""
-        wish = _operations.PruneRequest(older_than, limit)
+        wish = PruneRequest(older_than, limit)
         return (await self._use().database.write(_operations.prune, (wish,)))[0]
 
     async def cancel(self, task_id: TaskId[Any]) -> bool:

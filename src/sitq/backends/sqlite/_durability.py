@@ -9,27 +9,17 @@ from __future__ import annotations
 
 import errno
 import os
-from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final
+
+from sitq.backends._operations import FlushPolicy
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Callable, Iterable, Mapping
 
-__all__ = ["Durability", "FlushPolicy"]
+__all__ = ["Durability"]
 
 _CAN_FLUSH: Final = hasattr(os, "fdatasync")
-
-
-class FlushPolicy(IntEnum):
-    """By when a commit is on the disk; the strictest comes last."""
-
-    DEFERRED = 0
-    """A power cut may undo it, but then nobody is left who acts by it."""
-    ACKNOWLEDGED = 1
-    """Others may see it a moment before the caller is told that it is safe."""
-    BEFORE_COMMIT = 2
-    """Nobody sees what a power cut could still undo."""
 
 
 class Durability:

@@ -11,7 +11,7 @@ import sqlite3
 from dataclasses import dataclass, field
 from heapq import merge
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from sitq._task_batch import concat, has_keys, ids_of, split
 from sitq.backends._rows import LOST_ERROR, UNREADABLE
@@ -47,15 +47,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from datetime import datetime
 
+    from sitq.backends._operations import PruneRequest, ReserveRequest, SweepRequest
     from sitq.backends.sqlite._rows import Row
     from sitq.models import ReservedTask
     from sitq.protocols import Topic
 
 __all__ = [
-    "PruneRequest",
-    "ReserveRequest",
     "SQLiteTransaction",
-    "SweepRequest",
     "cancel",
     "enqueue",
     "finish",
@@ -118,25 +116,6 @@ class SQLiteTransaction:
 
 def _decoded(text: bytes) -> str:
     return text.decode("utf-8", "surrogateescape")
-
-
-class SweepRequest(NamedTuple):
-    """The bounds of one sweep.
-
-    ``asked_at`` (microseconds) is the moment of the call: what has become due only since then is
-    left to the next sweep, for which the callers' heartbeats have had their chance.
-    """
-
-    max_crashes: int
-    limit: int
-    asked_at: int
-
-
-class PruneRequest(NamedTuple):
-    """What to prune by age."""
-
-    older_than: float
-    limit: int
 
 
 def enqueue(
@@ -278,15 +257,6 @@ _SMALLEST_CHUNK: Final = 8
 # Where these stand in a row.
 _TIMEOUT: Final = 10
 _PAYLOAD: Final = 13
-
-
-class ReserveRequest(NamedTuple):
-    """A wish for due tasks."""
-
-    worker: str
-    queues: tuple[str, ...]
-    limit: int
-    lease: float
 
 
 def reserve(transaction: SQLiteTransaction, requests: list[ReserveRequest]) -> list[Reservation]:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, Final
 
-from sitq.backends.sqlite import _sql
+from sitq.backends._operations import rows_by_operation
+from sitq.backends.sqlite import _operations, _sql
 from sitq.backends.sqlite._database import SQLiteDatabase
-from sitq.backends.sqlite._durability import Durability, FlushPolicy
+from sitq.backends.sqlite._durability import Durability
 from sitq.backends.sqlite._file import MEMORY
 from sitq.backends.sqlite._lease_keeper import FileLeaseKeeper, MemoryLeaseKeeper
 from sitq.backends.sqlite._loop_waker import LoopWaker
-from sitq.backends.sqlite._operations import enqueue, get_results, reserve, set_progress
 from sitq.backends.sqlite._store_files import StoreFiles
 from sitq.backends.sqlite._wakeups import FileListeners
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from sitq._loops import LoopRef
     from sitq.backends.sqlite._operations import SQLiteTransaction
@@ -29,13 +29,9 @@ __all__ = ["SQLiteSession"]
 # Of so many tasks that end together the results are kept at hand for those who wait.
 _FEW: Final = 16
 
-# A new task that others see early does no harm: only when it is safe, its caller hears of it.
-# A power cut that undoes a reservation has ended its worker too.
-_PROMISES: Final[Mapping[Callable[..., Any], FlushPolicy]] = {
-    enqueue: FlushPolicy.ACKNOWLEDGED,
-    reserve: FlushPolicy.DEFERRED,
-    set_progress: FlushPolicy.DEFERRED,
-}
+_ROWS: Final = rows_by_operation(_operations)
+_POLICIES: Final = {operation: verb.durability for operation, verb in _ROWS.items()}
+_OFFERS: Final = frozenset(operation for operation, verb in _ROWS.items() if verb.offers_tasks)
 
 
 class SQLiteSession:
@@ -57,8 +53,8 @@ class SQLiteSession:
             loop,
             self._waker,
             clock,
-            Durability(f"{path}-wal" if _is_flushed(path, synchronous) else None, _PROMISES),
-            frozenset({enqueue}),
+            Durability(f"{path}-wal" if _is_flushed(path, synchronous) else None, _POLICIES),
+            _OFFERS,
             self._tell,
             self._moved,
         )
@@ -87,7 +83,7 @@ class SQLiteSession:
         if not 0 < len(work.ended) <= _FEW or not self.listeners.are_for("results"):
             return {}
         try:
-            return get_results(work, work.ended)
+            return _operations.get_results(work, work.ended)
         except Exception:  # noqa: BLE001 - who asks will be told
             return {}
 
