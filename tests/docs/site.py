@@ -7,6 +7,7 @@ import re
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 from tests.docs.pages import ROOT, blocks
 
@@ -116,6 +117,29 @@ def undocumented(site: Path) -> list[str]:
     ]
 
 
+def faults_of_manifests() -> list[str]:
+    """Return what is wrong with the manifests on the page about deployment."""
+    yaml: Any = importlib.import_module("yaml")  # a part of what the site is built with
+    page = DOCS / "how-to" / "deployment.md"
+    problems = []
+    for block in blocks(page):
+        if block.language != "yaml":
+            continue
+        for manifest in yaml.safe_load_all(block.text):
+            name, spec = manifest["metadata"]["name"], manifest["spec"]
+            labels = spec["template"].get("metadata", {}).get("labels")
+            if spec.get("selector", {}).get("matchLabels") != labels:
+                problems.append(f"{name}: the selector is none of the template's labels")
+            for container in spec["template"]["spec"]["containers"]:
+                secrets = [one["valueFrom"]["secretKeyRef"]["name"] for one in container["env"]]
+                problems += [
+                    f"{name}: no command makes the secret {secret}"
+                    for secret in secrets
+                    if f"secret generic {secret} " not in page.read_text()
+                ]
+    return problems
+
+
 def main(site: Path) -> None:
     """Check the site in a folder.
 
@@ -123,7 +147,7 @@ def main(site: Path) -> None:
         SystemExit: something is missing.
     """
     pages = sorted(DOCS.glob("**/*.md"))
-    problems = undocumented(site)
+    problems = undocumented(site) + faults_of_manifests()
     for page in pages:
         problems += missing_from(page, site / page.relative_to(DOCS).with_suffix(".html"))
     if not (site / "searchindex.js").exists():
