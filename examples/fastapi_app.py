@@ -92,7 +92,7 @@ app = FastAPI(lifespan=lifespan)
 @app.exception_handler(ValidationError)
 @app.exception_handler(SerializationError)
 async def refuse(_: Request, error: Exception) -> JSONResponse:
-    """Tell the client what cannot be enqueued: a text that is too long, say."""
+    """Answer 422 to what cannot be enqueued, such as a text that is too long."""
     return JSONResponse({"detail": str(error)}, status_code=422)
 
 
@@ -106,7 +106,7 @@ async def order_report(request: ReportRequest, queue: Queue) -> Accepted:
 async def read_report(
     task_id: str, queue: Queue, wait: Annotated[float, Query(ge=0, le=10)] = 0
 ) -> State:
-    """Tell how far it is; wait up to ``wait`` seconds for the end."""
+    """Return the state of the report; wait up to ``wait`` seconds for its end."""
     typed = TaskId[Report](task_id)
     try:
         result = await queue.get_result(typed, timeout=wait)

@@ -34,7 +34,7 @@ def flaky() -> str:
     """Fail twice, then succeed."""
     attempt = current_task().attempt
     if attempt < 3:
-        message = f"attempt {attempt} found nobody home"
+        message = f"attempt {attempt} got no answer"
         raise ConnectionError(message)
     return f"done in attempt {attempt}"
 

@@ -34,11 +34,11 @@ __all__ = ["JsonFileBackend", "from_url"]
 
 T = TypeVar("T")
 
-LOOK_EVERY = 0.02  # seconds between two looks at a file that somebody else may have written
+LOOK_EVERY = 0.02  # seconds between two polls of the file, for changes by other processes
 
 
 def from_url(url: str) -> JsonFileBackend:
-    """What `sitq.connect("jsonfile:tasks.json")` calls."""
+    """Return the store for a URL; `sitq.connect("jsonfile:tasks.json")` calls this."""
     return JsonFileBackend(url.partition(":")[2])
 
 
@@ -60,15 +60,15 @@ class JsonFileBackend:
     async def open(self) -> None:
         self._holder.enter()
         with self._file.locked():
-            pass  # a file that is none of ours is refused here
+            pass  # refuses a file of another program
 
     async def close(self) -> None:
         self._holder.leave()
 
     async def _step(self, work: Callable[[dict[str, Row], datetime], T]) -> T:
-        """Do one operation: nothing is awaited in it, so that nobody can cancel half of it."""
+        """Do one operation, without an `await` in it, so that it cannot be cancelled halfway."""
         self._holder.check()
-        await checkpoint()  # who is cancelled is cancelled here, before anything has happened
+        await checkpoint()  # a cancellation comes here, before any change
         with self._file.locked() as rows:
             return work(rows, self._clock.now())
 
@@ -83,7 +83,7 @@ class JsonFileBackend:
     async def reserve(
         self, worker: str, queues: Sequence[str], limit: int, lease: float
     ) -> Reservation:
-        del worker  # nobody asks this store who has a task
+        del worker  # this store does not record which worker has a task
         every = tuple(queues) == ALL_QUEUES
 
         def work(rows: dict[str, Row], now: datetime) -> Reservation:
@@ -184,14 +184,14 @@ class JsonFileBackend:
 
 
 class _Listener:
-    """Looks at the file every moment: no other way works for all processes and systems."""
+    """Polls the file, which works for all processes and systems."""
 
     def __init__(self, file: JsonFile) -> None:
         self._file = file
         self._seen = file.version()
 
     async def wait(self) -> None:
-        while (version := self._file.version()) == self._seen:  # noqa: ASYNC110 - no event tells
+        while (version := self._file.version()) == self._seen:  # noqa: ASYNC110 - there is no event
             await anyio.sleep(LOOK_EVERY)
         self._seen = version
 
@@ -233,7 +233,7 @@ def _known(rows: dict[str, Row], task_id: str) -> Row:
 
 
 def _current(rows: dict[str, Row], lease: Lease) -> Row | None:
-    """The row of a lease, if the lease's epoch is the current one: the fence."""
+    """Return the row of a lease if the epoch of the lease is the current one: the fence."""
     row = rows.get(lease.task_id)
     held = row is not None and row.status is TaskStatus.IN_PROGRESS and row.epoch == lease.epoch
     return row if held else None
@@ -261,7 +261,7 @@ def _renew(rows: dict[str, Row], lease: Lease, end: datetime) -> LeaseState:
 def _first(
     rows: dict[str, Row], limit: int, now: datetime, when: Callable[[Row], datetime | None]
 ) -> list[Row]:
-    """The rows whose moment has come, the earliest first."""
+    """Return the due rows, the earliest first."""
     come = [
         (moment, row.number, row)
         for row in rows.values()

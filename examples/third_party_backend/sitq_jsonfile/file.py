@@ -1,4 +1,4 @@
-"""The file: read, judged and written anew under a lock, so that every operation is one step."""
+"""Reads and replaces the file under a lock, so that every operation is one step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FORMAT = "sitq-jsonfile 1"
 
 
 class JsonFile:
-    """Rows by task id, a line of JSON each, below a line that says what this is."""
+    """Rows by task id, a line of JSON each, below a line with the format."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -27,7 +27,7 @@ class JsonFile:
 
     @contextmanager
     def locked(self) -> Generator[dict[str, Row], None, None]:
-        """Give the rows, and store them if they were changed and no exception says otherwise."""
+        """Give the rows, and store them if they were changed and no exception was raised."""
         try:
             with self._lock.open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)  # across threads and processes; ends with them
@@ -40,7 +40,7 @@ class JsonFile:
             raise BackendConnectionError(f"{self.path}: {error.strerror}") from error
 
     def version(self) -> object:
-        """Return something that differs once somebody has written."""
+        """Return a value that differs after the file was written."""
         with suppress(OSError):
             status = self.path.stat()
             return (status.st_ino, status.st_mtime_ns)
@@ -56,7 +56,7 @@ class JsonFile:
         return {row.task.id: row for row in rows}
 
     def _write(self, rows: dict[str, Row]) -> None:
-        """Put a new file in the place of the old one, on the disk and not only on its way."""
+        """Replace the file with a new one, flushed to the disk."""
         with self._next.open("w") as file:
             lines = [json.dumps(FORMAT), *(row.model_dump_json() for row in rows.values())]
             file.write("\n".join(lines) + "\n")

@@ -1,4 +1,4 @@
-"""Who has the store open: users are counted, and one event loop at a time holds an instance."""
+"""Counts who has the store open, in one event loop at a time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Holder"]
 
 
 class Holder:
-    """The users of one instance, and the loop that they run in."""
+    """Counts the opens of one instance, and knows the event loop that they belong to."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -22,7 +22,7 @@ class Holder:
         self._pid = 0
 
     def enter(self) -> None:
-        """Count a user in."""
+        """Count one more open."""
         if self._users and not _has_ended(self._loop):
             self.check()
         else:
@@ -30,27 +30,27 @@ class Holder:
         self._users += 1
 
     def leave(self) -> None:
-        """Count a user out."""
+        """Count one open less."""
         self._users = max(0, self._users - 1)
 
     def check_open(self) -> None:
-        """Refuse a caller if nobody has opened the store."""
+        """Raise `UsageError` if the store is not open in this process."""
         if not self._users or self._pid != os.getpid():
             raise UsageError(f"{self._name} is not open: use 'async with' on its queue")
 
     def check(self) -> None:
-        """Refuse a caller in another loop, too."""
+        """Raise `UsageError` if the store is not open, or is open in another event loop."""
         self.check_open()
         if current_token().native_token is not self._loop:
             raise UsageError(f"{self._name} is open in another event loop: make another instance")
 
 
 def _has_ended(loop: Any) -> bool:
-    """Tell if a loop cannot run anything any more."""
+    """Return whether an event loop has ended."""
     if hasattr(loop, "is_closed"):  # asyncio's
         return bool(loop.is_closed())
     try:
         loop.run_sync_soon(lambda: None)
-    except RuntimeError:  # trio's word for it
+    except RuntimeError:  # raised by a trio loop that has ended
         return True
     return False

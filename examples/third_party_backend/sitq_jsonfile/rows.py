@@ -1,4 +1,4 @@
-"""One task in the file: what is stored of it, and what becomes of it."""
+"""One task in the file: its stored form and its transitions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RETURNS = {OutcomeKind.RETRY, OutcomeKind.RELEASE, OutcomeKind.UNKNOWN_FUNCTION}
 
 
 class Row(BaseModel):
-    """A task as a line of JSON; replaced as a whole, never changed in part."""
+    """A task as a line of JSON. A row is replaced as a whole."""
 
     model_config = ConfigDict(frozen=True, ser_json_bytes="base64", val_json_bytes="base64")
 
@@ -44,7 +44,7 @@ class Row(BaseModel):
 
     @classmethod
     def new(cls, task: Task, number: int, now: datetime) -> Row:
-        """The row of a task that has just been enqueued."""
+        """Return the row of a task that has just been enqueued."""
         bare = task.model_copy(update={"payload": b""})
         return cls(
             task=bare,
@@ -55,16 +55,16 @@ class Row(BaseModel):
         )
 
     def but(self, **changes: Any) -> Row:
-        """The row with other values."""
+        """Return the row with other values."""
         return self.model_copy(update=changes)
 
     @property
     def order(self) -> tuple[int, datetime, int]:
-        """Higher priority first, then earlier eta, then insertion."""
+        """The sort key: higher priority first, then earlier eta, then insertion."""
         return (-self.task.priority, self.eta, self.number)
 
     def has_expired(self, now: datetime) -> bool:
-        """Tell if the task is not to be started any more."""
+        """Return whether the task may no longer start."""
         expires_at = self.task.expires_at
         return self.status is TaskStatus.PENDING and expires_at is not None and expires_at <= now
 
@@ -74,7 +74,7 @@ class Row(BaseModel):
         return self.task.unique_key == key and not self.status.is_final and not is_free
 
     def can_never_start(self, now: datetime) -> bool:
-        """Return whether it expires before it may start, and no worker has it under a lease."""
+        """Return whether the task expires before it may start, and no worker has a lease for it."""
         if self.lease_end is not None and self.lease_end > now:
             return False
         expires_at = self.task.expires_at
@@ -82,19 +82,19 @@ class Row(BaseModel):
         return expires_at is not None and expires_at <= start
 
     def without_key(self, now: datetime) -> Row:
-        """The row once it has given way to another task with its key."""
+        """Return the row after another task has taken its key."""
         if self.has_expired(now):
             return self.ended(TaskStatus.EXPIRED, now)
         return self.but(key_released=True)
 
     def forget_at(self) -> datetime | None:
-        """When the task may be removed; `None` while it is not final."""
+        """The moment when the task may be removed; `None` while it is not final."""
         if self.finished_at is None:
             return None
         return self.finished_at + timedelta(seconds=self.task.result_ttl)
 
     def reserved(self, now: datetime, lease: float) -> Row:
-        """The next epoch, the next attempt, and a lease."""
+        """Return the row with the next epoch, the next attempt and a lease."""
         return self.but(
             status=TaskStatus.IN_PROGRESS,
             epoch=self.epoch + 1,
@@ -104,36 +104,36 @@ class Row(BaseModel):
         )
 
     def without_lease(self) -> Row:
-        """No attempt runs any more."""
+        """Return the row after its attempt has ended."""
         return self.but(lease_end=None, cancel_requested=False, progress=None)
 
     def given_back(self) -> Row:
-        """As if the attempt had not been."""
+        """Return the row as pending, with its attempt given back."""
         return self.without_lease().but(status=TaskStatus.PENDING, attempts=self.attempts - 1)
 
-    def ended(self, status: TaskStatus, now: datetime, **told: Any) -> Row:
-        """The row once it is final; what is not told is forgotten."""
-        told = {"value": None, "error": None, "traceback": None} | told
-        return self.without_lease().but(status=status, finished_at=now, **told)
+    def ended(self, status: TaskStatus, now: datetime, **outcome: Any) -> Row:
+        """Return the final row; an outcome that is not given is cleared."""
+        outcome = {"value": None, "error": None, "traceback": None} | outcome
+        return self.without_lease().but(status=status, finished_at=now, **outcome)
 
     def after(self, outcome: Outcome, now: datetime) -> Row:
-        """The row once an outcome was accepted."""
+        """Return the row after an outcome was accepted."""
         kind, policy = outcome.kind, self.task.retry
         if kind is OutcomeKind.RETRY and policy and self.attempts >= policy.max_attempts:
             kind = OutcomeKind.FAILURE
         elif kind in RETURNS and self.cancel_requested:
             kind = OutcomeKind.CANCELLED
         later = now + timedelta(seconds=outcome.delay)
-        told = {"error": outcome.error, "traceback": outcome.traceback}
+        failure = {"error": outcome.error, "traceback": outcome.traceback}
         match kind:
             case OutcomeKind.SUCCESS:
                 return self.ended(TaskStatus.SUCCESS, now, value=outcome.value or b"")
             case OutcomeKind.FAILURE:
-                return self.ended(TaskStatus.FAILED, now, **told)
+                return self.ended(TaskStatus.FAILED, now, **failure)
             case OutcomeKind.CANCELLED:
                 return self.ended(TaskStatus.CANCELLED, now)
             case OutcomeKind.RETRY:
-                return self.without_lease().but(status=TaskStatus.PENDING, eta=later, **told)
+                return self.without_lease().but(status=TaskStatus.PENDING, eta=later, **failure)
             case OutcomeKind.RELEASE:
                 return self.given_back()
             case OutcomeKind.UNKNOWN_FUNCTION:
@@ -142,7 +142,7 @@ class Row(BaseModel):
                 )
 
     def reclaimed(self, max_crashes: int, now: datetime) -> Row:
-        """The row of an attempt whose lease ended without an outcome."""
+        """Return the row after its lease has ended without an outcome."""
         row = self.given_back().but(crashes=self.crashes + 1)
         if self.cancel_requested:
             return row.ended(TaskStatus.CANCELLED, now)
@@ -152,11 +152,11 @@ class Row(BaseModel):
         return row
 
     def as_task(self) -> Task:
-        """The task as it was enqueued, with its present eta."""
+        """Return the task as it was enqueued, with its present eta."""
         return self.task.model_copy(update={"payload": self.payload, "eta": self.eta})
 
     def as_reserved(self) -> ReservedTask:
-        """The task as a worker gets it."""
+        """Return the task as a worker gets it."""
         task = self.task
         return ReservedTask(
             id=task.id,
@@ -175,7 +175,7 @@ class Row(BaseModel):
         )
 
     def as_info(self) -> TaskInfo:
-        """What is told of the task in any state."""
+        """Return the state of the task, final or not."""
         task = self.task
         return TaskInfo(
             task_id=task.id,
@@ -189,7 +189,7 @@ class Row(BaseModel):
         )
 
     def as_result(self) -> Result[Any] | None:
-        """The end of the task; `None` if it has not ended."""
+        """Return the result of the task; `None` if it is not final."""
         if self.finished_at is None:
             return None
         names = ("status", "value", "error", "traceback", "attempts", *TIMES)
