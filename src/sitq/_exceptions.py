@@ -1,4 +1,4 @@
-"""What exceptions are, without running any code of their classes."""
+"""Inspection of exceptions that runs no code of their classes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _RAISE: Final = dis.opmap["RAISE_VARARGS"]
 
 
 def leaves_of(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error, or each one in a group that is no group; however deep groups are nested."""
+    """Yield an error, or the leaves of a group, however deeply groups are nested."""
     waiting = [error]
     while waiting:
         each = waiting.pop()
@@ -31,9 +31,9 @@ def leaves_of(error: BaseException) -> Iterator[BaseException]:
 def exit_of(error: BaseException) -> BaseException | None:
     """Return the part of an error by which a signal ends the process; ``None`` if there is none.
 
-    That is what a handler of the `signal` module raised while the task's code ran in the loop's
-    thread, and the KeyboardInterrupt of Python's own handler. What the code raised itself, by
-    ``sys.exit()`` say, is an error of the task.
+    It is what a handler of the `signal` module raised while the task's code ran in the loop's
+    thread, or the KeyboardInterrupt of Python's own handler. An exception that the code raised
+    itself, such as that of ``sys.exit()``, is an error of the task.
     """
     for leaf in leaves_of(error):
         if issubclass(type(leaf), KeyboardInterrupt | SystemExit) and _is_by_signal(leaf):
@@ -46,13 +46,13 @@ def _is_by_signal(error: BaseException) -> bool:
     before: FrameType | None = None
     raised_itself = False
     while trace is not None:
-        # A handler is given the frame that it has interrupted; nothing else is.
+        # Only a signal handler gets the interrupted frame as an argument.
         if before is not None and _was_given(trace.tb_frame, before):
             return True
         before = trace.tb_frame
         raised_itself = before.f_code.co_code[trace.tb_lasti] == _RAISE
         trace = trace.tb_next
-    # Python's own handler is no Python function, and has no frame.
+    # Python's own handler is not a Python function and has no frame.
     return issubclass(type(error), KeyboardInterrupt) and not raised_itself
 
 

@@ -81,7 +81,7 @@ class Log:
                     stacklevel=3,
                 )
         except KeyboardInterrupt:
-            raise  # the user's own, most likely
+            raise  # most likely the user's own exception
         except BaseException as failure:  # of a filter's or an error's __str__, say
             if exit_of(failure) is not None:
                 raise

@@ -1,4 +1,4 @@
-"""The one module that knows asyncio from trio, how to reach a loop, and how to do without one."""
+"""Event loops of asyncio and trio: find one, call into one from other threads, or run one."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ __all__ = [
 
 T = TypeVar("T")
 
-# What sitq's threads and loops are made of. With a part of it patched, they wait for ever.
+# sitq's threads and loops are built on these modules. With one of them patched, they hang.
 _PATCHED_BY_GEVENT: Final = ("threading", "select", "queue")
 
 
 def _trio_token() -> trio.lowlevel.TrioToken | None:
-    # Never imported for its own sake; another thread may be about to import it.
+    # Not imported here; another thread may be importing it now.
     lowlevel = sys.modules.get("trio.lowlevel")
     in_trio_task = getattr(lowlevel, "in_trio_task", None)
     if lowlevel is None or in_trio_task is None or not in_trio_task():
@@ -57,15 +57,15 @@ def in_event_loop() -> bool:
 
 
 def refuse_green_threads(what: str) -> None:
-    """Refuse to begin what needs threads of the system where gevent has replaced them.
+    """Refuse to start something that needs system threads if gevent has replaced them.
 
     Args:
-        what: what was to begin, for the error's text.
+        what: what needs the threads, for the error's text.
 
     Raises:
         UsageError: gevent has patched what threads and event loops are made of.
     """
-    # Never imported for its own sake.
+    # Not imported here: only where it is in use already.
     is_patched = getattr(sys.modules.get("gevent.monkey"), "is_module_patched", None)
     if is_patched is None:
         return
@@ -91,15 +91,15 @@ def _asyncio_loop() -> asyncio.AbstractEventLoop:
 
 
 class LoopRef:
-    """A running event loop, as other threads see it."""
+    """A reference to a running event loop, for use in any thread."""
 
     __slots__ = ("_asyncio", "_pid", "_trio")
 
     def __init__(self) -> None:
-        """Take the loop that the caller runs in.
+        """Refer to the loop that the caller runs in.
 
         Raises:
-            UsageError: there is none.
+            UsageError: the caller runs in no loop.
         """
         self._trio: Final = _trio_token()
         self._asyncio: Final = None if self._trio else _asyncio_loop()
@@ -107,7 +107,7 @@ class LoopRef:
 
     @property
     def inherited(self) -> bool:
-        """True in a process that was forked while the loop ran."""
+        """Return whether this process was forked while the loop ran."""
         return self._pid != os.getpid()
 
     def __eq__(self, other: object) -> bool:
@@ -121,7 +121,7 @@ class LoopRef:
 
     @property
     def is_here(self) -> bool:
-        """True if the caller runs in it.
+        """Return whether the caller runs in this loop.
 
         Raises:
             UsageError: the caller runs in no loop.
@@ -133,20 +133,20 @@ class LoopRef:
 
     @property
     def asyncio(self) -> asyncio.AbstractEventLoop | None:
-        """The loop itself if it is asyncio's."""
+        """Return the loop itself if it is asyncio's."""
         return self._asyncio
 
     @property
     def ended(self) -> bool:
-        """True once the loop cannot run anything any more."""
+        """Return whether the loop has ended."""
         if self._asyncio is not None:
             return self._asyncio.is_closed()
         return not self.call_soon(no_op)
 
     def at_end(self, function: Callable[[], object]) -> Callable[[], object]:
-        """Have ``function`` called when this loop, trio's, ends; from within.
+        """Call ``function`` when this loop, trio's, ends; to be used inside the loop.
 
-        What is returned takes that back, from any thread.
+        Returns a function that revokes this, from any thread.
         """
         import trio
 
@@ -164,9 +164,9 @@ class LoopRef:
         return lambda: self.call_soon(scope.cancel)
 
     def when_readable(self, file: int, function: Callable[[], object]) -> Callable[[], object]:
-        """Have ``function`` called whenever a file can be read; from within.
+        """Call ``function`` whenever a file is readable; to be used inside the loop.
 
-        What is returned ends that, from within too, and must be called before the file is closed.
+        Returns a function that ends this, inside the loop too; call it before the file is closed.
         """
         if self._asyncio is not None:
             self._asyncio.add_reader(file, function)
@@ -184,16 +184,16 @@ class LoopRef:
 
         def end() -> None:
             nonlocal ended
-            ended = True  # it may not have begun to wait
+            ended = True  # the task may not wait yet
             trio.lowlevel.notify_closing(file)
 
         trio.lowlevel.spawn_system_task(wait)
         return end
 
     def call_later(self, seconds: float, function: Callable[[], object]) -> Callable[[], object]:
-        """Have the loop call ``function`` after so many seconds; from its own thread.
+        """Have the loop call ``function`` after ``seconds``; from the loop's own thread.
 
-        What is returned takes that back, from the same thread.
+        Returns a function that revokes this, from the same thread.
         """
         if self._asyncio is not None:
             return self._asyncio.call_later(seconds, function).cancel
@@ -212,7 +212,7 @@ class LoopRef:
     def before_waiting(self, function: Callable[[], object]) -> None:
         """Have the loop call ``function`` before it waits for events again; from its own thread."""
         if self._asyncio is not None:
-            # asyncio handles events only after what was to be called before they came.
+            # asyncio handles new events only after the callbacks that are already scheduled.
             self._asyncio.call_soon(function)
             return
         import trio
@@ -225,7 +225,7 @@ class LoopRef:
         trio.lowlevel.add_instrument(Instrument())
 
     def call_soon(self, function: Callable[[], object]) -> bool:
-        """Have the loop call ``function`` soon; from any thread. False if it has ended."""
+        """Have the loop call ``function`` soon, from any thread; return False if it has ended."""
         try:
             if self._trio is not None:
                 self._trio.run_sync_soon(function)
@@ -253,7 +253,7 @@ class SharedEvent:
         return self._set
 
     def set(self) -> None:
-        """Wake everybody who waits, and let everybody through who comes later."""
+        """Set the event: all waiting calls return, and later ones return at once."""
         with self._lock:
             self._set = True
             waiting, self._waiting = self._waiting, []
@@ -261,7 +261,7 @@ class SharedEvent:
             loop.call_soon(event.set)
 
     async def wait(self) -> None:
-        """Return once it is set."""
+        """Wait until it is set."""
         entry = (LoopRef(), anyio.Event())
         with self._lock:
             if self._set:
@@ -276,10 +276,10 @@ class SharedEvent:
 
 
 class LoopThread:
-    """An asyncio loop in a daemon thread: a forgotten stop never keeps the process alive."""
+    """An asyncio loop in a daemon thread, which never keeps the process alive."""
 
     def __init__(self, name: str) -> None:
-        """Make what `start` runs.
+        """Prepare the loop, without starting it.
 
         Args:
             name: the thread's name.
@@ -326,7 +326,7 @@ class LoopThread:
             loop.close()
 
     async def _end_tasks(self) -> None:
-        """Cancel what still runs, so that nobody waits for it for ever."""
+        """Cancel all tasks that still run, so that no caller waits for them for ever."""
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
@@ -334,10 +334,10 @@ class LoopThread:
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
-        """The loop, once it has been started.
+        """Return the loop, once it has been started.
 
         Raises:
-            OSError: the system has no files left for it.
+            OSError: the process has no file descriptors left.
         """
         with self._made:
             pass
@@ -347,7 +347,7 @@ class LoopThread:
 
     @property
     def is_alive(self) -> bool:
-        """False once the loop has ended, and in a process that was forked."""
+        """Return whether the thread runs; False in a forked process."""
         return self._thread is not None and self._thread.is_alive()
 
     def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
@@ -366,12 +366,12 @@ class LoopThread:
         self.call_soon(self._end)
 
     def _end(self) -> None:
-        if not self._ending:  # the tasks that end now must not be stopped too
+        if not self._ending:  # a second stop would interrupt the end of the tasks
             self._ending = True
             self.loop.stop()
 
     def stop(self) -> None:
-        """End the loop and wait for its thread. Calling it twice is fine."""
+        """End the loop and wait for its thread. Idempotent."""
         self.stop_soon()
         self.join()
 
@@ -384,7 +384,7 @@ class LoopThread:
 async def run_to_completion(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """Return what ``work`` returns; a cancellation of the caller waits until it has ended.
 
-    A shield of anyio's is none against asyncio's own cancellation, so ``work`` runs in a task.
+    anyio's shield does not stop asyncio's own cancellation, so ``work`` runs in a task.
     """
     if _trio_token() is not None:
         with anyio.CancelScope(shield=True):
@@ -407,17 +407,17 @@ async def run_to_completion(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
                     await asyncio.wait({task})
             except asyncio.CancelledError as error:
                 cancellation = error
-        # Whoever cancels all tasks of the loop cancels this one too, perhaps before its first step.
+        # Code that cancels all tasks of the loop may cancel this one before its first step.
         if has_begun or not task.cancelled():
             break
     if cancellation is None:
         return task.result()
     if not task.cancelled():
-        task.exception()  # or Python says that nobody asked for it
+        task.exception()  # or asyncio logs that it was never retrieved
     raise cancellation
 
 
-# Until it has ended, also if nobody waits for it any more.
+# Keeps a task alive until it has ended, also without a waiter.
 _working: Final[set[asyncio.Task[Any]]] = set()
 
 

@@ -1,8 +1,7 @@
-"""How stored names say a module: scripts by their path, and what else names the same file.
+"""The module part of stored names: scripts by their path, and other names of the same file.
 
-A script can be started by its path, with ``-m``, or be imported as a module, in each process in
-another way. Nothing is ever imported here by a name that was read from a store, and no code of a
-module runs.
+A script can be started by its path or with ``-m``, or be imported as a module, and each process may
+do it in another way. No name from a store is imported here, and no code of a module runs.
 """
 
 from __future__ import annotations
@@ -33,12 +32,12 @@ def module_name(module: str) -> str:
 
 
 def is_module_named(where: str, module: str) -> bool:
-    """Return whether the module part of a stored name says a module of this process.
+    """Return whether the module part of a stored name means a module of this process.
 
     1. It does if it is the module's own name, as `module_name` gives it.
     2. A path does if it leads to the file of the module now, through links too.
-    3. The name of a module says a script of this process that it would be the name of, if that was
-       imported: ``package.app`` says ``.../package/app.py``.
+    3. The name of a module means a script of this process that would have the name if it was
+       imported: ``package.app`` means ``.../package/app.py``.
 
     Args:
         where: the module part of a stored name.
@@ -53,7 +52,7 @@ def is_module_named(where: str, module: str) -> bool:
         return _is_same_file(where, file)
     if module not in _MAINS or _spec_name(module) is not None:
         return False
-    if where in sys.modules:  # so that name is taken, by this file or by another
+    if where in sys.modules:  # the name belongs to that module
         return is_same_module(where, module)
     return any(_ends_with(path, where.split(".")) for path in (file, os.path.realpath(file)))
 
@@ -79,7 +78,7 @@ def class_name(cls: type) -> str:
 def is_class_named(name: str, cls: type) -> bool:
     """Return whether a stored name is that of a class, or leads to it among what is imported.
 
-    ``__main__.Class`` says a class of whatever script this is.
+    ``__main__.Class`` means a class of the running script, whatever its path.
     """
     module, qualname = cls.__module__, cls.__qualname__
     if name == f"{module}.{qualname}":
@@ -105,12 +104,12 @@ def _file_of(module: str) -> str | None:
     return _logical(file)
 
 
-@functools.cache  # the links that led here may lead elsewhere later
+@functools.cache  # the links in the path may change later
 def _logical(file: str) -> str:
     """Return an absolute path that keeps the links by which the program was started.
 
-    The kernel tells the current folder without links. The shell keeps the way to it in ``PWD``:
-    through a link such as ``current`` that each release replaces, it stays the same.
+    The kernel reports the current folder without links. ``PWD`` has the path that the shell used,
+    which stays the same through a link such as ``current`` that each release replaces.
     """
     path = file if os.path.isabs(file) else os.path.join(os.getcwd(), file)
     if os.pardir in path.split(os.sep):  # what it means depends on the links before it
@@ -130,9 +129,9 @@ def _is_same_file(one: str, other: str) -> bool:
 
 
 def _identity(path: str) -> tuple[int, int, str]:
-    """Return what a file is on this machine, whatever leads to it.
+    """Return the identity of a file on this machine, independent of the path.
 
-    Of a file in an archive (a zipapp): the archive, and the way in it.
+    For a file in an archive (a zipapp): the archive's identity, and the path in it.
     """
     rest = ""
     while True:
@@ -154,7 +153,7 @@ def _ends_with(path: str, steps: list[str]) -> bool:
 
 
 def _find_loaded(name: str) -> object:
-    """Return what ``module.name`` leads to among what is imported, in plain dictionaries only."""
+    """Return what ``module.name`` means among imported modules; plain dictionaries only."""
     steps = name.replace(":", ".").split(".")
     for count in range(len(steps) - 1, 0, -1):
         found: Any = sys.modules.get(".".join(steps[:count]))

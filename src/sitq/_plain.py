@@ -1,7 +1,7 @@
-"""Values of subclasses as values of the plain types that sitq stores.
+"""Conversion of instances of subclasses to the plain types that sitq stores.
 
-A store, a driver or a serializer would take such a value for something else, or fail. None of the
-subclass' own methods runs here.
+A store, a driver or a serializer may misread an instance of a subclass, or fail. No method of the
+subclass runs here.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def plain(value: Any) -> Any:
 
 
 def plain_member(value: Any) -> Any:
-    """Return `plain` of a value, or the value itself if it is more than one of the plain type.
+    """Return `plain` of a value, or the value itself if that would lose something.
 
     A member of an enum is more than its value. A pandas ``Timestamp`` has nanoseconds, and ``NaT``
     is a datetime that stands for no moment at all.

@@ -1,7 +1,7 @@
 """`Portal`: threads without an event loop wait for coroutines on a loop in a thread of its own.
 
-Whatever a signal handler raises in a thread that waits here leaves nothing locked and nothing
-half done: each step can be taken again, and what has begun on the loop goes on without the thread.
+An exception from a signal handler in a waiting thread leaves nothing locked and nothing half done:
+each step can be repeated, and a call that has begun on the loop goes on without the thread.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ __all__ = ["Portal", "refuse_event_loop"]
 
 T = TypeVar("T")
 
-# An interrupt that comes just before a wait does not end it: so long it may go unnoticed; seconds.
+# An interrupt just before a wait does not end it: the longest time until it is noticed; seconds.
 _TURN: Final = 1.0
-# How long the queue that is opened next waits for those that were dropped; seconds.
+# How long a queue that opens waits for queues that were dropped to close; seconds.
 _DROPPED: Final = 5.0
 _CLOSED: Final = "the queue was closed during this call, which may have been carried out"
 
@@ -34,7 +34,7 @@ _dropped: Final[set[LoopThread]] = set()
 
 
 class _Call(Generic[T]):
-    """A coroutine on the loop, and those who wait for it in other threads.
+    """A coroutine on the loop, for which other threads wait.
 
     They wait for a bare lock. A condition variable, and so a future of `concurrent.futures`, may
     be left locked by an interrupt, and the loop would wait for it for ever.
@@ -55,7 +55,7 @@ class _Call(Generic[T]):
 
     @property
     def is_done(self) -> bool:
-        """True once there is a result."""
+        """Return whether there is a result."""
         return self.task is not None and self.task.done()
 
     def begin_on(self, thread: LoopThread) -> None:
@@ -73,11 +73,11 @@ class _Call(Generic[T]):
     def _end(self, task: asyncio.Task[T]) -> None:
         self._calls.discard(self)
         if not task.cancelled():
-            task.exception()  # or asyncio says that nobody asked for it
+            task.exception()  # or asyncio logs that it was never retrieved
         self._runs.release()
 
     def wait(self) -> None:
-        """Return once there is a result, or can be none any more."""
+        """Wait until there is a result, or until there can be none."""
         thread = self._thread
         while not self.is_done:
             if self._runs.acquire(timeout=_TURN):
@@ -99,7 +99,7 @@ class _Call(Generic[T]):
             raise UsageError(_CLOSED) from None
 
     def cancel(self) -> None:
-        """Have it cancelled soon."""
+        """Request its cancellation."""
         if self._thread is not None and not self.is_done:
             self._thread.call_soon(self._cancel)
 
@@ -115,23 +115,23 @@ class Portal:
     A portal that is collected as garbage closes by itself, without waiting for that.
 
     Args:
-        last: what is to run before the loop ends; it must not refer to the portal.
+        last: runs before the loop ends; it must not refer to the portal.
     """
 
     def __init__(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._last: Final = last
-        # A garbage collection may come while it is held, and use the queue.
+        # Reentrant: a garbage collection while it is held may use the queue.
         self._lock = threading.RLock()
         self._thread: LoopThread | None = None
         self._closing: _Call[None] | None = None
         self._calls: Final[set[_Call[Any]]] = set()
         self._pid = os.getpid()
         self._closed = False
-        # True from the opening of the store to the closing.
+        # Whether the store is open.
         self.is_connected: bool = False
 
     def __del__(self) -> None:
-        """Close what nobody has closed, and nobody can any more."""
+        """Close a portal that was not closed before it became garbage."""
         if sys.is_finalizing():
             return
         thread: LoopThread | None = getattr(self, "_thread", None)
@@ -149,10 +149,10 @@ class Portal:
             call.wait()
             return call.result()
         finally:
-            call.cancel()  # of a KeyboardInterrupt here, the loop would not know
+            call.cancel()  # the loop does not see a KeyboardInterrupt of this thread
 
     def _begin(self, call: _Call[Any], *, reopen: bool) -> bool:
-        """Start a call; False if a closing has to be waited for."""
+        """Start a call; return False if the portal is closing and the caller has to wait."""
         with self._lock:
             if self._closed and not reopen:
                 raise UsageError("this queue is closed: call connect(), or use 'with' again")
@@ -185,7 +185,7 @@ class Portal:
             self.is_connected = not self._closed
 
     def close(self) -> None:
-        """Run ``last``, end what else runs, and stop the loop. Twice is fine.
+        """Run ``last``, cancel all other calls, and stop the loop. Idempotent.
 
         If a signal handler raises meanwhile, all this goes on without the caller.
         """
@@ -205,7 +205,7 @@ class Portal:
         return _Call(partial(_close, thread, self._last, self._calls), set())
 
     def _finish_closing(self) -> _Call[None] | None:
-        """Return once a closing that was asked for has ended."""
+        """Wait until a requested close has ended."""
         with self._lock:
             closing, thread = self._closing, self._thread
         if closing is None or thread is None:

@@ -1,6 +1,6 @@
-"""The store and the serializer that a queue or a worker is given, checked before their first use.
+"""Checks of the store and the serializer that a queue or a worker is given.
 
-A mistake such as a class instead of an instance is told where it is made, not at the first task.
+A mistake, such as a class instead of an instance, raises where it is made, not at the first task.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ __all__ = ["checked_backend", "checked_serializer"]
 
 
 def checked_backend(backend: Backend) -> Backend:
-    """Return what is given.
+    """Return the backend.
 
     Raises:
-        ValidationError: it is no store.
+        ValidationError: it is not a store.
     """
     _check("backend", backend, "reserve", "give a store, SQLiteBackend(path) say")
     return backend
 
 
 def checked_serializer(serializer: Serializer | None) -> Serializer:
-    """Return what is given; msgpack if nothing is.
+    """Return the serializer; a `MsgpackSerializer` for ``None``.
 
     Raises:
-        ValidationError: it is no serializer.
+        ValidationError: it is not a serializer.
     """
     if serializer is None:
         return MsgpackSerializer()

@@ -1,4 +1,4 @@
-"""Tasks that differ in their ids and payloads only: what they have in common is kept once."""
+"""Batches of tasks that differ only in ids and payloads; the common fields are kept once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TaskBatch", "concat", "copy_with", "has_keys", "ids_of", "split"]
 
-# Models are frozen for everybody else.
+# Models are frozen everywhere else.
 _set: Final = object.__setattr__
 _common: Final = attrgetter(*sorted(Task.model_fields.keys() - {"id", "payload"}))
 
@@ -22,8 +22,8 @@ _common: Final = attrgetter(*sorted(Task.model_fields.keys() - {"id", "payload"}
 class TaskBatch(Sequence[Task]):
     """Tasks like a pattern, each with an id and a payload of its own.
 
-    A store that knows this type reads these three. For any other it is a sequence of tasks, made
-    once the first of them is asked for.
+    A store that knows this type reads its three attributes. For other stores it is a sequence of
+    tasks, made at the first access.
 
     Args:
         pattern: a checked task; its own id and payload do not count.
@@ -60,13 +60,13 @@ class TaskBatch(Sequence[Task]):
 
 
 def copy_with(pattern: Task, task_id: TaskId[Any], payload: bytes) -> Task:
-    """A copy but for two fields, in a third of the time of pydantic's own."""
+    """Return a copy with another id and payload, in a third of the time that pydantic takes."""
     made = Task.__new__(Task)
     fields = vars(pattern).copy()
     fields["id"] = task_id
     fields["payload"] = payload
     _set(made, "__dict__", fields)
-    # It is never changed in place: pydantic's copies take a set of their own.
+    # Shared, since it is never changed in place: pydantic's copies have a set of their own.
     _set(made, "__pydantic_fields_set__", pattern.__pydantic_fields_set__)
     _set(made, "__pydantic_extra__", None)
     _set(made, "__pydantic_private__", None)
@@ -74,7 +74,7 @@ def copy_with(pattern: Task, task_id: TaskId[Any], payload: bytes) -> Task:
 
 
 def concat(batches: Sequence[Sequence[Task]]) -> Sequence[Task]:
-    """All tasks of some batches, in order, as `TaskBatch` if that is what they are."""
+    """Return all tasks of some batches, in order; as a `TaskBatch` if they share one pattern."""
     if len(batches) == 1 and isinstance(batches[0], TaskBatch):
         return batches[0]
     patterns = list(chain.from_iterable(map(_patterns_of, batches)))
@@ -82,7 +82,7 @@ def concat(batches: Sequence[Sequence[Task]]) -> Sequence[Task]:
         return []
     first, *others = patterns
     common = _common(first)
-    # How long a key is held is no column of those that tasks without keys are stored with.
+    # A store may leave ``unique_until`` out for tasks without a key, if it has its default.
     alike = first.unique_until == "end"
     if alike and all(other is first or _common(other) == common for other in others):
         ids = list(chain.from_iterable(map(ids_of, batches)))
@@ -99,18 +99,18 @@ def _payloads_of(tasks: Sequence[Task]) -> list[bytes]:
 
 
 def ids_of(tasks: Sequence[Task]) -> list[TaskId[Any]]:
-    """The ids of tasks, in order."""
+    """Return the ids of tasks, in order."""
     return tasks.ids if isinstance(tasks, TaskBatch) else [task.id for task in tasks]
 
 
 def has_keys(tasks: Sequence[Task]) -> bool:
-    """Tell if any of the tasks has a unique key."""
+    """Return whether any of the tasks has a unique key."""
     if isinstance(tasks, TaskBatch):
         return tasks.pattern.unique_key is not None
     return any(task.unique_key is not None for task in tasks)
 
 
 def split(ids: Iterable[TaskId[Any]], batches: Sequence[Sequence[Task]]) -> list[list[TaskId[Any]]]:
-    """The answers for all tasks of some batches, in order, as those of each batch."""
+    """Split the answers for all tasks of some batches, in order, into those of each batch."""
     left = iter(ids)
     return [list(islice(left, len(batch))) for batch in batches]

@@ -1,9 +1,10 @@
-"""What the fields of the models may hold, and how a refusal is told."""
+"""The rules for the values of options and fields, and the texts of the errors."""
 
 from __future__ import annotations
 
 import builtins
 import inspect
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -41,12 +42,15 @@ __all__ = [
     "Seconds",
     "describe",
     "has_module",
+    "with_article",
 ]
 
 # A reservation looks at each priority that is in use, so their number is bounded.
 MIN_PRIORITY: Final = -100
 MAX_PRIORITY: Final = 100
 NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
+# By pronunciation: "a User", "a OneWay", "an ndarray".
+_VOWEL: Final = re.compile(r"(?!one|eu)(?:[aeio]|nd)", re.IGNORECASE)
 
 
 def _utc(moment: datetime) -> datetime:
@@ -54,7 +58,7 @@ def _utc(moment: datetime) -> datetime:
 
 
 def has_module(name: str) -> bool:
-    """Return whether the name of an exception class says its module; without, it matches none."""
+    """Return whether an exception class's name has its module; one without matches no class."""
     return "." in name or ":" in name
 
 
@@ -132,7 +136,7 @@ class _Signature:
 
 
 class Model(BaseModel):
-    """Frozen and strict."""
+    """The base of the models: frozen and strict."""
 
     __signature__: ClassVar = _Signature()
 
@@ -140,7 +144,7 @@ class Model(BaseModel):
         frozen=True,
         strict=True,
         extra="forbid",
-        defer_build=True,  # what a program does not use, its start does not pay for
+        defer_build=True,  # a program does not pay at its start for models that it does not use
     )
 
     @classmethod
@@ -149,8 +153,14 @@ class Model(BaseModel):
         cls.__signature__ = Model.__dict__["__signature__"]
 
 
+def with_article(kind: type) -> str:
+    """Return a type's name with its article."""
+    name = kind.__qualname__
+    return f"an {name}" if _VOWEL.match(name) else f"a {name}"
+
+
 def describe(error: pydantic.ValidationError) -> str:
-    """Say in one line which field was refused, of what type the value was and why; no values."""
+    """Return one line that names the refused fields, the reasons and the types; no values."""
     parts = []
     for item in error.errors(include_url=False, include_context=False):
         where = ".".join(str(step) for step in item["loc"]) or "value"

@@ -24,11 +24,11 @@ class SystemClock:
     __slots__ = ()
 
     def now(self) -> datetime:
-        """The present moment, aware, in UTC."""
+        """Return the current time, aware, in UTC."""
         return datetime.now(UTC)
 
     def monotonic(self) -> float:
-        """Seconds on a clock that never goes back."""
+        """Return seconds on a clock that never goes back."""
         return time.monotonic()
 
     async def sleep(self, seconds: float) -> None:
@@ -37,10 +37,10 @@ class SystemClock:
 
 
 def checked_clock(clock: Clock | None) -> Clock:
-    """A clock that was given to a backend; the system's for none.
+    """Return the clock that a backend was given; the system's for ``None``.
 
     Raises:
-        ValidationError: it is no clock.
+        ValidationError: it is not a clock.
     """
     if clock is None:
         return SystemClock()
@@ -55,7 +55,7 @@ def checked_clock(clock: Clock | None) -> Clock:
 async def with_timeout(
     clock: Clock, seconds: float | None, work: Callable[[], Awaitable[object]]
 ) -> None:
-    """Do some work, for so many seconds of a clock at most; ``None``: until it is done."""
+    """Run ``work`` for at most ``seconds`` of a clock; ``None``: until it is done."""
     if seconds is None:
         await work()
     elif type(clock).sleep is SystemClock.sleep:

@@ -10,7 +10,7 @@ SitqError
 └── BackendError               the store could not do its work
     ├── BackendConnectionError     it cannot be opened, or has gone away
     │   └── UnknownOutcomeError        the work may be done: its confirmation did not come
-    ├── BackendBusyError           somebody else held it for too long
+    ├── BackendBusyError           another process held it for too long
     ├── BackendFullError           no room is left, or it is read-only
     ├── BackendValueError          it can never keep one of the values
     └── BackendFormatError         the file is newer, foreign, truncated or not a database
@@ -52,7 +52,7 @@ class SerializationError(SitqError):
 
 
 class UsageError(SitqError):
-    """A call that does not fit the state of the object: it says which call does."""
+    """A call that does not fit the state of the object; the text names a call that does."""
 
 
 class TaskNotFoundError(SitqError, LookupError):
@@ -87,7 +87,7 @@ class UnknownOutcomeError(BackendConnectionError):
 
 
 class BackendBusyError(BackendError):
-    """The store stayed locked by somebody else for longer than sitq waits."""
+    """The store stayed locked by another process or connection for longer than sitq waits."""
 
 
 class BackendFullError(BackendError):
@@ -97,7 +97,7 @@ class BackendFullError(BackendError):
 class BackendValueError(BackendError):
     """The store can never keep one of the values: another try would not help.
 
-    The text is too long, or has characters that the store's encoding has not, say. Nothing was
+    A text is too long, for example, or has characters that the store's encoding lacks. Nothing was
     stored. A worker whose store refuses an outcome so ends the attempt with a plain error instead.
     """
 

@@ -1,4 +1,4 @@
-"""Task ids: UUIDv7 text that remembers, for the type checker, what the task returns."""
+"""Task ids: UUIDv7 texts whose type carries, for type checkers, the type of the result."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ R_co = TypeVar("R_co", covariant=True, default=object)
 
 _UUID_PATTERN = r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
 _COUNTER_BITS = 42
-# So many ids of one millisecond have all but their last group in common.
+# How many ids of one millisecond have all but their last group in common.
 _ALIKE = 1 << 16
 _POOL = 256
 
@@ -46,7 +46,7 @@ class TaskId(str, Generic[R_co]):
 
 
 class _Uuid7:
-    """UUIDv7 with a counter that keeps one process's ids in the order of their making.
+    """UUIDv7 with a counter, so that the ids of one process are in ascending order.
 
     Method 1 of RFC 9562, section 6.2: the counter is seeded at random in each new
     millisecond, its top bit free so that it does not run over.
@@ -67,7 +67,7 @@ class _Uuid7:
         return f"{start}-{(counter % _ALIKE) << 32 | tail:012x}"
 
     def many(self, count: int) -> list[str]:
-        """So many ids, in the order of their making."""
+        """Return ``count`` ids in ascending order."""
         tails = iter(memoryview(os.urandom(4 * count)).cast("I"))
         texts: list[str] = []
         while len(texts) < count:
@@ -81,12 +81,12 @@ class _Uuid7:
         return texts
 
     def _refill(self) -> tuple[int, int]:
-        """Ask for the randomness of many ids in one system call."""
+        """Read the random bytes for many ids in one system call."""
         self._noise = iter_unpack(">QL", os.urandom(12 * _POOL))
         return next(self._noise)
 
     def _advance(self, seed: int) -> None:
-        """Go on to the next id's number; under the lock."""
+        """Advance to the next id's number; under the lock."""
         millis = time.time_ns() // 1_000_000
         if millis > self._millis:
             self._millis = millis
@@ -101,7 +101,7 @@ class _Uuid7:
             self._start = self._text()
 
     def _text(self) -> str:
-        """All that many ids of one millisecond have in common."""
+        """Return the part that most ids of one millisecond have in common."""
         millis, counter = self._millis, self._counter
         return (
             f"{millis >> 16:08x}-{millis & 0xFFFF:04x}-{0x7000 | (counter >> 30):04x}-"
@@ -115,7 +115,7 @@ os.register_at_fork(after_in_child=_generator.__init__)  # type: ignore[misc]
 
 
 def age_of(task_id: str) -> float:
-    """How many seconds ago an id was made, by the wall clock."""
+    """Return the age of an id in seconds, by the wall clock."""
     return time.time() - int(task_id[:8] + task_id[9:13], 16) / 1000
 
 

@@ -1,7 +1,7 @@
-"""What travels between queue, store and worker: frozen, strict pydantic models.
+"""The frozen, strict models that queue, store and worker exchange.
 
-Moments are aware datetimes, kept in UTC; durations are seconds as ``float``. Payloads and
-tracebacks never show in a ``repr``.
+Times are aware datetimes in UTC, and durations are seconds as ``float``. A ``repr`` shows neither
+payloads nor tracebacks.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Lease(NamedTuple):
 
 
 class LeaseState(StrEnum):
-    """What a heartbeat is told of a lease."""
+    """The state of a lease, as the store answers a heartbeat."""
 
     HELD = "held"
     CANCEL_REQUESTED = "cancel_requested"
@@ -97,8 +97,8 @@ class Outcome(Model):
 
     @classmethod
     def success(cls, lease: Lease, value: bytes) -> Self:
-        """The function returned; ``value`` is its encoded result."""
-        # There is one of these for each task that runs: checked by the shortest way.
+        """Make the outcome of a function that returned; ``value`` is its encoded result."""
+        # Made once for each task: the shortest way through the validator.
         outcome: Self = cls.__pydantic_validator__.validate_python(
             {
                 "task_id": lease.task_id,
@@ -111,7 +111,7 @@ class Outcome(Model):
 
     @classmethod
     def failure(cls, lease: Lease, error: str, traceback: str | None = None) -> Self:
-        """The task has failed for good."""
+        """Make the outcome of a task that failed for good."""
         return cls(
             task_id=lease.task_id,
             epoch=lease.epoch,
@@ -122,7 +122,7 @@ class Outcome(Model):
 
     @classmethod
     def retry(cls, lease: Lease, delay: float, error: str, traceback: str | None = None) -> Self:
-        """This attempt failed; the next may start in ``delay`` seconds."""
+        """Make the outcome of an attempt that failed; the next may start in ``delay`` seconds."""
         return cls(
             task_id=lease.task_id,
             epoch=lease.epoch,
@@ -134,14 +134,14 @@ class Outcome(Model):
 
     @classmethod
     def release(cls, lease: Lease) -> Self:
-        """Handed back unfinished, at once due again; the attempt is not spent."""
+        """Make the outcome of a task that is handed back, due at once; no attempt is spent."""
         return cls(task_id=lease.task_id, epoch=lease.epoch, kind=OutcomeKind.RELEASE)
 
     @classmethod
     def unknown_function(cls, lease: Lease, delay: float) -> Self:
-        """Put back because this worker cannot start it; the attempt is not spent.
+        """Make the outcome of a task that this worker cannot start; no attempt is spent.
 
-        It does not know the function, or its version of the function takes other arguments.
+        The worker does not know the function, or its version takes other arguments.
         """
         return cls(
             task_id=lease.task_id, epoch=lease.epoch, kind=OutcomeKind.UNKNOWN_FUNCTION, delay=delay
@@ -149,17 +149,17 @@ class Outcome(Model):
 
     @classmethod
     def cancelled(cls, lease: Lease) -> Self:
-        """Ended because its cancellation was asked for."""
+        """Make the outcome of a task that ended because it was cancelled."""
         return cls(task_id=lease.task_id, epoch=lease.epoch, kind=OutcomeKind.CANCELLED)
 
     @property
     def lease(self) -> Lease:
-        """The lease that the attempt ran under."""
+        """Return the lease that the attempt ran under."""
         return Lease(self.task_id, self.epoch)
 
 
 class Progress(Model):
-    """How far a running task says that it is.
+    """The progress that a running task has reported.
 
     Args:
         done: units done, 0 to 2**63 - 1.
@@ -173,7 +173,7 @@ class Progress(Model):
 
 
 DEFAULT_QUEUE: Final = "default"
-# Every queue, where names of queues are asked for; no queue has this name.
+# Stands for all queues where names of queues are given; no queue has this name.
 ALL_QUEUES: Final = ("*",)
 DEFAULT_RESULT_TTL: Final = 7 * 24 * 3600.0
 
@@ -217,7 +217,7 @@ class RetryPolicy(Model):
                 raise ValidationError(f"RetryPolicy: {describe(error)}") from None
 
     def as_plain(self) -> RetryPolicy:
-        """Return a policy of this very class: what a subclass has more is not stored."""
+        """Return a policy of this very class: the additions of a subclass are not stored."""
         if type(self) is RetryPolicy:
             return self
         return RetryPolicy(**{name: getattr(self, name) for name in RetryPolicy.model_fields})
@@ -227,7 +227,7 @@ class Task(Model):
     """A function's name, its arguments and its options, as handed to the store.
 
     Args:
-        id: the task's id, made by the one who enqueues.
+        id: the task's id, made by the process that enqueues it.
         function: the function's stored name.
         payload: the encoded arguments, bytes.
         queue: the queue that it waits in.
@@ -270,9 +270,8 @@ class ReservedTask(Model):
         queue: the queue that it came from.
         epoch: this reservation's number, the fencing token; 1 for the first.
         attempt: which attempt this is; 1 for the first.
-        unknown_function_count: how often a worker put it back that did not know the function, or
-        whose version
-            of it takes other arguments.
+        unknown_function_count: how often a worker put it back because it did not know the
+            function, or its version takes other arguments.
         crashes: how often its lease ended without an outcome.
         eta: the moment that it became due.
         enqueued_at: when it was stored.
@@ -289,7 +288,7 @@ class ReservedTask(Model):
     attempt: int
     unknown_function_count: int
     crashes: int
-    # No validator in Python here: there is one of these for each task that runs.
+    # No validator in Python here: this model is made for each task that runs.
     eta: AwareDatetime
     enqueued_at: AwareDatetime
     timeout: PositiveSeconds | None
@@ -298,12 +297,12 @@ class ReservedTask(Model):
 
     @property
     def lease(self) -> Lease:
-        """The lease: id and epoch."""
+        """Return the lease: id and epoch."""
         return Lease(self.id, self.epoch)
 
 
 class Reservation(NamedTuple):
-    """What one look at the store gave.
+    """The answer to one request for tasks.
 
     ``tasks`` are reserved. ``wait`` is the seconds until the next pending task of the queues
     asked for may start: 0 if more are due than were asked for, ``None`` if there is none.
@@ -343,7 +342,7 @@ class Result(Model, Generic[R_co]):
 
     @property
     def is_unsealed(self) -> bool:
-        """True once a serializer has verified the seal and taken it off."""
+        """Return whether a serializer has verified and removed the signature."""
         return self._unsealed
 
     def as_unsealed(self) -> Self:
@@ -354,7 +353,7 @@ class Result(Model, Generic[R_co]):
 
 
 class TaskInfo(Model):
-    """What the store knows of a task, in any state.
+    """The store's record of a task, in any state.
 
     Args:
         task_id: the task's id.
@@ -365,7 +364,7 @@ class TaskInfo(Model):
         eta: the earliest moment that it may (or might) start (UTC).
         attempts: attempts spent so far, a running one included.
         crashes: how often its lease ended without an outcome.
-        progress: what a running task said of itself last.
+        progress: the last progress that the task reported.
         error: the error of the last attempt that failed.
         cancel_requested: True if a running task has been asked to end.
         unique_key: its unique key.

@@ -1,4 +1,4 @@
-"""When a task that raised is tried again, and after how long; no clock inside."""
+"""Decide whether a failed task is tried again, and after how long; uses no clock."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MEMBERS: Final = BaseExceptionGroup.__dict__["exceptions"]
 
 
 class Retry(Exception):  # noqa: N818 - a request, no error
-    """Raised by a task to ask for another attempt, whatever its policy's ``retry_on`` says.
+    """Raised by a task to request another attempt, whatever its policy's ``retry_on`` says.
 
     It fails the task only when the policy's attempts are spent. A task with no policy, of its own
     or of the worker, has ``RetryPolicy()`` here: 3 attempts. It may come in an exception group, as
@@ -35,8 +35,8 @@ class Retry(Exception):  # noqa: N818 - a request, no error
         delay: seconds until the next attempt (0 to 10 years); ``None``: as the policy says.
 
     Raises:
-        ValidationError: the delay is out of its range, or no number. In a task that is an exception
-            like any other, and the policy says whether the task is tried again.
+        ValidationError: the delay is out of its range or not a number. In a task this is an
+            exception like any other: the policy says whether the task is tried again.
     """
 
     delay: float | None = None
@@ -57,7 +57,7 @@ class Retry(Exception):  # noqa: N818 - a request, no error
 
 
 class Fail(Exception):  # noqa: N818 - a request, as `Retry` is
-    """Raised by a task that is to fail now, whatever its policy and the worker's say.
+    """Raised by a task to fail now, whatever its policy or the worker's says.
 
     It may come in an exception group: the task fails, whatever else is in the group.
 
@@ -70,10 +70,10 @@ class Fail(Exception):  # noqa: N818 - a request, as `Retry` is
 
 
 class Decision(NamedTuple):
-    """What becomes of a task that raised.
+    """The decision about a task that raised.
 
     Args:
-        again: whether there is to be another attempt, if the policy has attempts left.
+        again: whether another attempt follows, if the policy has attempts left.
         asked: whether the task itself asked for it, by `Retry`.
         delay: the seconds that it asked for; ``None``: as the policy says.
     """
@@ -116,7 +116,7 @@ def decide(policy: RetryPolicy | None, error: BaseException) -> Decision:
 
 
 def _delay_of(error: BaseException) -> float | None:
-    """Return the delay that a `Retry` asks for; ``None`` if it says nothing that is one."""
+    """Return the delay that a `Retry` asks for; ``None`` if it has no valid one."""
     try:
         delay: Any = getattr(error, "delay", None)
     except Exception:  # noqa: BLE001 - a subclass may have a property of its own

@@ -23,7 +23,7 @@ __all__ = ["FINAL", "TRANSITIONS", "TaskStatus"]
 
 
 class TaskStatus(StrEnum):
-    """Where a task is in its life."""
+    """The status of a task."""
 
     PENDING = "pending"
     IN_PROGRESS = "in_progress"
@@ -34,7 +34,7 @@ class TaskStatus(StrEnum):
 
     @property
     def is_final(self) -> bool:
-        """True once nothing can change the task any more."""
+        """Return whether the status is final: nothing can change the task any more."""
         return self in FINAL
 
 

@@ -43,7 +43,7 @@ class _SyncProducer:
     Args:
         factory: makes the tasks.
         check: refuses a caller that must not be blocked.
-        store: takes the tasks.
+        store: stores tasks and returns their ids.
     """
 
     def __init__(
@@ -76,10 +76,10 @@ class _SyncProducer:
 
 
 class SyncEnqueueMethods:
-    """What a queue and a queue bound to a transaction have in common.
+    """The methods that a queue and a queue bound to a transaction have in common.
 
     Args:
-        producer: encodes and stores.
+        producer: makes and stores the tasks.
     """
 
     def __init__(self, producer: _SyncProducer) -> None:
@@ -345,7 +345,7 @@ def _store(
 
 
 async def _end(queue: TaskQueue, drains: dict[anyio.Event, anyio.CancelScope]) -> None:
-    """Have the drains hand their tasks back, and close the queue."""
+    """End the drains, which hand their tasks back, and close the queue."""
     for ended, scope in list(drains.items()):
         scope.cancel()
         await ended.wait()

@@ -1,9 +1,9 @@
-"""The port of stores that can write within a transaction of the user's own.
+"""The protocol of stores that can write within a transaction of the user's own.
 
 It is optional: a store that has `TransactionalBackend.join` besides the methods of `Backend` can
 be bound to (`TaskQueue.bind`), and its tasks can complete themselves within a transaction
-(`TaskContext.complete_in`). What a connection must look like is said by shape, so that no driver
-has to be installed for a type checker to know it.
+(`TaskContext.complete_in`). Connections are described by protocols, so that type
+checkers need no driver to be installed.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ class SyncConnection(Protocol):
     """
 
     def commit(self) -> None:
-        """End the transaction well."""
+        """Commit the transaction."""
         ...
 
     def rollback(self) -> None:
-        """End the transaction as if it had never been."""
+        """Roll the transaction back."""
         ...
 
     def close(self) -> None:
-        """Give the connection up."""
+        """Close the connection."""
         ...
 
 
@@ -55,15 +55,15 @@ class AsyncConnection(Protocol):
     """
 
     def commit(self) -> Awaitable[None]:
-        """End the transaction well."""
+        """Commit the transaction."""
         ...
 
     def rollback(self) -> Awaitable[None]:
-        """End the transaction as if it had never been."""
+        """Roll the transaction back."""
         ...
 
     def close(self) -> Awaitable[None]:
-        """Give the connection up."""
+        """Close the connection."""
         ...
 
 
@@ -71,11 +71,11 @@ class AsyncpgConnection(Protocol):
     """A connection of asyncpg's, from a pool or not: its transactions are objects of their own."""
 
     def is_in_transaction(self) -> bool:
-        """Tell if a transaction is open."""
+        """Return whether a transaction is open."""
         ...
 
     def close(self) -> Awaitable[None]:
-        """Give the connection up."""
+        """Close the connection."""
         ...
 
 
@@ -86,9 +86,9 @@ AnyConnection: TypeAlias = SyncConnection | AsyncConnection | AsyncpgConnection
 class Transaction(Protocol):
     """What a store does within the open transaction of a connection that is not its own.
 
-    Nothing of it is stored unless the connection's owner commits, and then all of it is, in one
-    moment with what the owner wrote: as durable as that commit. Those who listen are woken after
-    the commit, where the store can tell of it; until then nobody sees anything.
+    Its writes are stored if and only if the connection's owner commits, atomically with the
+    owner's writes and as durably as that commit. Nothing is visible before the commit. Listeners
+    are woken after it, where the store can detect it.
 
     The methods leave the transaction as they found it when they raise, a cancellation too. They
     begin one where the connection's next statement would have, and they never end one.
@@ -99,12 +99,12 @@ class Transaction(Protocol):
     Raises:
         UsageError: the connection leads to another database, is closed, belongs to another
             thread, or has no transaction open and would store at once what is written.
-        BackendError: the store failed; the transaction may be beyond repair.
+        BackendError: the store failed; the transaction may have to be rolled back.
     """
 
     @property
     def blocking(self) -> bool:
-        """True if the methods never suspend, so that they work without an event loop."""
+        """Return whether the methods never suspend, so that they work without an event loop."""
         ...
 
     async def enqueue(self, tasks: Sequence[Task]) -> list[TaskId[Any]]:
@@ -116,10 +116,10 @@ class Transaction(Protocol):
         ...
 
     async def succeed(self, lease: Lease, value: bytes) -> bool:
-        """Record a success as `Backend.finish` does; tell if it was accepted.
+        """Record a success as `Backend.finish` does; return whether it was accepted.
 
         It is accepted if and only if the task is ``in_progress`` and the lease's epoch is its
-        current one. From then until the transaction's end nobody else can end or reclaim the
+        current one. From then until the transaction's end nothing else can end or reclaim the
         task, and its lease need not be renewed; after a rollback the lease is the current one as
         before, or may be reclaimed at once if its time has run out meanwhile.
         """
@@ -131,7 +131,7 @@ class TransactionalBackend(Backend, Protocol):
     """A store that can write within a transaction of the user's own."""
 
     def join(self, connection: AnyConnection) -> Transaction:
-        """Return what writes through a connection. It need not be open, nor the backend yet.
+        """Return a `Transaction` on a connection. Neither it nor the backend has to be open yet.
 
         Raises:
             UsageError: the store cannot write through a connection of this kind.

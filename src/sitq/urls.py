@@ -1,6 +1,6 @@
-"""`connect`: from a URL to a store, which is one line to change when a program moves.
+"""`connect`: make a store from a URL.
 
-A URL may hold a password: no text of this module shows one, and none shows more than its scheme.
+A URL may hold a password: the errors of this module show nothing of it but its scheme.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def connect(url: str) -> Backend:
         url: the URL.
 
     Raises:
-        ValidationError: the URL leads nowhere; the text says which do.
+        ValidationError: the URL names no store; the text says which forms do.
         UsageError: the store needs a package that is not installed.
     """
     given: object = url
@@ -61,20 +61,20 @@ def connect(url: str) -> Backend:
     for entry in _registered():
         if entry.name == scheme:
             return _third_party(entry, url)
-    # Without the slashes it may be anything, a user's name and password say.
+    # Without the slashes it may be anything, such as a user's name and password.
     which = f"the scheme {scheme!r}" if match[2] else "its scheme"
     raise ValidationError(f"url: {which} is unknown: give {_SQLITE}, {_known()}")
 
 
 def _registered() -> Iterable[EntryPoint]:
-    """What other packages have brought."""
+    """Return the entry points of other packages."""
     from importlib.metadata import entry_points
 
     return entry_points(group=GROUP)
 
 
 def _known() -> str:
-    """What else there is, for texts."""
+    """Return the other schemes, for errors."""
     theirs = sorted({f"{entry.name}:..." for entry in _registered()})
     return ", ".join(["memory:", _POSTGRES, *theirs])
 
@@ -93,7 +93,7 @@ def _sqlite(url: str) -> Backend:
     parts = _split(url, _SQLITE)
     path = unquote(parts.path)
     if parts.netloc or not path.startswith("/") or path == "/" or parts.fragment:
-        raise ValidationError(f"url: this is no SQLite file: give {_SQLITE}")
+        raise ValidationError(f"url: this is not a SQLite file: give {_SQLITE}")
     options = _options(parts.query, {"synchronous": ("FULL", "NORMAL")})
     from sitq.backends.sqlite import SQLiteBackend
 
@@ -111,9 +111,9 @@ def _memory(url: str) -> Backend:
 def _postgres(url: str) -> Backend:
     _split(url, _POSTGRES)
     if not url.partition(":")[2].startswith("//"):
-        raise ValidationError(f"url: this is no PostgreSQL database: give {_POSTGRES}")
+        raise ValidationError(f"url: this is not a PostgreSQL database: give {_POSTGRES}")
     try:
-        room = import_module("sitq.backends.postgres")
+        module = import_module("sitq.backends.postgres")
     except ImportError as error:
         message = (
             f"url: PostgreSQL needs the package {error.name}: install sitq with its extra "
@@ -121,11 +121,11 @@ def _postgres(url: str) -> Backend:
         )
         raise UsageError(message) from None
     dsn, options = _own_options(url)
-    return cast("Backend", room.PostgresBackend(dsn, **options))
+    return cast("Backend", module.PostgresBackend(dsn, **options))
 
 
 def _own_options(url: str) -> tuple[str, dict[str, object]]:
-    """A URL of PostgreSQL without the options that are the backend's, and these."""
+    """Split a URL of PostgreSQL into the driver's URL and the options of the backend."""
     address, _, query = url.partition("?")
     parts = query.split("&")
     ours = [part for part in parts if part.partition("=")[0] in _POSTGRES_OPTIONS]
@@ -148,7 +148,7 @@ def _split(url: str, instead: str) -> SplitResult:
 
 
 def _options(query: str, known: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
-    """The options of a URL.
+    """Return the options of a URL.
 
     Raises:
         ValidationError: one is unknown, is given twice, or has a value that it cannot have.

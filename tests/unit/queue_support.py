@@ -48,7 +48,7 @@ class SpySerializer(MsgpackSerializer):
 
 
 class SpyBackend(MemoryBackend):
-    """A store that notes what is asked of it, and fails when told to."""
+    """A store that records its calls, and fails on request."""
 
     def __init__(self, clock: Clock | None = None) -> None:
         super().__init__(clock=clock)
@@ -121,7 +121,7 @@ async def spied_queue() -> AsyncIterator[tuple[TaskQueue, SpyBackend, FakeClock]
 
 
 async def finish(backend: Backend, value: object = None, *, error: str | None = None) -> int:
-    """End all tasks that are due, as a worker would; tell how many."""
+    """End all tasks that are due, as a worker would; return how many."""
     reserved = (await backend.reserve("hand", ("default", "mail"), 10_000, 30.0)).tasks
     data = MsgpackSerializer().dumps(value)
     await backend.finish(

@@ -33,15 +33,15 @@ class Interrupt(BaseException):
 
 
 class InterruptedGathering(BatchQueue):
-    """Is interrupted before the writer is told the first time."""
+    """Is interrupted before it notifies the writer for the first time."""
 
     def __init__(self, loop: LoopRef) -> None:
         super().__init__(loop)
-        self.told: list[bool] = []
+        self.notified: list[bool] = []
 
     def _begin(self) -> None:
-        self.told.append(True)
-        if len(self.told) == 1:
+        self.notified.append(True)
+        if len(self.notified) == 1:
             raise Interrupt
 
 
@@ -50,4 +50,4 @@ async def test_an_interrupt_does_not_leave_requests_without_a_writer() -> None:
     gathering = InterruptedGathering(LoopRef())
     with pytest.raises(Interrupt):
         await gathering.submit(list, ())
-    assert len(gathering.told) == 2
+    assert len(gathering.notified) == 2

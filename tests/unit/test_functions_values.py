@@ -259,7 +259,7 @@ def test_what_is_not_as_annotated_is_refused(annotation: Any, value: Any, text: 
 
 
 class Opaque:
-    """Nothing that anybody knows how to carry."""
+    """A type that no serializer knows."""
 
 
 class Broken(BaseModel):
@@ -318,9 +318,9 @@ for _ in range(200):
             collections.defaultdict(lambda: 1),
             "a defaultdict would arrive changed",
         ),
-        (Any, ANN, "type User cannot be carried; annotate"),
-        (dict[str, Any], {"a": ANN}, "type User cannot be carried; annotate"),
-        (list[Any] | User, [Opaque()], "type Opaque cannot be carried.*; an Opaque at 0"),
+        (Any, ANN, "type User cannot be stored; annotate"),
+        (dict[str, Any], {"a": ANN}, "type User cannot be stored; annotate"),
+        (list[Any] | User, [Opaque()], "type Opaque cannot be stored.*; an Opaque at 0"),
         (Loose, Loose.model_validate({"b": ANN}), "a User would arrive as a dict"),
         (Loose, Loose.model_validate({"b": Opaque()}), "an Opaque at b"),
         (Box[Any], Box[Any](content=Colour.RED), "at content: a Colour would arrive as a str"),

@@ -263,7 +263,7 @@ async def test_callers_cancelled_within_enqueue_leave_a_working_queue(tmp_path: 
                 group.start_soon(one, draw.randrange(12))
         task_id = await queue.enqueue(add, 1, 2)
         assert (await queue.get_task(task_id)).status == "pending"
-    # Nobody holds a lock: a second connection writes at once.
+    # No lock is held: a second connection writes at once.
     async with TaskQueue(SQLiteBackend(tmp_path / "q.db")) as other:
         assert await other.options(delay=timedelta(days=1)).enqueue(add, 1, 2)
 

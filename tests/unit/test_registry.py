@@ -97,7 +97,7 @@ def test_a_mock_of_a_function_is_refused_with_what_to_do_in_a_test(make: Any) ->
         (str.upper, "method"),
         (Service.__dict__["static"], "put @staticmethod above"),
         (Service.__dict__["of_class"], "put @classmethod above"),
-        (5, "a int is not a function: give the function itself"),
+        (5, "an int is not a function: give the function itself"),
         (None, "a NoneType is not a function: give the function itself"),
         ([], "a list is not a function: give the function itself"),
         (dict.fromkeys, "."),

@@ -257,7 +257,7 @@ async def test_a_result_that_was_never_signed_is_refused(backend: SQLiteBackend)
 
 
 class TasksOnly:
-    """A serializer of somebody's own that seals tasks and knows nothing of results."""
+    """A user's serializer that signs tasks and does not sign results."""
 
     def __init__(self) -> None:
         self._inner = MsgpackSerializer(keys=[KEY])

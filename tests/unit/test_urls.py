@@ -60,12 +60,12 @@ WRONG = [
     ("tasks.db", "no scheme"),
     ("/var/lib/tasks.db", "no scheme"),
     ("://x", "no scheme"),
-    ("sqlite:", "no SQLite file"),
-    ("sqlite://", "no SQLite file"),
-    ("sqlite:///", "no SQLite file"),
-    ("sqlite:tasks.db", "no SQLite file"),
-    (f"sqlite://{SECRET}/tasks.db", "no SQLite file"),
-    (f"sqlite:///tasks.db#{SECRET}", "no SQLite file"),
+    ("sqlite:", "not a SQLite file"),
+    ("sqlite://", "not a SQLite file"),
+    ("sqlite:///", "not a SQLite file"),
+    ("sqlite:tasks.db", "not a SQLite file"),
+    (f"sqlite://{SECRET}/tasks.db", "not a SQLite file"),
+    (f"sqlite:///tasks.db#{SECRET}", "not a SQLite file"),
     (f"sqlite:///tasks.db?{SECRET}=1", "the options are synchronous"),
     ("sqlite:///tasks.db?synchronous=FULL&synchronous=FULL", "each once"),
     (f"sqlite:///tasks.db?synchronous={SECRET}", "give FULL or NORMAL"),
@@ -88,8 +88,8 @@ def test_a_wrong_url_is_told_what_to_give_and_shows_no_secret(url: str, text: st
     with pytest.raises(ValidationError, match=text) as caught:
         sitq.connect(url)
     shown = "".join(traceback.format_exception(caught.value))
-    told = [line for line in shown.splitlines() if not line.startswith("    ")]
-    assert SECRET not in "\n".join(told)
+    messages = [line for line in shown.splitlines() if not line.startswith("    ")]
+    assert SECRET not in "\n".join(messages)
 
 
 @pytest.mark.parametrize("url", [None, 7, Path("tasks.db"), b"sqlite:///q.db"])
@@ -126,7 +126,7 @@ def broken(url):
 
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A package of somebody else's, as pip leaves it behind."""
+    """A third-party package, as pip installs it."""
     info = tmp_path / "sitq_shelf-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: sitq-shelf\nVersion: 1.0\n")

@@ -1,3 +1,3 @@
-"""What a task carries: names and functions, annotations and values, msgpack, signatures."""
+"""A task's function and arguments in stored form: names, values, msgpack and signatures."""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""What to do with values of well-known types that cannot be carried; names types, never values.
+"""Advice for errors about values that cannot be stored; it shows types, never values.
 
 Packages are recognised by the names of their modules: none of them is imported.
 """
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import BaseModel
 
-from sitq.payload._comparison import with_article
+from sitq._validation import with_article
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -23,7 +23,7 @@ _MOST: Final = 10_000
 _DEEPEST: Final = 32
 _OWN: Final = frozenset({"pydantic", "pydantic_core", "sitq", *sys.stdlib_module_names})
 _OR: Final = "or make the class a dataclass or a pydantic model"
-# Of the classes of a package, the first that a value is an instance of, and what to do.
+# By package: a class and the advice for its instances. The first class that matches counts.
 _ADVICE: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
     "numpy": (
         ("generic", "convert a numpy scalar with .item(), or with int() or float()"),
@@ -47,13 +47,14 @@ _ATTRS: Final = f"pass attrs.asdict(value) and make the instance in the task, {_
 
 
 def advice_for(value: object) -> str:
-    """Return what to add to the error about a value: where it holds what, and what to do.
+    """Return the advice to add to the error about a value: the type, its path, and what to do.
 
-    Empty if nothing in it is of an unusual type. Keys of dicts are not shown: they are values.
+    The text is empty if the value holds no unusual type. Keys of dicts are values: they are not
+    shown.
     """
     try:
         found = next(_unusual(value), None)
-    except Exception:  # noqa: BLE001 - anybody's attributes and iterators
+    except Exception:  # noqa: BLE001 - the user's attributes and iterators
         return ""
     if found is None:
         return ""
@@ -63,7 +64,7 @@ def advice_for(value: object) -> str:
 
 
 def _unusual(value: object) -> Iterator[tuple[tuple[str, ...], type]]:
-    """Walk through a value, to a bound, and give what is not plain."""
+    """Walk through a value, up to a limit, and yield each unusual type with its path."""
     left = _MOST
     waiting: list[tuple[tuple[str, ...], object, int]] = [((), value, 0)]
     while waiting and left:
@@ -78,7 +79,7 @@ def _unusual(value: object) -> Iterator[tuple[tuple[str, ...], type]]:
 
 
 def _parts(value: Any, kind: type) -> list[tuple[tuple[str, ...], object]] | None:
-    """Return what a value consists of, each with the step to it; ``None`` if it is unusual."""
+    """Return the parts of a value, each with the step to it; ``None`` if its type is unusual."""
     if _advice(kind):
         return None
     if issubclass(kind, BaseModel):

@@ -1,10 +1,9 @@
-"""Finds what a value would lose on its way through the store; names types, never values."""
+"""Comparison of a value with its stored form, to find a loss; texts show types, never values."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections import deque
 from collections.abc import Mapping
 from datetime import datetime, time
@@ -15,26 +14,19 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from pydantic import BaseModel
 
 from sitq._plain import plain_member
+from sitq._validation import with_article
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable
 
-__all__ = ["difference", "loss", "with_article"]
+__all__ = ["difference", "loss"]
 
 _MISSING: Final = object()
 _ANY_FIELD: Final[frozenset[str]] = frozenset()
-# As it is spoken: "a User", "a OneWay", "an ndarray".
-_VOWEL: Final = re.compile(r"(?!one|eu)(?:[aeio]|nd)", re.IGNORECASE)
-
-
-def with_article(kind: type) -> str:
-    """Return a type's name with its article."""
-    name = kind.__qualname__
-    return f"an {name}" if _VOWEL.match(name) else f"a {name}"
 
 
 class _Finding(NamedTuple):
-    """What is wrong, and the steps that lead there."""
+    """A difference, and the steps that lead to it."""
 
     text: str
     steps: tuple[object, ...] = ()
@@ -44,7 +36,7 @@ class _Finding(NamedTuple):
 
 
 def difference(sent: Any, back: Any, fields: Container[str] = _ANY_FIELD) -> str | None:
-    """Say how ``back`` differs from ``sent``; ``None`` if it is the same in type and content.
+    """Describe how ``back`` differs from ``sent``; ``None`` if type and content are the same.
 
     NaN is the same as NaN. Models and dataclasses are the same if their fields are. An int where
     a float is annotated is what type checkers allow (PEP 484), so it may arrive as its equal.
@@ -58,11 +50,11 @@ def difference(sent: Any, back: Any, fields: Container[str] = _ANY_FIELD) -> str
 
 
 def loss(given: Any, back: Any, fields: Container[str] = _ANY_FIELD) -> str | None:
-    """Say what validation took from ``given``, though it never asked for less.
+    """Describe what validation dropped from ``given``; ``None`` if nothing is lost.
 
-    A validator may turn a value into another. Where nothing but a class is dropped (a member of a
-    ``StrEnum`` becomes a ``str``), keys vanish, a number is rounded, or a
-    dict or list is read as a model or NamedTuple, nobody meant that.
+    A validator may turn a value into another. These changes are losses: only the class is dropped
+    (a member of a ``StrEnum`` becomes a ``str``), keys vanish, a number is rounded, or a dict or
+    list is read as a model or NamedTuple.
 
     Args:
         given: the value.
@@ -73,7 +65,7 @@ def loss(given: Any, back: Any, fields: Container[str] = _ANY_FIELD) -> str | No
 
 
 def _described(finding: _Finding | None, fields: Container[str]) -> str | None:
-    """Say what was found and where; keys of dicts are values, unless they are names of fields."""
+    """Describe a finding with its path; a dict's key is shown only if it is a field's name."""
     if finding is None:
         return None
     path = ".".join(str(step) for step in finding.steps if type(step) is int or step in fields)
@@ -130,7 +122,7 @@ def _loss_of_kind(given: Any, back: Any) -> _Finding | None:
     kind, arrived = type(given), type(back)
     exact = plain_member(given)
     if type(exact) is not kind and type(exact) is arrived:
-        return _difference(exact, back)  # the class of a plain value is nothing to keep
+        return _difference(exact, back)  # losing only the class of a plain value is allowed
     rounded = arrived is float and (kind is Decimal or (kind is int and given != back))
     if rounded:
         return _Finding(f"{with_article(kind)} would be rounded to a float")
@@ -144,7 +136,7 @@ def _loss_of_kind(given: Any, back: Any) -> _Finding | None:
 
 
 def _is_named(value: object) -> bool:
-    """Return whether a value is one of a NamedTuple's."""
+    """Return whether a value is a NamedTuple."""
     return isinstance(value, tuple) and hasattr(value, "_fields")
 
 
@@ -206,7 +198,7 @@ def _of_sets(sent: Any, back: Any) -> _Finding | None:
     arrivals = {item: item for item in back}
     for item in sent:
         twin = arrivals.get(item, _MISSING)
-        if twin is _MISSING:  # NaN equals nothing, also not itself
+        if twin is _MISSING:  # NaN does not equal itself
             twin = next((other for other in back if _difference(item, other) is None), _MISSING)
         found = _verdict(same=False, kind=kind) if twin is _MISSING else _difference(item, twin)
         if found:

@@ -16,6 +16,7 @@ from zoneinfo import ZoneInfo
 
 from pydantic_core import TzInfo
 
+from sitq._validation import with_article
 from sitq.errors import SerializationError
 from sitq.payload._limits import check_decimal, check_decimal_text
 
@@ -74,8 +75,8 @@ def _zone(moment: datetime | time) -> object:
     if type(zone) is ZoneInfo and zone.key:
         return [micros, None, zone.key]
     raise SerializationError(
-        f"a {type(moment).__name__} whose tzinfo is a {type(zone).__qualname__} cannot be carried; "
-        "use datetime.timezone or zoneinfo.ZoneInfo with a key"
+        f"{with_article(type(moment))} whose tzinfo is {with_article(type(zone))} "
+        "cannot be stored; use datetime.timezone or zoneinfo.ZoneInfo with a key"
     )
 
 
@@ -99,7 +100,7 @@ def _named(key: str, source: Source) -> tzinfo:
 
 
 def _aware(naive: M, zone: list[Any] | None, source: Source) -> M:
-    """Give a moment its zone back; its fixed offset if this machine reads the zone otherwise."""
+    """Restore a datetime's zone; a fixed offset if this machine's data for the zone differ."""
     if zone is None:
         return naive
     micros, name, key, *_ = zone + [None, None]  # noqa: RUF005 - for mypy
@@ -108,7 +109,7 @@ def _aware(naive: M, zone: list[Any] | None, source: Source) -> M:
         offset = aware.utcoffset()
         if (None if offset is None else offset // _MICROSECOND) == micros:
             return aware
-    if micros is None:  # a time of day in a zone that is read otherwise here has no offset
+    if micros is None:  # a time of day whose zone differs here has no offset
         raise SerializationError("the time zone of a time is another one on this machine")
     return naive.replace(tzinfo=_fixed(micros, name))
 
@@ -162,7 +163,7 @@ def _read_path(body: bytes, _source: Source) -> pathlib.PurePath:
     try:
         return kind(body[1:].decode("utf-8", "surrogateescape"))
     except NotImplementedError:
-        raise SerializationError(f"a {kind.__name__} cannot be made on this system") from None
+        raise SerializationError(f"{with_article(kind)} cannot be made on this system") from None
 
 
 def _write_decimal(value: decimal.Decimal, _pack: Pack) -> bytes:
@@ -203,7 +204,7 @@ def _read_set(body: bytes, source: Source) -> set[Any]:
 def _distinct(kind: Callable[[list[Any]], S], body: bytes, source: Source) -> S:
     items = _read_items(body, source)
     source.check_keys(items)
-    # Of the list, in the order that was checked: a copy of a set is built in another one.
+    # Built from the list, in the order that was checked: a copy of a set has another order.
     found = kind(items)
     if len(found) != len(items):
         raise SerializationError("malformed payload: a set holds an item twice")

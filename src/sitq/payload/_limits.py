@@ -1,7 +1,7 @@
-"""What decoding may cost: bounds that are checked before a value is built.
+"""Limits on the cost of decoding, checked before a value is built.
 
-Decoding runs on the event loop with the interpreter's lock held, so a payload that is cheap to
-send and dear to decode would stop every other task, their heartbeats included.
+Decoding runs on the event loop with the interpreter's lock held. A payload that is cheap to send
+and expensive to decode would block all other tasks and their heartbeats.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ __all__ = [
 
 MAX_DIGITS: Final = 1000
 MAX_EXPONENT: Final = 1000
-# A sign, a point, an exponent, and the digits; or a NaN with digits.
+# Beside the digits: a sign, a point and an exponent; or NaN.
 _LONGEST_DECIMAL: Final = MAX_DIGITS + 32
 # Python adds a secret to the hashes of these, but not with PYTHONHASHSEED=0.
 _RANDOM: Final = frozenset({str, bytes}) if sys.flags.hash_randomization else frozenset[type]()
-# So few keys compare quickly whatever their hashes are.
+# Up to this many keys compare quickly, whatever their hashes are.
 _FEW: Final = 4
-# What comparing the keys that share a hash may cost, in units of about 10 ns.
+# The limit for comparing keys that share a hash, in units of about 10 ns.
 _MAX_COMPARING: Final = 1_000_000
 _PER_KEY: Final = 20
-# Keys whose hashes differ can still meet at each place where a table looks for room. Building a
-# dict or set of more than so many is timed: the milliseconds for all, and those for each key.
+# Keys whose hashes differ can still collide in every slot that a table probes. Building a
+# dict or set of more keys than this is timed: the milliseconds for all, and those for each key.
 MAX_UNTIMED: Final = 1_000
 _BUILDING: Final = 0.010
 _BUILDING_PER_KEY: Final = 0.000_002
 _BATCH: Final = 128
 _COLLIDING: Final = "the payload holds a set or dict whose keys share their hashes; pass a list"
-# What `DecodingBudget.take` says.
+# The error of `DecodingBudget.take`.
 _TOO_MANY: Final = (
     "the payload holds more than %s values (a container or a value with a type of its own counts "
     "as several); store the data elsewhere and pass where it is, or pass bytes"
@@ -55,7 +55,7 @@ _TOO_MANY: Final = (
 
 
 class DecodingBudget:
-    """Counts down what one payload may cost.
+    """Counts the values of one payload against a limit.
 
     Args:
         values: how many values the payload may hold.
@@ -83,7 +83,7 @@ class DecodingBudget:
         """Count what it costs to put keys into a dict or a set.
 
         Args:
-            keys: they, in their order.
+            keys: the keys, in the order of insertion.
             container: dict or set.
 
         Raises:
@@ -103,7 +103,7 @@ class DecodingBudget:
 class KeyTime:
     """Counts the time that the dicts and sets of one payload take to build.
 
-    It is the CPU time of the thread, so that a busy machine refuses nothing.
+    It is the CPU time of the thread: a busy machine does not cause refusals.
     """
 
     __slots__ = ("_left",)
@@ -114,11 +114,11 @@ class KeyTime:
     def fits(self, keys: Iterable[Any], container: type) -> bool:
         """Return whether a dict or set is built of keys in the time that is left.
 
-        It is built here, some keys at a time, and given up once that takes too long. A dict and a
-        set look for room in different ways, so that each says nothing of the other.
+        It is built here, some keys at a time, until the time is spent. A dict and a set probe in
+        different ways, so the time of one says nothing about the other.
 
         Args:
-            keys: they, in the order in which they will be put in.
+            keys: the keys, in the order of insertion.
             container: dict or set.
         """
         add: Callable[[Any], object]
@@ -129,9 +129,9 @@ class KeyTime:
         waiting = iter(keys)
         while batch := [*islice(waiting, _BATCH)]:
             began = time.thread_time()
-            any(map(add, batch))  # what is added says nothing, or None
+            any(map(add, batch))  # both functions return None
             spent = time.thread_time() - began
-            # The slowest does not count: the garbage collector may have run meanwhile.
+            # The slowest batch does not count: the garbage collector may have run during it.
             counted, slowest = min(spent, slowest), max(spent, slowest)
             self._left += _BUILDING_PER_KEY * len(batch) - counted
             if self._left < 0:
@@ -150,7 +150,7 @@ def check_keys(keys: Sequence[Any], container: type) -> None:
 
 
 def _comparing(keys: Sequence[Any]) -> int:
-    """Return what comparing keys costs while a dict or set is built of them, in 10 ns."""
+    """Return the cost of comparing keys while a dict or set is built of them, in 10 ns."""
     shared = [count for count in Counter(map(hash, keys)).values() if count > 1]
     if not shared:
         return 0

@@ -1,6 +1,6 @@
-"""What rebuilding the values of one annotation may cost.
+"""Limits on the cost of rebuilding values from their annotations.
 
-A serializer bounds how many values a payload holds. What pydantic makes of them depends on the
+A serializer limits how many values a payload holds. What pydantic makes of them depends on the
 annotation: reading a text as an address, a time zone or a regular expression takes a thousand times
 as long as reading it as a text, and numbers read from texts may share their hashes.
 """
@@ -19,15 +19,15 @@ from sitq.payload._stored_form import is_tagged, nodes, without_names
 
 __all__ = ["RebuildLimits"]
 
-# How many texts there may be where reading one takes microseconds, or a file; and how many
-# characters of regular expressions.
+# The limits: texts that take microseconds each to read, texts that need a file each, and characters
+# of regular expressions.
 _MAX_SLOW_TEXTS: Final = 5_000
 _MAX_ZONES: Final = 300
 _MAX_PATTERN_CHARACTERS: Final = 1_000
 # A set of characters beyond ASCII takes milliseconds to compile.
 _MAX_WIDE_SETS: Final = 4
 _MAX_JSON_CHARACTERS: Final = 100_000
-# Divided by how many types there are to try for each value.
+# This limit is divided by the number of types to try for each value.
 _MAX_MODEL_VALUES: Final = 40_000
 # How often two keys of one hash may be compared.
 _MAX_COMPARED: Final = 20_000
@@ -38,14 +38,14 @@ _INT: Final = re.compile(r"\s*[+-]?[\d_]{1,4300}\s*")
 _UUID: Final = re.compile(r"\s*(?:urn:uuid:)?\{?[0-9a-fA-F-]{32,36}\}?\s*")
 _SLOW_KINDS: Final = frozenset({"url", "multi-host-url", "fraction"})
 _SLOW_MODULES: Final = ("pydantic.", "pydantic", "ipaddress", "pathlib", "fractions", "zoneinfo")
-# Keys of these have hashes that nobody can predict, or are too few to collide.
+# Keys of these types have hashes that cannot be predicted, or are too few to collide.
 _SAFE_KEYS: Final = frozenset(
     {"str", "bytes", "bool", "none", "enum", "literal", "date", "time", "datetime", "timedelta"}
 )
 _UNIONS: Final = frozenset({"union"})
 _RECORDS: Final = frozenset({"model", "dataclass", "typed-dict", "named-tuple", "call"})
 _COLLECTIONS: Final = {each.__name__: each for each in (dict, list, tuple, set, frozenset)}
-# The keys of core schemas under which there is another one for the same value.
+# The keys of core schemas that hold another schema for the same value.
 _INNER: Final = frozenset(
     {"schema", "lax_schema", "strict_schema", "json_schema", "python_schema", "steps"}
 )
@@ -54,12 +54,12 @@ _AMBIGUOUS: Final = (
     ", each counted as often as its unions have types to try (a discriminator helps)"
 )
 
-# Into a container: the name of a field, or the type of a container of anything.
+# A step into a container: a field's name, or the container's type.
 _Step = str | type
 
 
 class RebuildLimits:
-    """What the plain values of one annotation may hold.
+    """Limits on the plain values of one annotation.
 
     Args:
         schema: pydantic's core schema of the annotation.
@@ -103,7 +103,7 @@ class RebuildLimits:
         return max((count / limit for count, limit, _ in used), default=0.0)
 
     def _use_of_texts(self, texts: list[str]) -> Iterator[tuple[int, int, str]]:
-        """Yield what there is of each kind, how much there may be, and what it is."""
+        """Yield for each kind of text the size, the limit and the kind's name."""
         if "slow" in self._has:
             yield len(texts), _MAX_SLOW_TEXTS, "texts"
         if "zone" in self._has:
@@ -123,7 +123,7 @@ class RebuildLimits:
 def _tries(found: list[Mapping[str, Any]]) -> dict[_Step, int]:
     """Return how many choices of one union read what is behind a step, where it is more than one.
 
-    Each of them reads it by itself. In a recursive type these numbers multiply at each level.
+    Each choice reads it separately. In a recursive type these numbers multiply at each level.
     """
     definitions = {node["ref"]: node for node in found if isinstance(node.get("ref"), str)}
     tries: dict[_Step, int] = {}
@@ -187,7 +187,7 @@ def _class_of(node: Mapping[str, Any]) -> str | None:
     called = function.get("function") if isinstance(function, Mapping) else None
     module = getattr(called, "__module__", None)
     if not isinstance(module, str) or not module.startswith(_SLOW_MODULES):
-        return None  # of the user's own
+        return None  # a class of the user's own
     name = str(getattr(called, "__name__", ""))
     for part, found in (("pattern", "pattern"), ("iana_tz", "zone"), ("fraction", "fraction")):
         if part in name:

@@ -1,4 +1,4 @@
-"""What a function's signature says: which calls fit it, and how each of its values travels."""
+"""Signatures of task functions: which calls fit, and how each parameter's value is stored."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _REQUIRED: Final = (typing.Required, typing_extensions.Required)
 
 
 class ParameterCodec:
-    """One parameter, or the return value, and how its values travel."""
+    """The codec for the values of one parameter, or of the return value."""
 
     __slots__ = ("_codec", "_problem", "label", "leaves")
 
@@ -55,7 +55,7 @@ class ParameterCodec:
 
 
 class Signature:
-    """What a function takes and returns.
+    """A function's parameters and return value, with their codecs.
 
     Args:
         func: the function.
@@ -85,7 +85,7 @@ class Signature:
         self.named: Final[dict[str, ParameterCodec]] = {}
         self.rest: ParameterCodec | None = None
         self.rest_named: ParameterCodec | None = None
-        # A name may be given by keyword after at most so many positional arguments.
+        # By name: the most positional arguments after which it may be given by keyword.
         self._places: Final[dict[str, int]] = {}
         required: list[tuple[int, str]] = []
         for name, parameter in signature.parameters.items():
@@ -104,17 +104,17 @@ class Signature:
                     self._places[name] = place
                 if parameter.default is parameter.empty:
                     required.append((place, name))
-        # The keywords that a call needs, by its number of positional arguments.
+        # By number of positional arguments: the keywords that a call needs.
         self._needed: Final[dict[int, frozenset[str]]] = {}
         for count in range(len(self.positional) + 1):
             names = frozenset(name for place, name in required if place >= count)
             if names <= self.named.keys():
                 self._needed[count] = names
-        # So many positional arguments fit without any keywords.
+        # The numbers of positional arguments that fit without keywords.
         self.positional_counts: Final = frozenset(
             count for count, names in self._needed.items() if not names
         )
-        # A worker awaits what can be awaited, of a plain function too.
+        # A worker awaits an awaitable result of a plain function too.
         self.result: Final = scope.slot(
             "the return value", signature.return_annotation, awaited=True
         )
@@ -169,7 +169,7 @@ def spelled_out(func: Callable[..., Any]) -> inspect.Signature:
 
 
 class _Scope:
-    """Resolves the annotations of one function, each by itself."""
+    """Resolves the annotations of one function, each separately."""
 
     def __init__(self, func: Callable[..., Any]) -> None:
         inner = inspect.unwrap(func, stop=lambda each: hasattr(each, "__signature__"))
@@ -222,7 +222,7 @@ class _Scope:
 
 
 def _keys_of(annotation: Any) -> Iterator[inspect.Parameter]:
-    """Give the keys of a TypedDict as keyword parameters."""
+    """Return the keys of a TypedDict as keyword parameters."""
     kind = typing.get_origin(annotation) or annotation
     required = kind.__required_keys__
     for name, hint in typing_extensions.get_type_hints(kind, include_extras=True).items():
@@ -239,7 +239,7 @@ def _keys_of(annotation: Any) -> Iterator[inspect.Parameter]:
 
 
 def _unknown_keys(annotation: Any) -> str | None:
-    """Say why the keys of a TypedDict are unknown; ``None`` if they are not, or it is none."""
+    """Return why the keys of a TypedDict are unknown; ``None`` if they are known, or it is none."""
     if typing_extensions.is_typeddict(typing.get_origin(annotation) or annotation):
         try:
             list(_keys_of(annotation))

@@ -1,6 +1,6 @@
 """The stored form of values: fields and members by name, and validators that read them.
 
-A deploy may reorder fields and members, and what was stored may be another version's.
+A value may have been stored by another version, with its fields and members in another order.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ __all__ = [
     "without_names",
 ]
 
-# No field and no member has this name, and hardly any dict such a key.
+# Not a valid name of a field or member, and unlikely as a key of a dict.
 TAG: Final = "sitq:"
 _NAMED_KEYS: Final = (Enum, tuple, frozenset)
-# Most of what there is.
+# The most frequent types of leaves.
 _NAMELESS: Final = frozenset({type(None), bool, int, float, str})
 
 Simplify = Callable[[Any], Any]
 
 
 def is_tagged(plain: Any) -> bool:
-    """Return whether a plain value stands for a model or a member: as itself it means nothing."""
+    """Return whether a plain value is the tagged form of a model or of an enum's member."""
     if type(plain) is dict:
         return TAG in plain
     return type(plain) is tuple and bool(plain) and type(plain[0]) is str and plain[0] == TAG
 
 
 def without_names(plain: Any) -> Any:
-    """Return a plain value without the tags, for those who do not know what it was made of.
+    """Return a plain value without its tags, for readers that do not know the original type.
 
     Raises:
         SerializationError: the keys without tags would take too long to put into a dict or set.
@@ -76,7 +76,7 @@ def without_names(plain: Any) -> Any:
 
 
 def by_name(value: Any, plain: Any, simplify: Simplify) -> Any:
-    """Return ``plain`` with the names of fields and members in it.
+    """Return ``plain`` with the names of fields and members added.
 
     Args:
         value: a value.
@@ -170,34 +170,34 @@ UNKNOWN_FIELD: Final = "sitq_unknown_field"
 OTHER_MEMBER: Final = "sitq_other_member"
 ROUNDED: Final = "sitq_rounded"
 _FIELDS: Final = frozenset({"model-fields", "typed-dict", "dataclass-args"})
-# What is no part of the way that values are validated, or holds values.
+# The parts of a core schema that do not validate, or that hold values.
 _KEPT: Final = frozenset(
     {"cls", "config", "default", "expected", "members", "metadata", "serialization"}
 )
-# Their keys are names of the user's, not those of a core schema.
+# The keys of these parts are the user's names, not those of a core schema.
 _BY_NAME: Final = frozenset({"choices", "fields"})
-# These travel as such.
+# These types are stored unchanged.
 _PLAIN: Final = frozenset(
     {
         *("bool", "bytes", "date", "datetime", "decimal", "dict", "float", "frozenset", "int"),
         *("list", "set", "str", "time", "timedelta", "tuple", "uuid"),
     }
 )
-# What is read here was written in another form: by JSON, or by a serializer of the user's.
+# Values under these were stored in another form: as JSON, or by a serializer of the user's.
 _REWRITTEN: Final = frozenset({"json", "lax-or-strict"})
 _SERIALIZERS: Final = frozenset({"format", "function-plain", "function-wrap", "to-string"})
 _NAMED_TUPLES: Final = frozenset({"call", "named-tuple"})
 
 
 def stored_validator(adapter: TypeAdapter[Any]) -> Validate:
-    """Return what validates plain values that were stored, fields by their names."""
-    # The validators that pydantic has already built for the models' classes know nothing of this.
+    """Return a validator for stored plain values, which have fields by name."""
+    # The validators that pydantic has built for the models' classes lack these rules.
     validator = SchemaValidator(_Rules().applied(adapter.core_schema, {}), _use_prebuilt=False)
     return partial(validator.validate_python, by_alias=False, by_name=True)
 
 
 def nodes(schema: object) -> Iterator[Mapping[str, Any]]:
-    """Give all parts of a core schema."""
+    """Yield all parts of a core schema."""
     if isinstance(schema, Mapping):
         yield schema
         for key, value in schema.items():
@@ -240,7 +240,7 @@ class _Rules:
             copy["extra_behavior"] = "forbid"
         if "config" in copy:
             copy["config"] = {**copy["config"], "strict": False}
-        # A strict model is one that takes nothing but instances.
+        # A strict model accepts instances only.
         copy["strict"] = kind in _PLAIN and not self._lax
         return _with_checks(copy, refuses=allows != "allow", lax=self._lax)
 
@@ -260,7 +260,7 @@ def _is_rewritten(schema: Mapping[str, Any]) -> bool:
 
 
 def _is_path(schema: Mapping[str, Any]) -> bool:
-    """Return whether a part is that of a path, which travels as such."""
+    """Return whether a part is that of a path, which is stored as a path."""
     inner = schema.get("lax_schema")
     return isinstance(inner, Mapping) and inner.get("custom_error_type") == "path_type"
 
@@ -295,7 +295,7 @@ def _wrapped(
 
 
 def _with_fields_set(value: Any, handler: core_schema.ValidatorFunctionWrapHandler) -> Any:
-    """Read a model, and mark those fields as not set that were stored as such."""
+    """Read a model, and restore which of its fields were not set."""
     unset = value.get(TAG) if type(value) is dict else None
     if type(unset) is not str:
         return handler(value)
@@ -306,7 +306,7 @@ def _with_fields_set(value: Any, handler: core_schema.ValidatorFunctionWrapHandl
 
 
 def _exact_float(value: Any) -> Any:
-    """Take no number that a float would round; an int that it would not is allowed (PEP 484)."""
+    """Refuse a number that a float would round; other ints are allowed (PEP 484)."""
     if type(value) is float or (type(value) is int and _is_float(value)):
         return value
     if type(value) is int:
@@ -337,7 +337,7 @@ def _member(cls: type[Enum], value: Any) -> Any:
 
 
 def _one_of(expected: list[Any], value: Any) -> Any:
-    """Take a value for an equal one of its own type only, and find the member of an enum."""
+    """Match a value only with an equal one of the same type, and find the member of an enum."""
     for each in expected:
         if isinstance(each, Enum):
             plain: object = each.value
@@ -357,7 +357,7 @@ def _fields_of(value: Any) -> Any:
 
 
 def _checked_before(model: dict[str, Any]) -> Any:
-    """Check the fields before a model's own ``__init__``, which gets past the rule."""
+    """Check the fields before a model's own ``__init__``, which bypasses the rule."""
     fields = next((node["fields"] for node in nodes(model) if node.get("type") in _FIELDS), None)
     if not isinstance(fields, Mapping):  # a root model
         return model

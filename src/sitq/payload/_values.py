@@ -1,4 +1,4 @@
-"""Takes the values of one annotation apart into plain ones and puts them together again."""
+"""`ValueCodec`: dump the values of one annotation to plain values, and load them again."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ import pydantic_core
 from pydantic_core import core_schema
 
 from sitq._plain import plain, plain_member
+from sitq._validation import with_article
 from sitq.errors import SerializationError, ValidationError
 from sitq.ids import TaskId
-from sitq.payload._comparison import difference, loss, with_article
+from sitq.payload._comparison import difference, loss
 from sitq.payload._extensions import CONTAINERS, LEAVES
 from sitq.payload._rebuilding import RebuildLimits
 from sitq.payload._stored_form import (
@@ -61,7 +62,7 @@ _LAZY: Final = (
     collections.abc.AsyncIterator,
     collections.abc.AsyncGenerator,
 )
-# Their texts come from a validator's own code, or hold the value.
+# The texts of these errors come from a validator's own code, or show the value.
 _TELLTALE: Final = frozenset(
     {
         "assertion_error",
@@ -79,7 +80,7 @@ _KNOWN_ERRORS: Final = frozenset(
 )
 _UNKNOWN: Final = frozenset({"extra_forbidden", "unexpected_keyword_argument", UNKNOWN_FIELD})
 _FIELD_NAME: Final = re.compile(r"\bfield_name='(\w+)'")
-# Of core schemas: what has names that travel. A "call" makes a NamedTuple before pydantic 2.14.
+# The parts of core schemas whose names are stored. Before pydantic 2.14 a "call" is a NamedTuple.
 _NAMED: Final = frozenset({"call", "enum", "literal", "model", "named-tuple"})
 _MAX_ERRORS: Final = 1000
 _SHOWN: Final = 3
@@ -87,17 +88,17 @@ _LONGEST_NAME: Final = 100
 
 
 def name_of_annotation(annotation: object) -> str:
-    """Show an annotation as it is written, as far as can be told."""
+    """Return an annotation's text as it is written, as far as possible."""
     if isinstance(annotation, str):
         return annotation
     return annotation.__qualname__ if isinstance(annotation, type) else str(annotation)
 
 
 class ValueCodec:
-    """Values of one annotation; ``leaves`` are the types that it takes and that travel as such.
+    """The codec for one annotation; ``leaves`` are its types that are stored unchanged.
 
     Raises:
-        ValidationError: values of this annotation cannot travel; the text says why.
+        ValidationError: values of this annotation cannot be stored; the text says why.
     """
 
     __slots__ = (
@@ -164,10 +165,10 @@ class ValueCodec:
             raise SerializationError("the value is nested too deeply") from None
 
     def share(self, plain: Any) -> float:
-        """Return which share of what an annotation's value may cost this one takes.
+        """Return the share of the annotation's limits that this value uses.
 
         Raises:
-            SerializationError: it takes more than there is.
+            SerializationError: it exceeds the limits.
         """
         if self._fits is not None and self._fits(plain):
             return 0.0
@@ -185,7 +186,7 @@ class ValueCodec:
             )
         except RecursionError:
             raise
-        except Exception as error:  # noqa: BLE001 - serializers of models are anybody's code
+        except Exception as error:  # noqa: BLE001 - serializers of models are the user's code
             named = _FIELD_NAME.search(str(error))
             where = f"at {named[1]}: " if named and named[1] in self._fields else ""
             raise SerializationError(
@@ -205,7 +206,7 @@ class ValueCodec:
         """Return the plain value to store, with names if these can be read, and what it becomes."""
         if self._has_names:
             named = by_name(valid, plain, _simplify)
-            # Within a union another member may take what has names, so that it stays as it is.
+            # In a union another member may accept the form with names and leave it unchanged.
             with suppress(ValidationError):
                 back = self.load(named)
                 if difference(valid, back) is None:
@@ -222,7 +223,7 @@ class ValueCodec:
         return plain, back
 
     def _check(self, value: object) -> Any:
-        # By name: that is how fields are stored, whatever their aliases are.
+        # Fields are stored by name, whatever their aliases are.
         return self._build().validate_python(value, strict=True, by_alias=False, by_name=True)
 
     def _build(self) -> TypeAdapter[Any]:
@@ -240,7 +241,7 @@ class ValueCodec:
                 kinds = {node.get("type") for node in nodes(schema)}
                 self._limits = RebuildLimits(schema)
                 self._has_names = not _NAMED.isdisjoint(kinds)
-            except Exception as error:  # noqa: BLE001 - hooks of types are anybody's code
+            except Exception as error:  # noqa: BLE001 - hooks of types are the user's code
                 reason = str(error).split("\n", 1)[0].split(". ", 1)[0]
                 raise ValidationError(
                     f"the annotation {name} cannot be used ({reason}); "
@@ -250,7 +251,7 @@ class ValueCodec:
 
 
 def _untagged(value: Any) -> Any:
-    """Take nothing for a plain value that was stored as a value of another type."""
+    """Refuse a tagged value where a plain value is expected."""
     waiting, seen = [value], set[int]()
     while waiting:
         each = waiting.pop()
@@ -276,14 +277,14 @@ def _validate(validate: Validate, value: object, fields: frozenset[str]) -> Any:
         raise
     except pydantic.PydanticUserError as error:  # a model that is not defined fully
         raise ValidationError(str(error).split("\n", 1)[0]) from None
-    except Exception as error:  # noqa: BLE001 - validators are anybody's code
+    except Exception as error:  # noqa: BLE001 - validators are the user's code
         raise ValidationError(f"its validator raised {type(error).__name__}") from None
 
 
 def _describe(error: pydantic.ValidationError, fields: frozenset[str]) -> str:
-    """Say what is wrong and where; neither values nor keys of dicts, which are values too."""
+    """Describe what is wrong and where; values and keys of dicts are not shown."""
     parts: list[str] = []
-    if error.error_count() > _MAX_ERRORS:  # to ask for them would take longer than to find them
+    if error.error_count() > _MAX_ERRORS:  # reading that many errors takes too long
         return f"{error.error_count():,} values are not what the annotation says"
     items = error.errors(include_url=False)
     for item in items[:_SHOWN]:
@@ -300,7 +301,7 @@ def _reason(item: ErrorDetails) -> str:
     kind = item["type"]
     if kind in _UNKNOWN:
         name = item.get("ctx", {}).get("name") if kind == UNKNOWN_FIELD else item["loc"][-1]
-        # What a producer's model calls a field is an identifier; other keys may be values.
+        # A field's name in a producer's model is an identifier; other keys may be values.
         known = isinstance(name, str) and name.isidentifier() and len(name) <= _LONGEST_NAME
         return f"unknown field {name!r}" if known else "a field that it does not know"
     return item["msg"] if kind in _KNOWN_ERRORS else "its validator refused it"
@@ -321,9 +322,9 @@ def _field_names(schema: object) -> Iterator[str]:
 
 @cache
 def _substitutes() -> tuple[tuple[Any, Callable[[Any], object]], ...]:
-    """Types that serializers do not know, and what pydantic reads them from.
+    """Return the types that serializers do not know, and how to dump each for pydantic to read.
 
-    Worked out when it is first needed: naming pydantic's network types loads a lot of modules.
+    Built at the first use: naming pydantic's network types loads many modules.
     """
     import fractions
     import ipaddress
@@ -360,7 +361,7 @@ def _substitutes() -> tuple[tuple[Any, Callable[[Any], object]], ...]:
 
 
 def _simplify(value: Any) -> Any:
-    """Replace what serializers do not know by what pydantic reads it from."""
+    """Replace a value that serializers do not know by one that pydantic reads it from."""
     kind = type(value)
     if kind in LEAVES:
         return value
@@ -412,11 +413,11 @@ def _leaves(annotation: Any) -> frozenset[type] | None:
 
 
 def _fitter(annotation: Any) -> Fits | None:
-    """Return a quick test for values that are just as annotated and travel as they are."""
+    """Return a quick test for values that fit the annotation and are stored unchanged."""
     if annotation in _ANYTHING or (
         isinstance(annotation, TypeVar) and not (annotation.__bound__ or annotation.__constraints__)
     ):
-        return lambda _: True  # the serializer carries it as it is, or refuses it
+        return lambda _: True  # the serializer stores it unchanged, or refuses it
     leaves = _leaves(annotation)
     if leaves is not None:
         return lambda value: type(value) in leaves

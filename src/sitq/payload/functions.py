@@ -1,7 +1,7 @@
-"""A function as a task: its arguments bound and checked, written and read back; its results too.
+"""`TaskFunction`: check, dump and load the arguments and results of a function.
 
-Everything that depends on the function alone is worked out once, at its first use: a decorator
-runs before the names in the function's annotations exist.
+The function's signature is read at the first use: the names in its annotations may not exist yet
+when a decorator runs.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ __all__ = ["NOT_STORED", "TaskDefaults", "TaskFunction"]
 # The value of a success whose function has ``store_result=False``: no payload is empty.
 NOT_STORED: Final = b""
 _ENVELOPE: Final = 2
-# Each is checked by itself.
+# These are checked separately.
 _MAX_ARGUMENTS: Final = 10_000
-# Smaller payloads need no check of what their arguments cost together.
+# Smaller payloads need no check of the total cost of their arguments.
 _SMALL: Final = 4096
 _TOO_DEAR: Final = (
     "the arguments together would take too long to read; "
@@ -100,13 +100,13 @@ class TaskFunction(Generic[R_co]):
     ) -> bytes:
         """Encode the arguments of a call: by position or by name, as each was given.
 
-        The signature says whether the call fits, and nothing of it is stored: no defaults, no
-        names of what was given by position, no positions of what was given by name. The worker
-        binds them to the signature that the function has there.
+        The signature decides whether the call fits. It is not stored: no defaults, no names of
+        positional arguments, no positions of keyword arguments. The worker binds the arguments to
+        the signature that the function has there.
 
         Raises:
             ValidationError: they do not fit the signature, or one is not what its annotation says.
-            SerializationError: one cannot travel, or they are too large together.
+            SerializationError: one cannot be stored, or they are too large together.
         """
         signature = self._signature or self._inspect()
         keywords: dict[str, object] = {}
@@ -178,11 +178,11 @@ class TaskFunction(Generic[R_co]):
         return tuple(restored[:count]), dict(zip(kwargs, restored[count:], strict=True))
 
     def dump_result(self, serializer: Serializer, value: Any) -> bytes:
-        """Encode what the function returned; nothing, if its results are not stored.
+        """Encode the function's result; an empty value if its results are not stored.
 
         Raises:
             ValidationError: it is not what the return annotation says.
-            SerializationError: it cannot travel, or is too large.
+            SerializationError: it cannot be stored, or is too large.
         """
         if not self.defaults.store_result:
             return NOT_STORED
@@ -194,7 +194,7 @@ class TaskFunction(Generic[R_co]):
             raise self._refused(slot, value, error) from None
 
     def load_result(self, serializer: Serializer, data: bytes) -> R_co:
-        """Decode what the function returned; ``None``, if that was not stored.
+        """Decode the function's result; ``None`` if it was not stored.
 
         Raises:
             SerializationError: the data is malformed.
@@ -211,7 +211,7 @@ class TaskFunction(Generic[R_co]):
         """Check that all arguments together can be rebuilt in the time that one may take."""
         if len(args) + len(kwargs) < 2:  # noqa: PLR2004 - one has its own limits
             return
-        with contextlib.suppress(TypeError):  # what does not fit is found elsewhere
+        with contextlib.suppress(TypeError):  # arguments that do not fit are refused elsewhere
             signature.check(args, kwargs)
             shares = (slot.share(plain) for slot, plain in signature.slots(args, kwargs))
             if math.fsum(shares) > 1:  # sum() rounds at each step before Python 3.12
@@ -230,7 +230,7 @@ class TaskFunction(Generic[R_co]):
     def _dump_all(
         self, signature: Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[list[object], dict[str, object]]:
-        """Check arguments of any kind, and take each apart where it was given."""
+        """Check and dump the arguments, positional and keyword ones each in their place."""
         try:
             signature.check(args, kwargs)
         except TypeError as error:
@@ -260,7 +260,7 @@ class TaskFunction(Generic[R_co]):
     def _blame(
         self, serializer: Serializer, arguments: Iterable[tuple[tuple[ParameterCodec, Any], Any]]
     ) -> None:
-        """Raise for the one argument that cannot be encoded, if it is one."""
+        """Raise an error that names the argument that cannot be encoded, if there is one."""
         for (slot, plain), value in arguments:
             try:
                 serializer.dumps(plain)

@@ -1,6 +1,6 @@
 """Stored names: ``module:qualified.name``, from a function to its name and back.
 
-A name leads only to what this process has imported already; nothing is ever imported by name.
+A name is resolved only among the modules that this process has imported; it imports none.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from sitq._modules import module_name
+from sitq._validation import with_article
 from sitq.errors import ValidationError
 
 __all__ = [
@@ -55,7 +56,7 @@ def name_of(func: Any) -> str:
 
 
 def one_line(text: str, most: int = _MOST_SHOWN) -> str:
-    """Return a text from the store as a message may show it: on one line, ``most`` characters."""
+    """Return a stored text for use in a message: one line, at most ``most`` characters."""
     return (text if text.isprintable() else ascii(text)[1:-1])[:most]
 
 
@@ -83,7 +84,7 @@ def check_reachable(func: Any) -> None:
     """Check that a function's name leads back to it.
 
     Raises:
-        ValidationError: it leads to something else, or nowhere.
+        ValidationError: the name resolves to something else, or to nothing.
     """
     module, qualname = address_of(func)
     found = look_up(module, qualname)
@@ -107,7 +108,7 @@ def check_names(name: object, aliases: object) -> tuple[str | None, tuple[str, .
     """Check the names that a function is given, and return them as plain texts.
 
     Raises:
-        ValidationError: one is no text, or has characters that it must not have.
+        ValidationError: one is not a text, or has characters that are not allowed.
     """
     if name is not None and not (isinstance(name, str) and _NAME.fullmatch(name)):
         raise ValidationError(
@@ -131,7 +132,7 @@ def check_names(name: object, aliases: object) -> tuple[str | None, tuple[str, .
 
 
 def look_up(module: str, qualname: str) -> Any:
-    """Return what a name leads to in a module that is imported already, or ``None``."""
+    """Return what a name resolves to in an imported module, or ``None``."""
     found: Any = sys.modules.get(module)
     for step in qualname.split("."):
         found = getattr(found, step, None)
@@ -147,7 +148,7 @@ def address_of(func: Any) -> tuple[str, str]:
 
 
 def _unusable(func: Any) -> str | None:
-    """Say why no name can lead to a callable, and what to do; ``None`` if one can."""
+    """Return why a callable has no usable name, and what to do; ``None`` if it has one."""
     if _is_mock(func):
         return f"a mock ({type(func).__qualname__}) was given for the function: {_INSTEAD_OF_MOCKS}"
     return _unusable_object(func) or _unusable_function(func)
@@ -166,7 +167,7 @@ def _unusable_object(func: Any) -> str | None:
         kind = type(func).__name__
         return f"{shown} is a {kind} object: put @{kind} above the other decorator"
     if not callable(func):
-        return f"a {shown} is not a function: give the function itself"
+        return f"{with_article(type(func))} is not a function: give the function itself"
     if isinstance(func, functools.partial):
         return "a functools.partial has no name: define a function that makes the call"
     if isinstance(func, type):
@@ -175,7 +176,7 @@ def _unusable_object(func: Any) -> str | None:
         hasattr(func, "__self__") and not isinstance(func.__self__, type | types.ModuleType)
     ):
         return (
-            f"{shown} is a method bound to an instance, which cannot travel: define a function, "
+            f"{shown} is a method bound to an instance, which cannot be stored: define a function, "
             "a static method or a class method, and pass what it needs as arguments"
         )
     if not (inspect.isroutine(func) or hasattr(func, "__wrapped__") or hasattr(func, "__code__")):
@@ -187,7 +188,7 @@ def _unusable_object(func: Any) -> str | None:
 
 def _unusable_function(func: Any) -> str | None:
     if not (_is_text(func, "__qualname__") and _is_text(func, "__module__")):
-        return f"a {type(func).__qualname__} without a name: define a function that calls it"
+        return f"{with_article(type(func))} without a name: define a function that calls it"
     shown = func.__qualname__
     if shown.endswith("<lambda>"):
         return "a lambda has no name: define a function at the top level of a module"

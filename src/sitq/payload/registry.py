@@ -1,4 +1,4 @@
-"""The functions that tasks may run: marked with ``@task``, enqueued here, or told to a worker."""
+"""The registry of functions that tasks may run: marked, enqueued here, or given to a worker."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ __all__ = [
 P = ParamSpec("P")
 R = TypeVar("R")
 F = TypeVar("F", bound=Callable[..., object])
-# functools.wraps copies it: what wraps a marked function has its options.
+# functools.wraps copies it, so a wrapper of a marked function has its options.
 _MARK: Final = "__sitq_task__"
 _MOST_SIMILAR: Final = 3
 _MOST_COMPARED: Final = 500
@@ -72,7 +72,7 @@ class Registry:
         self._marked: Final[dict[str, Callable[..., Any]]] = {}
 
     def add(self, func: Callable[..., Any]) -> TaskFunction[Any]:
-        """Add a function, or find it; one of the same module and name is replaced.
+        """Add a function, or return its entry; one of the same module and name is replaced.
 
         Raises:
             ValidationError: no name leads to it, or another function has one of its names; the
@@ -80,7 +80,7 @@ class Registry:
         """
         try:
             found = self._by_function.get(func)
-        except TypeError:  # an object that cannot be hashed is no function either
+        except TypeError:  # an object that cannot be hashed is not a function
             found = None
         return found or self._add(func)
 
@@ -133,20 +133,20 @@ class Registry:
         return owner if owner or self._parent is None else self._parent.owner(name)
 
     def similar_names(self, name: str) -> list[str]:
-        """Return up to three names that are known, and that may be meant by one that is not."""
+        """Return up to three known names that are similar to an unknown one."""
         import difflib
 
         names = self.names()
         _, _, qualname = name.rpartition(":")
         same = {other for other in names if other.rpartition(":")[2] == qualname}
-        # Bounds for what a store may hold: the comparison takes the product of the lengths.
+        # The name comes from a store, and the comparison takes the product of the lengths.
         among = sorted(same or names)[:_MOST_COMPARED]
         wanted = name[:_LONGEST_COMPARED]
         cutoff = 0.0 if same else _SIMILAR
         return difflib.get_close_matches(wanted, among, n=_MOST_SIMILAR, cutoff=cutoff)
 
     def mark(self, func: Callable[..., Any]) -> None:
-        """Add a function that its module is still defining; its name is followed later.
+        """Add a function while its module still defines it; its name is resolved later.
 
         Raises:
             ValidationError: it is a kind of callable that no name leads to, or another function
@@ -183,7 +183,7 @@ class Registry:
             del self._by_name[name]
 
     def _check_claim(self, name: str, func: Callable[..., Any]) -> None:
-        """Check that no other function has a name that was given, to that one or to this one.
+        """Check that no other function has this name, where ``@task`` gave it to one of them.
 
         Raises:
             ValidationError: one has.
@@ -192,7 +192,7 @@ class Registry:
         if owner is None or _is_same(owner, func) or _is_gone(owner):
             return
         if not any(_is_given(name, each) for each in (owner, func)):
-            return  # one module has taken the place of another
+            return  # one module has replaced another
         one, other = (":".join(address_of(each)) for each in (owner, func))
         raise ValidationError(
             f"the name {one_line(name)!r} is claimed by {one} and by {other}: "
@@ -200,7 +200,7 @@ class Registry:
         )
 
     def _get_marked(self, name: str) -> TaskFunction[Any] | None:
-        """Add what a marked function has become: a class method, or wrapped once more."""
+        """Add a marked function in its final form: bound as a class method, or wrapped."""
         func = self._marked.get(name)
         if func is None:
             return None
@@ -213,7 +213,7 @@ class Registry:
             return None
 
     def _get_by_file(self, name: str) -> TaskFunction[Any] | None:
-        """Find a function whose module was started in another way where the name was made."""
+        """Find a function whose module had another name in the process that stored the task."""
         where, _, qualname = name.rpartition(":")
         functions = {each.func: each for each in list(self._by_name.values())}
         for func in [*functions, *list(self._marked.values())]:
@@ -231,7 +231,7 @@ default_registry: Final = Registry()
 
 
 class _Mark(NamedTuple):
-    """What ``@task`` was given for a function, and where that function is."""
+    """The arguments of ``@task`` for a function, and the function's address."""
 
     defaults: TaskDefaults
     name: str | None
@@ -265,7 +265,7 @@ def _names_of(func: Callable[..., Any], default: str) -> list[str]:
 
 
 def _is_same(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
-    """Return whether two functions are one in the file that defines it: loaded twice, or again."""
+    """Return whether two functions have one definition, whose file was loaded twice."""
     if one is other:
         return True
     (module, path), (other_module, other_path) = address_of(one), address_of(other)
@@ -273,13 +273,13 @@ def _is_same(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
 
 
 def _is_gone(func: Callable[..., Any]) -> bool:
-    """Return whether a module has lost a function of its top level, in a notebook say."""
+    """Return whether a top-level function is gone from its module, as in a notebook."""
     module, path = address_of(func)
     return "." not in path and func not in _layers(look_up(module, path))
 
 
 def _offered(module: ModuleType) -> Iterator[tuple[str, Any]]:
-    """Yield what a module offers to workers: its path in the module, and what it is."""
+    """Yield what a module offers to workers: the path in the module, and the object."""
     listed = getattr(module, "__all__", ())
     listed = listed if isinstance(listed, list | tuple) else ()
     for attribute, entry in list(vars(module).items()):
@@ -293,17 +293,17 @@ def _offered(module: ModuleType) -> Iterator[tuple[str, Any]]:
 
 
 def _is_of(entry: Any, module: ModuleType) -> bool:
-    """Return whether a module or one that lies in it defines this, or ``@task`` marks it."""
+    """Return whether the module or a submodule defines this, or ``@task`` marks it."""
     try:
         origin, mark = getattr(entry, "__module__", None), _mark_of(entry)
-    except Exception:  # noqa: BLE001 - a proxy such as flask.request, which leads nowhere now
+    except Exception:  # noqa: BLE001 - a proxy such as flask.request, which is unbound here
         return False
     is_inner = isinstance(origin, str) and f"{origin}.".startswith(f"{module.__name__}.")
     return is_inner or mark is not None
 
 
 def _layers(func: Any) -> list[object]:
-    """Return a callable, what it is bound from, and what it wraps."""
+    """Return a callable, the function it is bound from, and what it wraps."""
     layers: list[object] = []
     while func is not None and func not in layers:
         layers.append(func)

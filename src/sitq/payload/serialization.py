@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 __all__ = ["MsgpackSerializer", "may_seal", "may_seal_results"]
 
 _MAX_DEPTH: Final = 256
-# Below this a payload cannot declare enough to be worth a scan before it is built.
+# A smaller payload cannot declare enough values to be worth a scan before decoding.
 _SMALL: Final = 1024
-# Below this its values cost too little to be counted.
+# The values of a smaller payload cost too little to be counted.
 _UNCOUNTED: Final = 4096
-# What containers and extensions count for, beside their items; and how many bytes of an extension,
-# which are copied at each level, count for one value more.
+# The cost of containers and extensions beside their items, in values; and how many bytes of an
+# extension, which are copied at each level, count as one more value.
 _PER_LIST: Final = 3
 _PER_MAP: Final = 6
 _PER_PAIR: Final = 3
 _PER_EXTENSION: Final = 12
 _BYTES_PER_VALUE: Final = 64
-# A time zone is read from a file when it is first used.
+# A time zone is read from a file at its first use.
 _PER_ZONE: Final = 400
 _INITIAL_BUFFER: Final = 512
 _FLAT: Final = 2
@@ -130,7 +130,7 @@ class MsgpackSerializer:
         """Encode a plain value.
 
         Raises:
-            SerializationError: the value cannot be carried, is nested too deeply, or is too large.
+            SerializationError: the value cannot be stored, is nested too deeply, or is too large.
         """
         if not _is_flat(value) or self._max_depth < _FLAT:
             self._inspect(value)
@@ -152,7 +152,7 @@ class MsgpackSerializer:
                 f"{self._max_bytes} bytes; store the data elsewhere and pass where it is"
             )
         if len(data) > _UNCOUNTED:
-            # What is stored can be read: the limits are those of the reader.
+            # The reader has the same limits, so what is stored can be read.
             _CountingReader(self._max_depth, self._max_values).read(data)
         return data
 
@@ -188,7 +188,7 @@ class MsgpackSerializer:
         return _CountingReader(self._max_depth, self._max_values)
 
     def _inspect(self, value: object) -> None:
-        """Refuse what is not plain or lies too deep, level by level; no recursion."""
+        """Refuse values that are not plain or too deep; level by level, without recursion."""
         level = [value]
         for _ in range(self._max_depth):
             inner: list[object] = []
@@ -216,21 +216,21 @@ class MsgpackSerializer:
 
 
 def may_seal(serializer: Serializer) -> bool:
-    """Tell if a serializer may change the payload of a task; of other classes nothing is known."""
+    """Return whether a serializer may change a task's payload; an unknown class may."""
     if type(serializer) is MsgpackSerializer:
         return serializer._signer is not None  # noqa: SLF001 - its own module
     return getattr(serializer, "seal", None) is not None
 
 
 def may_seal_results(serializer: Serializer) -> bool:
-    """Return whether a serializer may change outcomes; of other classes nothing is known."""
+    """Return whether a serializer may change outcomes; an unknown class may."""
     if type(serializer) is MsgpackSerializer:
         return serializer._signer is not None  # noqa: SLF001 - its own module
     return getattr(serializer, "seal_outcome", None) is not None
 
 
 def _is_flat(value: Any) -> bool:
-    """Tell if a value is a list of leaves and lists of leaves, as most arguments are."""
+    """Return whether a value is a list of leaves and of lists of leaves, as most arguments are."""
     if type(value) is not list:
         return type(value) in LEAVES
     for item in value:
@@ -250,7 +250,7 @@ def _children(container: Any) -> list[object]:
 
 
 def _cannot_carry(kind: type) -> str:
-    text = f"a value of type {kind.__qualname__} cannot be carried"
+    text = f"a value of type {kind.__qualname__} cannot be stored"
     if kind in {bytearray, memoryview}:
         return f"{text}; pass bytes"
     return f"{text}; annotate it with its type, or give plain values"
@@ -281,7 +281,7 @@ def _mapping(pairs: list[tuple[Hashable, Any]]) -> dict[Hashable, Any]:
 
 
 class _PayloadReader:
-    """Reads one payload; counts how deep extensions lie in each other."""
+    """Reads one payload, and limits how deeply extensions are nested."""
 
     __slots__ = ("_left",)
 
@@ -290,8 +290,8 @@ class _PayloadReader:
 
     def read(self, data: bytes) -> Any:
         if len(data) > _SMALL:
-            # A few bytes can declare lists of millions, which msgpack would allocate at once:
-            # skipping over the payload finds that without building anything.
+            # A few bytes can declare a list of millions, which msgpack would allocate at once.
+            # Skipping over the payload detects that without building anything.
             scanner = msgpack.Unpacker(max_buffer_size=len(data))
             scanner.feed(data)
             scanner.skip()
@@ -325,7 +325,7 @@ class _PayloadReader:
 
 
 class _CountingReader(_PayloadReader):
-    """Reads one payload that is large enough to be dear; counts what it holds."""
+    """Reads a payload that is large enough to be expensive, and counts its values."""
 
     __slots__ = ("_budget", "_zones")
 

@@ -1,4 +1,4 @@
-"""Signed tasks and results: whoever can write to the store can forge neither.
+"""Signatures of tasks and results, so that access to the store is not enough to forge them.
 
 `Signer` makes and checks the signatures; the functions apply those of any serializer.
 """
@@ -39,19 +39,19 @@ _MARK_BYTE: Final = bytes((_MARK,))
 _VERSION: Final = 1
 _DIGEST: Final = "sha256"
 _MAC_BYTES: Final = 32
-# Mark, version, whether there is an eta, the eta in microseconds since 1970.
+# The mark, the version, whether there is an eta, and the eta in microseconds since 1970.
 _HEAD: Final = struct.Struct(">BB?q")
 _LENGTH: Final = struct.Struct(">Q")
 _PAYLOAD_AT: Final = _HEAD.size + _MAC_BYTES
-# Another use of the same key must not give a signature that is good here.
+# A signature made with the same key for another purpose must not be valid here.
 _PURPOSE: Final = b"sitq.task"
 _RESULT_PURPOSE: Final = b"sitq.result"
-# Before the signature and the value of a success.
+# Comes before the signature and the value of a success.
 _RESULT_HEAD: Final = bytes((_MARK, _VERSION))
 _VALUE_AT: Final = len(_RESULT_HEAD) + _MAC_BYTES
-# After the traceback of a failure, a line of its own: no column is needed for it.
+# A line of its own after the traceback of a failure: the signature needs no column.
 _SEAL_LINE: Final = re.compile(r"(?P<trace>(?s:.*)\n)?\[signature 1: (?P<mac>[0-9a-f]{64})\]")
-# What a store or a worker writes when there is no outcome to sign, or none that it can keep.
+# The errors that a store or a worker writes when it has no outcome to sign, or cannot store one.
 _STORES_OWN: Final = re.compile(
     r"LeaseLostError: \d{1,12} workers that ran this task died or hung before they reported"
     r"|BackendFormatError: the stored options of this task cannot be read"
@@ -72,9 +72,9 @@ class Signer:
     one out when no task that it signed is left.
 
     The envelope carries the eta as it was asked for, because a store fills in a missing one and
-    moves it at every retry. A task whose eta lies before that was altered; one that was put off
-    cannot be told from a retry. So a retry that lands before the eta, on a clock that was set
-    back in between, is refused too.
+    moves it at every retry. A task whose eta lies before that was altered. A later eta cannot be
+    distinguished from a retry. A retry that gets an eta before the signed one, on a clock that was
+    set back, is refused too.
 
     Args:
         keys: secrets of at least 32 random bytes each.
@@ -98,7 +98,7 @@ class Signer:
         return head + _mac(self._keys[0], _message(task, head, task.payload)) + task.payload
 
     def open(self, task: Task | ReservedTask) -> bytes:
-        """Return the payload that was signed; nothing of it has been decoded.
+        """Return the payload that was signed; nothing is decoded.
 
         Raises:
             SerializationError: the task is not signed, was altered, or its key is not known.
@@ -130,7 +130,7 @@ class Signer:
     def sign_outcome(self, task: ReservedTask, outcome: Outcome) -> Outcome:
         """Return an outcome with a signature: before its value, or after its traceback.
 
-        A cancellation and what puts a task back carry nothing that could be signed.
+        Other kinds of outcome carry no text or value to sign.
         """
         key = self._keys[0]
         if outcome.kind is OutcomeKind.SUCCESS:
@@ -138,7 +138,7 @@ class Signer:
             mac = _mac(key, _result_message(task.id, task.function, TaskStatus.SUCCESS, value))
             return outcome.model_copy(update={"value": _RESULT_HEAD + mac + value})
         if outcome.kind in {OutcomeKind.FAILURE, OutcomeKind.RETRY}:
-            # A store fails a task whose attempts are spent with what a retry says.
+            # When the attempts are spent, a store fails the task with the retry's texts.
             error, trace = _storable(outcome.error), _storable(outcome.traceback)
             message = _result_message(task.id, task.function, TaskStatus.FAILED, None, error, trace)
             line = f"[signature 1: {_mac(key, message).hex()}]"
@@ -147,7 +147,7 @@ class Signer:
         return outcome
 
     def open_result(self, result: Result[Any]) -> Result[Any]:
-        """Return a result without its signature; nothing of it has been decoded.
+        """Return a result without its signature; nothing is decoded.
 
         Raises:
             SerializationError: it is not signed, was altered, or its key is not known.
@@ -187,7 +187,7 @@ def is_stores_own(result: Result[Any]) -> bool:
 
 
 def is_signed(payload: bytes) -> bool:
-    """Tell if a payload is an envelope, good or bad."""
+    """Return whether a payload is a signed envelope, valid or not."""
     return type(payload) is bytes and payload.startswith(_MARK_BYTE)
 
 
@@ -230,7 +230,7 @@ def unseal_result(serializer: Serializer, result: Result[Any]) -> Result[Any]:
 
 
 def _checked(keys: Any) -> tuple[bytes, ...]:
-    """The keys; no text of an error shows anything of them."""
+    """Check the keys and return them; no error shows any part of a key."""
     if isinstance(keys, str | bytes | bytearray | memoryview):
         kind = type(keys).__name__
         raise ValidationError(f"keys: give a list of keys, [key] for a single one (got {kind})")
@@ -251,7 +251,7 @@ def _checked(keys: Any) -> tuple[bytes, ...]:
 
 
 def _message(task: Task | ReservedTask, head: bytes, payload: bytes) -> bytes:
-    """What is signed; each part comes after its length, so that no byte can change sides."""
+    """Return the message to sign; each part follows its length, so the split is unambiguous."""
     texts = (task.id, task.function, task.queue)
     parts = (_PURPOSE, head, *(text.encode("utf-8", "surrogatepass") for text in texts), payload)
     return b"".join(piece for part in parts for piece in (_LENGTH.pack(len(part)), part))
@@ -265,7 +265,7 @@ def _result_message(
     error: str | None = None,
     trace: str | None = None,
 ) -> bytes:
-    """What is signed of a result; each part comes after its length, and ``None`` differs."""
+    """Return the message to sign for a result; a part follows its length, ``None`` is a mark."""
     texts = (task_id, function, status.value, error, trace)
     encoded = [None if text is None else text.encode("utf-8", "surrogatepass") for text in texts]
     parts = [_RESULT_PURPOSE, value, *encoded]
@@ -277,7 +277,7 @@ def _result_message(
 
 
 def _storable(text: str | None) -> str | None:
-    """A text as every store keeps it: PostgreSQL can take no NUL character."""
+    """Return a text as every store keeps it: PostgreSQL refuses the NUL character."""
     return None if text is None else text.replace("\0", "\\x00")
 
 

@@ -1,4 +1,4 @@
-"""The queue: store tasks, and read back what became of them."""
+"""`TaskQueue` and what belongs to it: options, enqueueing, and results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a call to a stored task, in a transaction of sitq's own or of the user's."""
+"""Enqueueing: make tasks of calls, and store them in a transaction of sitq's or the user's own."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _logger: Final = Log(__name__)
-# How many calls of a batch are encoded before other tasks of the loop get their turn.
+# How many calls of a batch are encoded before other tasks of the loop run.
 _TURN: Final = 200
 
 
@@ -54,7 +54,7 @@ class TaskFactory:
     """Makes tasks of calls.
 
     Args:
-        name: what they are stored in, for a ``repr``.
+        name: the store, for a ``repr``.
         clock: the store's clock.
         serializer: encodes the arguments.
     """
@@ -64,7 +64,7 @@ class TaskFactory:
         self._clock: Final = clock
         self._serializer: Final = serializer
         self._seals: Final = may_seal(serializer)
-        # For the options used last.
+        # The makers for the options used last.
         self._recent: tuple[Options, dict[TaskFunction[Any], TaskMaker]] = (NO_OPTIONS, {})
 
     def make(
@@ -104,10 +104,10 @@ class TaskFactory:
         return maker, maker.encode(self._serializer, item.args, item.kwargs)
 
     def _maker(self, func: Callable[..., Any], options: Options) -> TaskMaker:
-        """The maker for a call: one from before if there is one."""
+        """Return the maker for a call; one from before if there is one."""
         given: object = func
         if inspect.iscoroutine(given):
-            given.close()  # or Python warns that nobody awaited it
+            given.close()  # or Python warns that it was never awaited
             hint = "give the function and its arguments apart, as in enqueue(add, 1, 2)"
             raise ValidationError(f"func: {hint} (got a coroutine)")
         function = default_registry.add(func)
@@ -117,7 +117,7 @@ class TaskFactory:
         maker = recent[1].get(function)
         if maker is None:
             maker = TaskMaker(function, options, self._clock.now)
-            if options.delay is None:  # which counts from each enqueue on
+            if options.delay is None:  # a delay counts from each enqueue, so its maker is not kept
                 recent[1][function] = maker
         return maker
 
@@ -126,9 +126,9 @@ class TaskFactory:
 
 
 def checked_ids(ids: list[TaskId[Any]], options: Options) -> list[TaskId[Any]]:
-    """Return ids that a store gave for tasks; warn a task that has got its own id back.
+    """Return the ids that a store gave for tasks; log a warning if the running task is among them.
 
-    It holds the unique key itself, and nothing was stored.
+    Such a task holds the unique key itself, and nothing was stored.
     """
     running = CURRENT.get(None) if options.unique_key is not None else None
     if running is not None and running.id in ids:
@@ -147,8 +147,8 @@ class Producer:
 
     Args:
         factory: makes the tasks.
-        store: takes them.
-        pause: lets others have their turn, in the middle of a long batch.
+        store: stores tasks and returns their ids.
+        pause: lets other tasks of the loop run in the middle of a long batch.
     """
 
     def __init__(
@@ -205,8 +205,8 @@ class BoundQueue:
 
         Raises:
             ValidationError: the function or an argument was refused; nothing was stored.
-            SerializationError: an argument cannot be carried; nothing was stored.
-            BackendError: the store could not take it.
+            SerializationError: an argument cannot be stored; nothing was stored.
+            BackendError: the store could not store it.
             UsageError: the queue is closed.
         """
         return await self._producer.enqueue(func, args, kwargs, self._options)
@@ -216,18 +216,18 @@ class BoundQueue:
 
         Raises:
             ValidationError: a call was refused, its number (from 0) is in the text.
-            SerializationError: an argument of a call cannot be carried; its number too.
-            BackendError: the store could not take them.
+            SerializationError: an argument of a call cannot be stored; its number too.
+            BackendError: the store could not store them.
             UsageError: the queue is closed.
         """
         return await self._producer.enqueue_many(calls, self._options)
 
 
 class EnqueueMethods:
-    """What a queue and a queue bound to a transaction have in common.
+    """The methods that a queue and a queue bound to a transaction have in common.
 
     Args:
-        producer: encodes and stores.
+        producer: makes and stores the tasks.
     """
 
     def __init__(self, producer: Producer) -> None:
@@ -273,8 +273,8 @@ class EnqueueMethods:
 
         Raises:
             ValidationError: the function or an argument was refused; nothing was stored.
-            SerializationError: an argument cannot be carried; nothing was stored.
-            BackendError: the store could not take it.
+            SerializationError: an argument cannot be stored; nothing was stored.
+            BackendError: the store could not store it.
             UsageError: the queue is closed.
         """
         return await self._producer.enqueue(func, args, kwargs, take_eta(func, kwargs))
@@ -284,8 +284,8 @@ class EnqueueMethods:
 
         Raises:
             ValidationError: a call was refused, its number (from 0) is in the text.
-            SerializationError: an argument of a call cannot be carried; its number too.
-            BackendError: the store could not take them.
+            SerializationError: an argument of a call cannot be stored; its number too.
+            BackendError: the store could not store them.
             UsageError: the queue is closed.
         """
         return await self._producer.enqueue_many(calls, NO_OPTIONS)
@@ -347,7 +347,8 @@ def make_repeat(serializer: Serializer, old: Task) -> Task:
     """Make the task that repeats a stored one, due at once and without an expiry.
 
     Raises:
-        SerializationError: the old one's seal is missing or broken: it must not get a good one.
+        SerializationError: the signature of the old one is missing or broken, so the new one must
+            not get a valid one.
     """
     changed = {
         "id": new_task_id(),
@@ -363,7 +364,7 @@ def take_eta(func: Callable[..., Any], kwargs: dict[str, Any]) -> Options:
     """Take the option ``eta=`` out of the keyword arguments of a call.
 
     Raises:
-        ValidationError: the function has such a parameter itself, or it is no moment.
+        ValidationError: the function has such a parameter itself, or the value is not a datetime.
     """
     if "eta" not in kwargs:
         return NO_OPTIONS
@@ -372,14 +373,14 @@ def take_eta(func: Callable[..., Any], kwargs: dict[str, Any]) -> Options:
 
 
 def refuse_own_eta(func: Callable[..., Any]) -> None:
-    """Refuse ``eta=`` for a function that has such a parameter itself: it is meant for which?
+    """Refuse ``eta=`` for a function that has a parameter of this name: the call is ambiguous.
 
     Raises:
         ValidationError: the function has one.
     """
     try:
         parameter = spelled_out(func).parameters.get("eta")
-    except (TypeError, ValueError):  # no function at all: that is refused with its own text
+    except (TypeError, ValueError):  # it is not a function, which another check refuses
         return
     if parameter is not None and parameter.kind in {
         parameter.POSITIONAL_OR_KEYWORD,
@@ -427,7 +428,7 @@ class TransactionQueue(EnqueueMethods):
 
 
 def joined(backend: Backend, connection: AnyConnection) -> Transaction:
-    """What writes to a store through a connection of the user's.
+    """Return what writes to a store through a connection of the user's.
 
     Raises:
         UsageError: the store cannot, or not through a connection of this kind.

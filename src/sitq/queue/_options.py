@@ -1,4 +1,4 @@
-"""The options of one enqueue: checked where they are given, laid over a function's defaults."""
+"""The options of an enqueue: check them, and merge them with the function's defaults."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Options:
     headers: Mapping[str, str] | None = None
 
     def __repr__(self) -> str:
-        """Tell what was given; keys and headers are the caller's own, so only that they exist."""
+        """Show the options that are set; keys and headers, which are private, as ``...``."""
         shown = []
         for name in self.__slots__:
             value = getattr(self, name)
@@ -96,7 +96,7 @@ def make_options(**given: object) -> Options:
 def make_task(
     function: TaskFunction[Any], payload: bytes, options: Options, now: Callable[[], datetime]
 ) -> Task:
-    """Make the task to store. Options come before the function's defaults, those before sitq's.
+    """Make the task to store: options override the function's defaults, which override sitq's.
 
     Args:
         function: the function to run.
@@ -105,7 +105,7 @@ def make_task(
         now: the clock that a delay counts from.
 
     Raises:
-        ValidationError: the delay leads past ``expires_at``, or out of the calendar.
+        ValidationError: the delay ends after ``expires_at``, or after the year 9999.
     """
     fields: dict[str, Any] = {}
     if options is not NO_OPTIONS:
@@ -162,7 +162,7 @@ class TaskMaker:
         return _checked(**vars(self.pattern) | {"payload": payload}).payload
 
     def _refuse_options(self, kwargs: Mapping[str, Any], error: ValidationError) -> None:
-        """Say where options go, if some were given among the function's arguments."""
+        """Raise an error that says where options go, if some are among the function's arguments."""
         misplaced = [
             name for name in kwargs if name in _CHECKS and not self.function.takes_keyword(name)
         ]
@@ -200,7 +200,7 @@ def duration(name: str, value: object, *, zero: bool = True) -> float:
         zero: False if it must be more than 0.
 
     Raises:
-        ValidationError: it is no number, negative, not finite, or longer than ten years.
+        ValidationError: it is not a number, is negative or not finite, or is longer than ten years.
     """
     value = plain(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -236,7 +236,7 @@ def _moment(name: str, value: object) -> datetime:
         _refuse(name, value, "give an aware datetime, such as datetime.now(UTC)")
     try:
         if value.utcoffset() is not None:
-            return value.astimezone(UTC)  # plain: `make_options` has seen to that
+            return value.astimezone(UTC)  # `make_options` has made it a plain datetime
     except OverflowError:
         _refuse(name, value, "in UTC it lies outside the years 1 to 9999; give another moment")
     except Exception as error:
@@ -294,7 +294,7 @@ def _key(name: str, value: object) -> str:
 def _until(name: str, value: object) -> str | None:
     if not isinstance(value, str) or value not in {"end", "start"}:
         _refuse(name, value, 'give "end" or "start"')
-    return "start" if value == "start" else None  # what is not given is "end"
+    return "start" if value == "start" else None  # "end" is the default, stored as not given
 
 
 def _headers(name: str, value: object) -> Mapping[str, str]:
@@ -317,12 +317,12 @@ def _headers(name: str, value: object) -> Mapping[str, str]:
 
 
 def _items(headers: dict[object, object] | MappingProxyType[object, object]) -> Any:
-    # The proxy's own mapping may be anything; of a dict, no method that a subclass has counts.
+    # A proxy may wrap any mapping; for a dict, a subclass's own method is not called.
     return dict.items(headers) if isinstance(headers, dict) else headers.items()
 
 
 def _bytes_of(text: str) -> int | None:
-    """The text's length in UTF-8; ``None`` if it cannot be written so."""
+    """Return the text's length in UTF-8; ``None`` if it cannot be encoded."""
     try:
         return len(text.encode())
     except UnicodeEncodeError:

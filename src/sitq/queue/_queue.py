@@ -1,4 +1,7 @@
-"""`TaskQueue`: store tasks, and read back what became of them."""
+"""`TaskQueue`, and `BackendHandle`, which opens the store for it.
+
+A queue opens its store at the first use, for one event loop, and closes it once.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,6 @@ from sitq.payload.functions import NOT_STORED
 from sitq.payload.registry import default_registry
 from sitq.payload.signing import unseal_result
 from sitq.queue._enqueueing import (
-    BoundQueue,
     EnqueueMethods,
     Producer,
     TaskFactory,
@@ -46,11 +48,18 @@ if TYPE_CHECKING:
     from sitq.protocols import Backend, Serializer
     from sitq.transactions import AnyConnection
 
-__all__ = ["BackendHandle", "BoundQueue", "TaskQueue", "TransactionQueue"]
+__all__ = ["BackendHandle", "TaskQueue"]
+
+# ruff: noqa: ASYNC109 - timeouts are counted by the backend's clock, not by the loop's
+
+R = TypeVar("R")
+
+_ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_PRUNE_BATCH: Final = 1000
 
 
 class _Opening:
-    """What is open, or about to be, in one event loop."""
+    """The state of an open store, or of one that is being opened, in one event loop."""
 
     def __init__(self, backend: Backend) -> None:
         refuse_green_threads("a queue")
@@ -61,7 +70,7 @@ class _Opening:
 
 
 class BackendHandle:
-    """Counts one user in and out of a backend, however often it is asked to."""
+    """Opens and closes a backend for one queue: once each, however often it is called."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend: Final = backend
@@ -79,7 +88,7 @@ class BackendHandle:
         await self.use()
 
     async def use(self) -> ResultWaiters:
-        """Open the backend if it is not open yet; return what waits for its results.
+        """Open the backend if it is not open yet, and return the waiters for its results.
 
         Raises:
             BackendError: it cannot be opened.
@@ -95,7 +104,7 @@ class BackendHandle:
                     opening.is_open = True
 
     async def close(self) -> None:
-        """Give up the backend; calls that wait for results raise `UsageError`. Twice is fine.
+        """Close the backend; calls that wait for results raise `UsageError`. Idempotent.
 
         Raises:
             UsageError: it is in use by another event loop.
@@ -108,7 +117,7 @@ class BackendHandle:
         self._closed = True
         if opening is None:
             return
-        # A user who is never counted out keeps it open.
+        # The backend counts its users: one that is never counted out keeps it open.
         await run_to_completion(partial(self._give_up, opening))
 
     async def _give_up(self, opening: _Opening) -> None:
@@ -129,22 +138,13 @@ class BackendHandle:
         opening = self._current
         if opening is not None and opening.loop.inherited:
             raise UsageError("this queue was opened before a fork: make a new one in the child")
-        # A loop that ended without a close has taken its connection with it.
+        # The connection of a loop that ended without a close is gone.
         if opening is None or opening.loop.ended:
             opening = self._current = _Opening(self._backend)
         elif not opening.loop.is_here:
             hint = "give each loop a queue and a backend of its own"
             raise UsageError(f"this queue is in use by another event loop: {hint}")
         return opening
-
-
-# ruff: noqa: ASYNC109 - timeouts are counted by the backend's clock, not by the loop's
-
-
-R = TypeVar("R")
-
-_ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_PRUNE_BATCH: Final = 1000
 
 
 class TaskQueue(EnqueueMethods):
@@ -158,7 +158,7 @@ class TaskQueue(EnqueueMethods):
         serializer: how payloads are encoded; the workers must use the same. ``None``: msgpack.
 
     Raises:
-        ValidationError: ``backend`` is no store, or ``serializer`` no serializer.
+        ValidationError: ``backend`` is not a store, or ``serializer`` not a serializer.
     """
 
     def __init__(
@@ -185,7 +185,7 @@ class TaskQueue(EnqueueMethods):
         await self._handle.open()
 
     async def close(self) -> None:
-        """Give up the store. Calls that wait for results raise `UsageError`. Twice is fine."""
+        """Close the store; calls that wait for results raise `UsageError`. Idempotent."""
         await self._handle.close()
 
     async def __aenter__(self) -> Self:
@@ -201,19 +201,19 @@ class TaskQueue(EnqueueMethods):
         await self.close()
 
     def bind(self, connection: AnyConnection) -> TransactionQueue:
-        """Return this queue as it stores through an open connection of yours, in its transaction.
+        """Return a queue that stores through an open connection of yours, in its transaction.
 
         The tasks exist if and only if your transaction commits; workers are woken after that.
         What is returned has `enqueue`, `enqueue_many` and `options`. A connection that blocks is
         used at once, in the thread of the caller.
 
         Args:
-            connection: it leads to the store's own database, and has a transaction open or opens
-                one with its next statement.
+            connection: a connection to the store's own database, with a transaction that is open
+                or opens with the next statement.
 
         Raises:
-            UsageError: the store cannot write through a connection of this kind. The rest about
-                the connection is told by the first enqueue.
+            UsageError: the store cannot write through a connection of this kind. Everything
+                else about the connection is checked by the first enqueue.
         """
         transaction = joined(self._backend, connection)
         return TransactionQueue(
@@ -285,12 +285,12 @@ class TaskQueue(EnqueueMethods):
         return self.deserialize_result(result)
 
     def deserialize_result(self, result: Result[R]) -> R:
-        """Return the value that the task returned, as what it was.
+        """Return the value that the task's function returned, with its original type.
 
         If this process does not know the function (it neither enqueued it nor marked it with
         ``@task``), models, dataclasses and NamedTuples come back as plain dicts, and members of
-        enums as their values. The value is ``None`` if the
-        function is marked with ``@task(store_result=False)``.
+        enums as their values. The value is ``None`` if the function is marked with
+        ``@task(store_result=False)``.
 
         Raises:
             TaskFailedError: the task did not succeed; error and remote traceback are in the text.
@@ -316,7 +316,7 @@ class TaskQueue(EnqueueMethods):
         return cast("R", function.load_result(self._serializer, result.value))
 
     async def get_task(self, task_id: str) -> TaskInfo:
-        """Return what the store knows of a task, in any state.
+        """Return what the store knows about a task, in any state.
 
         Raises:
             TaskNotFoundError: the store does not know the task.
@@ -394,7 +394,7 @@ class TaskQueue(EnqueueMethods):
 
 
 def _checked_id(task_id: object) -> TaskId[Any]:
-    """The id as text that a store can be asked for."""
+    """Return the id as a plain text."""
     if not isinstance(task_id, str):
         hint = "give the id that enqueue returned, or its text"
         raise ValidationError(f"task_id: {hint} (got {type(task_id).__name__})")
@@ -406,7 +406,7 @@ def _checked_id(task_id: object) -> TaskId[Any]:
 
 
 def _account_of(result: Result[Any]) -> str:
-    """How a task ended that did not succeed."""
+    """Return the text of the error for a task that did not succeed."""
     end = f"task {result.task_id} ({result.function}) ended as {result.status}"
     lines = [f"{end}: {result.error}" if result.error else end]
     if result.traceback:

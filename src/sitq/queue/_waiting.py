@@ -1,7 +1,7 @@
-"""Waiting for results: any number of callers of one queue share one listener and its looks.
+"""Waiting for results: all callers of one queue share one listener and its queries.
 
-The first caller leads: it listens, and looks at the store for all. When it leaves, done, out of
-time or cancelled, another one takes over. So nothing runs in the background.
+The first caller leads: it listens, and reads the store for all callers. When its call ends, by a
+result, a timeout or a cancellation, another caller takes over. No background task runs.
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ if TYPE_CHECKING:
 
 __all__ = ["ResultWaiters"]
 
-# How many ids go into one question to the store.
+# How many ids go into one query.
 _CHUNK: Final = 500
-# The longest time between two looks, should the store's listener miss a change; seconds.
+# The longest time between two queries, in case the store's listener misses a change; seconds.
 _LOOK_EVERY: Final = 1.0
-# What was stored so recently is not looked for unless there is news; seconds.
+# A younger task is not queried before the store announces a change: a query right after the enqueue
+# would slow down the worker that runs it; seconds.
 _YOUTH: Final = 0.003
-# Waits before a busy store is asked again: the first, and the longest; seconds.
+# Pauses before a busy store is asked again: the first, and the longest; seconds.
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 2.0
-# How long one look may take whose caller has no more time; seconds.
+# How long one query may take after the caller's timeout; seconds.
 _LAST_LOOK: Final = 5.0
 
 
@@ -47,14 +48,14 @@ class _Waiter:
     def __init__(self, task_id: TaskId[Any]) -> None:
         self.task_id: Final = task_id
         self.news = anyio.Event()
-        self.answered = False  # the store has said at least once how the task is
+        self.answered = False  # whether the store has been asked successfully at least once
         self.done = False
         self.result: Result[Any] | None = None
         self.error: Exception | None = None
         self.trace: TracebackType | None = None
 
     def finish(self, result: Result[Any] | None, error: Exception | None = None) -> None:
-        """Have the call return, or raise."""
+        """End the call: it returns the result, or raises the error."""
         if not self.done:
             self.done = True
             self.result = result
@@ -62,14 +63,14 @@ class _Waiter:
             self.news.set()
 
     def fault(self, error: Exception | None) -> None:
-        """Note what the call is to raise, should it end now."""
+        """Set the error that the call raises if it ends now."""
         self.error = error
         self.trace = None if error is None else error.__traceback__
 
     def outcome(self) -> Result[Any] | None:
-        """What the call returns."""
+        """Return the result for the call, or raise its error."""
         if self.error is not None:
-            # Many calls may raise one error: each begins with the trace that it had at first.
+            # Several calls may raise the same error: each starts from its original traceback.
             raise self.error.with_traceback(self.trace)
         return self.result
 
@@ -130,7 +131,7 @@ class ResultWaiters:
         finally:
             self._leave(waiter)
         if not (waiter.done or waiter.answered or waiter.error):
-            return await self.look(task_id)  # the time was too short for a look of the leader's
+            return await self.look(task_id)  # the leader has not queried in time
         return waiter.outcome()
 
     async def stop(self, error: Exception) -> None:
@@ -152,7 +153,7 @@ class ResultWaiters:
                 waiter.news = anyio.Event()
 
     def _leave(self, waiter: _Waiter) -> None:
-        """Forget a call; if it led, wake another one that has to lead now."""
+        """Remove a call; if it was the leader, make another one the leader and wake it."""
         others = self._waiting.get(waiter.task_id)
         if others is not None:
             others.discard(waiter)
@@ -160,20 +161,20 @@ class ResultWaiters:
                 del self._waiting[waiter.task_id]
                 self._unseen.pop(waiter.task_id, None)
         if self._leader is waiter:
-            self._leader = next(self._everybody(), None)
+            self._leader = next(self._unfinished(), None)
             if self._leader is not None:
                 self._leader.news.set()
             self._left.set()
             self._left = anyio.Event()
 
-    def _everybody(self) -> Iterator[_Waiter]:
-        """Those who still wait."""
+    def _unfinished(self) -> Iterator[_Waiter]:
+        """Return the calls that still wait."""
         return (
             waiter for waiters in self._waiting.values() for waiter in waiters if not waiter.done
         )
 
     async def _lead(self, leader: _Waiter) -> None:
-        """Listen and look for all, until the leader's own call is done."""
+        """Listen and query for all calls, until the leader's own call is done."""
         try:
             with anyio.CancelScope() as self._leading:
                 async with self._backend.listen("results") as listener:
@@ -185,14 +186,14 @@ class ResultWaiters:
 
     async def _serve(self, leader: _Waiter, listener: Listener) -> None:
         busy_for = 0
-        wanted = self._ripe(self._waiting)
+        wanted = self._old_enough(self._waiting)
         while True:
             try:
                 await self._look_for(wanted)
             except BackendBusyError as error:
                 pause = min(_FIRST_PAUSE * 2.0 ** min(busy_for, 16), _LONGEST_PAUSE)
                 busy_for += 1
-                for waiter in self._everybody():
+                for waiter in self._unfinished():
                     if not waiter.answered:
                         waiter.fault(error)
                 await self._backend.clock.sleep(pause)
@@ -201,20 +202,20 @@ class ResultWaiters:
             busy_for = 0
             if leader.done:
                 return
-            wanted = self._ripe(self._unseen) or await self._next_wanted(listener)
+            wanted = self._old_enough(self._unseen) or await self._next_wanted(listener)
 
-    def _ripe(self, task_ids: Iterable[TaskId[Any]]) -> list[TaskId[Any]]:
-        """Those that may be final: a look for what was stored just now would be in its way."""
+    def _old_enough(self, task_ids: Iterable[TaskId[Any]]) -> list[TaskId[Any]]:
+        """Return the tasks that are old enough to query; see `_YOUTH`."""
         return [task_id for task_id in task_ids if not 0 <= age_of(task_id) < _YOUTH]
 
     async def _next_wanted(self, listener: Listener) -> list[TaskId[Any]]:
-        """Wait for a change, for a newcomer, or for so long; return what is to be looked for."""
+        """Wait for a change, a new call or the next poll; return the tasks to query."""
         changed = False
 
         async def hear() -> None:
             nonlocal changed
             await listener.wait()
-            changed = True  # whatever becomes of the scope meanwhile
+            changed = True  # also if the scope is cancelled at the same time
 
         youth = [_YOUTH - age_of(task_id) for task_id in self._unseen]
         try:
@@ -235,7 +236,7 @@ class ResultWaiters:
             try:
                 self._answer(chunk, await self._backend.get_results(chunk))
             except BackendFormatError as error:
-                # A row that cannot be read is the trouble of those who asked for it.
+                # A row that cannot be read fails only the calls that asked for it.
                 if len(chunk) == 1:
                     self._finish_each(chunk[0], error)
                 else:
@@ -264,7 +265,7 @@ class ResultWaiters:
             waiter.finish(None, error)
 
     def _finish_all(self, error: Exception) -> None:
-        for waiter in list(self._everybody()):
+        for waiter in list(self._unfinished()):
             waiter.finish(None, error)
 
 
@@ -273,7 +274,7 @@ def _unknown(task_id: TaskId[Any]) -> TaskNotFoundError:
 
 
 def _only(error: Exception) -> Exception:
-    """The error itself, where a task group has wrapped it."""
+    """Return the error that a task group has wrapped, or the error itself."""
     while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error
