@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -198,7 +198,8 @@ def test_a_signal_while_a_task_computes_ends_the_worker_and_is_no_outcome(
         while process.poll() is None and time.monotonic() < deadline:
             # asyncio turns the first SIGINT into a cancellation, which waits for the loop.
             process.send_signal(number)
-            time.sleep(0.2)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(0.2)
         process.kill()
         errors = process.stderr.read() if process.stderr is not None else ""
     assert process.returncode != -signal.SIGKILL, errors

@@ -7,6 +7,7 @@ has a schema of its own.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
 import secrets
 import shutil
@@ -132,7 +133,14 @@ class Server:
 
 @cache
 def _server() -> Server:
-    return Server()
+    server, process = Server(), os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == process:  # a child that a test forks does not own the server
+            server.remove()
+
+    atexit.register(remove)
+    return server
 
 
 @cache
