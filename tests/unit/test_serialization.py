@@ -191,14 +191,14 @@ class TextSubclass(str):
         (range(3), "type range "),
         (iter(()), "type tuple_iterator "),
         (msgpack.ExtType(1, b""), "type ExtType "),
-        (dt.datetime(2024, 1, 1, tzinfo=OddZone()), "tzinfo is a OddZone"),
+        (dt.datetime(2024, 1, 1, tzinfo=OddZone()), "tzinfo is an OddZone"),
         ((b"x",) * 1_000, "over the limit of 500 bytes"),
         ("x" * 1000, "1003 bytes long, over the limit of 500 bytes"),
         (pathlib.Path("\ud800"), "surrogates"),
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_what_cannot_be_carried_is_named(value: Any, text: str) -> None:
+def test_what_cannot_be_stored_is_named(value: Any, text: str) -> None:
     with pytest.raises(SerializationError, match=text):
         MsgpackSerializer(max_bytes=500).dumps(value)
 
