@@ -51,7 +51,7 @@ def through(value: Any) -> Any:
         {"a": [1], 2: b"", None: (), (1, "k"): 1, 1.5: 2},
         set(),
         {1, "a", (2, 3)},
-        pytest.param(frozenset({frozenset({1}), b"x"}), id="frozenset of two"),
+        frozenset({frozenset({1}), b"x"}),
         uuid.UUID(int=2**127 + 1),
         decimal.Decimal("1.10"),
         decimal.Decimal("-Infinity"),
@@ -78,7 +78,11 @@ def through(value: Any) -> Any:
         -1,
         [-1] * 5,
     ],
-    ids=lambda value: f"{type(value).__name__}-{str(value)[:12]!r}",
+    # A set shows its items in another order in each process.
+    ids=lambda value: (
+        type(value).__name__
+        + ("" if isinstance(value, (set, frozenset)) else f"-{str(value)[:12]!r}")
+    ),
 )
 def test_plain_values_come_back_as_what_they_were(value: Any) -> None:
     back = through(value)
