@@ -66,8 +66,25 @@ def test_a_log_line_that_a_page_shows_is_a_text_of_the_code(page: str, message: 
     assert is_a_text_of_the_code(message), f"{page}: nothing logs {message!r}"
 
 
+QUOTED = [
+    (page.relative_to(ROOT).as_posix(), text)
+    for page in PAGES
+    if page.name != "CHANGELOG.md"  # which quotes what is gone
+    for prose in [re.sub(r"(?ms)^```.*?^```$|`[^`]*`", "", page.read_text())]
+    for text in re.findall(r'"([^"]+)"', re.sub(r"\s+", " ", prose))
+    if len(text.split()) >= 5
+]
+
+
+@pytest.mark.parametrize(("page", "text"), QUOTED)
+def test_an_error_that_a_page_quotes_is_a_text_of_the_code(page: str, text: str) -> None:
+    is_there = is_a_text_of_the_code(text) or is_a_text_of_the_code(f"{text}; ")  # a part of one
+    assert is_there, f"{page}: nothing says {text!r}"
+
+
 def test_a_text_that_the_code_does_not_have_is_noticed() -> None:
     assert LOGGED
+    assert QUOTED
     assert not is_a_text_of_the_code("task 1: attempt 1 of f has collapsed (ValueError)")
 
 
