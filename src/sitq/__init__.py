@@ -1,14 +1,13 @@
 """A typed task queue for asyncio and trio: one SQLite file, no broker.
 
-A name is loaded when it is first used: a module that only marks its functions with `task` does
-not pay for the store and the worker.
+A name is loaded at its first use: a module that only marks functions with `task` loads neither the
+store nor the worker.
 """
 
 from importlib import import_module as _import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sitq.backends._standby import ReserveOnCommitBackend
     from sitq.backends.sqlite import SQLiteBackend
     from sitq.context import TaskContext, current_task
     from sitq.errors import (
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
         Serializer,
         SigningSerializer,
     )
-    from sitq.queue import BoundQueue, TaskQueue
+    from sitq.queue import BoundQueue, TaskQueue, TransactionQueue
     from sitq.retry import Fail, Retry
     from sitq.states import TaskStatus
     from sitq.sync import SyncBoundQueue, SyncTaskQueue
@@ -63,7 +62,6 @@ __all__ = [
     "LeaseLostError",
     "MsgpackSerializer",
     "Progress",
-    "ReserveOnCommitBackend",
     "ReservedTask",
     "Result",
     "ResultSigningSerializer",
@@ -84,6 +82,7 @@ __all__ = [
     "TaskNotFoundError",
     "TaskQueue",
     "TaskStatus",
+    "TransactionQueue",
     "TransactionalBackend",
     "UnknownOutcomeError",
     "UsageError",
@@ -96,10 +95,10 @@ __all__ = [
 ]
 
 if not TYPE_CHECKING:
-    _HOMES = {
+    _MODULES = {
         "backends.sqlite": "SQLiteBackend",
         "context": "TaskContext current_task",
-        "queue": "BoundQueue TaskQueue",
+        "queue": "BoundQueue TaskQueue TransactionQueue",
         "errors": (
             "BackendBusyError BackendConnectionError BackendError BackendFormatError "
             "BackendFullError BackendValueError LeaseLostError SerializationError SitqError "
@@ -111,7 +110,6 @@ if not TYPE_CHECKING:
         "payload.registry": "Call call task",
         "retry": "Fail Retry",
         "payload.serialization": "MsgpackSerializer",
-        "backends._standby": "ReserveOnCommitBackend",
         "states": "TaskStatus",
         "sync": "SyncBoundQueue SyncTaskQueue",
         "transactions": "TransactionalBackend",
@@ -123,7 +121,7 @@ if not TYPE_CHECKING:
         if name == "__version__":
             globals()[name] = version = _read_version()
             return version
-        for module, names in _HOMES.items():
+        for module, names in _MODULES.items():
             if name in names.split():
                 globals()[name] = found = getattr(_import_module(f"sitq.{module}"), name)
                 return found

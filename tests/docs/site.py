@@ -26,8 +26,6 @@ MODULES = (
     "sitq.testing",
     "sitq.transactions",
 )
-# Names that workers and stores of sitq share, for no store of users'.
-INTERNAL = {"ReserveOnCommitBackend"}
 _VOID = {"area", "br", "col", "hr", "img", "input", "link", "meta", "source", "wbr"}
 
 
@@ -112,7 +110,7 @@ def undocumented(site: Path) -> list[str]:
     return [
         f"{module}.{name} is on no page of reference/python"
         for module in MODULES
-        for name in set(importlib.import_module(module).__all__) - INTERNAL
+        for name in set(importlib.import_module(module).__all__)
         if not anchors & {f"{module}.{name}", f"sitq.{name}"}
     ]
 
