@@ -13,11 +13,15 @@ from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from docutils.nodes import Text
 from pydantic import BaseModel
 from sphinx.util.inspect import stringify_signature
 
 if TYPE_CHECKING:
+    from docutils.nodes import Element, TextElement, document
+    from sphinx.addnodes import pending_xref
     from sphinx.application import Sphinx
+    from sphinx.environment import BuildEnvironment
 
 project = "sitq"
 author = "The sitq developers"
@@ -45,6 +49,13 @@ autodoc_default_options = {
 }
 napoleon_numpy_docstring = False
 
+_MADE_BY_SITQ = {
+    "sitq.BoundQueue",
+    "sitq.SyncBoundQueue",
+    "sitq.TaskContext",
+    "sitq.queue.TransactionQueue",
+    "sitq.sync.SyncTransactionQueue",
+}
 _SECTION = re.compile(r"(?ms)^## ([^\n]+)\n(.*?)(?=^## |\Z)")
 _PAGE = re.compile(r"\]\(([^)#\s]+\.md)\)")
 _TITLED_FENCE = re.compile(r'(?m)^```(\w+) title="([^"]+)"$')
@@ -77,18 +88,49 @@ def skip_member(
     return True if isinstance(member, _FIELD_OF_A_TUPLE) else None
 
 
-def show_fields(
-    _app: Sphinx, _kind: str, _name: str, member: object, _options: object, *_: str | None
+def show_parameters(
+    _app: Sphinx, _kind: str, name: str, member: object, _options: object, *_: str | None
 ) -> tuple[str, str] | None:
-    """Show the parameters of a model as ``help`` does, without what pydantic adds to the types."""
+    """Show the parameters of a model as ``help`` does, without what pydantic adds to the types.
+
+    Those of classes that users do not make themselves are left out.
+    """
+    if name in _MADE_BY_SITQ:
+        return "", ""
     if not (isinstance(member, type) and issubclass(member, BaseModel)):
         return None
     signature = inspect.signature(member).replace(return_annotation=inspect.Signature.empty)
     return stringify_signature(signature, unqualified_typehints=True), ""
 
 
+def find_public_name(
+    app: Sphinx, environment: BuildEnvironment, node: pending_xref, text: TextElement
+) -> Element | None:
+    """Link a name without its module, as it stands in a docstring or an annotation."""
+    if node["refdomain"] != "py":
+        return None
+    domain = environment.domains.python_domain
+    name = re.sub(r"^sitq\.[a-z_.]+\.(?=[A-Z])", "", node["reftarget"])
+    found = [f"sitq.{name}"] if f"sitq.{name}" in domain.objects else []
+    found = found or [full for full in domain.objects if full.endswith(f".{name}")]
+    if len(found) != 1:
+        return None
+    return domain.resolve_xref(
+        environment, node["refdoc"], app.builder, "obj", found[0], node, text
+    )
+
+
+def show_parameter_specifications(_: Sphinx, page: document) -> None:
+    """Show a `ParamSpec` by its name: Sphinx has no short form of one."""
+    for text in list(page.findall(Text)):
+        if "~typing.~" in text:
+            text.parent.replace(text, Text(text.replace("~typing.~", "")))
+
+
 def setup(app: Sphinx) -> None:
     """Connect the functions above."""
     app.connect("source-read", read_page)
     app.connect("autodoc-skip-member", skip_member)
-    app.connect("autodoc-process-signature", show_fields)
+    app.connect("autodoc-process-signature", show_parameters)
+    app.connect("doctree-read", show_parameter_specifications)
+    app.connect("missing-reference", find_public_name)
