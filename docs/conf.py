@@ -53,7 +53,7 @@ _MADE_BY_SITQ = {
     "sitq.BoundQueue",
     "sitq.SyncBoundQueue",
     "sitq.TaskContext",
-    "sitq.queue.TransactionQueue",
+    "sitq.TransactionQueue",
     "sitq.sync.SyncTransactionQueue",
 }
 _SECTION = re.compile(r"(?ms)^## ([^\n]+)\n(.*?)(?=^## |\Z)")
