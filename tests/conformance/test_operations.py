@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from sitq.backends._operations import ENQUEUE_UNIQUE, VERBS, rows_by_operation
+from sitq.backends._operations import ENQUEUE_UNIQUE, VERBS, operations_of
 from sitq.backends.postgres import _operations as postgres
 from sitq.backends.sqlite import _operations as sqlite
 from sitq.protocols import Backend
@@ -26,9 +26,9 @@ def test_there_is_a_row_for_each_verb_of_the_port() -> None:
     ("module", "verbs"), [(sqlite, VERBS), (postgres, (*VERBS, ENQUEUE_UNIQUE))]
 )
 def test_a_store_carries_out_each_verb(module: ModuleType, verbs: tuple[object, ...]) -> None:
-    rows = rows_by_operation(module, verbs)  # type: ignore[arg-type]
-    assert list(rows.values()) == list(verbs)
-    assert all(inspect.isfunction(operation) for operation in rows)
+    operations = operations_of(module, verbs)  # type: ignore[arg-type]
+    assert list(operations) == list(verbs)
+    assert all(inspect.isfunction(operation) for operation in operations.values())
 
 
 def test_what_is_searched_by_is_there() -> None:

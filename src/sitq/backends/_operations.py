@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
     from types import ModuleType
 
-    from sitq.protocols import Topic
+    from sitq.ids import TaskId
+    from sitq.models import Lease, Progress, Reservation, Result, Task, TaskInfo
+    from sitq.protocols import Sweep, Topic
 
 __all__ = [
     "CANCEL",
@@ -31,12 +33,16 @@ __all__ = [
     "SWEEP",
     "VERBS",
     "FlushPolicy",
+    "ProgressRequest",
     "PruneRequest",
     "ReserveRequest",
     "SweepRequest",
     "Verb",
-    "rows_by_operation",
+    "operations_of",
 ]
+
+
+T = TypeVar("T")
 
 
 class FlushPolicy(IntEnum):
@@ -48,99 +54,6 @@ class FlushPolicy(IntEnum):
     """Others may see it a moment before the caller is told that it is safe."""
     BEFORE_COMMIT = 2
     """Nobody sees what a power cut could still undo."""
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Verb:
-    """One row of the table.
-
-    Args:
-        name: the method of `sitq.protocols.Backend`, and the function of a store.
-        writes: False for a read, which runs outside any transaction; the rest is about writes.
-        durability: by when its work is on the disk, where sitq flushes (SQLite).
-        lane: the name of its lane, where a store has several (PostgreSQL). Requests of one lane
-            are carried out one after another.
-        joinable: whether one call serves all requests that wait at the same time, where each call
-            is one statement (PostgreSQL). SQLite carries all that waits out in one transaction.
-        searched_by: the function that finds out what a call has done whose answer was lost, for
-            stores behind a network. ``None``: the call is made again, which does no harm.
-        wakes: the topics whose listeners it may wake.
-        offers_tasks: whether it stores new tasks, for which reservations may be pending.
-    """
-
-    name: str
-    writes: bool = True
-    durability: FlushPolicy = FlushPolicy.BEFORE_COMMIT
-    lane: str = "others"
-    joinable: bool = False
-    searched_by: str | None = None
-    wakes: frozenset[Topic] = frozenset()
-    offers_tasks: bool = False
-
-
-ENQUEUE: Final = Verb(
-    name="enqueue",
-    # A new task that others see early does no harm: only when it is safe, its caller hears of it.
-    durability=FlushPolicy.ACKNOWLEDGED,
-    lane="enqueue",
-    joinable=True,
-    searched_by="enqueued_before",
-    wakes=frozenset({"tasks", "results"}),  # it may expire the holder of a unique key
-    offers_tasks=True,
-)
-# Of a store whose `enqueue` takes no unique keys: one that is held must not hold up other tasks.
-ENQUEUE_UNIQUE: Final = Verb(
-    name="enqueue_unique",
-    durability=FlushPolicy.ACKNOWLEDGED,
-    lane="enqueue_unique",
-    searched_by="enqueued_before",
-    wakes=ENQUEUE.wakes,
-    offers_tasks=True,
-)
-RESERVE: Final = Verb(
-    name="reserve",
-    # A power cut that undoes a reservation has ended its worker too.
-    durability=FlushPolicy.DEFERRED,
-    searched_by="reserved_before",
-    wakes=frozenset({"results"}),  # it fails tasks that cannot be read
-)
-FINISH: Final = Verb(
-    name="finish",
-    lane="finish",
-    joinable=True,
-    searched_by="finished_before",
-    wakes=frozenset({"tasks", "results"}),
-)
-SWEEP: Final = Verb(name="sweep", wakes=frozenset({"tasks", "results"}))
-PRUNE: Final = Verb(name="prune")
-CANCEL: Final = Verb(
-    name="cancel", searched_by="cancelled_before", wakes=frozenset({"results", "cancels"})
-)
-SET_PROGRESS: Final = Verb(name="set_progress", durability=FlushPolicy.DEFERRED)
-GET_TASKS: Final = Verb(name="get_tasks", writes=False)
-GET_RESULTS: Final = Verb(name="get_results", writes=False)
-LOAD_TASK: Final = Verb(name="load_task", writes=False)
-
-VERBS: Final = (
-    ENQUEUE,
-    RESERVE,
-    FINISH,
-    SWEEP,
-    PRUNE,
-    CANCEL,
-    SET_PROGRESS,
-    GET_TASKS,
-    GET_RESULTS,
-    LOAD_TASK,
-)
-"""The verbs of `sitq.protocols.Backend`, one for each of its methods that reads or writes tasks."""
-
-
-def rows_by_operation(
-    module: ModuleType, verbs: Iterable[Verb] = VERBS
-) -> dict[Callable[..., Any], Verb]:
-    """Return the rows of the table by the functions of a store that carry them out."""
-    return {getattr(module, verb.name): verb for verb in verbs}
 
 
 class ReserveRequest(NamedTuple):
@@ -175,3 +88,133 @@ class PruneRequest(NamedTuple):
 
     older_than: float
     limit: int
+
+
+class ProgressRequest(NamedTuple):
+    """What to note of the attempt that has a lease."""
+
+    lease: Lease
+    progress: Progress
+
+
+def _itself(item: T) -> T:
+    """Return the one argument of a call: it is the item."""
+    return item
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Verb(Generic[T]):
+    """One row of the table; ``T`` is what the method returns.
+
+    Args:
+        name: the method of `sitq.protocols.Backend`, and the function of a store.
+        writes: False for a read, which runs outside any transaction and takes the arguments as they
+            are; the rest is about writes.
+        request: makes an item of the arguments of a call. ``None``: the argument is a batch of
+            items already, and the answers are all theirs.
+        durability: by when its work is on the disk, where sitq flushes (SQLite).
+        lane: the name of its lane, where a store has several (PostgreSQL). Requests of one lane
+            are carried out one after another.
+        joinable: whether one call serves all requests that wait at the same time, where each call
+            is one statement (PostgreSQL). SQLite carries all that waits out in one transaction.
+        searched_by: the function that finds out what a call has done whose answer was lost, for
+            stores behind a network. ``None``: the call is made again, which does no harm.
+        held: how long a call is made again for items that an open transaction holds, for which the
+            function gives ``None``: not at all, for the statement timeout, or for ever.
+        wakes: the topics whose listeners it may wake.
+        offers_tasks: whether it stores new tasks, for which reservations may be pending.
+    """
+
+    name: str
+    writes: bool = True
+    request: Callable[..., Any] | None = None
+    durability: FlushPolicy = FlushPolicy.BEFORE_COMMIT
+    lane: str = "others"
+    joinable: bool = False
+    searched_by: str | None = None
+    held: Literal["never", "until_timeout", "for_ever"] = "never"
+    wakes: frozenset[Topic] = frozenset()
+    offers_tasks: bool = False
+
+
+ENQUEUE: Final[Verb[list[TaskId[Any]]]] = Verb(
+    name="enqueue",
+    request=_itself,
+    # A new task that others see early does no harm: only when it is safe, its caller hears of it.
+    durability=FlushPolicy.ACKNOWLEDGED,
+    lane="enqueue",
+    joinable=True,
+    searched_by="enqueued_before",
+    wakes=frozenset({"tasks", "results"}),  # it may expire the holder of a unique key
+    offers_tasks=True,
+)
+# Of a store whose `enqueue` takes no unique keys: one that is held must not hold up other tasks.
+ENQUEUE_UNIQUE: Final[Verb[list[TaskId[Any]]]] = Verb(
+    name="enqueue_unique",
+    request=_itself,
+    durability=FlushPolicy.ACKNOWLEDGED,
+    lane="enqueue_unique",
+    searched_by="enqueued_before",
+    held="until_timeout",
+    wakes=ENQUEUE.wakes,
+    offers_tasks=True,
+)
+RESERVE: Final[Verb[Reservation]] = Verb(
+    name="reserve",
+    request=ReserveRequest,
+    # A power cut that undoes a reservation has ended its worker too.
+    durability=FlushPolicy.DEFERRED,
+    searched_by="reserved_before",
+    wakes=frozenset({"results"}),  # it fails tasks that cannot be read
+)
+FINISH: Final[Verb[list[bool]]] = Verb(
+    name="finish",
+    lane="finish",
+    joinable=True,
+    searched_by="finished_before",
+    held="for_ever",
+    wakes=frozenset({"tasks", "results"}),
+)
+SWEEP: Final[Verb[Sweep]] = Verb(
+    name="sweep", request=SweepRequest, wakes=frozenset({"tasks", "results"})
+)
+PRUNE: Final[Verb[int]] = Verb(name="prune", request=PruneRequest)
+CANCEL: Final[Verb[bool]] = Verb(
+    name="cancel",
+    request=_itself,
+    searched_by="cancelled_before",
+    held="for_ever",
+    wakes=frozenset({"results", "cancels"}),
+)
+SET_PROGRESS: Final[Verb[bool]] = Verb(
+    name="set_progress",
+    request=ProgressRequest,
+    durability=FlushPolicy.DEFERRED,
+    held="for_ever",
+)
+GET_TASKS: Final[Verb[list[TaskInfo | None]]] = Verb(name="get_tasks", writes=False)
+GET_RESULTS: Final[Verb[Mapping[TaskId[Any], Result[Any] | None]]] = Verb(
+    name="get_results", writes=False
+)
+LOAD_TASK: Final[Verb[Task]] = Verb(name="load_task", writes=False)
+
+VERBS: Final[tuple[Verb[Any], ...]] = (
+    ENQUEUE,
+    RESERVE,
+    FINISH,
+    SWEEP,
+    PRUNE,
+    CANCEL,
+    SET_PROGRESS,
+    GET_TASKS,
+    GET_RESULTS,
+    LOAD_TASK,
+)
+"""The verbs of `sitq.protocols.Backend`, one for each of its methods that reads or writes tasks."""
+
+
+def operations_of(
+    module: ModuleType, verbs: Iterable[Verb[Any]] = VERBS
+) -> dict[Verb[Any], Callable[..., Any]]:
+    """Return the functions of a store that carry verbs out."""
+    return {verb: getattr(module, verb.name) for verb in verbs}

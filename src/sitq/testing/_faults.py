@@ -5,45 +5,26 @@ from __future__ import annotations
 import threading
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, get_args
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from sitq.backends._facade import BackendMethods
+from sitq.backends._operations import VERBS
 from sitq.errors import ValidationError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
-    from sitq.ids import TaskId
-    from sitq.models import (
-        Lease,
-        LeaseState,
-        Outcome,
-        Progress,
-        Reservation,
-        Result,
-        Task,
-        TaskInfo,
-    )
-    from sitq.protocols import Backend, Clock, LeaseKeeper, Listener, Sweep, Topic
+    from sitq.backends._operations import Verb
+    from sitq.models import Lease, LeaseState
+    from sitq.protocols import Backend, Clock, LeaseKeeper, Listener, Topic
 
-__all__ = ["FaultyBackend", "Operation"]
+__all__ = ["OPERATIONS", "FaultyBackend"]
 
 T = TypeVar("T")
 
-Operation = Literal[
-    "cancel",
-    "close",
-    "enqueue",
-    "finish",
-    "get_results",
-    "load_task",
-    "get_tasks",
-    "open",
-    "prune",
-    "renew",
-    "reserve",
-    "set_progress",
-    "sweep",
-]
+OPERATIONS: Final = tuple(sorted(("close", "open", "renew", *(verb.name for verb in VERBS))))
+"""What can be made to fail."""
 
 
 @dataclass
@@ -53,7 +34,7 @@ class _Fault:
     after: bool
 
 
-class FaultyBackend:
+class FaultyBackend(BackendMethods):
     """Passes everything on to another backend, but for the calls that are to fail.
 
     Args:
@@ -64,14 +45,14 @@ class FaultyBackend:
         self._backend: Final = backend
         # A lease keeper calls from its own thread.
         self._lock: Final = threading.Lock()
-        self._faults: dict[Operation, list[_Fault]] = {}
+        self._faults: dict[str, list[_Fault]] = {}
 
     def __repr__(self) -> str:
         return f"FaultyBackend({self._backend!r})"
 
     def fail(
         self,
-        operation: Operation,
+        operation: str,
         times: int = 1,
         *,
         error: BaseException,
@@ -89,8 +70,8 @@ class FaultyBackend:
         Raises:
             ValidationError: there is no such operation, or ``times`` is less than 1.
         """
-        if operation not in get_args(Operation):
-            message = f"operation: {operation!r} is none of {', '.join(get_args(Operation))}"
+        if operation not in OPERATIONS:
+            message = f"operation: {operation!r} is none of {', '.join(OPERATIONS)}"
             raise ValidationError(message)
         if times < 1:
             raise ValidationError("times: give 1 or more")
@@ -102,7 +83,7 @@ class FaultyBackend:
         with self._lock:
             self._faults.clear()
 
-    def _next(self, operation: Operation) -> _Fault | None:
+    def _next(self, operation: str) -> _Fault | None:
         """The fault of this call; one that comes before the work is raised at once."""
         with self._lock:
             faults = self._faults.get(operation)
@@ -116,7 +97,7 @@ class FaultyBackend:
             raise fault.error
         return fault
 
-    async def _do(self, operation: Operation, work: Callable[[], Awaitable[T]]) -> T:
+    async def _do(self, operation: str, work: Callable[[], Awaitable[T]]) -> T:
         fault = self._next(operation)
         answer = await work()
         if fault is not None:
@@ -136,51 +117,9 @@ class FaultyBackend:
         """See `sitq.protocols.Backend.close`."""
         await self._do("close", self._backend.close)
 
-    async def enqueue(self, tasks: Sequence[Task]) -> list[TaskId[Any]]:
-        """See `sitq.protocols.Backend.enqueue`."""
-        return await self._do("enqueue", lambda: self._backend.enqueue(tasks))
-
-    async def reserve(
-        self, worker: str, queues: Sequence[str], limit: int, lease: float
-    ) -> Reservation:
-        """See `sitq.protocols.Backend.reserve`."""
-        return await self._do(
-            "reserve", lambda: self._backend.reserve(worker, queues, limit, lease)
-        )
-
-    async def finish(self, outcomes: Sequence[Outcome]) -> list[bool]:
-        """See `sitq.protocols.Backend.finish`."""
-        return await self._do("finish", lambda: self._backend.finish(outcomes))
-
-    async def sweep(self, max_crashes: int, limit: int = 1000) -> Sweep:
-        """See `sitq.protocols.Backend.sweep`."""
-        return await self._do("sweep", lambda: self._backend.sweep(max_crashes, limit))
-
-    async def prune(self, older_than: float, limit: int = 1000) -> int:
-        """See `sitq.protocols.Backend.prune`."""
-        return await self._do("prune", lambda: self._backend.prune(older_than, limit))
-
-    async def cancel(self, task_id: TaskId[Any]) -> bool:
-        """See `sitq.protocols.Backend.cancel`."""
-        return await self._do("cancel", lambda: self._backend.cancel(task_id))
-
-    async def set_progress(self, lease: Lease, progress: Progress) -> bool:
-        """See `sitq.protocols.Backend.set_progress`."""
-        return await self._do("set_progress", lambda: self._backend.set_progress(lease, progress))
-
-    async def get_tasks(self, task_ids: Sequence[TaskId[Any]]) -> list[TaskInfo | None]:
-        """See `sitq.protocols.Backend.get_tasks`."""
-        return await self._do("get_tasks", lambda: self._backend.get_tasks(task_ids))
-
-    async def get_results(
-        self, task_ids: Sequence[TaskId[Any]]
-    ) -> Mapping[TaskId[Any], Result[Any] | None]:
-        """See `sitq.protocols.Backend.get_results`."""
-        return await self._do("get_results", lambda: self._backend.get_results(task_ids))
-
-    async def load_task(self, task_id: TaskId[Any]) -> Task:
-        """See `sitq.protocols.Backend.load_task`."""
-        return await self._do("load_task", lambda: self._backend.load_task(task_id))
+    async def _call(self, verb: Verb[T], *arguments: Any) -> T:
+        method: Callable[..., Awaitable[T]] = getattr(self._backend, verb.name)
+        return await self._do(verb.name, partial(method, *arguments))
 
     @asynccontextmanager
     async def listen(self, topic: Topic) -> AsyncIterator[Listener]:
@@ -194,9 +133,7 @@ class FaultyBackend:
 
 
 class _FaultyKeeper:
-    def __init__(
-        self, keeper: LeaseKeeper, next_fault: Callable[[Operation], _Fault | None]
-    ) -> None:
+    def __init__(self, keeper: LeaseKeeper, next_fault: Callable[[str], _Fault | None]) -> None:
         self._keeper = keeper
         self._next = next_fault
 

@@ -6,31 +6,29 @@ import re
 import secrets
 import time
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from sitq._plain import plain
 from sitq._task_batch import has_keys
-from sitq.backends._batch_queue import Request
+from sitq.backends._facade import SQLBackend
 from sitq.backends._open_counter import OpenCounter
-from sitq.backends._operations import PruneRequest, ReserveRequest, SweepRequest
+from sitq.backends._operations import ENQUEUE, ENQUEUE_UNIQUE, SWEEP, ReserveRequest
 from sitq.backends.postgres import _operations
 from sitq.backends.postgres._connection import ConnectTarget
+from sitq.backends.postgres._database import OPERATIONS
 from sitq.backends.postgres._dsn import redacted_dsn
-from sitq.backends.postgres._operations import finish, finish_all, reserve
 from sitq.backends.postgres._session import PgSession, Settings
 from sitq.backends.postgres._user_transaction import bind
 from sitq.clock import checked_clock
 from sitq.errors import ValidationError
-from sitq.models import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Sequence
 
     from sitq._loops import LoopRef
     from sitq.ids import TaskId
-    from sitq.models import Lease, Progress, Reservation, Result, Task, TaskInfo
-    from sitq.protocols import Clock, LeaseKeeper, Listener, Sweep, Topic
+    from sitq.models import Task
+    from sitq.protocols import Clock, Listener, Sweep, Topic
     from sitq.transactions import AnyConnection, Transaction
 
 __all__ = ["PostgresBackend"]
@@ -43,7 +41,7 @@ _LONGEST: Final = 86_400
 _MOST_TASKS: Final = 2**31 - 2
 
 
-class PostgresBackend:
+class PostgresBackend(SQLBackend[PgSession]):
     """A store in one schema of a PostgreSQL database, shared by any number of machines.
 
     All comparisons of times are made by the server's clock.
@@ -89,98 +87,32 @@ class PostgresBackend:
             raise ValidationError(f"pool_size: give 1 to {_MOST_CONNECTIONS}")
         target = ConnectTarget(dsn, prepared_statements, _checked_timeout(statement_timeout))
         self._settings: Final = Settings(target, schema, pool_size, migrate, clock)
-        self._clock: Final = checked_clock(clock)
-        self._open_counter: Final = OpenCounter(
-            self.__repr__, self._session, "they may share the schema"
+        super().__init__(
+            checked_clock(clock),
+            OpenCounter(self.__repr__, self._session, "they may share the schema"),
+            OPERATIONS,
+            _operations.finish_all,
         )
 
     def __repr__(self) -> str:
         return f"PostgresBackend({self._place!r}, schema={self._settings.schema!r})"
-
-    @property
-    def clock(self) -> Clock:
-        """The clock of this process, by which its sleeps are counted."""
-        return self._clock
-
-    async def open(self) -> None:
-        """Count a user in; the first one connects, and checks, makes or migrates the schema.
-
-        Raises:
-            BackendFormatError: the schema is none that this version can use, or may migrate, or
-                the database is not encoded in UTF-8.
-            BackendConnectionError: the server cannot be reached, or does not let us in.
-            BackendBusyError: the server has no connection left.
-            UsageError: the instance is open in another event loop or was inherited by a fork.
-        """
-        await self._open_counter.enter()
-
-    async def close(self) -> None:
-        """Count a user out; the last one disconnects.
-
-        What the server has not answered within 5 seconds then ends as lost.
-        """
-        await self._open_counter.leave()
 
     def _session(self, loop: LoopRef) -> PgSession:
         return PgSession(loop, self._settings)
 
     async def enqueue(self, tasks: Sequence[Task]) -> list[TaskId[Any]]:
         """See `sitq.protocols.Backend.enqueue`."""
-        database = self._open_counter.use().database
-        if has_keys(tasks):
-            return (await database.insist(_operations.enqueue_unique, (tasks,), database.timeout))[
-                0
-            ]
-        return (await database.write(_operations.enqueue, (tasks,)))[0]
+        return await self._call(ENQUEUE_UNIQUE if has_keys(tasks) else ENQUEUE, tasks)
 
-    async def reserve(
+    def _reserve_request(
         self, worker: str, queues: Sequence[str], limit: int, lease: float
-    ) -> Reservation:
-        """See `sitq.protocols.Backend.reserve`."""
-        state = self._open_counter.use()
+    ) -> ReserveRequest:
         most = min(limit, _MOST_TASKS)
-        request = ReserveRequest(worker, tuple(queues), most, lease, secrets.randbits(63))
-        compensate = partial(_hand_back, state.loop)
-        return (await state.database.write(reserve, (request,), compensate))[0]
-
-    async def finish(self, outcomes: Sequence[Outcome]) -> list[bool]:
-        """See `sitq.protocols.Backend.finish`."""
-        return await self._open_counter.use().database.insist(finish, outcomes)
+        return ReserveRequest(worker, tuple(queues), most, lease, secrets.randbits(63))
 
     async def sweep(self, max_crashes: int, limit: int = 1000) -> Sweep:
         """See `sitq.protocols.Backend.sweep`."""
-        limits = SweepRequest(max_crashes, limit, time.monotonic())
-        return (await self._open_counter.use().database.write(_operations.sweep, (limits,)))[0]
-
-    async def prune(self, older_than: float, limit: int = 1000) -> int:
-        """See `sitq.protocols.Backend.prune`."""
-        request = PruneRequest(older_than, limit)
-        return (await self._open_counter.use().database.write(_operations.prune, (request,)))[0]
-
-    async def cancel(self, task_id: TaskId[Any]) -> bool:
-        """See `sitq.protocols.Backend.cancel`."""
-        return (await self._open_counter.use().database.insist(_operations.cancel, (task_id,)))[0]
-
-    async def set_progress(self, lease: Lease, progress: Progress) -> bool:
-        """See `sitq.protocols.Backend.set_progress`."""
-        note = (lease, progress)
-        return (await self._open_counter.use().database.insist(_operations.set_progress, (note,)))[
-            0
-        ]
-
-    async def get_tasks(self, task_ids: Sequence[TaskId[Any]]) -> list[TaskInfo | None]:
-        """See `sitq.protocols.Backend.get_tasks`."""
-        return await self._open_counter.use().database.read(_operations.get_tasks, task_ids)
-
-    async def get_results(
-        self, task_ids: Sequence[TaskId[Any]]
-    ) -> Mapping[TaskId[Any], Result[Any] | None]:
-        """See `sitq.protocols.Backend.get_results`."""
-        return await self._open_counter.use().database.read(_operations.get_results, task_ids)
-
-    async def load_task(self, task_id: TaskId[Any]) -> Task:
-        """See `sitq.protocols.Backend.load_task`."""
-        return await self._open_counter.use().database.read(_operations.load_task, task_id)
+        return await self._call(SWEEP, max_crashes, limit, time.monotonic())
 
     @asynccontextmanager
     async def listen(self, topic: Topic) -> AsyncIterator[Listener]:
@@ -188,21 +120,9 @@ class PostgresBackend:
         async with self._open_counter.use().listeners.listen(topic) as listener:
             yield listener
 
-    def lease_keeper(self) -> LeaseKeeper:
-        """See `sitq.protocols.Backend.lease_keeper`."""
-        return self._open_counter.use_from_thread().lease_keeper()
-
     def join(self, connection: AnyConnection) -> Transaction:
         """See `sitq.transactions.TransactionalBackend.join`."""
         return bind(connection, self._place, self._open_counter.use_from_thread)
-
-
-def _hand_back(loop: LoopRef, reservations: list[Reservation]) -> Request[bool] | None:
-    """Release what was reserved for a caller that is gone."""
-    outcomes = [
-        Outcome.release(task.lease) for reservation in reservations for task in reservation.tasks
-    ]
-    return Request(loop, finish_all, outcomes) if outcomes else None
 
 
 def _checked_timeout(seconds: object) -> float | None:

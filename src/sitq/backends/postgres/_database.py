@@ -19,7 +19,7 @@ import anyio
 
 from sitq._logging import Log
 from sitq.backends._batch_queue import BatchQueue, Compensate, Request, group_by_operation, wake_all
-from sitq.backends._operations import ENQUEUE_UNIQUE, RESERVE, VERBS, rows_by_operation
+from sitq.backends._operations import ENQUEUE_UNIQUE, RESERVE, VERBS, operations_of
 from sitq.backends.postgres import _operations, _sql
 from sitq.backends.postgres._dsn import redacted_dsn
 from sitq.backends.postgres._errors import (
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from sitq.backends.postgres._sql import Statements
     from sitq.protocols import Clock, Topic
 
-__all__ = ["LoopBatchWriter", "PgDatabase"]
+__all__ = ["OPERATIONS", "LoopBatchWriter", "PgDatabase"]
 
 
 class LoopBatchWriter(BatchQueue):
@@ -144,8 +144,8 @@ _LONGEST_PAUSE: Final = 0.5
 # How often to try what was rolled back because of somebody else.
 _TRIES: Final = 5
 
-# The table of verbs, by the functions that carry them out.
-_ROWS: Final = rows_by_operation(_operations, (*VERBS, ENQUEUE_UNIQUE))
+OPERATIONS: Final = operations_of(_operations, (*VERBS, ENQUEUE_UNIQUE))
+_ROWS: Final = {operation: verb for verb, operation in OPERATIONS.items()}
 _JOINABLE: Final = {operation for operation, verb in _ROWS.items() if verb.joinable}
 _SEARCHES: Final[Mapping[Callable[..., Any], Callable[..., Awaitable[Any]]]] = {
     operation: getattr(_operations, verb.searched_by)
@@ -200,35 +200,52 @@ class PgDatabase:
 
     async def write(
         self,
-        operation: Callable[..., Awaitable[list[T]]],
+        operation: Callable[..., Awaitable[list[T | None]]],
         items: Sequence[Any],
         compensate: Compensate[T] | None = None,
     ) -> list[T]:
-        """Carry out a unit of work, with others that wait for the same."""
-        await self._picking.compensated()
-        self._check_open()
-        lane = self._lanes[_ROWS[operation].lane]
-        return await lane.submit(operation, items, compensate)
+        """Carry out a unit of work, with others that wait for the same.
 
-    async def insist(
+        It is carried out again for what an open transaction holds, if the table of verbs says so.
+        The end of that transaction is waited for by the caller alone.
+
+        Raises:
+            BackendBusyError: it was waited for as long as a statement may take.
+        """
+        answers = await self._submit(operation, items, compensate)
+        if None in answers and (held := _ROWS[operation].held) != "never":
+            limit = self.timeout if held == "until_timeout" else None
+            await self._insist(operation, items, answers, limit)
+        return cast("list[T]", answers)
+
+    async def _submit(
         self,
         operation: Callable[..., Awaitable[list[T | None]]],
         items: Sequence[Any],
-        limit: float | None = None,
-    ) -> list[T]:
-        """Carry out a unit of work again and again for what somebody else holds.
+        compensate: Compensate[Any] | None = None,
+    ) -> list[T | None]:
+        await self._picking.compensated()
+        self._check_open()
+        return await self._lanes[_ROWS[operation].lane].submit(operation, items, compensate)
 
-        That is an open transaction, most likely. Its end is waited for by the caller alone.
+    async def _insist(
+        self,
+        operation: Callable[..., Awaitable[list[T | None]]],
+        items: Sequence[Any],
+        answers: list[T | None],
+        limit: float | None,
+    ) -> None:
+        """Carry out a unit of work again for each item whose answer is ``None``.
 
         Args:
             operation: gives ``None`` for what is held.
             items: what it is carried out for.
+            answers: those of the first time; the others are put into their places.
             limit: seconds to wait; ``None``: without end.
 
         Raises:
             BackendBusyError: the limit is over.
         """
-        answers = await self.write(operation, items)
         pause, begun = _FIRST_PAUSE / 10, time.monotonic()
         while held := [place for place, answer in enumerate(answers) if answer is None]:
             if limit is not None and time.monotonic() - begun > limit:
@@ -238,10 +255,9 @@ class PgDatabase:
                 )
             await anyio.sleep(random.uniform(pause / 2, pause))
             pause = min(pause * 2, _LONGEST_PAUSE)
-            again = await self.write(operation, [items[place] for place in held])
+            again = await self._submit(operation, [items[place] for place in held])
             for place, answer in zip(held, again, strict=True):
                 answers[place] = answer
-        return cast("list[T]", answers)
 
     async def read(self, unit: Callable[..., Awaitable[T]], *parameters: Any) -> T:
         """Run a unit of work that changes nothing."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, Final
 
-from sitq.backends._operations import rows_by_operation
+from sitq.backends._operations import operations_of
 from sitq.backends.sqlite import _operations, _sql
 from sitq.backends.sqlite._database import SQLiteDatabase
 from sitq.backends.sqlite._durability import Durability
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from sitq.models import Result
     from sitq.protocols import Clock, LeaseKeeper, Listener, Topic
 
-__all__ = ["SQLiteSession"]
+__all__ = ["OPERATIONS", "SQLiteSession"]
 
 # Of so many tasks that end together the results are kept at hand for those who wait.
 _FEW: Final = 16
 
-_ROWS: Final = rows_by_operation(_operations)
-_POLICIES: Final = {operation: verb.durability for operation, verb in _ROWS.items()}
-_OFFERS: Final = frozenset(operation for operation, verb in _ROWS.items() if verb.offers_tasks)
+OPERATIONS: Final = operations_of(_operations)
+_POLICIES: Final = {operation: verb.durability for verb, operation in OPERATIONS.items()}
+_OFFERS: Final = frozenset(operation for verb, operation in OPERATIONS.items() if verb.offers_tasks)
 
 
 class SQLiteSession:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
@@ -13,8 +14,10 @@ import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
+from sitq.backends._operations import VERBS
 from sitq.errors import UsageError
-from sitq.models import Outcome, OutcomeKind, Progress
+from sitq.ids import new_task_id
+from sitq.models import Lease, Outcome, OutcomeKind, Progress
 from sitq.states import TaskStatus
 from sitq.testing._clock import FakeClock
 from sitq.testing._conformance._store import LEASE, PATIENCE, QUEUES, StoreUnderTest, new_task
@@ -58,13 +61,12 @@ class OpenChecks(Suite):
             await store.add()
 
     async def test_a_backend_that_is_not_open_says_so(self, clock: FakeClock) -> None:
-        """An operation before the first ``open`` raises `UsageError`."""
+        """Every operation before the first ``open`` and after the last ``close`` raises."""
         backend = self.make_backend(clock)
-        with pytest.raises(UsageError):
-            await backend.get_tasks([])
-        with pytest.raises(UsageError):
-            async with backend.listen("tasks"):
-                pass
+        await _check_not_open(backend)
+        await backend.open()
+        await backend.close()
+        await _check_not_open(backend)
 
     async def test_a_backend_is_opened_again(self, clock: FakeClock) -> None:
         """After the last ``close`` it may be opened again; what it kept is there."""
@@ -189,10 +191,7 @@ class OpenChecks(Suite):
             for task in tasks:
                 await store.end(OutcomeKind.RELEASE, task.lease)
 
-    @pytest.mark.parametrize(
-        "operation",
-        ["enqueue", "reserve", "finish", "sweep", "prune", "cancel", "set_progress", "get_tasks"],
-    )
+    @pytest.mark.parametrize("operation", [verb.name for verb in VERBS])
     async def test_a_cancelled_caller_leaves_no_lock(
         self, store: StoreUnderTest, operation: str
     ) -> None:
@@ -203,7 +202,7 @@ class OpenChecks(Suite):
             await peer.open()
         for steps in range(_ROUNDS):
             task = await store.taken()
-            await _cancelled(lambda task=task: call(store.backend, task), steps)  # type: ignore[misc]
+            await _cancelled(partial(call, store.backend, task.lease), steps)
             with anyio.fail_after(PATIENCE):
                 for backend in filter(None, (peer, store.backend)):
                     await backend.enqueue([new_task(queue="other")])
@@ -215,16 +214,30 @@ class OpenChecks(Suite):
             await peer.close()
 
 
-_CALLS: Final[dict[str, Callable[[Backend, Any], Awaitable[object]]]] = {
+# A call of each verb, for an attempt that has a lease.
+_CALLS: Final[dict[str, Callable[[Backend, Lease], Awaitable[object]]]] = {
     "enqueue": lambda backend, _: backend.enqueue([new_task(queue="more"), new_task(queue="more")]),
     "reserve": lambda backend, _: backend.reserve("worker", ("other",), 5, LEASE),
-    "finish": lambda backend, task: backend.finish([Outcome.failure(task.lease, "no")]),
+    "finish": lambda backend, lease: backend.finish([Outcome.failure(lease, "no")]),
     "sweep": lambda backend, _: backend.sweep(3),
     "prune": lambda backend, _: backend.prune(0, 1),
-    "cancel": lambda backend, task: backend.cancel(task.id),
-    "set_progress": lambda backend, task: backend.set_progress(task.lease, Progress(done=1)),
-    "get_tasks": lambda backend, task: backend.get_tasks([task.id]),
+    "cancel": lambda backend, lease: backend.cancel(lease.task_id),
+    "set_progress": lambda backend, lease: backend.set_progress(lease, Progress(done=1)),
+    "get_tasks": lambda backend, lease: backend.get_tasks([lease.task_id]),
+    "get_results": lambda backend, lease: backend.get_results([lease.task_id]),
+    "load_task": lambda backend, lease: backend.load_task(lease.task_id),
 }
+
+
+async def _check_not_open(backend: Backend) -> None:
+    """Make sure that a backend refuses all that needs an open one."""
+    lease = Lease(new_task_id(), 1)
+    for verb in VERBS:
+        with pytest.raises(UsageError):
+            await _CALLS[verb.name](backend, lease)
+    with pytest.raises(UsageError):
+        async with backend.listen("tasks"):
+            pass
 
 
 async def _cancelled(call: Callable[[], Awaitable[object]], steps: int) -> None:
