@@ -38,6 +38,7 @@ WHEELS: list[Path] = []  # the wheel that this run has built
 PARALLEL = ["-n", "4", "--dist", "loadfile", "--no-loadscope-reorder"]
 ALL_TESTS = [
     "tests/faults",
+    "tests/docs",
     "tests/properties",
     "tests/postgres",
     "tests/conformance",
@@ -62,7 +63,7 @@ PYTHON_TESTS = [
 ]
 
 nox.needs_version = ">=2025.2.9"
-nox.options.sessions = ["lint", "types", "docs", "docs_site", "tests"]
+nox.options.sessions = ["lint", "types", "docs_site", "tests"]
 nox.options.default_venv_backend = "venv"
 nox.options.download_python = "never"
 nox.options.error_on_missing_interpreters = False
@@ -122,7 +123,7 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Run every code block of the README and the docs."""
+    """Run every code block of the README and the docs; `tests` does so as well."""
     install(session, "test", "example")
     session.run("python", "-m", "pytest", "-n", "3", "tests/docs", *session.posargs)
 
@@ -143,8 +144,8 @@ def docs_site(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Test the built wheel; arguments go to pytest.
 
-    The Python that runs nox runs every test, and measures the coverage. The others run the tests of
-    what differs between Pythons; tests/README.md lists them.
+    The Python that runs nox runs every test and page, and measures the coverage. The others run the
+    tests of what differs between Pythons; tests/README.md lists them.
     """
     install(session, "test", "example")
     if session.python == HERE:
