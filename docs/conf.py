@@ -120,6 +120,14 @@ def find_public_name(
     )
 
 
+def drop_docstring_of_type(
+    _app: Sphinx, kind: str, _name: str, _member: object, _options: object, lines: list[str]
+) -> None:
+    """Leave out what Python says of the type of a constant; the page says what it is for."""
+    if kind == "data":
+        lines.clear()
+
+
 def show_parameter_specifications(_: Sphinx, page: document) -> None:
     """Show a `ParamSpec` by its name: Sphinx has no short form of one."""
     for text in list(page.findall(Text)):
@@ -131,6 +139,7 @@ def setup(app: Sphinx) -> None:
     """Connect the functions above."""
     app.connect("source-read", read_page)
     app.connect("autodoc-skip-member", skip_member)
+    app.connect("autodoc-process-docstring", drop_docstring_of_type)
     app.connect("autodoc-process-signature", show_parameters)
     app.connect("doctree-read", show_parameter_specifications)
     app.connect("missing-reference", find_public_name)

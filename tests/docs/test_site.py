@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -55,6 +58,31 @@ def test_a_name_that_the_reference_lacks_is_reported(tmp_path: Path) -> None:
     assert "sitq.TaskQueue is on no page of reference/python" in site.undocumented(tmp_path)
 
 
+REFERENCE = ROOT / "docs" / "reference" / "python"
+SHOWN = [
+    name
+    for path in sorted(REFERENCE.glob("*.rst"))
+    for name in re.findall(r"(?m)^\.\. auto\w+:: (\S+)$", path.read_text())
+]
+
+
+def resolve(name: str) -> object:
+    module, _, member = name.rpartition(".")
+    return getattr(importlib.import_module(module), member)
+
+
+def test_the_reference_shows_each_public_name_once() -> None:
+    assert len(SHOWN) == len(set(SHOWN))
+    for module in site.MODULES:
+        for name in importlib.import_module(module).__all__:
+            assert {f"sitq.{name}", f"{module}.{name}"} & set(SHOWN), f"{module}.{name}"
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_a_name_that_the_reference_shows_is_there_and_described(name: str) -> None:
+    found = resolve(name)
+    assert inspect.getdoc(found) or not (inspect.isclass(found) or inspect.isroutine(found))
+
+
 def test_each_page_of_the_reference_belongs_to_the_site() -> None:
-    names = {path.suffix for path in (ROOT / "docs" / "reference" / "python").iterdir()}
-    assert names == {".rst"}
+    assert {path.suffix for path in REFERENCE.iterdir()} == {".rst"}
