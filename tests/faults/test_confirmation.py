@@ -86,11 +86,11 @@ async def test_what_fails_after_the_commit_does_not_fail_the_call(
     backend = SQLiteBackend(path)
     await backend.open()
 
-    def ring(*_: object) -> None:
+    def fail(*_: object) -> None:
         raise error
 
     with monkeypatch.context() as patch, anyio.fail_after(10):
-        patch.setattr(WakeupFile, "ring", ring)
+        patch.setattr(WakeupFile, "signal", fail)
         ids = await backend.enqueue([some_task(), some_task()])
     assert stored(path) == set(ids)
     await backend.close()

@@ -30,7 +30,9 @@ class Holder:
         self._users += 1
 
     def leave(self) -> None:
-        """Count one open less."""
+        """Count one open less; raise `UsageError` if another event loop has the store open."""
+        if self._users and self._pid == os.getpid():
+            self.check()
         self._users = max(0, self._users - 1)
 
     def check_open(self) -> None:
