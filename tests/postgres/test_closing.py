@@ -140,7 +140,7 @@ class Forgotten:
         return 0 if row is None else int(row[0])
 
     def is_left(self) -> bool:
-        """Tell if there is anything of it."""
+        """Return whether anything of it exists."""
         return self.connections > 0 or drivers() > self.threads
 
 

@@ -374,6 +374,6 @@ async def test_a_key_in_an_open_transaction_is_waited_for_by_its_caller_alone(
 
 
 async def waits_for_somebody() -> bool:
-    """Tell if a statement waits for another transaction's end."""
+    """Return whether a statement waits for another transaction's end."""
     found = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'transactionid'"
     return bool(await anyio.to_thread.run_sync(query, found))

@@ -1,4 +1,4 @@
-"""Wake-ups between instances that share a file, with the bell and without it."""
+"""Wake-ups between instances that share a file, with a wake-up file and without one."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ pytestmark = pytest.mark.anyio
 
 
 async def returns(listener: Listener, seconds: float = 5) -> bool:
-    """Tell if a wait returns within some seconds."""
+    """Return whether a wait returns within some seconds."""
     with anyio.move_on_after(seconds):
         await listener.wait()
         return True
     return False
 
 
-@pytest.fixture(params=["bell", "looks", "inotify is used up"])
+@pytest.fixture(params=["wake-up file", "looks", "inotify is used up"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """How changes are heard of."""
     if request.param == "looks":
@@ -52,7 +52,7 @@ async def test_each_change_is_heard_by_those_who_listen_for_it(tmp_path: Path, w
         tasks = await stack.enter_async_context(theirs.listen("tasks"))
         results = await stack.enter_async_context(theirs.listen("results"))
         cancels = await stack.enter_async_context(theirs.listen("cancels"))
-        if way != "bell":  # the first look cannot tell, and says yes
+        if way != "wake-up file":  # the first look cannot tell, and says yes
             assert [await returns(each) for each in (tasks, results, cancels)] == [True] * 3
         (task_id,) = await ours.enqueue([some_task()])
         assert await returns(tasks)
@@ -61,7 +61,7 @@ async def test_each_change_is_heard_by_those_who_listen_for_it(tmp_path: Path, w
         assert await returns(cancels)
         assert await ours.finish([Outcome.cancelled(task.lease)]) == [True]
         assert await returns(results)
-        if way == "bell":
+        if way == "wake-up file":
             assert not await returns(tasks, 0.05)
     await ours.close()
     await theirs.close()
@@ -71,7 +71,7 @@ async def test_ones_own_changes_are_heard_too(tmp_path: Path, way: str) -> None:
     backend = SQLiteBackend(tmp_path / "q.db")
     await backend.open()
     async with backend.listen("tasks") as tasks:
-        if way != "bell":
+        if way != "wake-up file":
             assert await returns(tasks)
         await backend.enqueue([some_task()])
         assert await returns(tasks)
@@ -115,7 +115,7 @@ async def test_a_wait_that_is_cancelled_loses_no_change(tmp_path: Path, way: str
     backend = SQLiteBackend(tmp_path / "q.db")
     await backend.open()
     async with backend.listen("tasks") as tasks:
-        if way != "bell":
+        if way != "wake-up file":
             assert await returns(tasks)
         assert not await returns(tasks, 0)
         await backend.enqueue([some_task()])
@@ -130,7 +130,7 @@ async def test_a_store_that_is_gone_wakes_nobody(tmp_path: Path, way: str) -> No
     backend = SQLiteBackend(path)
     await backend.open()
     async with backend.listen("tasks") as tasks:
-        if way != "bell":
+        if way != "wake-up file":
             assert await returns(tasks)
         path.unlink()
         assert not await returns(tasks, 0.2)

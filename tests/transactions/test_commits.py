@@ -44,7 +44,7 @@ def rings(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
 
 
 def is_watching(queue: TaskQueue) -> bool:
-    """Tell if the queue's store has a thread that looks out for commits."""
+    """Return whether the queue's store has a thread that polls for commits."""
     session: Any = queue._backend._open_counter.use_from_thread()  # type: ignore[attr-defined]
     return session._store._commits._thread is not None
 

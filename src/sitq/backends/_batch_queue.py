@@ -1,8 +1,8 @@
 """Group commit: requests that wait at the same time are written together.
 
-Any loop submits; one writer at a time (a database thread, or a task of a driver's loop) takes all
-that has gathered, and the answers go back to the loop in one call. Nothing waits for a timer: a
-batch is what gathered while the last one was being written.
+Callers of one event loop submit requests. One writer, a database thread or a task of a driver's
+loop, takes all that are queued; their answers go back to the loop in one call. There is no timer:
+a batch is what was queued while the last one was written.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ Compensate = Callable[[list[O]], "Request[Any] | None"]
 class Request(Generic[O]):
     """A batch of items for one operation, and a place for the answers.
 
-    ``compensate`` turns the answers into the request that takes them back, for the case that nobody
-    is there any more to use them.
+    ``compensate`` turns the answers into the request that undoes them. It is used if the caller was
+    cancelled before it got them.
     """
 
     __slots__ = (
@@ -81,17 +81,17 @@ class Request(Generic[O]):
             await self._event
 
     def wake(self) -> None:
-        """End the waiting; in the loop."""
+        """Wake the caller; in the loop."""
         if isinstance(self._event, anyio.Event):
             self._event.set()
         elif not self._event.done():
             self._event.set_result(None)
 
     def result(self) -> list[O]:
-        """The answers.
+        """Return the answers.
 
         Raises:
-            BaseException: what went wrong instead.
+            BaseException: why there are none.
         """
         if self.error is not None:
             raise self.error
@@ -102,8 +102,8 @@ class BlockingRequest(Request[O]):
     """A request of a thread that blocks until it is settled.
 
     Args:
-        operation: what to carry out.
-        items: what for.
+        operation: what to run.
+        items: its arguments, one for each answer.
     """
 
     __slots__ = ("_lock",)
@@ -118,15 +118,15 @@ class BlockingRequest(Request[O]):
         self._lock.acquire()
 
     def wake(self) -> None:
-        """End the blocking; from any thread, once."""
+        """Wake the blocked thread; from any thread, once."""
         self._lock.release()
 
 
 class BatchQueue:
-    """Gathers requests, and keeps the books of who still waits for which.
+    """The queued requests, and which of them still have a caller.
 
     Args:
-        loop: the loop that all requests come from.
+        loop: the event loop of all callers.
     """
 
     def __init__(self, loop: LoopRef) -> None:
@@ -141,10 +141,10 @@ class BatchQueue:
         items: Sequence[Any],
         compensate: Compensate[O] | None = None,
     ) -> list[O]:
-        """Have ``operation`` carried out for ``items`` and return its answers.
+        """Queue ``operation`` for ``items`` and return its answers.
 
-        A caller that is cancelled before its request was taken has changed nothing; one that is
-        cancelled later has its answers undone, where they can be.
+        A caller that is cancelled before the writer has taken its request changes nothing. The
+        answers of one that is cancelled later are undone, if ``compensate`` is given.
         """
         request = Request(self._loop, operation, items, compensate)
         try:
@@ -156,7 +156,7 @@ class BatchQueue:
             raise
 
     def submit_blocking(self, request: BlockingRequest[O]) -> list[O]:
-        """Have a request carried out together with others, and block until it is settled."""
+        """Queue a request, and block until it is answered."""
         self.post(request)
         try:
             request.block()
@@ -176,13 +176,13 @@ class BatchQueue:
                 self._scheduled = begins = True
             self._begin()
         except BaseException:
-            # A signal handler may raise anywhere: without a writer, all would wait for ever.
+            # A signal handler may raise anywhere. Without a writer, all would wait for ever.
             if begins:
                 self._begin()
             raise
 
     def _begin(self) -> None:
-        """Have the writer begin soon; from any thread. A second time does no harm."""
+        """Schedule the writer; from any thread. Calling it twice is fine."""
         raise NotImplementedError
 
     def _abandon(self, request: Request[Any]) -> None:
@@ -200,13 +200,13 @@ class BatchQueue:
         self.post(compensation)
 
     def _take(self) -> list[Request[Any]]:
-        """What has gathered; for the writer."""
+        """Take all queued requests; for the writer."""
         with self._lock:
             batch, self._pending = self._pending, []
         return batch
 
     def _settle(self, batch: list[Request[Any]]) -> list[Request[Any]]:
-        """Note that a batch was written, and return what takes back what nobody waits for."""
+        """Mark a batch as written; return the compensations of requests without a caller."""
         with self._lock:
             for request in batch:
                 request.settled = True
@@ -216,21 +216,21 @@ class BatchQueue:
         ]
 
     def _more(self) -> bool:
-        """Tell if the writer has to go on; if not, the next request will call it again."""
+        """Return whether the writer has to go on; if not, the next request schedules it."""
         with self._lock:
             again = self._scheduled = bool(self._pending)
         return again
 
 
 def _compensation_of(request: Request[Any]) -> Request[Any] | None:
-    """What takes the answers of a request back."""
+    """Return the request that undoes the answers of a request."""
     if request.compensate is None or not request.answers:
         return None
     return request.compensate(request.answers)
 
 
 def wake_all(batch: list[Request[Any]]) -> None:
-    """End the waiting for each of a batch; in the loop."""
+    """Wake the callers of a batch; in the loop."""
     rest = iter(batch)
     try:
         for request in rest:
@@ -248,5 +248,5 @@ def group_by_operation(
 
 
 def operation_of(request: Request[Any]) -> Callable[..., Any]:
-    """What a request asks for."""
+    """Return the operation of a request."""
     return request.operation

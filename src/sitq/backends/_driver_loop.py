@@ -1,7 +1,7 @@
-"""Lets a driver that knows asyncio only serve trio too.
+"""Run a driver that supports only asyncio, for callers under asyncio or trio.
 
-Under asyncio the driver lives in the loop of its callers. Under trio it lives in an asyncio loop
-in a thread of its own. Its work runs in tasks that no cancellation of a caller can cut.
+Under asyncio the driver runs in the loop of its callers. Under trio it runs in an asyncio loop in a
+thread of its own. Its work runs in tasks that a cancellation of the caller does not reach.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class _Answer(Generic[T]):
 
 
 def start_driver_thread(name: str) -> LoopThread:
-    """A loop for a driver; where nobody ends it, the end of the process does, without a word."""
+    """Start a thread with an asyncio loop; it ends with the process at the latest."""
     thread = LoopThread(name)
     thread.start()
     atexit.register(thread.stop)
@@ -64,7 +64,7 @@ def start_driver_thread(name: str) -> LoopThread:
 
 
 def stop_driver_thread_soon(thread: LoopThread) -> None:
-    """End a driver's loop, without waiting for it."""
+    """Start to end a driver's loop, without waiting for it."""
     atexit.unregister(thread.stop)
     thread.stop_soon()
 
@@ -108,23 +108,24 @@ class DriverLoop:
 
     @property
     def is_ending(self) -> bool:
-        """True if a cancellation of what runs here means it.
+        """Whether a cancellation of a task in this loop is to be obeyed.
 
-        It does not where the end of the callers' loop cancels every task: some may be cleaning up.
+        At the end of the callers' loop, asyncio cancels every task, also those that callers wait
+        for while they clean up; such a cancellation is ignored.
         """
         return self._is_ending
 
     def start(
         self,
         work: Callable[[], Coroutine[Any, Any, None]],
-        missed: Callable[[], object] = no_op,
+        not_begun: Callable[[], object] = no_op,
     ) -> None:
         """Run ``work``, which raises nothing, as a task; from the callers' loop or from here.
 
         Args:
             work: what to run.
-            missed: called instead if the task is cancelled before its first step, as the tasks
-                that a loop has at its end are.
+            not_begun: called instead if the task is cancelled before its first step, as at the
+                end of its loop.
         """
         has_begun = False
 
@@ -135,12 +136,12 @@ class DriverLoop:
 
         def ended() -> None:
             if not has_begun:
-                missed()
+                not_begun()
 
         if self._thread is None or _is_running(self._loop):
             self._begin(run, ended)
         else:
-            with suppress(RuntimeError):  # the thread has ended, and nobody waits any more
+            with suppress(RuntimeError):  # the thread has ended, and so have the callers
                 self._loop.call_soon_threadsafe(self._begin, run, ended)
 
     def _begin(
@@ -265,7 +266,7 @@ class DriverLoop:
             await anyio.to_thread.run_sync(stop_driver_thread, self._thread)
 
     def abandon(self) -> None:
-        """Cancel what still runs soon, for callers that are gone; from any thread."""
+        """Schedule the cancellation of all tasks, whose callers are gone; from any thread."""
         self._is_ending = True
         if self._thread is not None:
             self._forget()

@@ -1,4 +1,4 @@
-"""Who has a store open: users are counted, and one event loop at a time holds an instance."""
+"""Count the users of a backend, and let only one event loop at a time use it."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ class OpenStore(Protocol):
         ...
 
     def abandon(self) -> None:
-        """Give up, without waiting, what nobody has closed; from any thread.
+        """Start to close without waiting; from any thread.
 
-        Its loop has ended, or its users have been collected as garbage.
+        Called if the loop has ended, or the users were collected as garbage, before `close`.
         """
         ...
 
 
 S = TypeVar("S", bound=OpenStore)
-# What a forked process has from its parent; kept, since its end would close the connections.
+# Stores that a forked process inherited; kept, since collecting them would close connections.
 _inherited: Final[list[OpenStore]] = []
 
 
@@ -56,9 +56,9 @@ class OpenCounter(Generic[S]):
     """The users of one instance of a backend.
 
     Args:
-        name: the instance in the words of an error.
-        make: makes what is to be opened for a loop.
-        advice: what two loops may share instead.
+        name: returns the name of the instance for errors.
+        make: makes the store that is opened for a loop.
+        advice: for errors: what two loops may share instead.
     """
 
     def __init__(self, name: Callable[[], str], make: Callable[[LoopRef], S], advice: str) -> None:
@@ -73,7 +73,7 @@ class OpenCounter(Generic[S]):
         self._opening = anyio.Lock()
 
     def __del__(self) -> None:
-        """Let go of what nobody has closed, and nobody can any more."""
+        """Close the store if its users have forgotten to."""
         if sys.is_finalizing():
             return  # threads that stand still by now may hold locks; what is open ends with us
         state: S | None = getattr(self, "_open", None)
@@ -82,7 +82,7 @@ class OpenCounter(Generic[S]):
 
     @property
     def count(self) -> int:
-        """How many users there are."""
+        """The number of users."""
         return self._count
 
     async def enter(self) -> None:
@@ -124,14 +124,14 @@ class OpenCounter(Generic[S]):
             await run_to_completion(state.close)
 
     def use(self, loop: LoopRef | None = None) -> S:
-        """What is open, for a caller that may use it."""
+        """Return what is open, for a caller in the loop that opened it."""
         state = self._checked()
         if not (state.loop.is_here if loop is None else state.loop == loop):
             raise UsageError(self._elsewhere())
         return state
 
     def use_from_thread(self) -> S:
-        """What is open, for a caller in any thread."""
+        """Return what is open, for a caller in any thread."""
         return self._checked()
 
     def _checked(self) -> S:
@@ -157,7 +157,7 @@ class OpenCounter(Generic[S]):
                 raise UsageError(self._elsewhere())
 
     def _disclaim(self) -> None:
-        """Let other loops have the instance, if nobody uses it."""
+        """Release the instance for other loops, if it has no users."""
         with self._claiming:
             if self._open is None and not self._opening.locked():
                 self._holder = None

@@ -1,8 +1,8 @@
-"""All or nothing within a transaction that goes on.
+"""Run operations within a user's transaction, all or nothing, also under cancellation.
 
-It is settled in one instant: by the unit before it lets go of its savepoint, or by the caller's
-cancellation, after which the unit rolls back to there. So a caller that is cancelled finds the
-transaction as it was, and the connection with nothing under way.
+An operation runs in a savepoint. Either it is kept before the savepoint is released, or a
+cancellation of the caller comes first and the operation is rolled back to the savepoint. So a
+cancelled caller finds the transaction as it was before, and no statement under way.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ __all__ = ["CancellationGuard", "savepoint"]
 
 T = TypeVar("T")
 
-# How long a unit that cannot be interrupted without harm may go on for a caller that is gone.
+# Seconds that an operation that must not be interrupted may go on after its caller was cancelled.
 _GRACE: Final = 5.0
 
 
 class _GivenUpError(Exception):
-    """Nobody waits for this unit any more."""
+    """The caller of this operation was cancelled."""
 
 
 class CancellationGuard:
-    """Of one unit of work; it may run in another thread than its caller.
+    """Decide whether one operation is kept or rolled back; it may run in another thread.
 
     Args:
-        interruptible: a statement of the unit may be cancelled, and the connection is as good as
-            before: what waits for somebody else's lock need not be waited for.
+        interruptible: the connection stays usable if a statement is cancelled. Then a cancelled
+            caller does not wait for a statement that waits for a lock.
     """
 
     def __init__(self, *, interruptible: bool = False) -> None:
@@ -52,7 +52,7 @@ class CancellationGuard:
 
     @contextmanager
     def work(self) -> Iterator[None]:
-        """What is done in this block is kept, unless it raises: as it does for nobody."""
+        """Keep what the block does, unless it raises or the caller was cancelled."""
         self._check()
         self._working = asyncio.current_task() if self._interruptible else None
         try:
@@ -70,10 +70,10 @@ class CancellationGuard:
     # -- for the caller ----------------------------------------------------------------------
 
     async def settle(self, run: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Run the unit in a task that no cancellation of the caller's can cut.
+        """Run the operation in a task that a cancellation of the caller does not cancel.
 
-        A cancellation that comes too late to undo the unit is raised by what the caller awaits
-        next, if it awaits anything.
+        A cancellation that comes after the operation was kept is raised by what the caller awaits
+        next.
 
         Raises:
             UsageError: the caller's loop is not asyncio's.
@@ -99,7 +99,7 @@ class CancellationGuard:
             self._working.cancel()
 
     async def _outlast(self, unit: asyncio.Task[Any]) -> None:
-        """Return once the unit has ended, whatever else is cancelled."""
+        """Return once the operation has ended, despite further cancellations."""
         give_up_at = asyncio.get_running_loop().time() + _GRACE
         with anyio.CancelScope(shield=True):
             while not unit.done():
@@ -113,14 +113,14 @@ class CancellationGuard:
 
 
 def _cancel_later(cancellation: asyncio.CancelledError) -> None:
-    """Have what the caller awaits next raise it; a scope of anyio's does so by itself."""
+    """Raise a cancellation at the caller's next await; a cancel scope does so by itself."""
     caller = asyncio.current_task()
     if caller is None or anyio.current_effective_deadline() == float("-inf"):
         return
     wanted = caller.cancelling()
 
     def cancel_again() -> None:
-        # Whoever asked for it, a timeout say, may have ended meanwhile and taken it back.
+        # What requested it, such as a timeout, may have ended and withdrawn it meanwhile.
         if caller.cancelling() >= wanted and not caller.done():
             caller.uncancel()
             caller.cancel(*cancellation.args)
@@ -135,7 +135,7 @@ _TRIES: Final = 3
 async def savepoint(
     executor: Executor, work: Coroutine[Any, Any, T], guard: CancellationGuard
 ) -> T:
-    """Run a unit of work; if it raises, the transaction is as it was before."""
+    """Run an operation in a savepoint; if it raises, roll back to the savepoint."""
     try:
         await executor.fetch("SAVEPOINT sitq")
     except BaseException:

@@ -1,4 +1,4 @@
-"""Which kind of connection is it? Told without importing what the user has not imported."""
+"""Recognise a user's connection, without importing drivers that the user has not imported."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _HINT = (
 
 
 def user_connection_of(connection: object) -> UserConnection:
-    """Return the link of a connection.
+    """Return the `UserConnection` for a connection.
 
     Raises:
         UsageError: its kind is unknown.
@@ -37,23 +37,23 @@ def user_connection_of(connection: object) -> UserConnection:
         return SqliteUserConnection(connection)
     if isinstance(connection, aiosqlite.Connection):
         return AiosqliteUserConnection(connection)
-    for room in (_sqlalchemy, _psycopg, _asyncpg):
-        link = room(connection)
+    for recognise in (_of_sqlalchemy, _of_psycopg, _of_asyncpg):
+        link = recognise(connection)
         if link is not None:
             return link
     given = type(connection)
     raise UsageError(f"bind: {_HINT} (got {given.__module__}.{given.__qualname__})")
 
 
-def _sqlalchemy(connection: object) -> UserConnection | None:
+def _of_sqlalchemy(connection: object) -> UserConnection | None:
     if "sqlalchemy" not in sys.modules:
         return None
-    from sitq.backends._transactions import _sqlalchemy as room
+    from sitq.backends._transactions import _sqlalchemy
 
-    return room.user_connection_of(connection)
+    return _sqlalchemy.user_connection_of(connection)
 
 
-def _psycopg(connection: object) -> UserConnection | None:
+def _of_psycopg(connection: object) -> UserConnection | None:
     psycopg = sys.modules.get("psycopg")
     if psycopg is not None and isinstance(connection, psycopg.Connection):
         return PsycopgUserConnection(connection)
@@ -62,7 +62,7 @@ def _psycopg(connection: object) -> UserConnection | None:
     return None
 
 
-def _asyncpg(connection: object) -> UserConnection | None:
+def _of_asyncpg(connection: object) -> UserConnection | None:
     asyncpg = sys.modules.get("asyncpg")
     if asyncpg is None:
         return None

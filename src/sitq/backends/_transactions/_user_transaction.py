@@ -1,4 +1,4 @@
-"""What stores do alike within a transaction of the user's."""
+"""The base of both stores' transactions on users' connections."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ T = TypeVar("T")
 
 
 class UserTransaction(ABC, Generic[S]):
-    """The user's transaction, as `sitq.transactions.Transaction` says.
+    """A transaction on a user's connection; see `sitq.transactions.Transaction`.
 
     Args:
-        connection: the connection.
-        place: the store, for texts.
-        session: what is open of the backend, or an error.
+        connection: the user's connection.
+        place: the name of the store, for errors.
+        session: returns the open session of the backend, or raises.
     """
 
     def __init__(self, connection: UserConnection, place: str, session: Callable[[], S]) -> None:
@@ -61,13 +61,13 @@ class UserTransaction(ABC, Generic[S]):
                 return await self._connection.run(unit)
             return await guard.settle(partial(self._connection.run, unit))
         except Exception as error:
-            told = self._translated(name, error)
-            if told is None:
+            translated = self._translated(name, error)
+            if translated is None:
                 raise
-            raise told from told.__cause__
+            raise translated from translated.__cause__
 
     async def _check(self, executor: Executor, session: S) -> None:
-        """Make sure, once, that the connection leads to the store.
+        """Check, once, that the connection leads to the store.
 
         Raises:
             UsageError: it leads elsewhere.
@@ -84,7 +84,7 @@ class UserTransaction(ABC, Generic[S]):
         work: Callable[[Executor, S], Coroutine[Any, Any, T]],
         guard: CancellationGuard,
     ) -> T:
-        """Begin and check, in the order that the database takes, then work, or undo it."""
+        """Begin, check and work, in the order that the database needs; undo all on an error."""
 
     @abstractmethod
     async def _find(self, executor: Executor, session: S) -> None:
@@ -102,8 +102,8 @@ class UserTransaction(ABC, Generic[S]):
 
     @abstractmethod
     async def _complete(self, lease: Lease, value: bytes, executor: Executor, session: S) -> bool:
-        """End an attempt well, if its epoch is the current one; tell if it was."""
+        """Store the success of an attempt; return False if its epoch is not current."""
 
     @abstractmethod
     def _translated(self, operation: str, error: Exception) -> BaseException | None:
-        """An error of a driver's as one of sitq's; ``None``: it is none, and goes on as it is."""
+        """Return a driver's error as one of sitq's; ``None`` for any other error."""

@@ -1,4 +1,4 @@
-"""The only file that knows asyncpg: connections, as the rest of the store sees them."""
+"""Connections of the store, over asyncpg. No other module imports asyncpg."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Row = Any
 
 _CONNECT_SECONDS: Final = 10.0
 _CLOSE_SECONDS: Final = 2.0
-# How long after a statement's time the server's word of it is waited for, in seconds.
+# Seconds to wait for the server's answer after a statement's time limit.
 _GRACE: Final = 1.0
 # A peer that has vanished is noticed within about so many seconds.
 _VANISHED: Final = 10
@@ -169,7 +169,7 @@ class PgConnection:
         except (ValueError, ArithmeticError, TypeError):
             raise  # a row that cannot be read; the driver has taken in the whole answer
         except BaseException as error:
-            # Nobody knows where in its conversation with the server the connection is.
+            # The state of the protocol is unknown.
             self.terminate()
             if isinstance(error, Exception):
                 raise LostError(type(error).__name__) from error
@@ -213,8 +213,8 @@ class PgConnection:
         """Ask the server which process of its own serves this connection.
 
         Raises:
-            LostError: another one than was told when it connected, or one with another search
-                path: there is a pooler.
+            LostError: it is not the process that accepted the connection, or it has another
+                search path: there is a pooler.
         """
         if self._prepared:
             rows = await self.fetch(_sql.WHOAMI)
@@ -309,12 +309,12 @@ def _unreachable(error: Exception | None) -> Exception:
 
 
 def _limits(target: ConnectTarget) -> dict[str, str]:
-    """The time that a statement may take, as the server is told."""
+    """Return the server's setting for a statement's time limit."""
     return {"statement_timeout": f"{target.timeout * 1000:.0f}"} if target.timeout else {}
 
 
 def _watch(connection: asyncpg.Connection) -> None:
-    """Have the system notice a server that has vanished."""
+    """Make the system notice a server that has vanished."""
     transport = getattr(connection, "_transport", None)
     plug: socket.socket | None = transport and transport.get_extra_info("socket")
     if plug is None or plug.family not in {socket.AF_INET, socket.AF_INET6}:
@@ -332,7 +332,7 @@ def _watch(connection: asyncpg.Connection) -> None:
 
 
 def _teach_arrays(connection: asyncpg.Connection) -> None:
-    """Save the driver its questions; a version that cannot be told so asks them."""
+    """Register array types with the driver, which otherwise queries the server for them."""
     records = [
         {
             "oid": number,
@@ -356,7 +356,7 @@ def _teach_arrays(connection: asyncpg.Connection) -> None:
 def _first_line(error: BaseException) -> str:
     text = str(error.args[0]) if error.args else ""
     if isinstance(error, asyncpg.InternalClientError | asyncpg.InterfaceError):
-        # Nobody but the driver knows of the states that it speaks of.
+        # Its text is about states within the driver.
         return "the connection was lost"
     if isinstance(error, OSError):
         text = error.strerror or str(error)

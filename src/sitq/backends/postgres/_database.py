@@ -1,8 +1,10 @@
-"""The store's connections: what waits for one is gathered, and what was lost is found again.
+"""Run operations on the connections of one PostgreSQL store.
 
-Four lanes, each with one statement under way at a time: enqueues, those with unique keys, outcomes,
-and all that picks tasks for itself. So callers share statements, and the lanes do not wait for each
-other. What an open transaction of a user's holds is waited for by its caller, beside the lanes.
+Writes go through four lanes: enqueues, enqueues with unique keys, outcomes, and all others. A lane
+has one statement under way at a time, and requests that wait in it share the next one. The lanes do
+not wait for each other. A caller whose task is locked by another transaction waits outside them.
+
+If the connection is lost before an answer arrives, the outcome is searched for.
 """
 
 from __future__ import annotations
@@ -53,14 +55,14 @@ __all__ = ["OPERATIONS", "LoopBatchWriter", "PgDatabase"]
 
 
 class LoopBatchWriter(BatchQueue):
-    """Hands what gathered to a task of a driver's loop.
+    """Write batches of requests in a task of the driver's loop.
 
     Args:
-        loop: the loop that all requests come from.
-        start: has a coroutine function run as a task of the driver's loop; from any thread. Calls
+        loop: the event loop of all callers.
+        start: runs a coroutine function as a task of the driver's loop; from any thread. Calls
             the second function instead if that task is cancelled before its first step.
-        tell: has a function called in the loop that requests come from.
-        write: carries out a batch; answers or an error go into each request.
+        tell: calls a function in the callers' loop.
+        write: runs a batch, and sets answers or an error on each request.
     """
 
     def __init__(
@@ -78,11 +80,11 @@ class LoopBatchWriter(BatchQueue):
         self._compensating = 0
 
     def _begin(self) -> None:
-        # Again where the loop ends meanwhile: those who clean up wait for their answers.
+        # Again if the loop ends meanwhile: callers that clean up wait for their answers.
         self._start(self._flush, self._begin)
 
     async def compensated(self) -> None:
-        """Return once the answers of all callers that are gone have been taken back."""
+        """Return once the answers of all cancelled callers have been undone."""
         while self._compensating:
             await self._compensated.wait()
 
@@ -92,7 +94,7 @@ class LoopBatchWriter(BatchQueue):
             request.compensating = True
         super()._abandon(request)
         if request.compensating and not request.abandoned:
-            self._has_compensated(1)  # it had not been taken: there is nothing to undo
+            self._has_compensated(1)  # it was not written: there is nothing to undo
 
     def _post_compensation(self, reverse: Request[Any]) -> None:
         self._compensating += 1
@@ -116,11 +118,11 @@ class LoopBatchWriter(BatchQueue):
                 return
 
     async def _write_all(self, batch: list[Request[Any]]) -> None:
-        """Write a batch; whatever happens, each request has an answer or an error."""
+        """Write a batch; give each request an answer or an error, whatever happens."""
         try:
             if batch:
                 await self._write(batch)
-        except BaseException as error:  # noqa: BLE001 - it is told to those who wait
+        except BaseException as error:  # noqa: BLE001 - it belongs to the callers
             for request in batch:
                 if request.answers is None and request.error is None:
                     name, kind = request.operation.__name__, type(error).__name__
@@ -137,16 +139,18 @@ _log: Final = Log(__name__)
 T = TypeVar("T")
 Unit = "Callable[..., Awaitable[T]]"
 
-# How long to look for the outcome of what was lost, in seconds, and the pauses between the looks.
+# For how long to search for the outcome of a lost statement, and the pauses; in seconds.
 _SEARCH_SECONDS: Final = 10.0
 _FIRST_PAUSE: Final = 0.02
 _LONGEST_PAUSE: Final = 0.5
-# How often to try what was rolled back because of somebody else.
+# How often to try a statement that was rolled back because of another transaction.
 _TRIES: Final = 5
 
+# The functions of the verbs, and the verbs of the functions.
 OPERATIONS: Final = operations_of(_operations, (*VERBS, ENQUEUE_UNIQUE))
 _ROWS: Final = {operation: verb for verb, operation in OPERATIONS.items()}
 _JOINABLE: Final = {operation for operation, verb in _ROWS.items() if verb.joinable}
+# How to find out what an operation whose answer was lost has done.
 _SEARCHES: Final[Mapping[Callable[..., Any], Callable[..., Awaitable[Any]]]] = {
     operation: getattr(_operations, verb.searched_by)
     for operation, verb in _ROWS.items()
@@ -155,23 +159,23 @@ _SEARCHES: Final[Mapping[Callable[..., Any], Callable[..., Awaitable[Any]]]] = {
 
 
 def _may_be_committed(work: PgTransaction, error: BaseException) -> bool:
-    """Return whether an error came after a commit, or nobody knows."""
+    """Return whether an error may have come after a commit."""
     if isinstance(error, SitqError | LostError) or not isinstance(error, Exception):
         return False
     return work.has_committed or (work.is_sent and not sqlstate_of(error))
 
 
 class PgDatabase:
-    """A store's connections; lives in the driver's loop, its callers in theirs.
+    """Run the operations of one store on a pool of connections, in the driver's loop.
 
     Args:
         driver_loop: the driver's loop.
-        loop: the loop that all callers run in.
+        loop: the event loop of all callers.
         target: what to connect to.
-        size: at most so many connections.
+        size: the largest number of connections.
         schema: the schema, and the statements for it.
-        clock: a test's clock; ``None``: the server's counts.
-        changed: told in the callers' loop of the topics that have changed here.
+        clock: a test's clock; ``None``: the server's clock is used.
+        changed: called in the callers' loop with the topics that this instance has changed.
     """
 
     def __init__(
@@ -193,7 +197,7 @@ class PgDatabase:
         self._is_shut = False
         self.timeout: Final = target.timeout
         """Seconds that a statement may take; ``None``: no limit of sitq's."""
-        self.throttle: Final = NotifyThrottle(schema[0], self._tell, driver_loop.start)
+        self.throttle: Final = NotifyThrottle(schema[0], self._notify, driver_loop.start)
         lane = partial(LoopBatchWriter, loop, driver_loop.start, driver_loop.tell, self._write)
         self._lanes = {name: lane() for name in {verb.lane for verb in _ROWS.values()}}
         self._picking = self._lanes[RESERVE.lane]
@@ -204,13 +208,13 @@ class PgDatabase:
         items: Sequence[Any],
         compensate: Compensate[T] | None = None,
     ) -> list[T]:
-        """Carry out a unit of work, with others that wait for the same.
+        """Run an operation, in one statement with other requests for it.
 
-        It is carried out again for what an open transaction holds, if the table of verbs says so.
-        The end of that transaction is waited for by the caller alone.
+        Items that another transaction has locked are tried again if the table of verbs says so,
+        while only their caller waits.
 
         Raises:
-            BackendBusyError: it was waited for as long as a statement may take.
+            BackendBusyError: an item was locked for as long as a statement may take.
         """
         answers = await self._submit(operation, items, compensate)
         if None in answers and (held := _ROWS[operation].held) != "never":
@@ -235,16 +239,16 @@ class PgDatabase:
         answers: list[T | None],
         limit: float | None,
     ) -> None:
-        """Carry out a unit of work again for each item whose answer is ``None``.
+        """Run an operation again for each item whose answer is ``None``.
 
         Args:
-            operation: gives ``None`` for what is held.
-            items: what it is carried out for.
-            answers: those of the first time; the others are put into their places.
-            limit: seconds to wait; ``None``: without end.
+            operation: returns ``None`` for an item that is locked.
+            items: its arguments, one for each answer.
+            answers: the first answers; each ``None`` is replaced.
+            limit: seconds to wait; ``None``: no limit.
 
         Raises:
-            BackendBusyError: the limit is over.
+            BackendBusyError: the limit has passed.
         """
         pause, begun = _FIRST_PAUSE / 10, time.monotonic()
         while held := [place for place, answer in enumerate(answers) if answer is None]:
@@ -260,13 +264,13 @@ class PgDatabase:
                 answers[place] = answer
 
     async def read(self, unit: Callable[..., Awaitable[T]], *parameters: Any) -> T:
-        """Run a unit of work that changes nothing."""
+        """Run a read."""
         await self._picking.compensated()
         self._check_open()
         return await self._driver_loop.run(self._read, unit, parameters)
 
     def shut(self) -> None:
-        """Let no call begin any more; from the callers' loop, before `close`."""
+        """Refuse new calls; in the callers' loop, before `close`."""
         self._is_shut = True
 
     def _check_open(self) -> None:
@@ -278,9 +282,9 @@ class PgDatabase:
             try:
                 return await self._once(unit, parameters)
             except LostError:
-                # It may have been one that died of age; a read can be asked again.
+                # An idle connection may have been cut. A read can be repeated.
                 return await self._once(unit, parameters)
-        except Exception as error:  # noqa: BLE001 - raised as what it means
+        except Exception as error:  # noqa: BLE001 - raised again, translated
             raise translate_error(unit.__name__, self.place, error) from error.__cause__
 
     async def _once(self, unit: Callable[..., Awaitable[T]], parameters: Sequence[Any]) -> T:
@@ -294,7 +298,7 @@ class PgDatabase:
     # -- writing -----------------------------------------------------------------------------
 
     async def _write(self, batch: list[Request[Any]]) -> None:
-        """Carry out requests; one that fails must not fail the others."""
+        """Run requests; one that fails does not fail the others."""
         for operation, group in group_by_operation(batch):
             if operation not in _JOINABLE or not await self._carry_out(operation, group):
                 for request in group:
@@ -303,9 +307,9 @@ class PgDatabase:
     async def _carry_out(
         self, operation: Callable[..., Awaitable[list[Any]]], group: list[Request[Any]]
     ) -> bool:
-        """One call of an operation for all requests of a group; to each its own answers.
+        """Call an operation once for a group of requests, and give each its answers.
 
-        False if it is to be tried with each of them alone: one may be to blame.
+        Returns False if each has to be tried alone, since one of them may have failed all.
         """
         items = list(chain.from_iterable(request.items for request in group))
         try:
@@ -330,19 +334,19 @@ class PgDatabase:
     async def _though_cancelled(
         self, operation: Callable[..., Awaitable[list[Any]]], items: list[Any]
     ) -> list[Any]:
-        """Carry out an operation although the loop ends, for those who wait and clean up."""
+        """Run an operation although its loop ends, for callers that clean up."""
         while True:
             try:
                 return await self._safely(operation, items)
             except asyncio.CancelledError:
                 if self._driver_loop.is_ending:
                     raise
-                # It came before anything was sent: what was, is searched for.
+                # Nothing was sent yet: `_safely` handles what was.
 
     async def _safely(
         self, operation: Callable[..., Awaitable[list[Any]]], items: list[Any]
     ) -> list[Any]:
-        """Carry out an operation, again where it was rolled back for no fault of its own."""
+        """Run an operation, again if it was rolled back because of another transaction."""
         is_elsewhere = False
         for _ in range(_TRIES):
             async with self.pool.lend() as connection:
@@ -370,7 +374,7 @@ class PgDatabase:
     async def _tracked(
         self, unit: Callable[..., Awaitable[T]], connection: PgConnection, items: Sequence[Any]
     ) -> T:
-        """Run a unit, and tell of what it has changed."""
+        """Run an operation, and notify listeners of what it has changed."""
         work = self._work(connection)
         try:
             answers = await unit(work, items)
@@ -390,12 +394,12 @@ class PgDatabase:
             _log.warning("cannot tell of a change: %s", type(error).__name__, error=error)
         return answers
 
-    # -- finding what was lost ---------------------------------------------------------------
+    # -- searching for lost answers ----------------------------------------------------------
 
     async def _search(
         self, operation: Callable[..., Awaitable[list[Any]]], lost: PgConnection, items: list[Any]
     ) -> list[Any]:
-        """Find out what a statement has done whose answer was lost; do it if it has done nothing.
+        """Find out what an operation whose answer was lost has done; run it if nothing.
 
         Raises:
             UnknownOutcomeError: the server could not be asked in time.
@@ -418,7 +422,7 @@ class PgDatabase:
                 if isinstance(error, asyncio.CancelledError) and self._driver_loop.is_ending:
                     raise
                 if is_read_only(error):
-                    self.pool.renew()  # what a server knows that is behind proves nothing
+                    self.pool.renew()  # a replica may lag behind, and proves nothing
                 elif known and not isinstance(error, LostError | asyncio.CancelledError):
                     raise
                 if self.pool.has_hung_up or asyncio.get_running_loop().time() > give_up:
@@ -429,10 +433,10 @@ class PgDatabase:
 
     @staticmethod
     async def _end_process(connection: PgConnection, lost: PgConnection) -> None:
-        """Make sure that the server does not carry out any more what was asked over a lost link.
+        """Make sure that the server's process of a lost connection has ended.
 
         Raises:
-            LostError: it may still do so.
+            LostError: it still runs, and may carry out the statement.
         """
         if lost.process is None or connection is lost:
             return
@@ -442,16 +446,16 @@ class PgDatabase:
             await asyncio.sleep(_FIRST_PAUSE)
         raise LostError("the server has not let go of a lost connection yet")
 
-    # -- telling -----------------------------------------------------------------------------
+    # -- notifications -----------------------------------------------------------------------
 
-    async def _tell(self, channels: list[str]) -> None:
+    async def _notify(self, channels: list[str]) -> None:
         try:
             async with self.pool.lend() as connection:
                 await connection.fetch(_sql.NOTIFY, (self.throttle.token, channels))
-        except Exception:  # noqa: BLE001 - those who wait look by themselves now and then
+        except Exception:  # noqa: BLE001 - listeners poll as well
             return
 
     async def close(self) -> None:
-        """Tell what was put off, and close the connections."""
+        """Send deferred notifications, and close the connections."""
         await self.throttle.notify_rest()
         await self.pool.close()

@@ -66,7 +66,7 @@ def split(dsn: str) -> tuple[SplitResult, dict[str, list[str]]]:
 
 
 class Servers:
-    """The servers that a DSN names, as the driver is told of one after the other.
+    """The servers of a DSN, which are passed to the driver one after the other.
 
     Args:
         addresses: host and port of each; none where the driver finds the one server itself.

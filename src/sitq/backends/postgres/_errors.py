@@ -65,22 +65,22 @@ _PASSING: Final = {"40001", "40P01", "0A000"}  # the last: a plan from before a 
 
 
 class LostError(Exception):
-    """The connection was lost; what was asked last may have been done or not."""
+    """The connection was lost; whether the last statement was carried out is unknown."""
 
 
 def sqlstate_of(error: BaseException) -> str:
-    """The server's code of an error; nothing if it is none of the server's."""
+    """Return the server's code of an error; empty if it is not an error of the server's."""
     state = getattr(error, "sqlstate", None)
     return state if isinstance(state, str) else ""
 
 
 def is_passing(error: BaseException) -> bool:
-    """Tell if nothing was changed, and the next try may succeed."""
+    """Return whether nothing was changed and the next try may succeed."""
     return sqlstate_of(error) in _PASSING
 
 
 def translate_error(operation: str, place: str, error: BaseException) -> BaseException:
-    """An error of the driver as a `BackendError` that names operation, place and cause."""
+    """Return an error of the driver as a `BackendError` that names operation, place and cause."""
     if isinstance(error, SitqError):
         return error
     where = f"{operation} on {place}"
@@ -97,7 +97,7 @@ def translate_error(operation: str, place: str, error: BaseException) -> BaseExc
         translation.__suppress_context__ = True
         return translation
     if isinstance(error, ValueError | ArithmeticError | TypeError):
-        # Pydantic's too. Its text would show the values.
+        # Pydantic's too. The text of the error is left out: it would show the values.
         return BackendFormatError(f"{where}: there is a row that is none of sitq's")
     return error
 

@@ -1,8 +1,8 @@
-"""Telling others of changes: soon, and not more often than it helps.
+"""Limit how often changes are notified.
 
-A notification costs a lock that all notifying transactions of the database wait for. So the first
-change after a quiet moment is told in its own transaction; the changes of a busy time are told
-together, a moment later.
+All transactions of a database that notify wait for one lock at their commit. So the first change
+after a quiet time is notified in its own transaction. Changes that follow within `QUIET` seconds
+are deferred, and share one notification.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ _NEVER: Final = float("-inf")
 
 
 def channels_of(schema: str) -> dict[str, Topic]:
-    """The channels of a schema, and the topic of each."""
+    """Return the channels of a schema, and the topic of each."""
     return {f"sitq_{schema}_{topic}": topic for topic in get_args(Topic)}
 
 
 class NotifyThrottle:
-    """Decides when which topics are told; lives in the driver's loop.
+    """Decide which topics are notified when; in the driver's loop.
 
     Args:
         schema: the schema, for the names of the channels.
-        send: tells channels in a transaction of its own.
-        start: has a coroutine function run as a task.
+        send: notifies channels in a transaction of its own.
+        start: runs a coroutine function as a task.
     """
 
     def __init__(
@@ -53,10 +53,10 @@ class NotifyThrottle:
         self._timer: asyncio.TimerHandle | None = None
 
     def notify_with(self, topics: Iterable[Topic]) -> tuple[list[str], set[Topic], set[Topic]]:
-        """The channels, and the topics, that the statement about to run is to tell.
+        """Return what the next statement is to notify: channels, topics, and deferred topics.
 
-        The last of the three are those of the topics that had been put off: should the statement
-        not tell them after all, they have to be told later.
+        The third value holds those of the topics that had been deferred. If the statement does not
+        notify them, they must be passed to `notify_later`.
         """
         now = asyncio.get_running_loop().time()
         notified: set[Topic] = {
@@ -72,12 +72,12 @@ class NotifyThrottle:
         return [self._names[topic] for topic in notified]
 
     def notify_later(self, topics: set[Topic]) -> None:
-        """Tell topics that have changed, once it is time."""
+        """Defer the notification of topics that have changed."""
         self._deferred |= topics
         if not self._deferred or self._timer is not None:
             return
         loop = asyncio.get_running_loop()
-        # A little late, since a busy producer's next statement can tell it at no cost.
+        # A little later than `QUIET`: a busy producer's next statement can notify at no cost.
         due = max(self._notified_at.get(topic, _NEVER) for topic in self._deferred) + QUIET * 1.2
         self._timer = loop.call_at(max(due, loop.time()), self._signal)
 
@@ -85,18 +85,18 @@ class NotifyThrottle:
         self._timer = None
         now = asyncio.get_running_loop().time()
         if any(now - self._notified_at.get(topic, _NEVER) < QUIET for topic in self._deferred):
-            self.notify_later(set())  # a statement has told of it meanwhile
+            self.notify_later(set())  # a statement has notified one of them meanwhile
         elif self._deferred:
-            self._start(self._tell)
+            self._start(self._send_deferred)
 
-    async def _tell(self) -> None:
+    async def _send_deferred(self) -> None:
         late, self._deferred = self._deferred, set()
         if late:
             await self._send(self._note(late, asyncio.get_running_loop().time()))
 
     async def notify_rest(self) -> None:
-        """Tell at once what was put off."""
+        """Send the deferred notifications now."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        await self._tell()
+        await self._send_deferred()

@@ -1,7 +1,7 @@
-"""The operations of the PostgreSQL store: each is one statement, and so one transaction.
+"""The operations of the PostgreSQL store; each is one statement, and so one transaction.
 
-A unit takes a batch and gives one answer an item. What may be asked for by many callers at once
-(`BATCHED`) is joined into one batch; the others go one by one.
+An operation takes a batch and returns one answer an item. Requests of many callers share a batch
+of `enqueue` and `finish`; the other operations get one item at a time.
 """
 
 from __future__ import annotations
@@ -75,13 +75,12 @@ __all__ = [
 
 @dataclass(slots=True)
 class PgTransaction:
-    """Where a unit of work runs, the moment it judges by, and what it has changed.
+    """One operation's connection, its time, and what it has changed.
 
-    ``moment`` is that of a test's clock; ``None``: the server's clock counts. ``notified`` are the
-    topics that its statement tells if it changes them; of these ``deferred`` have to be told
-    anyhow.
-    ``is_sent`` is true once a statement may have reached the server, ``has_committed`` once one of
-    them has been carried out.
+    ``moment`` is the time of a test's clock; ``None``: the server's clock is used. ``notified`` are
+    the topics that the statement notifies if it changes them. ``deferred`` are those of them that
+    must be notified in any case, since an earlier statement changed them. ``is_sent`` is true once
+    a statement may have reached the server, ``has_committed`` once one was carried out.
     """
 
     connection: PgConnection
@@ -95,22 +94,22 @@ class PgTransaction:
     has_committed: bool = False
 
     async def rows(self, sql: str, *parameters: Any) -> list[Row]:
-        """Run one statement, and return what it gives."""
+        """Run one statement and return its rows."""
         self.is_sent = True
         rows = await self.connection.fetch(self.statements[sql], parameters)
         self.has_committed = True
         return rows
 
     def news(self, topics: Iterable[Topic]) -> tuple[str, list[str]]:
-        """What a statement is to tell, and the channels, if these topics change with it."""
+        """Return the text and the channels of the notification for a change of topics."""
         channels, notified, deferred = self.throttle.notify_with(topics)
         self.notified |= notified
         self.deferred |= deferred
         return self.throttle.token, channels
 
 
-# A renewal looks again at what somebody else holds, after these shares of the lease; in seconds,
-# the longest pause.
+# A renewal tries locked tasks again after these shares of the lease, but at most after the pause
+# below, in seconds.
 _PAUSES: Final = (0.02, 0.04)
 _SHORT_PAUSE: Final = 0.05
 
@@ -146,10 +145,10 @@ async def _insert(transaction: PgTransaction, tasks: Sequence[Task]) -> None:
 async def enqueue_unique(
     transaction: PgTransaction, batches: Sequence[Sequence[Task]]
 ) -> list[list[TaskId[Any]] | None]:
-    """Store tasks of which some have unique keys; one that is held gives its holder's id.
+    """Store tasks, some with unique keys; a key in use gives the id of the task that holds it.
 
-    ``None``: nothing is stored yet, since an open transaction has stored one of the keys. Who asks
-    again waits for its end, and keeps nobody else from storing tasks with other keys.
+    ``None``: nothing is stored, since an open transaction has stored one of the keys. The caller
+    tries again, and does not block tasks with other keys.
     """
     ids = await _insert_unique(transaction, concat(batches))
     return [None] * len(batches) if ids is None else [*split(ids, batches)]
@@ -175,16 +174,15 @@ async def _insert_unique(
 async def enqueued_before(
     transaction: PgTransaction, batches: Sequence[Sequence[Task]]
 ) -> list[list[TaskId[Any]] | None] | None:
-    """What an `enqueue` whose answer was lost has done; ``None``: nothing.
+    """Return the answers of an `enqueue` whose answer was lost; ``None`` if it stored nothing.
 
-    Ids are new, and what was sent together is stored as a whole or not at all: one of its tasks
-    tells of all.
+    Ids are new, and a batch is stored as a whole or not at all: one stored task proves all.
     """
     tasks = list(chain.from_iterable(batches))
     stored = {row[0] for row in await transaction.rows(_sql.EXISTING, ids_of(tasks))}
     if not stored:
         return None
-    # Those that are missing gave way to holders of their keys: it is safe to ask for them again.
+    # The keys of the missing ones were held by other tasks: it is safe to insert them again.
     missing = [task for task in tasks if task.id not in stored]
     found = await _insert_unique(transaction, missing) if missing else []
     if found is None:
@@ -199,10 +197,10 @@ async def enqueued_before(
 async def renew(
     transaction: PgTransaction, leases: Sequence[Lease], seconds: float
 ) -> list[LeaseState]:
-    """Renew the leases that are current and tell of each how it stands."""
+    """Renew the leases that are current; return the state of each."""
     states: dict[tuple[str, int], LeaseState] = {}
     left = set(leases)
-    # What is at a task now is over in a moment, most often.
+    # A lock on a task is mostly short.
     for pause in (0.0, *(min(_SHORT_PAUSE, share * seconds) for share in _PAUSES)):
         await asyncio.sleep(pause)
         wanted = sorted(left)
@@ -224,15 +222,15 @@ async def renew(
 
 
 async def _passed_over(transaction: PgTransaction, leases: Iterable[Lease]) -> set[Lease]:
-    """Those that a statement has found locked, of the leases that it has not told of.
+    """Return those of the leases that are current; a statement skipped their locked tasks.
 
-    An epoch is current for one stretch of time: what is current now has been so then.
+    An epoch is current for one period only: one that is current now was current then.
     """
-    missed = set(leases)
-    if not missed:
-        return missed
-    rows = await transaction.rows(_sql.STANDINGS, [lease.task_id for lease in missed])
-    return missed & {Lease(row[0], row[1]) for row in rows if row[2] == "in_progress"}
+    skipped = set(leases)
+    if not skipped:
+        return skipped
+    rows = await transaction.rows(_sql.STANDINGS, [lease.task_id for lease in skipped])
+    return skipped & {Lease(row[0], row[1]) for row in rows if row[2] == "in_progress"}
 
 
 async def sweep(transaction: PgTransaction, limits: Sequence[SweepRequest]) -> list[Sweep]:
@@ -261,7 +259,7 @@ async def prune(transaction: PgTransaction, requests: Sequence[PruneRequest]) ->
 
 
 async def cancel(transaction: PgTransaction, task_ids: Sequence[TaskId[Any]]) -> list[bool | None]:
-    """Cancel a task that waits; ask one that runs to end. ``None``: somebody else holds it."""
+    """Cancel a task, or request it of a running one; ``None`` if the task is locked."""
     (task_id,) = task_ids
     rows = await transaction.rows(_sql.CANCEL, transaction.moment, task_id)
     if not rows:
@@ -279,7 +277,7 @@ async def cancel(transaction: PgTransaction, task_ids: Sequence[TaskId[Any]]) ->
 async def cancelled_before(
     transaction: PgTransaction, task_ids: Sequence[TaskId[Any]]
 ) -> list[bool] | None:
-    """What a `cancel` whose answer was lost has done; ``None``: nothing."""
+    """Return the answers of a `cancel` whose answer was lost; ``None`` if it did nothing."""
     rows = await transaction.rows(_sql.STANDINGS, list(task_ids))
     if not rows:
         return None
@@ -293,7 +291,7 @@ async def cancelled_before(
 async def set_progress(
     transaction: PgTransaction, notes: Sequence[tuple[Lease, Progress]]
 ) -> list[bool | None]:
-    """Note the progress of an attempt that is current. ``None``: somebody else holds the task."""
+    """Store the progress of an attempt that is current; ``None`` if the task is locked."""
     ((lease, progress),) = notes
     text = progress.model_dump_json()
     if await transaction.rows(_sql.SET_PROGRESS, lease.task_id, lease.epoch, text):
@@ -304,7 +302,7 @@ async def set_progress(
 async def get_tasks(
     transaction: PgTransaction, task_ids: Sequence[TaskId[Any]]
 ) -> list[TaskInfo | None]:
-    """What is known of each task."""
+    """Return the info of each task, or ``None`` for one that does not exist."""
     infos = {row[0]: to_info(row) for row in await transaction.rows(_sql.INFOS, list(task_ids))}
     return [infos.get(task_id) for task_id in task_ids]
 
@@ -312,13 +310,13 @@ async def get_tasks(
 async def get_results(
     transaction: PgTransaction, task_ids: Sequence[TaskId[Any]]
 ) -> dict[TaskId[Any], Result[Any] | None]:
-    """The results of the tasks that are known."""
+    """Return the results of the tasks that exist; ``None`` for one that is not final."""
     rows = await transaction.rows(_sql.RESULTS, list(task_ids))
     return {TaskId(row[0]): to_result(row) for row in rows}
 
 
 async def load_task(transaction: PgTransaction, task_id: TaskId[Any]) -> Task:
-    """A task as it was enqueued."""
+    """Return a task as it was enqueued."""
     rows = await transaction.rows(_sql.STORED, task_id)
     if not rows:
         raise TaskNotFoundError(f"no task has the id {task_id}")
@@ -331,7 +329,7 @@ _by_number: Final = itemgetter(0)
 async def reserve(
     transaction: PgTransaction, requests: Sequence[ReserveRequest]
 ) -> list[Reservation]:
-    """Reserve due tasks for one wish."""
+    """Reserve due tasks for one request."""
     (request,) = requests
     last = (request.limit, request.lease, request.ticket)
     if request.queues == ALL_QUEUES:
@@ -348,7 +346,7 @@ async def reserve(
 async def reserved_before(
     transaction: PgTransaction, requests: Sequence[ReserveRequest]
 ) -> list[Reservation] | None:
-    """What a `reserve` whose answer was lost has done; ``None``: nothing."""
+    """Return the answers of a `reserve` whose answer was lost; ``None`` if it did nothing."""
     (request,) = requests
     rows = await transaction.rows(_sql.RESERVED, request.ticket)
     return [Reservation(await _readable(transaction, rows, request.ticket), 0.0)] if rows else None
@@ -357,10 +355,9 @@ async def reserved_before(
 async def _readable(
     transaction: PgTransaction, rows: list[Row], ticket: int
 ) -> tuple[ReservedTask, ...]:
-    """The tasks of the rows that can be read; the others are failed.
+    """Return the tasks of the rows that can be read; fail the others.
 
-    Somebody may have written into the table by hand: such a row must not stand in the way of
-    its neighbours.
+    A row that was written by hand must not keep other tasks from being reserved.
     """
     rows.sort(key=_by_number)
     tasks: list[ReservedTask] = []
@@ -379,7 +376,7 @@ async def _readable(
 
 
 _lease: Final = itemgetter(0)
-# In place of a status: somebody else holds the task.
+# In place of a status: another transaction has locked the task.
 _HELD: Final = "held"
 _RETURNS: Final = {OutcomeKind.RETRY, OutcomeKind.RELEASE, OutcomeKind.UNKNOWN_FUNCTION}
 _FINAL: Final = {
@@ -390,17 +387,17 @@ _FINAL: Final = {
 
 
 async def finish(transaction: PgTransaction, outcomes: Sequence[Outcome]) -> list[bool | None]:
-    """End attempts, in one statement; of two outcomes for one lease the first is heard.
+    """End attempts, in one statement; of two outcomes for one lease the first counts.
 
-    ``None``: somebody else holds the task at this moment, and the outcome is to be sent again.
+    ``None``: another transaction has locked the task, and the outcome has to be sent again.
     """
     if not outcomes:
         return []
     firsts = _firsts(outcomes)
     batch = list(firsts.values())
     if all(outcome.kind is OutcomeKind.SUCCESS for outcome in batch):
-        # Who completes a task in a transaction of their own reports no success besides: nobody
-        # holds one of these for long.
+        # A task that a user's transaction completes gets no second success from its worker. So
+        # these are never locked for long, and the statement may wait.
         rows = await _succeed(transaction, batch)
     else:
         rows = await _finish(transaction, batch, _sql.FINISH)
@@ -409,7 +406,7 @@ async def finish(transaction: PgTransaction, outcomes: Sequence[Outcome]) -> lis
 
 
 async def finish_all(transaction: PgTransaction, outcomes: Sequence[Outcome]) -> list[bool]:
-    """End attempts, in one statement that waits for whoever holds one of them."""
+    """End attempts, in one statement that waits for locked tasks."""
     firsts = _firsts(outcomes)
     rows = await _finish(transaction, list(firsts.values()), _sql.FINISH_ALL)
     accepted = _accepted(transaction, rows)
@@ -417,7 +414,7 @@ async def finish_all(transaction: PgTransaction, outcomes: Sequence[Outcome]) ->
 
 
 def _firsts(outcomes: Sequence[Outcome]) -> dict[Lease, Outcome]:
-    """The outcomes that are heard, in one order everywhere: no batches lock each other out."""
+    """Return the outcomes that count, sorted by lease so that batches cannot deadlock."""
     firsts: dict[Lease, Outcome] = {}
     for outcome in outcomes:
         firsts.setdefault(outcome.lease, outcome)
@@ -425,7 +422,7 @@ def _firsts(outcomes: Sequence[Outcome]) -> dict[Lease, Outcome]:
 
 
 def _accepted(transaction: PgTransaction, rows: list[Row]) -> set[tuple[str, int]]:
-    """The leases whose outcomes have counted; what has changed with them is noted."""
+    """Return the leases whose outcomes were accepted; note the topics that changed."""
     ended = [row for row in rows if row[2] != _HELD]
     transaction.changed.update("tasks" if row[2] == "pending" else "results" for row in ended)
     return {(row[0], row[1]) for row in ended}
@@ -478,9 +475,9 @@ async def _finish(transaction: PgTransaction, batch: list[Outcome], statement: s
 async def finished_before(
     transaction: PgTransaction, outcomes: Sequence[Outcome]
 ) -> list[bool | None] | None:
-    """What a `finish` whose answer was lost has done; ``None``: nothing.
+    """Return the answers of a `finish` whose answer was lost; ``None`` if it did nothing.
 
-    A batch is one statement. An attempt that is still open was passed over by it, or all are.
+    A batch is one statement: if some attempts have ended, those still open were skipped by it.
     """
     ids = [outcome.task_id for outcome in outcomes]
     rows = {row[0]: row[1:] for row in await transaction.rows(_sql.STANDINGS, ids)}
@@ -498,10 +495,10 @@ async def finished_before(
 
 
 def _bears(row: Row, outcome: Outcome) -> bool:
-    """Tell if a task looks as this outcome leaves it."""
+    """Return whether a task's row is as this outcome would leave it."""
     epoch, status, error, _ = row
     if epoch != outcome.epoch:
-        # It has gone on since. Only what has made it pending can have let it.
+        # It was started again since, so this outcome must have made it pending.
         return epoch > outcome.epoch and outcome.kind in _RETURNS
     if outcome.kind is OutcomeKind.RETRY:
         spent = status == "failed" and error == storable(outcome.error)

@@ -108,7 +108,7 @@ class Pool:
         return None
 
     async def close(self) -> None:
-        """Close all that nobody uses, and make no more."""
+        """Close the idle connections, and open no more."""
         self.has_hung_up = True
         idle, self._idle = self._idle, []
         await asyncio.gather(*(connection.close() for connection in idle))

@@ -1,8 +1,7 @@
-"""The schema: recognised, refused, or brought up to date by numbered migrations.
+"""Create, check and migrate the schema of a PostgreSQL store.
 
-As in `sitq.backends.postgres._sql`, the schema is written as ``sitq``.
-
-A migration and its record are committed together, one process at a time.
+A migration and its record are committed together, by one process at a time. As in
+`sitq.backends.postgres._sql`, statements name the schema ``sitq``, which is replaced.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""The named statements of the PostgreSQL store, a sentence each. Values are always bound.
+"""The SQL statements of the PostgreSQL store.
 
-Every unit of work is one statement, and so one trip and one transaction. Batches travel as
-arrays. The first value is the moment to judge by, of a test's clock; without one the server's own
-clock counts. The schema is written as ``sitq`` and replaced by the one in use. Every other name is
-one of ``pg_catalog``: the connections, and the functions of the store, have no other search path.
+Values are always bound, and a batch is passed as arrays. Every operation is one statement, and so
+one round trip and one transaction. The first parameter is the time of a test's clock, or NULL for
+the server's clock. The schema is written as ``sitq`` and replaced by the one in use. All other
+names are in ``pg_catalog``, the only search path of the connections and of the store's functions.
 """
 
 from __future__ import annotations
@@ -29,16 +29,15 @@ class Statements(dict[str, str]):
         return self[sql]
 
 
-# The moment that a statement judges by.
+# The time that a statement uses as now.
 _MOMENT: Final = "coalesce($1::timestamptz, statement_timestamp())"
 
-# When a final task is forgotten; a bound on both sides, since what stands in the row may have been
-# written by hand.
+# When a final task is pruned. The retention is clamped, since a row may have been written by hand.
 _DELETE_AT: Final = """
     moment.now + make_interval(secs => greatest(0, least(tasks.result_ttl, 315360000)))
 """
 
-# No attempt runs any more.
+# The assignments that end an attempt.
 _NO_LEASE: Final = """
     worker = NULL, lease_end = NULL, ticket = NULL, cancel_requested = false, progress = NULL
 """
@@ -51,7 +50,7 @@ $9::text[], $10::text[], $11::timestamptz[], $12::float8[], $13::text[], $14::te
 $16::bytea[]
 """
 
-# Store all tasks of a batch, in its order, and tell the channels.
+# Store all tasks of a batch, in its order, and notify the channels.
 INSERT_BATCH: Final = f"""
 WITH moment AS (SELECT {_MOMENT} AS now),
 stored AS (
@@ -81,17 +80,17 @@ stored AS (
 SELECT pg_notify(channel, $8) FROM unnest($9::text[]) AS channel
 """
 
-# Store one such task, and tell nobody: what most calls of a busy producer are.
+# Store one such task without a notification, as most calls of a busy producer do.
 INSERT_ONE: Final = f"""
 INSERT INTO sitq.tasks (id, queue, priority, eta, function, result_ttl, enqueued_at, payload)
 VALUES ($2::text, $3::text, $4::int2, {_MOMENT}, $5::text, $6::float8, {_MOMENT}, $7::bytea)
 """
 
-# The same, and tell a channel: what a caller does who is alone.
+# The same, and notify a channel.
 INSERT_ONE_AND_TELL: Final = f"{INSERT_ONE}RETURNING pg_notify($9::text, $8::text)"
 
-# Store a batch of tasks of which some have unique keys, and tell who has their places, and how
-# many that had them have expired.
+# Store a batch of tasks, some with unique keys; return the ids of the tasks that hold the keys, and
+# how many earlier holders have expired.
 INSERT_UNIQUE: Final = f"""
 SELECT holders, expired,
        (SELECT count(*) FROM (SELECT pg_notify(channel, $17) FROM unnest($18::text[]) AS channel)
@@ -146,7 +145,7 @@ SELECT row_number() OVER (ORDER BY priority DESC, eta, seq) AS nr, id, function,
 FROM sitq.tasks WHERE status = 'in_progress' AND ticket = $1::int8
 """
 
-# End what was reserved under a ticket and cannot be run; ids may be any texts.
+# Fail what was reserved under a ticket and cannot be read; ids may be any texts.
 FAIL_UNREADABLE: Final = f"""
 WITH moment AS (SELECT {_MOMENT} AS now)
 UPDATE sitq.tasks SET status = 'failed', error = $4::text, traceback = NULL,
@@ -160,7 +159,7 @@ WHERE tasks.id = ANY ($2::text[]) AND tasks.ticket = $3::int8
 # Where rows are found by their ids, "status" is not asked for: statistics that were made while no
 # task ran would have the server read the whole index of those that run, for each of a batch.
 
-# End a batch of attempts well; a row whose epoch is not the current one is passed over.
+# Store a batch of successes; a row whose epoch is not current is skipped.
 SUCCEED: Final = f"""
 WITH moment AS (SELECT {_MOMENT} AS now),
 accepted AS (
@@ -173,9 +172,9 @@ told AS (SELECT pg_notify(channel, $5) FROM unnest($6::text[]) AS channel)
 SELECT id, epoch, status, (SELECT count(*) FROM told) FROM accepted
 """
 
-# End a batch of attempts, however they ended. Each row is locked before it is judged, so that a
-# cancellation is either seen here or comes later; one that somebody else has locked is passed
-# over, and told as held.
+# Store a batch of outcomes of any kind. Each row is locked before it is read, so that a
+# cancellation is either seen here or comes later. A row that another transaction has locked is
+# skipped, and returned as held.
 FINISH: Final = f"""
 WITH moment AS (SELECT {_MOMENT} AS now),
 mine AS (
@@ -220,16 +219,16 @@ WHERE tasks.lease_end IS NOT NULL AND tasks.epoch = batch.epoch
   AND tasks.id NOT IN (SELECT id FROM mine)
 """
 
-# The same, but wait for what somebody else has locked.
+# The same, but wait for locked rows.
 FINISH_ALL: Final = FINISH.replace(" SKIP LOCKED", "")
 
-# How tasks are, for a change of them whose answer was lost, or that was passed over.
+# The state of tasks, after a change whose answer was lost or that skipped them.
 STANDINGS: Final = """
 SELECT id, epoch, status, error, cancel_requested FROM sitq.tasks WHERE id = ANY ($1::text[])
 """
 
-# Cancel a task that waits, or ask one that runs to end; tell how it was before. One that somebody
-# else has locked is passed over.
+# Cancel a pending task, or request it of a running one; return its earlier status. A task that
+# another transaction has locked is skipped.
 CANCEL: Final = f"""
 WITH moment AS (SELECT {_MOMENT} AS now),
 found AS (SELECT id, status FROM sitq.tasks WHERE id = $2::text FOR NO KEY UPDATE SKIP LOCKED),
@@ -249,8 +248,8 @@ SELECT status FROM found
 
 # -- leases ----------------------------------------------------------------------------------
 
-# Renew those leases of a batch whose epoch is current, and tell which of them are to end. A task
-# that somebody else has locked is passed over.
+# Renew the leases of a batch whose epoch is current; return whether cancellation is requested. A
+# task that another transaction has locked is skipped.
 RENEW: Final = f"""
 WITH mine AS (
     SELECT tasks.id, batch.epoch
@@ -263,7 +262,7 @@ FROM mine WHERE tasks.id = mine.id
 RETURNING tasks.id, mine.epoch, tasks.cancel_requested
 """
 
-# Note how far an attempt is, unless somebody else has locked its task.
+# Store the progress of an attempt, unless another transaction has locked its task.
 SET_PROGRESS: Final = """
 WITH mine AS (
     SELECT id FROM sitq.tasks WHERE id = $1::text AND lease_end IS NOT NULL AND epoch = $2::int8
@@ -279,7 +278,7 @@ SELECT * FROM sitq.sweep(
     {_MOMENT} - make_interval(secs => $5::float8), $2::int4, $3::int4, $4::text)
 """
 
-# Final tasks that ended before a moment, whatever their retention.
+# Delete final tasks that ended before a given time, whatever their retention.
 PRUNE_OLDER: Final = f"""
 DELETE FROM sitq.tasks USING (
     SELECT id FROM sitq.tasks
@@ -290,14 +289,14 @@ WHERE tasks.id = old.id RETURNING tasks.id
 
 # -- look ups --------------------------------------------------------------------------------
 
-# All that is told of tasks.
+# The columns of a `TaskInfo`.
 INFOS: Final = """
 SELECT id, status, queue, function, priority, eta, attempts, crashes, progress, error,
        cancel_requested, unique_key, retry_of, enqueued_at, started_at, finished_at, expires_at
 FROM sitq.tasks WHERE id = ANY ($1::text[])
 """
 
-# The results of tasks; of those that are not final, the id and nothing else.
+# The results of tasks; only the id is used of those that are not final.
 RESULTS: Final = """
 SELECT id, finished_at, function, status, value, error, traceback, attempts, enqueued_at,
        started_at
@@ -313,7 +312,7 @@ FROM sitq.tasks WHERE id = $1::text
 
 # -- wake-ups --------------------------------------------------------------------------------
 
-# Tell the channels; nothing is stored that would have to be on the disk first.
+# Notify the channels, without waiting for the disk at the commit.
 NOTIFY: Final = """
 SELECT set_config('synchronous_commit', 'off', true), pg_notify(channel, $1)
 FROM unnest($2::text[]) AS channel
@@ -326,8 +325,8 @@ SELECT pg_current_snapshot()::text
 
 # -- connections -----------------------------------------------------------------------------
 
-# Who this connection is to the server, and where it looks for names. It is the first statement, so
-# it relies on no search path.
+# The server's process and the search path of this connection. As the first statement, it relies on
+# no search path.
 WHOAMI: Final = """
 SELECT pid, backend_start, pg_catalog.current_setting('search_path')
 FROM pg_catalog.pg_stat_activity WHERE pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()
@@ -341,14 +340,14 @@ WHERE pid = $1::int4 AND backend_start = $2::timestamptz
 
 # -- transactions of the user's own ----------------------------------------------------------
 
-# Look for names where the statements of this module expect them, and tell where the user did. As
-# the search path is the user's until then, every name is qualified.
+# Set the search path that the statements of this module need, and return the user's. As the user's
+# is in force until then, every name is qualified.
 PIN_SEARCH_PATH: Final = """
 SELECT pg_catalog.current_setting('search_path'),
        pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true)
 """
 
-# Look for names where the user did before.
+# Restore the user's search path.
 RESTORE_SEARCH_PATH: Final = """
 SELECT pg_catalog.set_config('search_path', $1, true)
 """

@@ -26,9 +26,9 @@ __all__ = ["bind"]
 
 T = TypeVar("T")
 
-# What channels are told: no instance takes this for one of its own changes.
-_TOLD: Final = "bound"
-# How drivers read values, unless they were told of another way.
+# The text of the notifications; differs from every instance's own token.
+_BOUND: Final = "bound"
+# Values of the types whose codecs are checked.
 _SAMPLE: Final = (datetime(1970, 1, 1, tzinfo=UTC), 1, b"s")
 _OWN_CODECS: Final = (
     "the connection has codecs of its own for text, timestamptz, bigint or bytea: "
@@ -92,31 +92,31 @@ class _PgUserTransaction(UserTransaction["PgSession"]):
         statement = _sql.INSERT_UNIQUE if is_keyed else _sql.INSERT_BATCH
         # Storing a task may expire the one that holds its key.
         topics: set[Topic] = {"tasks", "results"} if is_keyed else {"tasks"}
-        rows = await _tell(executor, session, topics, statement, *columns(tasks))
+        rows = await _run_and_notify(executor, session, topics, statement, *columns(tasks))
         return [TaskId(holder) for holder in rows[0][0]] if is_keyed else [t.id for t in tasks]
 
     async def _complete(
         self, lease: Lease, value: bytes, executor: Executor, session: PgSession
     ) -> bool:
         batch = ([lease.task_id], [lease.epoch], [value])
-        return bool(await _tell(executor, session, {"results"}, _sql.SUCCEED, *batch))
+        return bool(await _run_and_notify(executor, session, {"results"}, _sql.SUCCEED, *batch))
 
     def _translated(self, operation: str, error: Exception) -> BaseException | None:
         # No cause: the drivers' texts may quote rows and keys.
         return None if isinstance(error, SitqError) else _translated(operation, self._place, error)
 
 
-async def _tell(
+async def _run_and_notify(
     executor: Executor, session: PgSession, topics: set[Topic], statement: str, *values: object
 ) -> list[Row]:
-    """Run a statement that tells of a change; the server does so at the commit."""
+    """Run a statement that notifies listeners; the server does so at the commit."""
     clock = session.settings.clock
     channels = [
         channel for channel, each in channels_of(session.settings.schema).items() if each in topics
     ]
     moment = None if clock is None else clock.now()
-    wish = (moment, *values, _TOLD, channels)
-    return await executor.fetch(session.statements[statement], wish)
+    parameters = (moment, *values, _BOUND, channels)
+    return await executor.fetch(session.statements[statement], parameters)
 
 
 class _ServerError(Exception):
@@ -129,7 +129,7 @@ class _ServerError(Exception):
 
 
 def _translated(operation: str, place: str, error: Exception) -> BaseException | None:
-    """An error of any driver as one of sitq's; `None`: it is no driver's."""
+    """Return an error of any driver as one of sitq's; ``None`` for any other error."""
     state = sqlstate_of(error) or sqlstate_of(error.__cause__ or error)
     if state == _FAILED_BEFORE:
         return UsageError("bind: the transaction has failed before: roll it back")

@@ -1,4 +1,4 @@
-"""Listeners of the PostgreSQL store: by notifications, or by looking where none arrive."""
+"""Listeners of the PostgreSQL store; woken by notifications, or by polling if none arrive."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["ServerListeners"]
 
 _ALL: Final[set[Topic]] = set(get_args(Topic))
-# How often to look where notifications do not arrive, in seconds.
+# Seconds between two looks at a store whose notifications do not arrive.
 _LOOK_EVERY: Final = 0.1
 # How long the first notification, one to ourselves, may take; seconds.
 _TEST_SECONDS: Final = 2.0
@@ -51,7 +51,7 @@ class _Subscription:
 
 
 class ServerListeners:
-    """All that listen to one open store; they share one connection, made for the first of them.
+    """The listeners of one open store; they share a connection, which the first one opens.
 
     Args:
         driver_loop: the driver's loop; what runs in the background runs there.
@@ -89,7 +89,7 @@ class ServerListeners:
             self._subscriptions[topic].discard(subscription)
 
     def signal(self, topics: set[Topic]) -> None:
-        """Tell those who listen; in the callers' loop."""
+        """Wake the listeners of topics; in the callers' loop."""
         for topic in topics:
             for subscription in self._subscriptions[topic]:
                 subscription.signal()
@@ -102,7 +102,7 @@ class ServerListeners:
         return self._task
 
     async def _serve(self) -> None:
-        """Listen, and look while that does not work; for ever."""
+        """Listen for ever, and poll while that is not possible."""
         self._task = asyncio.current_task()
         try:
             await self._listen_again_and_again()
@@ -123,7 +123,7 @@ class ServerListeners:
                     else:
                         self._settle()
                         await self._look_until(connection.lost)
-            except Exception:  # noqa: BLE001 - a store in trouble: looking goes on meanwhile
+            except Exception:  # noqa: BLE001 - the store is unavailable: polling goes on
                 self._settle()
             finally:
                 if connection is not None:
@@ -132,12 +132,12 @@ class ServerListeners:
             pause = min(pause * 2, _LONGEST_PAUSE)
 
     def _settle(self) -> None:
-        """Let those listen who waited for a way to; what came before was not heard."""
+        """Let `listen` go on, and wake all: changes before this moment were not notified."""
         self._settled.set()
         self._driver_loop.tell(partial(self.signal, _ALL))
 
     async def _hears(self, connection: PgConnection) -> bool:
-        """Listen, and tell if a notification to ourselves arrives: behind a pooler none does."""
+        """Listen, and return whether a test notification arrives; behind a pooler none does."""
         test = self._test = asyncio.Event()
         await connection.listen(list(self._channels), self._heard)
         channel = next(iter(self._channels))
@@ -166,7 +166,7 @@ class ServerListeners:
             return
 
     async def _look_until(self, end: asyncio.Event) -> None:
-        """Look now and then; the first look cannot tell what has changed, so all are told."""
+        """Poll until an event is set; the first look counts as a change of all topics."""
         self._snapshot = None
         while not end.is_set():
             if await self._has_changed():
@@ -183,7 +183,7 @@ class ServerListeners:
                 snapshot = (await connection.fetch(_sql.SNAPSHOT))[0][0]
         except TimeoutError:
             raise
-        except Exception:  # noqa: BLE001 - a store in trouble has not changed
+        except Exception:  # noqa: BLE001 - the store is unavailable: nothing has changed
             return False
         before, self._snapshot = self._snapshot, snapshot
         return bool(snapshot != before)

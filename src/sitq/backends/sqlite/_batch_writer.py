@@ -29,16 +29,16 @@ O = TypeVar("O")  # noqa: E741 - what comes out
 
 
 class PendingReserveRequest(Request[O]):
-    """A request that waits until carrying it out gives something, or there is news from outside.
+    """A reservation that is tried with each transaction until it gives tasks.
 
     Args:
-        loop: the loop that it comes from.
-        operation: what to carry out.
-        items: what for.
+        loop: the event loop of the caller.
+        operation: what to run.
+        items: its arguments, one for each answer.
         compensate: see `Request`.
-        gives: tells if answers are something.
-        fulfilled: called in the loop once they are, or are an answer to the news.
-        listener: who need not be told of the news.
+        gives: returns whether answers hold tasks.
+        fulfilled: called in the loop once the request is answered.
+        listener: the caller's listener, which is not woken for tasks that this request sees.
     """
 
     __slots__ = ("_fulfilled", "asked_at", "gives", "is_last", "listener")
@@ -57,34 +57,34 @@ class PendingReserveRequest(Request[O]):
         self.gives: Final = gives
         self.listener: Final = listener
         self._fulfilled: Final = fulfilled
-        # When it was carried out last, by the monotonic clock; the writer notes it.
+        # When it was last run, by the monotonic clock.
         self.asked_at = 0.0
-        # True if it is not to wait any longer, whatever carrying it out gives.
+        # True if the next answers end the waiting, whatever they hold.
         self.is_last = False
 
     def is_unfulfilled(self) -> bool:
-        """True if it is to go on waiting."""
+        """Return whether the request goes on waiting."""
         if self.is_last:
             return False
         return self.error is not None or not self.gives(self.answers or [])
 
     def wake(self) -> None:
-        """End the waiting; in the loop."""
+        """Wake the caller; in the loop."""
         super().wake()
         self._fulfilled()
 
 
 class BatchWriter(BatchQueue):
-    """Hands what gathered to a thread that writes.
+    """Write batches of requests in the database thread.
 
     Args:
-        loop: the loop that all requests come from.
-        waker: reaches it from the thread that writes.
-        schedule: has a function called soon by the one thread that writes.
-        write: carries out a batch in that thread; answers or an error go into each request.
-        needs_disk: tells if a request that was carried out has to wait for the disk.
-        keep: waits for the disk for some requests.
-        prompts: the operations that may fulfil a standing request.
+        loop: the event loop of all callers.
+        waker: calls functions in that loop from the database thread.
+        schedule: queues a function for the database thread.
+        write: runs a batch in that thread, and sets answers or an error on each request.
+        needs_disk: returns whether a request has to wait for a flush.
+        keep: flushes for some requests.
+        prompts: the operations after which a pending reservation is tried again.
     """
 
     def __init__(
@@ -108,16 +108,16 @@ class BatchWriter(BatchQueue):
 
     @property
     def is_idle(self) -> bool:
-        """True if nobody waits to be written, or for what is written."""
+        """Return whether no request is queued, being written or pending."""
         return not (self._scheduled or self._pending_reserves)
 
     def stand(self, request: PendingReserveRequest[Any]) -> None:
-        """Carry a request out with each transaction that may fulfil it, until it is."""
+        """Add a pending reservation: it is tried with each transaction that stores tasks."""
         with self._lock:
             self._pending_reserves.append(request)
 
     def prompt(self) -> list[PendingReserveRequest[Any]]:
-        """Carry out, for the last time, all requests that stand; return them."""
+        """Try all pending reservations for the last time; return them."""
         with self._lock:
             standing, self._pending_reserves = self._pending_reserves, []
             for request in standing:
@@ -127,10 +127,10 @@ class BatchWriter(BatchQueue):
         return standing
 
     async def end(self, request: PendingReserveRequest[O]) -> list[O] | None:
-        """Let a request wait no longer; return its answers, ``None`` if it was not carried out.
+        """End a pending reservation; return its answers, or ``None`` if it has none.
 
         Raises:
-            BaseException: what went wrong.
+            BaseException: why the reservation failed.
         """
         with self._lock:
             request.is_last = True
@@ -153,7 +153,7 @@ class BatchWriter(BatchQueue):
         return batch + standing
 
     def _put_back(self, batch: list[Request[Any]]) -> list[Request[Any]]:
-        """Let requests that gave nothing stand; return the others."""
+        """Keep reservations that gave nothing pending; return the other requests."""
         settled: list[Request[Any]] = []
         with self._lock:
             for request in batch:
@@ -168,21 +168,21 @@ class BatchWriter(BatchQueue):
         self._schedule(self._flush)
 
     def drain(self) -> None:
-        """Write all that has gathered, at once; in the thread that writes."""
+        """Write all queued requests; in the database thread."""
         while self._write_batch():
             pass
 
     def _flush(self) -> None:
         if self._write_batch():
-            # Behind what else the thread was asked to do, so that reads are not starved.
+            # Queued behind the thread's other calls, so that reads are not starved.
             self._schedule(self._flush)
 
     def _write_batch(self) -> bool:
-        """Write one batch; return whether another has gathered meanwhile."""
+        """Write one batch; return whether more requests have come meanwhile."""
         batch = self._take()
         try:
             self._carry_out(batch)
-        except BaseException as error:  # noqa: BLE001 - or its callers would wait for ever
+        except BaseException as error:  # noqa: BLE001 - its callers would wait for ever
             self._fail(batch, error)
         return self._more()
 
@@ -202,7 +202,7 @@ class BatchWriter(BatchQueue):
             self._answer(late)
 
     def _fail(self, batch: list[Request[Any]], error: BaseException) -> None:
-        """Tell the callers that nobody has answered that it is unknown what became of theirs."""
+        """Raise `UnknownOutcomeError` in the callers that have no answer yet."""
         standing = set(map(id, self._pending_reserves))
         left = [request for request in batch if not request.settled and id(request) not in standing]
         for request in left:
@@ -213,7 +213,7 @@ class BatchWriter(BatchQueue):
             self._answer(left)
 
     def _answer(self, batch: list[Request[Any]]) -> None:
-        # At once, so that whatever is asked next finds it undone.
+        # Written first, so that the next request sees the changes undone.
         if reverses := self._settle(batch):
             self._write(reverses)
         waiting = [request for request in batch if not isinstance(request, BlockingRequest)]

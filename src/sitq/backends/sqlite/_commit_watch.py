@@ -1,9 +1,8 @@
-"""Rings the bell for commits that are not sitq's.
+"""Signal the commits of users' own transactions to those that wait for tasks or results.
 
-SQLite tells nobody when another connection of the process commits. So a thread looks, with a
-connection of its own and while something is expected only. Should the process die before it has
-looked, the workers' poll interval is the fallback; so it is for what is committed after the store
-was closed.
+SQLite does not report the commits of another connection. So a thread polls for them, on a
+connection of its own, while such a commit is expected. If the process dies first, or the commit
+comes after the store was closed, workers find the tasks at their next poll.
 """
 
 from __future__ import annotations
@@ -28,22 +27,22 @@ __all__ = ["CommitWatch"]
 
 _log: Final = Log(__name__)
 
-_DEAF: Final = "cannot watch for commits; workers find what they brought by polling"
-# Pauses between two looks, in seconds; they grow from the last thing expected on.
+_CANNOT_WATCH: Final = "cannot watch for commits; workers find what they brought by polling"
+# Pauses between two looks, in seconds; they grow until something new is expected.
 _FIRST_PAUSE: Final = 0.0005
 _LONGEST_PAUSE: Final = 0.02
 _GROWTH: Final = 1.1
-# What is not committed by then has been rolled back, or is left to the workers' polling: its
-# transaction would have held up all other writers for so long.
+# Seconds after which a commit is no longer expected. Most likely it was rolled back: its
+# transaction would have blocked all other writers for so long.
 _PATIENCE: Final = 60.0
-# How long the thread waits for something new to expect before it ends.
+# Seconds without anything expected after which the thread ends.
 _IDLE: Final = 2.0
-# How long the closing waits for the thread's last look, in seconds.
+# Seconds that `close` waits for the thread's last look.
 _LAST_LOOK: Final = 1.0
 
 
 class CommitWatch:
-    """What is expected to be committed to one file, and the thread that looks out for it.
+    """The commits that are expected in one file, and the thread that polls for them.
 
     Args:
         file: the store's file; it may be closed by its other users meanwhile.
@@ -58,7 +57,7 @@ class CommitWatch:
         self._closed = False
 
     def expect(self, topic: Topic, task_id: str) -> None:
-        """Ring for ``topic`` once a task can be seen, or seen to be final; from any thread."""
+        """Signal a topic once the task is visible, or visible as final; from any thread."""
         with self._lock:
             if self._closed:
                 return
@@ -82,7 +81,7 @@ class CommitWatch:
             thread.start()
         except RuntimeError as error:  # the interpreter is ending, or the system allows no more
             self._expected.clear()
-            _log.warning("%s: %s", _DEAF, error)
+            _log.warning("%s: %s", _CANNOT_WATCH, error)
             return None
         return thread
 
@@ -94,10 +93,10 @@ class CommitWatch:
             with self._lock:
                 self._expected.clear()
                 self._thread = None
-            _log.warning("%s: %s", _DEAF, error)
+            _log.warning("%s: %s", _CANNOT_WATCH, error)
 
     def _has_watched(self) -> bool:
-        """Watch until nothing was expected for a while; False: that is to be tried again."""
+        """Watch until nothing was expected for a while; return False to be called again."""
         try:
             with (
                 closing(self._file.connect()) as connection,
@@ -110,11 +109,11 @@ class CommitWatch:
             if not is_busy(error):
                 raise
             self._current()
-            return self._ends()  # if not, somebody opens, recovers or closes the file just now
+            return self._ends()  # another process opens, recovers or closes the file
         return True
 
     def _wait(self, seconds: float) -> bool:
-        """Wait until something is expected; False: nothing is, and the thread is to end."""
+        """Wait until a commit is expected; return False if none is and the thread is to end."""
         with self._lock:
             if self._expected:
                 return True
@@ -124,7 +123,7 @@ class CommitWatch:
         return not self._ends()
 
     def _ends(self) -> bool:
-        """Tell if there is nothing to do any more; if so, the next one begins another thread."""
+        """Return whether nothing is expected; if so, the next `expect` starts a new thread."""
         with self._lock:
             if self._closed:
                 self._expected.clear()
@@ -151,7 +150,7 @@ class CommitWatch:
             pause = min(pause * _GROWTH, _LONGEST_PAUSE)
 
     def _current(self) -> list[tuple[Topic, str]]:
-        """What is still expected."""
+        """Return what is still expected."""
         now = time.monotonic()
         with self._lock:
             for key in [key for key, until in self._expected.items() if until <= now]:
@@ -159,7 +158,7 @@ class CommitWatch:
             return list(self._expected)
 
     def _signal(self, connection: sqlite3.Connection, wakeup_file: WakeupFile) -> None:
-        """Ring for what can be seen, and expect it no more."""
+        """Signal what is visible, and expect it no more."""
         expected: list[tuple[Topic, str]] = []
         seen: dict[str, bool] = {}
         # Again for what came meanwhile: it may have been committed with what can be seen.

@@ -54,7 +54,7 @@ class SQLiteConnection(aiosqlite.Connection):
         self._thread.start()
 
     def __del__(self) -> None:
-        """Let the thread end quietly: sitq promises that a forgotten close does no harm."""
+        """End the thread if the connection was not closed."""
         self._tx.put_nowait((None, partial(_shut, self._connection)))
 
     @property
@@ -75,9 +75,9 @@ class SQLiteConnection(aiosqlite.Connection):
         return self._is_closed
 
     def post(self, function: Callable[[], object]) -> None:
-        """Have the thread call a function that raises nothing.
+        """Queue a function that raises nothing for the thread.
 
-        Once the thread has ended, the caller calls it: it finds the connection closed.
+        Once the thread has ended, the caller's thread calls it, with the connection closed.
         """
         with self._posting:
             if not self._has_ended:
@@ -143,7 +143,7 @@ class SQLiteConnection(aiosqlite.Connection):
         return _STOP_RUNNING_SENTINEL
 
     def _call_the_rest(self) -> None:
-        """Call what was posted behind the end: somebody waits for its answer."""
+        """Call what was posted after the end: callers wait for its answers."""
         while True:
             try:
                 _, function = self._tx.get_nowait()
@@ -154,7 +154,7 @@ class SQLiteConnection(aiosqlite.Connection):
 
 
 class _Usage:
-    """Who uses a connection: one thread at a time."""
+    """A lock that knows which thread uses a connection."""
 
     __slots__ = ("_lock", "_thread")
 
@@ -164,7 +164,7 @@ class _Usage:
         self._thread: int | None = None
 
     def call(self, function: Callable[[], T]) -> T:
-        """Call a function once nobody else uses the connection."""
+        """Call a function once no other thread uses the connection."""
         with self._lock:
             return self._call(function)
 
@@ -201,10 +201,10 @@ class _Usage:
 
 
 class _Once:
-    """A call that keeps nothing once it has been made.
+    """A call that drops its function once it has been made.
 
-    The thread holds on to what it called last; that must not be what holds the connection, or a
-    connection that nobody has any more would stay open.
+    The thread keeps a reference to what it called last. If that held the connection, a connection
+    without other references would stay open.
     """
 
     __slots__ = ("_function", "_usage")
@@ -218,7 +218,7 @@ class _Once:
         return self._usage.call(function)
 
 
-# Whatever is open, so that one that nobody has any more is closed and not just collected.
+# All open connections: one without other references is closed by `__del__`, not just collected.
 _open: Final[set[sqlite3.Connection]] = set()
 
 

@@ -1,6 +1,7 @@
-"""One store's connections: units of work go to database threads, answers back to event loops.
+"""Run operations in the database threads of one SQLite store.
 
-A unit of work runs whole in one thread: writes in transactions of what has gathered, reads alone.
+Writes that wait at the same time share a transaction. Reads run one by one, in a thread and on a
+connection of their own.
 """
 
 from __future__ import annotations
@@ -51,21 +52,22 @@ FLUSH_SECONDS: Final = 1.0
 
 
 class SQLiteDatabase:
-    """A store's connections: writes are gathered into transactions, reads run one by one.
+    """Run the operations of one store: writes in shared transactions, reads one by one.
 
-    Reads have a connection and a thread of their own, from the first one on: they do not wait
-    for a write that waits for somebody else's lock.
+    Reads use a connection and a thread of their own. They do not wait for a write that waits for
+    the lock of another process.
 
     Args:
         store: opens the connections, and checks the files before each transaction.
-        disconnected: called after the closing; in the database thread.
-        loop: the loop that all callers run in.
-        waker: reaches it from the database threads.
+        disconnected: called in the database thread, after the connection is closed.
+        loop: the event loop of all callers.
+        waker: calls functions in that loop from the database threads.
         clock: read once a transaction.
-        durability: when what a transaction did is on the disk.
-        prompts: the operations that may give something to those who stand by.
-        committed: told of each transaction, in the database thread, before its callers are.
-        moved: told, in the database thread, that another store is open from now on.
+        durability: decides which transactions are flushed to the disk, and when.
+        prompts: the operations after which a pending reservation is tried again.
+        committed: called in the database thread with each transaction, before its callers are
+            woken.
+        moved: called in the database thread once the file that replaced the store is open.
     """
 
     def __init__(
@@ -114,7 +116,7 @@ class SQLiteDatabase:
             raise
 
     async def close(self) -> None:
-        """Close, after all that was asked for before."""
+        """Close the connections, after all earlier requests."""
         ended = Request[None](self._loop, list, ())
 
         def end() -> None:
@@ -130,11 +132,11 @@ class SQLiteDatabase:
         ended.result()
 
     def abandon(self) -> None:
-        """Close soon, without waiting: the loop that waits for answers has ended."""
+        """Start to close the connections without waiting; the callers' loop has ended."""
         self._close_soon(self._end)
 
     def _close_soon(self, end: Callable[[], object]) -> None:
-        """Have the reader's connection closed, then the one that writes."""
+        """Start to close the connection for reads, then the one for writes."""
         self._is_closing = True
         reader, self._reader = self._reader, None
 
@@ -156,9 +158,9 @@ class SQLiteDatabase:
         reader.detach()
 
     def _end(self) -> None:
-        # What gathered behind the batch that is being written has no place in the queue yet.
+        # Requests that came while a batch was written are not in the thread's queue yet.
         self.commits.drain()
-        with suppress(OSError, sqlite3.Error):  # what it was to keep, a power cut may undo
+        with suppress(OSError, sqlite3.Error):  # no caller waits for this flush
             if self._durability.is_behind:
                 self._flush()
         self._durability.close()
@@ -170,13 +172,13 @@ class SQLiteDatabase:
         items: Sequence[Any],
         compensate: Compensate[T] | None = None,
     ) -> list[T]:
-        """Carry out a unit of work in a transaction, with others that wait for one."""
+        """Run an operation in a transaction that it shares with other requests."""
         return await self.commits.submit(operation, items, compensate)
 
     def write_blocking(self, operation: Callable[..., list[T]], items: Sequence[Any]) -> list[T]:
-        """Carry out a unit of work in a transaction, from a thread without an event loop.
+        """Run an operation in a transaction, from a thread without an event loop.
 
-        Where nobody else writes, the caller's own thread does it: no thread waits for another.
+        If the connection is idle, the caller's own thread runs it.
         """
         if self.commits.is_idle:
             answers = self._connection.lend(partial(self._write_alone, operation, items))
@@ -187,20 +189,20 @@ class SQLiteDatabase:
         return self.commits.submit_blocking(BlockingRequest(self._loop, operation, items))
 
     def _write_alone(self, operation: Callable[..., list[T]], items: Sequence[Any]) -> list[T]:
-        """Carry out one unit of work, in a thread that a signal handler may interrupt.
+        """Run one operation, in a thread that a signal handler may interrupt.
 
         Raises:
-            BaseException: what the handler raised. It is unknown then if the work is stored.
+            BaseException: what the handler raised. The outcome is unknown then.
         """
         carry_out = partial(self._transaction, (operation,), operation, items)
         try:
             work, answers = retrying(carry_out, BUSY_SECONDS)
-        except BaseException as error:  # noqa: BLE001 - raised again, in the caller's words
+        except BaseException as error:  # noqa: BLE001 - raised again, translated
             cause = error.__cause__ or error
             if isinstance(cause, Exception):
                 raise translate_error(operation.__name__, self._path, error) from error.__cause__
             raise cause from None
-        self._tell(work)
+        self._publish(work)
         if self._durability.needs_flush(operation):
             failure = self._flush_for_long()
             if failure is not None:
@@ -208,9 +210,9 @@ class SQLiteDatabase:
         return answers
 
     async def read(self, unit: Callable[..., T], *parameters: Any) -> T:
-        """Run a unit of work that changes nothing, outside any transaction."""
+        """Run a read outside any transaction."""
         connection = self._connection
-        # Nobody would close a reader that is made while the backend is being closed.
+        # A reader that is made while the backend is being closed would stay open.
         if self._store.is_file and not self._is_closing:
             if self._reader is None:
                 self._reader = SQLiteConnection(self._store.connect_for_reads, no_op)
@@ -219,31 +221,31 @@ class SQLiteDatabase:
         return await self._ask(unit.__name__, run, connection)
 
     async def flush(self) -> None:
-        """Have on the disk what was committed without it.
+        """Flush what was committed and is not on the disk yet.
 
         Raises:
-            BackendError: the disk could not.
+            BackendError: the flush failed.
         """
         if self._durability.is_behind:
             await self._ask("flush", self._flush, self._connection)
 
     async def shorten_log(self) -> None:
-        """Empty a log that has grown long behind a reader, if the reader has gone.
+        """Empty a long write-ahead log, if no reader needs it any more.
 
-        It has a connection and a thread of its own: what is in the log is copied meanwhile, and
-        neither writes nor reads are to wait for that.
+        This uses a connection and a thread of its own: copying the log takes long, and neither
+        writes nor reads wait for it.
 
         Raises:
-            BackendError: it could not be done.
+            BackendError: the checkpoint failed.
         """
         if not self._store.is_file or not self._store.file.log_is_long():
             return
         connection = SQLiteConnection(self._store.connect_for_reads, no_op)
 
         def shorten() -> None:
-            if not connection.is_open:  # it is called again while the file is locked
+            if not connection.is_open:  # this function is called again while the file is locked
                 connection.attach()
-            for mode in ("PASSIVE", "TRUNCATE"):  # the second holds up writers, for a moment
+            for mode in ("PASSIVE", "TRUNCATE"):  # TRUNCATE blocks writers for a moment
                 busy, *_ = connection.opened.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
                 if busy:
                     return
@@ -257,7 +259,7 @@ class SQLiteDatabase:
         self._durability.flush(self._connection.opened)
 
     def call(self, unit: Callable[..., T], *parameters: Any) -> T:
-        """Run a unit of work in a transaction, from any thread, and block until it is done."""
+        """Run a function in a transaction, from any thread, and block until it is done."""
         request = Request[T](self._loop, lambda work, _: [unit(work, *parameters)], (None,))
         done = threading.Event()
 
@@ -272,7 +274,7 @@ class SQLiteDatabase:
         return request.result()[0]
 
     async def _ask(self, name: str, function: Callable[[], T], connection: SQLiteConnection) -> T:
-        """Have a connection's thread call a function, and return what it returned."""
+        """Call a function in a connection's thread and return what it returns."""
         request = Request[T](self._loop, list, ())
 
         def run() -> None:
@@ -306,11 +308,11 @@ class SQLiteDatabase:
             raise
         except BaseException as error:
             if not (isinstance(error, sqlite3.Error) and is_busy(error)):
-                connection.drop()  # it may hold what it was reading; the next read opens it anew
+                connection.drop()  # it may hold a read lock; the next read opens a new one
             raise
 
     def _write(self, batch: list[Request[Any]]) -> None:
-        """Carry out requests in one transaction; one that fails must not fail the others."""
+        """Run requests in one transaction; one that fails does not fail the others."""
         operations = [request.operation for request in batch]
         try:
             work, _ = retrying(
@@ -322,17 +324,17 @@ class SQLiteDatabase:
         except BaseException as error:  # noqa: BLE001 - it belongs to the callers
             for request in batch:
                 request.answers = None
-            if len(batch) == 1 or _is_everyones(error):
+            if len(batch) == 1 or _is_shared(error):
                 for request in batch:
                     request.error = translate_error(_name(request), self._path, error)
             else:
                 for request in batch:
                     self._write([request])
             return
-        self._tell(work)
+        self._publish(work)
 
-    def _tell(self, work: SQLiteTransaction) -> None:
-        """Have others woken after a commit."""
+    def _publish(self, work: SQLiteTransaction) -> None:
+        """Wake those that wait for the changes of a transaction."""
         try:
             self._committed(work)
         except Exception as error:  # noqa: BLE001 - the transaction is committed all the same
@@ -342,14 +344,14 @@ class SQLiteDatabase:
         return self._durability.needs_flush(request.operation)
 
     def _keep(self, batch: list[Request[Any]]) -> None:
-        """Have on the disk what is about to be acknowledged."""
+        """Flush before requests are acknowledged; each gets an error if that fails."""
         failure = self._flush_for_long()
         if failure is not None:
             for request in batch:
                 request.error = unknown(_name(request), self._path, failure)
 
     def _flush_for_long(self) -> Exception | None:
-        """Flush, again for a while where it fails; return why it could not be done."""
+        """Flush, with retries for `FLUSH_SECONDS`; return the last error, if all failed."""
         give_up = time.monotonic() + FLUSH_SECONDS
         while True:
             try:
@@ -367,7 +369,7 @@ class SQLiteDatabase:
         carry_out: Callable[..., T],
         *parameters: Any,
     ) -> tuple[SQLiteTransaction, T]:
-        """Call ``carry_out`` in a transaction; return the transaction and what that returned."""
+        """Call a function in a transaction; return the transaction and the function's result."""
         connection = self._ready()
         self._durability.prepare(connection, operations)
         changes = connection.total_changes
@@ -393,10 +395,10 @@ class SQLiteDatabase:
         *,
         is_ending: bool,
     ) -> None:
-        """Undo a transaction that went wrong.
+        """Roll back a transaction that failed.
 
         Raises:
-            UnknownOutcomeError: it may be committed all the same.
+            UnknownOutcomeError: it may be committed.
         """
         if connection.in_transaction:
             if not roll_back(connection):
@@ -406,10 +408,10 @@ class SQLiteDatabase:
             raise unknown(name, self._path, error)
 
     def _ready(self) -> sqlite3.Connection:
-        """Return the connection that writes, to the store that is at the path.
+        """Return the connection for writes, to the file that is at the path now.
 
         Raises:
-            UsageError: it was closed.
+            UsageError: the connection is closed.
             BackendError: there is no store, or it cannot be used.
         """
         try:
@@ -423,7 +425,7 @@ class SQLiteDatabase:
         return connection
 
     def _move(self) -> None:
-        """Go over to the store that has been put in the place of the one that was open."""
+        """Open the file that has replaced the store's file."""
         if self._connection.is_open:
             self._store.finish(self._connection.opened)
             self._connection.drop()
@@ -439,11 +441,11 @@ class SQLiteDatabase:
             retrying(self._ready, BUSY_SECONDS)
 
     def _usable(self) -> sqlite3.Connection:
-        """Return the connection that writes, with no transaction open on it.
+        """Return the connection for writes, with no transaction open on it.
 
         Raises:
-            UsageError: it was closed.
-            BackendError: it cannot be used, nor can another one be opened.
+            UsageError: the connection is closed.
+            BackendError: it cannot be used, and no other one can be opened.
         """
         if self._connection.is_open:
             if roll_back(self._connection.opened):
@@ -454,9 +456,9 @@ class SQLiteDatabase:
         return self._connection.opened
 
     def _replace(self) -> None:
-        """Give a connection up that cannot be rolled back: its locks end with it."""
+        """Close a connection that cannot be rolled back, which releases its locks."""
         if not self._store.is_file:
-            return  # all that is stored would end with it
+            return  # the tasks of a store in memory would be lost
         self._connection.drop()
         self._store.disconnected()
         self._durability.renew()
@@ -466,8 +468,8 @@ def _name(request: Request[Any]) -> str:
     return getattr(request.operation, "__name__", "write")
 
 
-def _is_everyones(error: BaseException) -> bool:
-    """Return whether an error is no matter of one request: to try them one by one is no use."""
+def _is_shared(error: BaseException) -> bool:
+    """Return whether an error would meet every request, so that single retries are no use."""
     if isinstance(error, sqlite3.Error):
         return is_busy(error)
     return isinstance(error, BackendConnectionError | UsageError | OSError)
@@ -476,14 +478,14 @@ def _is_everyones(error: BaseException) -> bool:
 def _carry_out_all(
     work: SQLiteTransaction, batch: list[Request[Any]], monotonic: Callable[[], float]
 ) -> None:
-    """Carry out all requests of a batch; to each its own answers."""
-    # Not before the lock was had: leases count from here.
+    """Run all requests of a batch, and give each its answers."""
+    # Read after the lock was taken: leases count from here.
     asked_at = monotonic()
     for request in batch:
         if isinstance(request, PendingReserveRequest):
             request.asked_at = asked_at
     answers = [_carry_out(work, operation, group) for operation, group in group_by_operation(batch)]
-    # Before the commit: nothing that can fail is to come between it and the answer.
+    # Set before the commit, so that nothing after it can fail.
     for request, answer in zip(batch, chain.from_iterable(answers), strict=True):
         request.answers = answer
 
@@ -491,6 +493,6 @@ def _carry_out_all(
 def _carry_out(
     work: SQLiteTransaction, operation: Callable[..., list[Any]], group: list[Request[Any]]
 ) -> list[list[Any]]:
-    """One call of an operation for all requests of a group; to each its own answers."""
+    """Call an operation once for a group of requests; return the answers of each request."""
     answers = iter(operation(work, [item for request in group for item in request.items]))
     return [list(islice(answers, len(request.items))) for request in group]

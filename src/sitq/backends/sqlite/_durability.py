@@ -1,8 +1,8 @@
-"""When a commit is on the disk: before it can be seen, before it is acknowledged, or soon after.
+"""Decide when a commit is flushed to the disk.
 
-SQLite's ``synchronous=FULL`` knows the first only, and what waits for a disk holds up everybody
-who waits for the commit. Here, SQLite does without the disk where that is too strict, and the
-log is flushed afterwards. A later flush includes all that was committed before.
+SQLite's ``synchronous=FULL`` flushes before a commit is visible, so that all that wait for the
+commit wait for the disk. Where less is enough, SQLite commits without a flush here, and the log is
+flushed before the acknowledgement, or later. A flush includes all earlier commits.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ _CAN_FLUSH: Final = hasattr(os, "fdatasync")
 
 
 class Durability:
-    """Keeps the promises of one connection; for its thread.
+    """Apply flush policies to the commits of one connection; in its thread.
 
     Args:
-        log: the path of the write-ahead log; ``None``: all is left to SQLite.
-        policies: what is promised of an operation; of all others, `FlushPolicy.BEFORE_COMMIT`.
+        log: the path of the write-ahead log; ``None``: SQLite alone decides.
+        policies: the policy of an operation; of all others, `FlushPolicy.BEFORE_COMMIT`.
     """
 
     def __init__(self, log: str | None, policies: Mapping[Callable[..., Any], FlushPolicy]) -> None:
         self._log: Final = log if _CAN_FLUSH else None
         self._policies: Final = policies
-        # What ``synchronous`` of the connection is; ``None``: not known.
+        # Whether the connection's ``synchronous`` is FULL; ``None``: not known.
         self._is_full: bool | None = None
         self._is_safe = True
         self._file: int | None = None
         self._is_doubtful = False
-        # True if a power cut could undo what has been committed.
+        # True if there are commits that a power cut could undo.
         self.is_behind = False
 
     def __del__(self) -> None:
@@ -80,13 +80,13 @@ class Durability:
         self.close()
 
     def doubt(self) -> None:
-        """Note that a flush of SQLite's own may have failed: nothing is safe until `flush`."""
+        """Note that a flush by SQLite may have failed: nothing is safe until `flush`."""
         self._is_doubtful = self.is_behind = self._log is not None
 
     def needs_flush(self, operation: Callable[..., Any]) -> bool:
-        """Tell if a flush must come before an operation that was carried out is acknowledged.
+        """Return whether an operation must be flushed before it is acknowledged.
 
-        Even one that has changed nothing: the task that holds a unique key may be another's.
+        This holds even if it has changed nothing: it may have returned another caller's task.
         """
         if self._log is None:
             return False
@@ -96,11 +96,11 @@ class Durability:
         return policy is FlushPolicy.ACKNOWLEDGED and not self._is_safe
 
     def flush(self, connection: sqlite3.Connection) -> None:
-        """Have the disk keep all that has been committed so far.
+        """Flush all commits so far.
 
         Raises:
-            OSError: it could not.
-            sqlite3.Error: nor could it put right what a flush that failed has left.
+            OSError: the flush failed.
+            sqlite3.Error: the log could not be emptied after an earlier flush had failed.
         """
         if self._log is None:
             return
@@ -113,17 +113,17 @@ class Durability:
         self.is_behind = False
 
     def _start_anew(self, connection: sqlite3.Connection) -> None:
-        """Empty the log into the file.
+        """Copy the log into the database file and empty it.
 
-        After a flush that failed, Linux takes what it could not write for written: a later flush
-        of the log that goes well says nothing of it.
+        After a failed flush, Linux regards the pages as written: a later flush of the log that
+        succeeds proves nothing.
         """
         busy, *_ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if busy:
             raise OSError(errno.EBUSY, "the log is in use, and a flush of it has failed before")
 
     def close(self) -> None:
-        """Give the log up. Calling it twice is fine."""
+        """Close the log's file. Calling it twice is fine."""
         file, self._file = self._file, None
         if file is not None:
             os.close(file)

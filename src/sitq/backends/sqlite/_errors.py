@@ -1,4 +1,4 @@
-"""What SQLite's errors mean in sitq's words."""
+"""Translate SQLite's errors, retry while the file is locked, and roll back."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 __all__ = ["is_busy", "is_undone", "retrying", "roll_back", "translate_error", "unknown"]
 
-# A rollback that runs out of memory has done nothing, and may go well a moment later.
+# A rollback that runs out of memory has done nothing, and may succeed a moment later.
 _TRIES: Final = 3
 
 
 def roll_back(connection: sqlite3.Connection) -> bool:
     """Roll back a transaction if one is open; return whether none is open any more.
 
-    It raises nothing: what went wrong before is what the caller is to hear of.
+    Raises nothing: the caller reports the error that came before.
     """
     for _ in range(_TRIES):
         if not connection.in_transaction:
@@ -78,25 +78,25 @@ def _code(error: BaseException) -> int | None:
 
 
 def _is_too_large(error: BaseException) -> bool:
-    """Return whether the driver says that it cannot hand a value to SQLite."""
+    """Return whether the driver cannot pass a value to SQLite because of its size."""
     return isinstance(error, OverflowError) and any(
         word in str(error) for word in ("SQLite INTEGER", "INT_MAX")
     )
 
 
 def is_busy(error: sqlite3.Error) -> bool:
-    """Tell if somebody else holds the database, so that a later try may succeed."""
+    """Return whether another connection holds the database, so that a later try may succeed."""
     return _code(error) in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 
 
 def translate_error(operation: str, path: str, error: BaseException) -> BaseException:
-    """An error of the driver as a `BackendError` that names operation, file and cause."""
+    """Return an error of the driver as a `BackendError` that names operation, file and cause."""
     if isinstance(error, SitqError):
         return error
     if isinstance(error, UnicodeEncodeError) or _is_too_large(error):
         return BackendValueError(f"{operation} on {path}: SQLite cannot store one of the values")
     if isinstance(error, ValueError | ArithmeticError | TypeError):
-        # Pydantic's too. Its text would show the values.
+        # Pydantic's too. The text of the error is left out: it would show the values.
         message = f"{operation} on {path}: the file holds a row that is none of sitq's"
         return BackendFormatError(message)
     if not isinstance(error, sqlite3.Error | OSError):
@@ -110,7 +110,7 @@ def translate_error(operation: str, path: str, error: BaseException) -> BaseExce
 
 
 def unknown(operation: str, path: str, error: BaseException) -> UnknownOutcomeError:
-    """Return the error for work that may be stored, with what kept the store from confirming it."""
+    """Return the error for an operation that may be stored, caused by ``error``."""
     if isinstance(error, UnknownOutcomeError):
         return error
     cause = error if isinstance(error, sqlite3.Error | OSError) else type(error).__name__
@@ -118,9 +118,9 @@ def unknown(operation: str, path: str, error: BaseException) -> UnknownOutcomeEr
         f"{operation} on {path}: the outcome is unknown: it may be stored, but this failed "
         f"to confirm it: {cause}"
     )
-    told = UnknownOutcomeError(message)
-    told.__cause__ = error
-    return told
+    unknown_outcome = UnknownOutcomeError(message)
+    unknown_outcome.__cause__ = error
+    return unknown_outcome
 
 
 T = TypeVar("T")
@@ -131,10 +131,10 @@ _LONGEST_PAUSE: Final = 0.02
 
 
 def retrying(unit: Callable[[], T], seconds: float, longest: float = _LONGEST_PAUSE) -> T:
-    """Run ``unit``, again while the database is locked, for at most ``seconds``.
+    """Call a function, again while the database is locked, for at most ``seconds``.
 
-    The pauses are drawn at random. SQLite's own busy handler sleeps by a fixed table, which lets
-    a greedy writer starve the others.
+    The pauses are random. SQLite's own busy handler sleeps by a fixed table, which lets a busy
+    writer starve the others.
     """
     give_up = time.monotonic() + seconds
     pause = _FIRST_PAUSE

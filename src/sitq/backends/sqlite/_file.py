@@ -1,11 +1,12 @@
-"""The database file, its log and its index: made private, checked, and never made over.
+"""The files of a SQLite store: the database, its write-ahead log and the log's index.
 
-SQLite goes on with a log that was cut or swapped under it. It then writes behind a gap, or into a
-file that nobody else sees, and all that it acknowledges is unreadable later.
+They are created private to the user, and checked before each transaction. SQLite does not notice
+that its log was cut short or replaced: it goes on writing behind a gap, or into a file that no
+other process sees, and what it acknowledges is lost.
 
-An existing file is opened by SQLite only. When a process closes a descriptor of its own, all its
-POSIX locks on that file end, also those of SQLite's: another process could then take itself for
-the last user and remove the write-ahead log that is in use.
+Only SQLite opens an existing database file. When a process closes any descriptor of a file, all
+its POSIX locks on that file end, those of SQLite too. Another process could then take itself for
+the last user and remove the log that is in use.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class WriteAheadLog:
     """The ``-wal`` and ``-shm`` files of a database, as they were when it was opened.
 
     Args:
-        database: the database's path. The process has a connection to it, and keeps one.
+        database: the database's path. The process keeps a connection to it open.
 
     Raises:
         BackendConnectionError: one of the files is not there.
@@ -63,7 +64,7 @@ class WriteAheadLog:
         self._file = self._find()
 
     def check(self) -> None:
-        """Make sure that both are the same files, and hold what SQLite takes them to hold.
+        """Check that both are still the same files, and as long as SQLite takes them to be.
 
         Raises:
             BackendConnectionError: one was removed, replaced or cut short.
@@ -77,15 +78,15 @@ class WriteAheadLog:
             self._refuse(self._index)
         self._index_size = index.st_size
         for _ in range(_TRIES):
-            # In this order: SQLite writes to the log first, and then to its index.
+            # The index is read first: SQLite writes to the log before it writes to the index.
             needed = self._needed()
             log = stat_of(self._log)
             if _identity(log) != self._log_identity:
                 raise BackendConnectionError(f"{self._log} was replaced by another file")
             if log.st_size >= needed:
                 return
-            # It is shorter; or somebody has emptied it in order between the two looks, or the
-            # descriptor is another file's by now.
+            # It is shorter. Or another process has reset it between the two reads, or the
+            # descriptor now belongs to another file.
             self._file = self._find()
         self._refuse(self._log)
 
@@ -172,7 +173,7 @@ def stat_of(path: str, *, follow: bool = True) -> os.stat_result:
 
 
 MEMORY: Final = ":memory:"
-# The log grows while a reader keeps SQLite from beginning it anew; afterwards it is cut to this.
+# The log grows while a reader keeps SQLite from resetting it; afterwards it is cut to this length.
 LOG_LIMIT: Final = 16 * 1024 * 1024
 WAS_EMPTIED: Final = "was a store of sitq's and is empty now"
 
@@ -199,25 +200,25 @@ class DatabaseFile:
             return
         if create:
             self._create()
-        # Before the file: others make the bell once the store is complete.
+        # Checked before the database file: others create it once the store is complete.
         self.had_wakeup_file: Final = os.path.exists(self.wakeup_file)
         status = stat_of(path, follow=False)
         self._check_safe(status)
         if self.had_wakeup_file and status.st_size == 0:
-            # Not for SQLite to see: it removes the log of an empty file.
+            # SQLite must not open it: it removes the log of an empty file.
             raise BackendFormatError(f"{path} {WAS_EMPTIED}; it was left as it is")
         self._identity = (status.st_dev, status.st_ino)
 
     @property
     def wakeup_file(self) -> str:
-        """The file beside it that is touched when something has changed."""
+        """The path of the wake-up file; see `sitq.backends.sqlite._wakeups`."""
         return f"{self.path}-bell"
 
     def _create(self) -> None:
         left = self._left()
         if not os.path.lexists(self.path):
-            # The bell of a store that was removed would speak against the new, empty file, and
-            # SQLite would take the log and the index of the old one for those of the new one.
+            # The files of a store that was removed. With its wake-up file, the new, empty file
+            # would be refused, and SQLite would use the old log and index for the new file.
             for path, identity in left:
                 with suppress(OSError):
                     status = os.lstat(path)
@@ -232,7 +233,7 @@ class DatabaseFile:
             raise BackendConnectionError(message) from error
 
     def _left(self) -> list[tuple[str, tuple[int, int]]]:
-        """Return the files that are beside the path."""
+        """Return the store's other files that exist, with their identities."""
         left = []
         for path in (self.wakeup_file, f"{self.path}-wal", f"{self.path}-shm"):
             with suppress(OSError):
@@ -250,24 +251,24 @@ class DatabaseFile:
         elif is_foreign(status):
             problem = f"belongs to another user (uid {status.st_uid}); run this as its owner"
         elif status.st_nlink > 1:
-            # Each name would have a log of its own, and neither would see the other's tasks.
+            # SQLite would use one log a name, and neither would see the other's tasks.
             problem = "has another name (a hard link); remove all names but one"
         else:
             return
         raise BackendConnectionError(f"{self.path} {problem}")
 
     def note_files(self) -> None:
-        """Remember the files beside it: they stay the same ones while it is open."""
+        """Store the identity of the log and the index, for `check_same`."""
         if self._identity is not None:
             self._size = stat_of(self.path).st_size
             self._log = WriteAheadLog(self.path)
 
     def forget_files(self) -> None:
-        """Expect other files beside it from now on, until `note_files`."""
+        """Stop checking the log and the index, until `note_files`."""
         self._log = None
 
     def is_at(self, path: str) -> bool:
-        """Tell if a path leads to this file."""
+        """Return whether a path leads to this file."""
         with suppress(OSError):
             status = os.stat(path)
             return (status.st_dev, status.st_ino) == self._identity
@@ -280,28 +281,28 @@ class DatabaseFile:
         )
 
     def remove_log(self) -> None:
-        """Remove its log and index, if another file has been put in the place of this one.
+        """Remove the log and the index after another file has replaced the database.
 
-        SQLite leaves them when it closes such a file, and would take them for those of the other.
+        SQLite leaves them when it closes such a file, and would use them for the new one.
         """
         log, self._log = self._log, None
         if log is None:
             return
-        import fcntl  # not on Windows, where nobody can replace a file that is open
+        import fcntl  # not on Windows, where an open file cannot be replaced
 
         folder = os.open(os.path.dirname(self.path), os.O_RDONLY | os.O_CLOEXEC)
         try:
-            # One process at a time, or this could be the log that another has begun meanwhile.
+            # One process at a time: another one may begin a new log meanwhile.
             fcntl.flock(folder, fcntl.LOCK_EX)
             log.remove()
         finally:
             os.close(folder)
 
     def check_same(self) -> None:
-        """Make sure that the paths still lead to the files that were opened.
+        """Check that the paths still lead to the files that were opened.
 
-        SQLite goes on with files that were removed, and with a file that was cut short as long
-        as it remembers the pages; what it then acknowledged would be lost.
+        SQLite goes on using files that were removed, and a file that was cut short as long as
+        the pages are in its cache. What it then acknowledges is lost.
 
         Raises:
             BackendConnectionError: the file, its write-ahead log or its index was removed or
@@ -320,7 +321,7 @@ class DatabaseFile:
             self._log.check()
 
     def _check_whole(self, size: int) -> None:
-        """Tell a file that was cut short from one that somebody has vacuumed."""
+        """Check that a shorter file was vacuumed by another process, and not cut short."""
         if size == 0:
             raise BackendFormatError(f"{self.path} {WAS_EMPTIED}")
         try:
@@ -328,7 +329,7 @@ class DatabaseFile:
                 found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):
-                raise  # busy, say: it is asked again
+                raise  # such as busy: the caller tries again
             found = str(error)
         if found != "ok":
             message = f"{self.path} was cut short while it was open: {found}"
@@ -348,7 +349,7 @@ class DatabaseFile:
             check_same_thread=False,
         )
         try:
-            # Whoever begins the log anew makes it shorter, if it has grown behind a long reader.
+            # A log that has grown behind a long reader is truncated when it is reset.
             connection.execute(f"PRAGMA journal_size_limit = {LOG_LIMIT}")
         except BaseException:
             connection.close()
@@ -356,7 +357,7 @@ class DatabaseFile:
         return connection
 
     def log_is_long(self) -> bool:
-        """Return whether the log is longer than it has to be, if no long reader is in the way."""
+        """Return whether the log is longer than `LOG_LIMIT`."""
         with suppress(OSError):
             return self._identity is not None and os.stat(f"{self.path}-wal").st_size > LOG_LIMIT
         return False

@@ -1,4 +1,4 @@
-"""Lease keepers: heartbeats from a thread of their own, past every event loop."""
+"""Lease keepers: renew leases from a thread, without an event loop."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FileLeaseKeeper", "MemoryLeaseKeeper"]
 
-# A heartbeat is a short write that must get through between greedy ones: it gives up early,
-# to be tried again with the next beat, and asks often.
+# A heartbeat is a short write among long ones. It tries often, and gives up early: the next
+# heartbeat tries again.
 _BUSY_SECONDS: Final = 2.0
 _LONGEST_PAUSE: Final = 0.002
 
@@ -44,13 +44,13 @@ class FileLeaseKeeper:
         except BaseException as error:
             busy = isinstance(error, sqlite3.Error) and is_busy(error)
             if not (busy and self._connection and not self._connection.in_transaction):
-                # And with it whatever it was doing. A new one needs a descriptor, which may not
-                # be there, so that somebody else's lock is no reason for it.
+                # Ends its transaction too. Not if the file is just locked: a new connection
+                # needs a descriptor, and there may be none.
                 self.close()
-            told = translate_error("renew", self._file.path, error)
-            if told is error:
+            translated = translate_error("renew", self._file.path, error)
+            if translated is error:
                 raise
-            raise told from error
+            raise translated from error
 
     def _renew(self, leases: Sequence[Lease], seconds: float) -> list[LeaseState]:
         if self._file is not self._store.file:  # another one has been put in its place

@@ -1,4 +1,4 @@
-"""The way from other threads into a loop, where many take it."""
+"""Call functions in an event loop from other threads, faster than the loop's own way."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ _HAS_EVENTFD: Final = sys.platform == "linux" and hasattr(os, "eventfd")
 
 
 class LoopWaker:
-    """Has a loop call functions soon, as `LoopRef.call_soon` does, but in less time.
+    """Schedule calls in a loop, as `LoopRef.call_soon` does, but in less time.
 
-    asyncio's own way leads through a pair of sockets, which costs the thread that writes, and the
-    loop that is woken, several times as much as an eventfd(2).
+    asyncio wakes its loop through a pair of sockets. That costs the thread and the loop several
+    times as much as an eventfd(2).
 
     Args:
-        loop: the loop that the caller runs in.
+        loop: the loop; the caller runs in it.
     """
 
     def __init__(self, loop: LoopRef) -> None:
         self._loop: Final = loop
-        # A garbage collection may come while it is held, and abandon the mailbox.
+        # Reentrant: a garbage collection may come while it is held, and call `abandon`.
         self._lock: Final = threading.RLock()
         self._slot: _WakeSlot | None = None
         self._forget: Callable[[], object] = no_op
@@ -42,16 +42,16 @@ class LoopWaker:
             with suppress(OSError):  # the system allows no more files
                 self._slot = _WakeSlot()
         if self._slot is not None:
-            # The loop knows the slot only, so that a forgotten mailbox can be collected.
+            # The loop refers to the slot only, so that this object can be collected.
             self._forget = loop.when_readable(self._slot.file, self._slot.read)
 
     def __del__(self) -> None:
-        """Let the loop forget a mailbox that nobody has closed."""
+        """Remove the file from the loop if `close` was forgotten."""
         if not sys.is_finalizing():  # a thread that stands still by now may hold the lock
             self.abandon()
 
     def post(self, function: Callable[[], object]) -> None:
-        """Have the loop call ``function``, which raises nothing, soon; from any thread."""
+        """Schedule a call of a function that raises nothing; from any thread."""
         with self._lock:
             slot = self._slot
             if slot is not None:
@@ -60,14 +60,14 @@ class LoopWaker:
             self._loop.call_soon(function)
 
     def close(self) -> None:
-        """Call what was posted before, and use the loop's own way from now on; from within."""
+        """Call what was posted, and use the loop's own way from now on; in the loop."""
         slot = self._take_slot()
         if slot is not None:
             self._forget()
             slot.read()
 
     def abandon(self) -> None:
-        """Have the same done soon; from any thread."""
+        """Schedule the same; from any thread."""
         if self._loop.inherited:
             return  # the file is the parent's, and so may be who holds the lock
         slot = self._take_slot()
@@ -82,13 +82,12 @@ class LoopWaker:
 
 
 class _WakeSlot:
-    """What was posted, and the file that tells of it.
+    """The posted functions, and the eventfd that wakes the loop.
 
-    A loop that has stopped may never be told to forget it: the file is closed when the loop has
-    ended too.
+    A loop that has stopped may never remove the file: it is closed once the loop is collected.
 
     Raises:
-        OSError: there is no such file to be had.
+        OSError: the system gives no eventfd.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
-"""The operations of the SQLite store: each runs whole in the database thread.
+"""The operations of the SQLite store, as functions of a transaction.
 
-A unit takes a batch and gives one answer an item; requests that wait at the same time are
-joined into one batch. `now` comes in with the `SQLiteTransaction`; no unit reads a clock.
+An operation takes a batch and returns one answer an item. The time comes with the
+`SQLiteTransaction`; no operation reads a clock.
 """
 
 from __future__ import annotations
@@ -71,25 +71,25 @@ __all__ = [
 
 @dataclass(slots=True)
 class SQLiteTransaction:
-    """One transaction: where it runs, the moment it judges by, and what it has changed."""
+    """One transaction: its connection, its time, and what it has changed."""
 
     connection: sqlite3.Connection
     moment: datetime
     changed: set[Topic] = field(default_factory=set)
     stored: set[str] = field(default_factory=set)
-    """The new tasks that nobody has reserved yet."""
+    """The ids of new tasks that the transaction has not reserved itself."""
     ended: list[TaskId[Any]] = field(default_factory=list)
-    """The tasks whose attempts have come to an end."""
+    """The tasks whose attempts have ended."""
     now: int = field(init=False)
-    """The moment in microseconds."""
+    """The time in microseconds since the epoch."""
 
     def __post_init__(self) -> None:
-        """Count the microseconds once; nearly every statement is given them."""
+        """Compute the microseconds once; most statements need them."""
         self.now = to_micros(self.moment)
 
     @property
     def topics(self) -> set[Topic]:
-        """What others have to be told of."""
+        """The topics whose listeners are to be woken."""
         return self.changed | {"tasks"} if self.stored else self.changed
 
     def execute(self, sql: str, parameters: Any = ()) -> sqlite3.Cursor:
@@ -97,16 +97,16 @@ class SQLiteTransaction:
         return self.connection.execute(sql, parameters)
 
     def rows(self, sql: str, parameters: Any = ()) -> list[Row]:
-        """Run one statement, and return what it gives.
+        """Run one statement and return its rows.
 
-        A text that is not UTF-8 comes with surrogates in it, which no model takes: only its own
-        row then turns out to be unreadable.
+        A text that is not UTF-8 is read with surrogates. No model accepts these, so that only its
+        own row is unreadable.
         """
         try:
             return self.connection.execute(sql, parameters).fetchall()
         except sqlite3.OperationalError as error:
             if getattr(error, "sqlite_errorcode", None) is not None:
-                raise  # SQLite's own, and not the driver's, who could not decode
+                raise  # an error of SQLite's, not of the driver's decoding
         self.connection.text_factory = _decoded
         try:
             return self.connection.execute(sql, parameters).fetchall()
@@ -121,7 +121,7 @@ def _decoded(text: bytes) -> str:
 def enqueue(
     transaction: SQLiteTransaction, batches: list[Sequence[Task]]
 ) -> list[list[TaskId[Any]]]:
-    """Store batches of tasks; a unique key that is held gives its holder's id."""
+    """Store batches of tasks; a unique key in use gives the id of the task that holds it."""
     tasks = concat(batches)
     transaction.stored.update(ids_of(tasks))
     if has_keys(tasks):
@@ -151,7 +151,7 @@ def _insert_unique(transaction: SQLiteTransaction, task: Task) -> TaskId[Any]:
 def renew(
     transaction: SQLiteTransaction, leases: Sequence[Lease], seconds: float
 ) -> list[LeaseState]:
-    """Renew the leases that are current and tell of each how it stands."""
+    """Renew the leases that are current; return the state of each."""
     rows = dump_rows(leases)
     ends_at = transaction.now + round(seconds * 1_000_000)
     transaction.execute(_sql.RENEW, {"rows": rows, "ends_at": ends_at})
@@ -165,7 +165,7 @@ def renew(
 
 
 def sweep_is_due(transaction: SQLiteTransaction) -> bool:
-    """Tell if a sweep would find anything to do."""
+    """Return whether a sweep would find anything to do."""
     return bool(transaction.execute(_sql.SWEEP_DUE, {"now": transaction.now}).fetchone()[0])
 
 
@@ -214,7 +214,7 @@ def prune(transaction: SQLiteTransaction, requests: list[PruneRequest]) -> list[
 
 
 def set_progress(transaction: SQLiteTransaction, notes: list[tuple[Lease, Progress]]) -> list[bool]:
-    """Note the progress of attempts that are current."""
+    """Store the progress of attempts that are current."""
     return [
         transaction.execute(
             _sql.SET_PROGRESS,
@@ -228,7 +228,7 @@ def set_progress(transaction: SQLiteTransaction, notes: list[tuple[Lease, Progre
 def get_tasks(
     transaction: SQLiteTransaction, task_ids: Sequence[TaskId[Any]]
 ) -> list[TaskInfo | None]:
-    """What is known of each task."""
+    """Return the info of each task, or ``None`` for one that does not exist."""
     rows = transaction.rows(_sql.INFOS, {"rows": dump_rows(task_ids)})
     infos = {row[0]: to_info(row) for row in rows}
     return [infos.get(task_id) for task_id in task_ids]
@@ -237,30 +237,30 @@ def get_tasks(
 def get_results(
     transaction: SQLiteTransaction, task_ids: Sequence[TaskId[Any]]
 ) -> dict[TaskId[Any], Result[Any] | None]:
-    """The results of the tasks that are known."""
+    """Return the results of the tasks that exist; ``None`` for one that is not final."""
     rows = transaction.rows(_sql.RESULTS, {"rows": dump_rows(task_ids)})
     return {TaskId(row[0]): to_result(row) for row in rows}
 
 
 def load_task(transaction: SQLiteTransaction, task_id: TaskId[Any]) -> Task:
-    """A task as it was enqueued."""
+    """Return a task as it was enqueued."""
     rows = transaction.rows(_sql.STORED, (task_id,))
     if not rows:
         raise TaskNotFoundError(f"no task has the id {task_id}")
     return to_task(rows[0])
 
 
-# One that came as JSON.
+# A row that was read as JSON.
 _Row = list[Any]
 _BEFORE_ALL: Final = -(2**63)
 _SMALLEST_CHUNK: Final = 8
-# Where these stand in a row.
+# The index of a column in such a row.
 _TIMEOUT: Final = 10
 _PAYLOAD: Final = 13
 
 
 def reserve(transaction: SQLiteTransaction, requests: list[ReserveRequest]) -> list[Reservation]:
-    """Reserve due tasks for each wish in turn."""
+    """Reserve due tasks for each request in turn."""
     return [_reserve(transaction, request) for request in requests]
 
 
@@ -280,10 +280,9 @@ def _reserve(transaction: SQLiteTransaction, request: ReserveRequest) -> Reserva
 
 
 def _readable(transaction: SQLiteTransaction, rows: list[_Row]) -> dict[int, ReservedTask]:
-    """The tasks of the rows that can be read; the others are failed.
+    """Return the tasks of the rows that can be read; fail the others.
 
-    Somebody may have written into the file by hand: such a row must not stand in the way of
-    its neighbours.
+    A row that was written by hand must not keep other tasks from being reserved.
     """
     tasks = {}
     for row in rows:
@@ -295,7 +294,7 @@ def _readable(transaction: SQLiteTransaction, rows: list[_Row]) -> dict[int, Res
 
 
 def _start(transaction: SQLiteTransaction, seqs: list[int]) -> list[int]:
-    """Count a start of each task; those that cannot be started are failed and left out."""
+    """Mark tasks as started, and return those; fail the ones that a CHECK refuses."""
     try:
         transaction.execute(_sql.MARK_RESERVED, {"rows": dump_rows(seqs), "now": transaction.now})
     except sqlite3.IntegrityError:
@@ -316,10 +315,10 @@ def _fail(transaction: SQLiteTransaction, seq: int) -> None:
 def _due(
     transaction: SQLiteTransaction, request: ReserveRequest, now: int
 ) -> tuple[list[_Row], float | None]:
-    """The due rows in order, and the seconds until the next one.
+    """Return the due rows in order, and the seconds until the next one.
 
-    Goes from priority to priority, each a seek in the index, so that tasks that are not due
-    yet are never scanned. One row more than wished for tells if any are left.
+    Goes from priority to priority, each a seek in the index, so that tasks that are not due yet
+    are never scanned. One row beyond the limit shows whether any are left.
     """
     levels = {queue: _level(transaction, queue, None) for queue in _queues(transaction, request)}
     visited: list[tuple[str, int]] = []
@@ -341,14 +340,14 @@ def _due(
 
 
 def _queues(transaction: SQLiteTransaction, request: ReserveRequest) -> list[str]:
-    """The queues that may have tasks for a wish, each once."""
+    """Return the queues that may have tasks for a request, each once."""
     if request.queues == ALL_QUEUES:
         return [queue for (queue,) in transaction.rows(_sql.PENDING_QUEUES)]
     return list(dict.fromkeys(request.queues))
 
 
 def _level(transaction: SQLiteTransaction, queue: str, below: int | None) -> int | None:
-    """The highest priority in use in a queue, or the highest below another."""
+    """Return the highest priority in use in a queue, or the highest below another."""
     if below is None:
         row = transaction.execute(_sql.TOP_PRIORITY, (queue,)).fetchone()
     else:
@@ -359,7 +358,7 @@ def _level(transaction: SQLiteTransaction, queue: str, below: int | None) -> int
 def _due_at(
     transaction: SQLiteTransaction, queue: str, priority: int, now: int, limit: int
 ) -> list[_Row]:
-    """The due rows of one queue and one priority."""
+    """Return the due rows of one queue and one priority."""
     where = {"queue": queue, "priority": priority, "now": now, "limit": limit}
     return _parsed(transaction, transaction.rows(_sql.DUE, where))
 
@@ -367,9 +366,9 @@ def _due_at(
 def _due_among(
     transaction: SQLiteTransaction, queues: list[str], priority: int, now: int, limit: int
 ) -> list[_Row]:
-    """The due rows of one priority out of several queues, by eta and insertion.
+    """Return the due rows of one priority of several queues, by eta and insertion.
 
-    Only the keys that are needed to find them are read, from each queue's own part of the index.
+    The queues' keys are merged, and read in chunks from the index.
     """
     chunk = max(_SMALLEST_CHUNK, 2 * limit // len(queues))
     keys = merge(*(_keys(transaction, queue, priority, now, chunk) for queue in queues))
@@ -381,7 +380,7 @@ def _due_among(
 def _keys(
     transaction: SQLiteTransaction, queue: str, priority: int, now: int, chunk: int
 ) -> Iterator[tuple[int, int]]:
-    """Etas and numbers of the due tasks of one queue and one priority, in order."""
+    """Yield eta and number of the due tasks of one queue and one priority, in order."""
     where = {"queue": queue, "priority": priority, "now": now, "limit": chunk}
     last = (_BEFORE_ALL, 0)
     while True:
@@ -393,14 +392,14 @@ def _keys(
 
 
 def _parsed(transaction: SQLiteTransaction, found: list[Row]) -> list[_Row]:
-    """The rows of a JSON text."""
+    """Return the rows of a JSON text."""
     ((text,),) = found
     rows: list[_Row] = json.loads(text)
     for row in rows:
         if row[_TIMEOUT] is not None:
             row[_TIMEOUT] = float(row[_TIMEOUT])
         shown = row[_PAYLOAD]
-        # As hexadecimal digits, or too large to be shown.
+        # Hexadecimal digits, or NULL for a large payload.
         row[_PAYLOAD] = _payload(transaction, row[0]) if shown is None else bytes.fromhex(shown)
     return rows
 
@@ -424,7 +423,7 @@ def _wait(transaction: SQLiteTransaction, levels: list[tuple[str, int]], now: in
 
 
 def finish(transaction: SQLiteTransaction, outcomes: list[Outcome]) -> list[bool]:
-    """End attempts, in one statement where all of them went well."""
+    """End attempts, in one statement if all are successes."""
     transaction.ended += [outcome.task_id for outcome in outcomes]
     is_well = all(outcome.kind is OutcomeKind.SUCCESS for outcome in outcomes)
     if outcomes and is_well and _succeed(transaction, outcomes):
@@ -450,10 +449,10 @@ def _succeed(transaction: SQLiteTransaction, outcomes: list[Outcome]) -> bool:
             }
         )
         parameters = {"rows": rows, "blob": blob, "now": transaction.now}
-    is_batch = len(outcomes) > 1  # of one alone, there is nothing to take back
+    is_batch = len(outcomes) > 1  # a single update that matches no row changes nothing
     if is_batch:
         transaction.execute("SAVEPOINT batch")
-    # Of two outcomes for one task, one got lost in the rows: then each is judged by itself.
+    # Two outcomes for one task are one key in the rows, so the counts differ.
     is_accepted = transaction.execute(statement, parameters).rowcount == len(outcomes)
     if is_accepted:
         transaction.execute(_sql.DELETE_LEASES, {"rows": rows})
@@ -515,7 +514,7 @@ def _set_final(
 
 
 def cancel(transaction: SQLiteTransaction, task_ids: list[TaskId[Any]]) -> list[bool]:
-    """Cancel tasks that wait; ask those that run to end."""
+    """Cancel pending tasks; request the cancellation of running ones."""
     return [_cancel(transaction, task_id) for task_id in task_ids]
 
 

@@ -70,9 +70,9 @@ def _refusal(path: str, problem: str) -> BackendFormatError:
 
 
 def _version(connection: sqlite3.Connection, path: str) -> int:
-    """The number of the last migration; 0 for a database with nothing in it.
+    """Return the number of the last migration; 0 for an empty database.
 
-    All is read in one transaction: somebody else may be migrating at this moment.
+    Reads in one transaction: another process may be migrating at the same time.
     """
     if not connection.in_transaction:
         connection.execute("BEGIN")

@@ -1,11 +1,11 @@
-"""The named statements of the SQLite store, a sentence each, and the values that they insert.
+"""The SQL statements of the SQLite store.
 
-Values are always bound. Batches travel as one JSON text (``:rows``) plus, where they carry bytes,
-one blob that is cut with ``substr``: the statement stays the same for any size, and the
-interpreter's lock is given up once a batch instead of once a row.
+Values are always bound. A batch is one JSON text (``:rows``) and, for bytes, one blob that is cut
+with ``substr``. So a statement is the same for any batch size, and the interpreter's lock is given
+up once a batch instead of once a row.
 
-Statements that run over users' connections name the schema, ``main``: SQLite would take a temporary
-table of the same name first.
+Statements that run over users' connections name the schema, ``main``: SQLite would prefer a
+temporary table of the same name.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["insertion", "values_of"]
 
-# When a final task is forgotten. A bound on both sides, since what stands in the file may have
-# been written by hand: a sum past 64 bits would be refused, for this row and all of its batch.
+# When a final task is pruned. The retention is clamped, since a row may have been written by hand:
+# SQLite refuses a sum past 64 bits, for this row and all of its batch.
 _DELETE_AT: Final = f":now + max(0, min(result_ttl, {10 * 365 * 86_400 * 1_000_000}))"
 
 # -- reserve ---------------------------------------------------------------------------------
@@ -53,9 +53,8 @@ SELECT priority FROM tasks WHERE status = 'pending' AND queue = ? AND priority <
 ORDER BY priority DESC LIMIT 1
 """
 
-# Tasks as they are once they have been reserved, in one JSON text: for each row that came by
-# itself, the thread would have to ask for the interpreter's lock again, behind a busy event loop.
-# Large payloads are left out.
+# Reserved tasks as one JSON text. The thread gives up the interpreter's lock for each row that it
+# fetches, and would have to get it back from a busy event loop. Large payloads are left out.
 _AS_JSON: Final = """
 SELECT json_group_array(json_array(
     seq, id, function, queue, epoch + 1, attempts + 1, misses, crashes, eta, enqueued_at,
@@ -74,7 +73,7 @@ DUE: Final = f"""{_AS_JSON}
 FROM (SELECT * FROM {_IS_DUE} ORDER BY eta, seq LIMIT :limit)
 """
 
-# Where the due tasks of one queue and one priority stand among others, after one of them.
+# The sort keys of the due tasks of one queue and one priority, after a given key.
 DUE_KEYS: Final = f"""
 SELECT eta, seq FROM {_IS_DUE} AND (eta, seq) > (:eta, :seq) ORDER BY eta, seq LIMIT :limit
 """
@@ -95,21 +94,21 @@ WHERE status = 'pending' AND queue = :queue AND priority = :priority AND eta > :
 ORDER BY eta LIMIT 1
 """
 
-# Count a start of each task of a batch; those that cannot start are refused by a CHECK.
+# Mark each task of a batch as started; a CHECK refuses rows whose counters are out of range.
 MARK_RESERVED: Final = """
 UPDATE tasks SET status = 'in_progress', epoch = epoch + 1, attempts = attempts + 1,
                  started_at = :now
 WHERE seq IN (SELECT value FROM json_each(:rows)) AND status = 'pending'
 """
 
-# Give each task of a batch its lease, under the epoch just counted.
+# Insert a lease for each task of a batch, with its new epoch.
 INSERT_LEASES: Final = """
 INSERT OR REPLACE INTO leases (seq, epoch, worker, ends_at)
 SELECT seq, epoch, :worker, :ends_at FROM tasks
 WHERE seq IN (SELECT value FROM json_each(:rows)) AND status = 'in_progress'
 """
 
-# Fail a task whose row cannot be used, so that it does not stand in the way of the others.
+# Fail a task whose row cannot be read, so that it does not block the others.
 SET_UNREADABLE: Final = f"""
 UPDATE tasks SET status = 'failed', error = :error, traceback = NULL, finished_at = :now,
                  delete_at = {_DELETE_AT}
@@ -118,8 +117,8 @@ WHERE seq = :seq
 
 # -- finish ----------------------------------------------------------------------------------
 
-# End a batch of attempts well; a row whose epoch is not the current one is passed over. The rows
-# are one object with the ids as its keys.
+# Store a batch of successes; a row whose epoch is not current is skipped. The rows are one object,
+# keyed by task id.
 SUCCEED_BATCH: Final = f"""
 UPDATE tasks SET status = 'success', value = batch.value, error = NULL, traceback = NULL,
                  finished_at = :now, delete_at = {_DELETE_AT}
@@ -129,7 +128,7 @@ FROM (SELECT key AS id, value ->> 0 AS epoch,
 WHERE tasks.id = batch.id AND tasks.status = 'in_progress' AND tasks.epoch = batch.epoch
 """
 
-# The same for attempts that have all given one value, nothing say: the rows are only epochs.
+# The same for attempts that all returned the same value: the rows hold only epochs.
 SUCCEED_ALIKE: Final = f"""
 UPDATE tasks SET status = 'success', value = :value, error = NULL, traceback = NULL,
                  finished_at = :now, delete_at = {_DELETE_AT}
@@ -137,13 +136,13 @@ FROM json_each(:rows) AS batch
 WHERE tasks.id = batch.key AND tasks.status = 'in_progress' AND tasks.epoch = batch.value
 """
 
-# End the leases of a batch of tasks, given as either of these.
+# Delete the leases of a batch of tasks, given by either form of rows.
 DELETE_LEASES: Final = """
 DELETE FROM leases WHERE seq IN (
     SELECT tasks.seq FROM json_each(:rows) AS batch JOIN tasks ON tasks.id = batch.key)
 """
 
-# What must be known of an attempt to end it: nothing comes back if its epoch is not current.
+# What is needed to end an attempt; no row if its epoch is not current.
 OPEN_ATTEMPT: Final = """
 SELECT tasks.seq, attempts, max_attempts, leases.cancelled
 FROM tasks JOIN leases ON leases.seq = tasks.seq
@@ -158,13 +157,13 @@ UPDATE main.tasks SET status = :status, value = :value, error = :error, tracebac
 WHERE seq = :seq
 """
 
-# Make a task pending again after an attempt of its own that failed.
+# Make a task pending again after a failed attempt.
 SET_RETRY: Final = """
 UPDATE tasks SET status = 'pending', eta = :eta, error = :error, traceback = :traceback
 WHERE seq = :seq
 """
 
-# Make a task pending again as if this attempt had not been.
+# Make a task pending again without counting this attempt.
 SET_RELEASED: Final = """
 UPDATE tasks SET status = 'pending', attempts = max(attempts - 1, 0) WHERE seq = :seq
 """
@@ -176,12 +175,12 @@ UPDATE tasks SET status = 'pending', attempts = max(attempts - 1, 0),
 WHERE seq = :seq
 """
 
-# End one lease.
+# Delete one lease.
 DELETE_LEASE: Final = "DELETE FROM main.leases WHERE seq = :seq"
 
 # -- leases ----------------------------------------------------------------------------------
 
-# Renew those leases of a batch whose epoch is current.
+# Renew the leases of a batch whose epoch is current.
 RENEW: Final = """
 UPDATE leases SET ends_at = :ends_at
 FROM (SELECT tasks.seq AS seq, batch.value ->> 1 AS epoch
@@ -189,25 +188,25 @@ FROM (SELECT tasks.seq AS seq, batch.value ->> 1 AS epoch
 WHERE leases.seq = mine.seq AND leases.epoch = mine.epoch
 """
 
-# Which leases of a batch are current, and which of them are to end.
+# The leases of a batch that are current, and whether their cancellation is requested.
 LEASE_STATES: Final = """
 SELECT tasks.id, leases.epoch, leases.cancelled
 FROM json_each(:rows) AS batch JOIN tasks ON tasks.id = batch.value ->> 0
      JOIN leases ON leases.seq = tasks.seq AND leases.epoch = batch.value ->> 1
 """
 
-# Note how far an attempt is.
+# Store the progress of an attempt.
 SET_PROGRESS: Final = """
 UPDATE leases SET progress = :progress
 WHERE epoch = :epoch AND seq = (SELECT seq FROM tasks WHERE id = :id)
 """
 
-# Ask a running task to end.
+# Request the cancellation of a running task.
 REQUEST_CANCEL: Final = "UPDATE leases SET cancelled = 1 WHERE seq = ?"
 
 # -- sweep -----------------------------------------------------------------------------------
 
-# Tell if a sweep would find anything; a read, so that idle workers write nothing.
+# Whether a sweep would find anything; a read, so that idle workers write nothing.
 SWEEP_DUE: Final = """
 SELECT EXISTS (SELECT 1 FROM leases WHERE ends_at <= :now)
     OR EXISTS (SELECT 1 FROM tasks WHERE status = 'pending' AND expires_at IS NOT NULL
@@ -220,7 +219,7 @@ ENDED_LEASES: Final = """
 SELECT seq FROM leases WHERE ends_at <= :now ORDER BY ends_at, seq LIMIT :limit
 """
 
-# Take tasks back whose leases have ended: cancelled, failed as lost, or pending again.
+# Reclaim tasks whose leases have ended: cancelled, failed as lost, or pending again.
 RECLAIM: Final = f"""
 UPDATE tasks SET
     attempts = max(attempts - 1, 0),
@@ -239,10 +238,10 @@ FROM (SELECT leases.seq, leases.epoch, leases.cancelled FROM leases
 WHERE tasks.seq = lease.seq AND tasks.epoch = lease.epoch AND tasks.status = 'in_progress'
 """
 
-# End the leases of the tasks taken back.
+# Delete the leases of reclaimed tasks.
 DELETE_ENDED: Final = "DELETE FROM leases WHERE seq IN (SELECT value FROM json_each(:rows))"
 
-# Tasks that were not started before they expired.
+# Expire tasks that were not started in time.
 EXPIRE: Final = f"""
 UPDATE tasks SET status = 'expired', error = NULL, traceback = NULL,
                  finished_at = :now, delete_at = {_DELETE_AT}
@@ -251,14 +250,14 @@ WHERE seq IN (SELECT seq FROM tasks
               ORDER BY expires_at, seq LIMIT :limit)
 """
 
-# Final tasks whose retention is over.
+# Delete final tasks whose retention is over.
 PRUNE: Final = """
 DELETE FROM tasks WHERE seq IN (
     SELECT seq FROM tasks WHERE finished_at IS NOT NULL AND delete_at <= :now
     ORDER BY delete_at, seq LIMIT :limit)
 """
 
-# Final tasks that ended before a moment, whatever their retention.
+# Delete final tasks that ended before a given time, whatever their retention.
 PRUNE_OLDER: Final = """
 DELETE FROM tasks WHERE seq IN (
     SELECT seq FROM tasks INDEXED BY tasks_done
@@ -268,12 +267,12 @@ DELETE FROM tasks WHERE seq IN (
 
 # -- look ups --------------------------------------------------------------------------------
 
-# Where a task stands, for a cancellation.
+# The number and status of a task, for a cancellation.
 STATUS: Final = """
 SELECT seq, status FROM tasks WHERE id = ?
 """
 
-# All that is told of tasks.
+# The columns of a `TaskInfo`.
 INFOS: Final = """
 SELECT tasks.id, status, queue, function, priority, eta, attempts, crashes, leases.progress, error,
        leases.cancelled, unique_key, retry_of, enqueued_at, started_at, finished_at, expires_at
@@ -281,7 +280,7 @@ FROM json_each(:rows) AS batch JOIN tasks ON tasks.id = batch.value
      LEFT JOIN leases ON leases.seq = tasks.seq
 """
 
-# The results of tasks; of those that are not final, the id and nothing else.
+# The results of tasks; only the id is used of those that are not final.
 RESULTS: Final = """
 SELECT tasks.id, finished_at, function, status, tasks.value, error, traceback, attempts,
        enqueued_at, started_at
@@ -297,10 +296,10 @@ FROM tasks WHERE id = ?
 
 # -- transactions of the user's own ----------------------------------------------------------
 
-# Which file a connection has open; a connection may have others attached.
+# The files of a connection; it may have others attached.
 DATABASES: Final = "PRAGMA database_list"
 
-# End one attempt well, if its epoch is the current one; tells by a row if it was.
+# Store one success, if its epoch is current; returns a row if so.
 SUCCEED_TOLD: Final = f"""
 UPDATE main.tasks SET status = 'success', value = :value, error = NULL, traceback = NULL,
                  finished_at = :now, delete_at = {_DELETE_AT}
@@ -311,14 +310,14 @@ RETURNING seq
 # A number that changes when another connection has committed.
 DATA_VERSION: Final = "PRAGMA data_version"
 
-# Which tasks of a batch can be seen, and if they are final.
+# Which tasks of a batch are visible, and whether they are final.
 SEEN: Final = """
 SELECT tasks.id, finished_at IS NOT NULL
 FROM json_each(:rows) AS batch JOIN tasks ON tasks.id = batch.value
 """
 
 
-# A payload's place in the blob is one number: SQLite reads that faster than a pair of them.
+# A payload's offset and length in the blob are one number: SQLite reads that faster than a pair.
 _LENGTH_BITS: Final = 32
 
 _INSERT_COLUMNS: Final = """
@@ -327,13 +326,13 @@ INSERT INTO main.tasks (id, queue, priority, eta, function, max_attempts, timeou
                    payload)
 """
 
-# Which rows hold their unique keys; as the index on them says, or it is not used.
+# Which rows hold their unique keys. Must equal the condition of the index, or it is not used.
 _HOLDS_KEY: Final = """
 unique_key IS NOT NULL AND finished_at IS NULL AND key_released = 0
   AND (unique_until IS NULL OR epoch = 0)
 """
 
-# Store one task. With cold caches, the statements for batches take twice as long for it.
+# Store one task; the statements for batches take twice as long for it with cold caches.
 INSERT_ONE: Final = (
     _INSERT_COLUMNS
     + """
@@ -351,7 +350,7 @@ ON CONFLICT (unique_key) WHERE {_HOLDS_KEY} DO NOTHING
 """
 )
 
-# As `INSERT_UNIQUE`; tells by a row if the task was stored.
+# As `INSERT_UNIQUE`; returns a row if the task was stored.
 INSERT_UNIQUE_TOLD: Final = (
     INSERT_UNIQUE
     + """
@@ -359,9 +358,9 @@ RETURNING id
 """
 )
 
-# The task that holds a unique key, and what becomes of it, if it is not the one that asks and can
-# never start again: "expire" it, or "release" its key, if it was put off beyond its expiry, or its
-# worker, whose lease ended, may still report.
+# The task that holds a unique key, and what to do if it can never start again. "expire": it has
+# expired. "release" its key: its eta is after its expiry, or its lease ended after its expiry and
+# its worker may still report. NULL: it keeps the key, or it is the new task itself.
 KEY_HOLDER: Final = f"""
 SELECT id, seq,
        CASE WHEN id = :id THEN NULL
@@ -373,7 +372,7 @@ SELECT id, seq,
 FROM main.tasks WHERE unique_key = :key AND {_HOLDS_KEY}
 """
 
-# Take the unique key from a task that is not final.
+# Release the unique key of a task that is not final.
 RELEASE_KEY: Final = """
 UPDATE main.tasks SET key_released = 1
 WHERE seq = :seq AND unique_key IS NOT NULL AND finished_at IS NULL
@@ -391,9 +390,8 @@ FROM json_each(:rows)
 """
 )
 
-# Store a batch of tasks that differ in their ids and payloads only: half of the work of the
-# statement above is reading the same values again for each row. ``:places`` is an object, whose
-# names are the ids.
+# Store a batch of tasks that differ only in ids and payloads: reading the same values for each row
+# is half of the work of the statement above. ``:places`` is an object, keyed by task id.
 INSERT_ALIKE: Final = (
     _INSERT_COLUMNS
     + f"""
@@ -406,7 +404,7 @@ FROM json_each(:places)
 
 
 def insertion(tasks: Sequence[Task], now: int) -> tuple[str, dict[str, Any]]:
-    """The statement that stores tasks without unique keys, and its values."""
+    """Return the statement that stores tasks without unique keys, and its values."""
     if not isinstance(tasks, TaskBatch):
         if len(tasks) == 1:
             return INSERT_ONE, values_of(tasks[0], now)
@@ -430,19 +428,19 @@ def insertion(tasks: Sequence[Task], now: int) -> tuple[str, dict[str, Any]]:
 
 
 def values_of(task: Task, now: int) -> dict[str, Any]:
-    """The values of the statements that store one task."""
+    """Return the values of the statements that store one task."""
     return {**_columns(task), "payload": task.payload, "now": now}
 
 
 def _batch_values(tasks: Sequence[Task], now: int) -> dict[str, Any]:
-    """The values of `INSERT_BATCH`."""
+    """Return the values of `INSERT_BATCH`."""
     blob, places = pack_blob(task.payload for task in tasks)
     rows = [(*_columns(task).values(), *place) for task, place in zip(tasks, places, strict=True)]
     return {"rows": dump_rows(rows), "blob": blob, "now": now}
 
 
 def _columns(task: Task) -> dict[str, Any]:
-    """A task as the columns of an insert, without its payload."""
+    """Return a task as the columns of an insert, without its payload."""
     retry = task.retry
     return {
         "id": task.id,

@@ -1,4 +1,4 @@
-"""What is open of one store beside its connections, and how its connections are opened."""
+"""Open a store's connections, and keep its other files: wake-up file and commit watch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["StoreFiles"]
 
 _log: Final = Log(__name__)
-_DEAF: Final = "cannot use the wake-up file"
+_NO_WAKEUPS: Final = "cannot use the wake-up file"
 
 
 class StoreFiles:
@@ -30,7 +30,7 @@ class StoreFiles:
     Args:
         path: the database's path, or `MEMORY`.
         synchronous: SQLite's ``synchronous``, ``"FULL"`` or ``"NORMAL"``.
-        know: told of the mark of the wake-up file when it is opened.
+        know: called with the mark of the wake-up file when it is opened.
     """
 
     def __init__(self, path: str, synchronous: str, know: Callable[[bytes], None]) -> None:
@@ -82,11 +82,11 @@ class StoreFiles:
         return self._file is not None and self._file.is_replaced()
 
     def finish(self, connection: sqlite3.Connection) -> None:
-        """Have all that is in the log in the file, wherever the file is by now.
+        """Copy the log into the database file, after another file has replaced that.
 
         Raises:
             sqlite3.OperationalError: the file is locked.
-            BackendConnectionError: somebody is still reading from the log.
+            BackendConnectionError: another connection still reads from the log.
         """
         try:
             busy, *_ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
@@ -100,10 +100,10 @@ class StoreFiles:
             raise BackendConnectionError(message)
 
     def move(self) -> sqlite3.Connection:
-        """Open the store that is in the place of the one that was open.
+        """Open the file that has replaced the store's file.
 
         Raises:
-            BackendError: there is none.
+            BackendError: it is no store, or cannot be opened.
         """
         self.close()
         file = DatabaseFile(self.path, create=False)
@@ -116,7 +116,7 @@ class StoreFiles:
         try:
             self._wakeup_file = WakeupFile(file.wakeup_file)
         except OSError as error:
-            _log.warning("%s; other processes find what is new by polling: %s", _DEAF, error)
+            _log.warning("%s; other processes find what is new by polling: %s", _NO_WAKEUPS, error)
         else:
             self._know(self._wakeup_file.mark)
 
@@ -133,7 +133,7 @@ class StoreFiles:
         return connection
 
     def disconnected(self) -> None:
-        """Note that the connection that writes was closed: SQLite may have removed the log."""
+        """Note that the connection for writes was closed: SQLite may have removed the log."""
         self.file.forget_files()
 
     def connect_for_reads(self) -> sqlite3.Connection:
@@ -166,12 +166,12 @@ class StoreFiles:
             self._wakeup_file.signal(topics)
 
     def expect(self, topic: Topic, task_id: str) -> None:
-        """Wake those who wait once a transaction that is not sitq's has been committed."""
+        """Signal a topic once a transaction of the user's has been committed."""
         if self._commits is not None:
             self._commits.expect(topic, task_id)
 
     def close(self) -> None:
-        """Give up what is open beside the connections. Calling it twice is fine."""
+        """Close all but the connections. Calling it twice is fine."""
         commits, self._commits = self._commits, None
         if commits is not None:
             commits.close()

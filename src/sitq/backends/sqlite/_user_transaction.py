@@ -110,15 +110,15 @@ class _SQLiteUserTransaction(UserTransaction["SQLiteSession"]):
     def _translated(self, operation: str, error: Exception) -> BaseException | None:
         if not isinstance(error, sqlite3.Error):
             return None
-        told: BaseException
+        translated: BaseException
         if isinstance(error, sqlite3.ProgrammingError):
-            told = UsageError(f"bind: the connection cannot be used here: {error}")
+            translated = UsageError(f"bind: the connection cannot be used here: {error}")
         else:
-            told = translate_error(operation, self._place, error)
+            translated = translate_error(operation, self._place, error)
             if is_busy(error):
-                told = type(told)(f"{told}{_READ_FIRST}")
-        told.__cause__ = error
-        return told
+                translated = type(translated)(f"{translated}{_READ_FIRST}")
+        translated.__cause__ = error
+        return translated
 
 
 async def _insert_unique(
@@ -142,5 +142,5 @@ async def _insert_unique(
 
 
 def _as_text(value: str | bytes) -> str:
-    """A text, also where the connection's owner reads texts as bytes."""
+    """Return a text, also if the user's connection reads texts as bytes."""
     return value if isinstance(value, str) else bytes(value).decode()

@@ -1,10 +1,10 @@
-"""Wake-ups: how processes that share a file tell each other of a commit, and who waits for it.
+"""Wake-ups: processes that share a database file signal their commits to each other.
 
-A mark written to a small file beside the database means new work, a touch of its times means
-new results, an opening and closing means that a running task is to end. inotify turns each into
-a file descriptor that either event loop can wait for.
-Watching the database's own files would ring too early: pages are written before the commit can
-be seen.
+A small file beside the database, the wake-up file, carries the signals. A write of a mark means
+new tasks, a change of its times means new results, opening and closing it means that a running
+task is to be cancelled. inotify makes each a file descriptor that an event loop can wait for.
+
+The database's own files cannot be watched instead: SQLite writes pages before a commit is visible.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ def _libc() -> ctypes.CDLL:
 
 
 def _open(path: str, flags: int) -> int:
-    """Open a wake-up file, and nothing else that may have been put in its place.
+    """Open a wake-up file; refuse anything else at its path.
 
-    Opening a named pipe would block, and a link leads to a file of somebody's.
+    Opening a named pipe would block, and a link may lead to a file of another program.
 
     Raises:
-        OSError: it cannot be opened, or is none of ours.
+        OSError: it cannot be opened, or is not a plain file of this user's.
     """
     file = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
     try:
@@ -77,9 +77,9 @@ def _open(path: str, flags: int) -> int:
 
 
 class WakeupFile:
-    """The bell of one store; ringing it never raises.
+    """The wake-up file of one store, for those that signal.
 
-    Its mark tells who rang last, so that nobody has to be woken by a bell of their own.
+    Each instance writes a mark of its own, so that it can ignore its own signals.
 
     Raises:
         OSError: the file cannot be opened, or is not one that is safe to write to.
@@ -92,14 +92,14 @@ class WakeupFile:
         self._file = _open(path, os.O_CREAT | os.O_RDWR)
 
     def __del__(self) -> None:
-        """Close the file of a bell that nobody has closed."""
+        """Close the file if that was forgotten."""
         self.close()
 
     def signal(self, topics: set[Topic]) -> None:
-        """Wake those that watch one of the topics."""
+        """Wake those that watch one of the topics; raises nothing."""
         if self._file is None:
             return
-        with suppress(OSError):  # a bell that cannot ring leaves the fallback
+        with suppress(OSError):  # others then find the changes by polling
             if "tasks" in topics:
                 os.pwrite(self._file, self.mark, 0)
             if "results" in topics:
@@ -108,14 +108,14 @@ class WakeupFile:
                 os.close(_open(self.path, os.O_WRONLY))
 
     def close(self) -> None:
-        """Give the file up. Calling it twice is fine."""
+        """Close the file. Calling it twice is fine."""
         file, self._file = self._file, None
         if file is not None:
             os.close(file)
 
 
 class InotifyWatch:
-    """One watcher of a bell's topic.
+    """An inotify watch of one topic of a wake-up file.
 
     Raises:
         OSError: files cannot be watched here.
@@ -142,19 +142,19 @@ class InotifyWatch:
             raise
 
     def __del__(self) -> None:
-        """Close the files of a watcher that nobody has closed."""
+        """Close the files if that was forgotten."""
         self.close()
 
     def fileno(self) -> int:
-        """The file to wait for: it can be read once the bell has rung."""
+        """Return the descriptor to wait for: it is readable once there was a signal."""
         if self._file is None:
-            raise ValueError("the watcher is closed")
+            raise ValueError("the watch is closed")
         return self._file
 
     def close(self) -> None:
         """Stop watching. Calling it twice is fine.
 
-        It takes milliseconds: the kernel waits until nobody can be about to report an event.
+        It takes milliseconds: the kernel waits until no event can be under way.
         """
         files, self._file, self._wakeup_file = (self._file, self._wakeup_file), None, None
         for file in files:
@@ -162,31 +162,31 @@ class InotifyWatch:
                 os.close(file)
 
     def forget(self) -> None:
-        """Take no notice of what has rung so far.
+        """Discard the signals so far.
 
-        Of more rings than one read takes, what is left is heard as another one.
+        If there are more than one read takes, the rest counts as another signal.
         """
         if self._file is not None:
             with suppress(BlockingIOError):
                 os.read(self._file, _READ)
 
     def mark(self) -> bytes:
-        """Whose bell it was that rang last for new work; empty if that cannot be told."""
+        """Return the mark of the last signal for new tasks; empty if it cannot be read."""
         if self._wakeup_file is not None:
             with suppress(OSError):
                 return os.pread(self._wakeup_file, _MARK_BYTES, 0)
         return b""
 
 
-# How often to look at a file that cannot be watched, in seconds.
+# Seconds between two looks at a store whose wake-up file cannot be watched.
 _LOOK_EVERY = 0.05
-# For so many seconds after the last listener a bell may ring in vain: to have the loop watch it
-# anew for each result takes longer.
+# Seconds for which a watch is kept after its last listener has gone: starting one for each result
+# takes longer than some signals that nobody needs.
 _LINGER = 1.0
 
 
 class _Subscription:
-    """Hears what is told; where nobody else's bell can be heard, `look` tells of the others."""
+    """One listener. If ``look`` is given, the wake-up file cannot be watched, and it polls."""
 
     def __init__(self, look: Callable[[], Awaitable[int]] | None) -> None:
         self._look = look
@@ -207,26 +207,27 @@ class _Subscription:
         self._changed = anyio.Event()
 
     async def _differs(self, look: Callable[[], Awaitable[int]]) -> bool:
-        """Tell if others have changed the store; the first look cannot tell, so it says yes."""
+        """Return whether others may have changed the store; the first look returns true."""
         try:
             version = await look()
-        except SitqError:  # a store in trouble has not changed
+        except SitqError:  # the store is unavailable: nothing has changed
             return False
         before, self._version = self._version, version
         return version != before
 
 
 class FileListeners:
-    """All that listen to one open store.
+    """The listeners of one open store.
 
-    They hear of the commits of this instance at once, and of all others by the bell.
+    They are woken by the commits of this instance directly, and by those of others through the
+    wake-up file.
 
     Args:
-        loop: the loop that they run in.
-        waker: reaches it from the database threads.
-        wakeup_file: the bell's path; ``None``: nobody else can change the store.
-        look: the version of the store, which changes with the commits of others.
-        prompt: called when others have stored tasks; returns those who need not hear of it.
+        loop: the event loop of the listeners.
+        waker: calls functions in that loop from the database threads.
+        wakeup_file: the path of the wake-up file; ``None``: no other process can change the store.
+        look: returns the version of the store, which changes with the commits of others.
+        prompt: called when others have stored tasks; returns the listeners not to wake for them.
     """
 
     def __init__(
@@ -256,24 +257,24 @@ class FileListeners:
         }
 
     def know(self, mark: bytes) -> None:
-        """Take no notice of new work under this mark: `notify` tells of it."""
+        """Ignore signals for new tasks with this mark: `notify` wakes listeners for them."""
         self._mark = mark
 
     def are_for(self, topic: Topic) -> bool:
-        """Tell if anybody listens to a topic; from any thread."""
+        """Return whether a topic has listeners; from any thread."""
         return bool(self._subscriptions[topic])
 
     def notify(self, topics: set[Topic]) -> None:
-        """Tell of a commit of this instance, after its bell has rung; from any thread."""
+        """Wake the listeners after a commit of this instance was signalled; from any thread."""
         for topic in topics:
             if self._subscriptions[topic]:
                 self._waker.post(lambda: self._signal(topics))
                 return
 
-    def _signal(self, topics: Iterable[Topic], told: Collection[Listener] = ()) -> None:
+    def _signal(self, topics: Iterable[Topic], exempt: Collection[Listener] = ()) -> None:
         for topic in topics:
             for subscription in self._subscriptions[topic]:
-                if subscription not in told:
+                if subscription not in exempt:
                     subscription.signal()
 
     @contextmanager
@@ -282,8 +283,8 @@ class FileListeners:
         subscriptions = self._subscriptions[topic]
         if not subscriptions and topic not in self._watching:
             self._watch(topic)
-        is_deaf = self._wakeup_file is not None and topic not in self._watching
-        subscription = _Subscription(self._look if is_deaf else None)
+        has_to_poll = self._wakeup_file is not None and topic not in self._watching
+        subscription = _Subscription(self._look if has_to_poll else None)
         subscriptions.add(subscription)
         try:
             yield subscription
@@ -295,7 +296,7 @@ class FileListeners:
                     self._unwatch(topic)
 
     def _watch(self, topic: Topic) -> None:
-        """Have the bell heard, where it can be."""
+        """Watch the wake-up file for a topic, if that is possible."""
         if self._wakeup_file is None:
             return
         with self._lock:
@@ -305,25 +306,25 @@ class FileListeners:
         else:
             try:
                 watch = InotifyWatch(self._wakeup_file, topic)
-            except OSError:  # no inotify, or none left of what the system allows
+            except OSError:  # no inotify, or its limits are used up
                 return
-        stop = self._loop.when_readable(watch.fileno(), partial(self._hear, topic, watch))
+        stop = self._loop.when_readable(watch.fileno(), partial(self._on_signal, topic, watch))
         self._watching[topic] = partial(self._stop, topic, watch, stop)
 
-    def _hear(self, topic: Topic, watch: InotifyWatch) -> None:
+    def _on_signal(self, topic: Topic, watch: InotifyWatch) -> None:
         watch.forget()
         if not self._subscriptions[topic]:
             if time.monotonic() - self._left_at[topic] > _LINGER:
                 self._unwatch(topic)
             return
-        # Whoever rang before this instance did is heard with it: `notify` comes after the bell.
+        # A signal before this instance's own is not lost: `notify` comes after the own signal.
         if topic != "tasks":
             self._signal((topic,))
         elif watch.mark() != self._mark:
-            self._signal((topic,), told=self._prompt())
+            self._signal((topic,), exempt=self._prompt())
 
     def watch_anew(self) -> None:
-        """Watch the bell that is there now, and have everybody look; from within."""
+        """Watch the wake-up file that is there now, and wake all listeners; in the loop."""
         watched = list(self._watching)
         for topic in watched:
             self._unwatch(topic)
@@ -345,14 +346,14 @@ class FileListeners:
             stop()
 
     def end(self) -> None:
-        """Have the loop watch no longer what nobody listens for; from within, before the close."""
+        """Stop the watches that have no listeners; in the loop, before `close`."""
         self._ending = True
         for topic in list(self._watching):
             if not self._subscriptions[topic]:
                 self._unwatch(topic)
 
     def _stop(self, topic: Topic, watch: InotifyWatch, stop: Callable[[], object]) -> None:
-        """Keep a watcher for the next who listens: one that is closed takes long to end."""
+        """Keep a watch for the next listener: closing one takes long."""
         stop()
         with self._lock:
             if not self._closed and topic not in self._kept:
@@ -361,7 +362,7 @@ class FileListeners:
         watch.close()
 
     def close(self) -> None:
-        """Keep no watchers any more; from any thread."""
+        """Close the kept watches; from any thread."""
         with self._lock:
             self._closed = True
         self._give_up_kept()
