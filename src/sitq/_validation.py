@@ -1,4 +1,7 @@
-"""The rules for the values of options and fields, and the texts of the errors."""
+"""The rules for the values of options and fields, and the texts of the errors.
+
+A rule is a type with a `_Hint`. Models and the functions of this module refuse with the same text.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,10 @@ import builtins
 import inspect
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Annotated, ClassVar, Final, get_type_hints
+from typing import Annotated, ClassVar, Final, TypeVar, get_type_hints
 
 import pydantic
 from pydantic import (
@@ -18,15 +22,19 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
     PlainSerializer,
+    TypeAdapter,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, core_schema
 
 from sitq._modules import class_name
 from sitq._plain import plain
+from sitq.errors import ValidationError
 
 __all__ = [
     "MAX_PRIORITY",
+    "MAX_SECONDS",
     "MIN_PRIORITY",
     "NO_HEADERS",
     "Count",
@@ -40,14 +48,23 @@ __all__ = [
     "Priority",
     "QueueName",
     "Seconds",
+    "ServedQueue",
+    "check_key",
+    "check_priority",
+    "check_queue",
+    "check_seconds",
     "describe",
     "has_module",
     "with_article",
 ]
 
+T = TypeVar("T")
+
 # A reservation looks at each priority that is in use, so their number is bounded.
 MIN_PRIORITY: Final = -100
 MAX_PRIORITY: Final = 100
+MAX_SECONDS: Final = 10 * 365 * 86400.0
+_QUEUE_HINT: Final = "1 to 128 characters of A-Z a-z 0-9 _ . : / -"
 NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 # By pronunciation: "a User", "a OneWay", "an ndarray".
 _VOWEL: Final = re.compile(r"(?!one|eu)(?:[aeio]|nd)", re.IGNORECASE)
@@ -78,6 +95,23 @@ def _name_of_exception(entry: object) -> object:
     return entry
 
 
+@dataclass(frozen=True)
+class _Hint:
+    """The text of the error for every value that a type refuses.
+
+    pydantic-core applies it: it costs nothing where the value is accepted.
+    """
+
+    text: str
+
+    def __get_pydantic_core_schema__(
+        self, source: object, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        return core_schema.custom_error_schema(
+            handler(source), custom_error_type="sitq_hint", custom_error_message=self.text
+        )
+
+
 def _as_tuple(value: object) -> object:
     if isinstance(value, list):
         return tuple(value)
@@ -88,11 +122,32 @@ def _as_tuple(value: object) -> object:
 
 
 Moment = Annotated[AwareDatetime, AfterValidator(_utc)]
-QueueName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:/-]{1,128}$")]
+QueueName = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z0-9_.:/-]{1,128}$"),
+    _Hint(f"give {_QUEUE_HINT}, as str"),
+]
+ServedQueue = Annotated[
+    str,
+    Field(pattern=r"^(\*|[A-Za-z0-9_.:/-]{1,128})$"),
+    _Hint(f'give {_QUEUE_HINT}, as str, or "*" for every queue'),
+]
 FunctionName = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,1024}$")]
-Key = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,256}$")]
-Seconds = Annotated[float, Field(ge=0, le=10 * 365 * 86400.0, allow_inf_nan=False)]
-PositiveSeconds = Annotated[float, Field(gt=0, le=10 * 365 * 86400.0, allow_inf_nan=False)]
+Key = Annotated[
+    str,
+    Field(pattern=r"^[^\x00-\x1f\x7f]{1,256}$"),
+    _Hint("give 1 to 256 characters of text, no control characters, as str"),
+]
+Seconds = Annotated[
+    float,
+    Field(ge=0, le=MAX_SECONDS, allow_inf_nan=False),
+    _Hint("give seconds from 0 up to ten years, as int or float"),
+]
+PositiveSeconds = Annotated[
+    float,
+    Field(gt=0, le=MAX_SECONDS, allow_inf_nan=False),
+    _Hint("give seconds of more than 0, up to ten years, as int or float"),
+]
 Headers = Annotated[
     Mapping[str, str],
     AfterValidator(lambda headers: MappingProxyType(dict(headers))),
@@ -103,7 +158,11 @@ ExceptionNames = Annotated[
     BeforeValidator(_as_tuple),
 ]
 Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
-Priority = Annotated[int, Field(ge=MIN_PRIORITY, le=MAX_PRIORITY)]
+Priority = Annotated[
+    int,
+    Field(ge=MIN_PRIORITY, le=MAX_PRIORITY),
+    _Hint(f"give an int from {MIN_PRIORITY} to {MAX_PRIORITY}"),
+]
 
 
 class _Signature:
@@ -151,6 +210,68 @@ class Model(BaseModel):
     def __pydantic_on_complete__(cls) -> None:
         """Keep the signature, which pydantic has just replaced by its own."""
         cls.__signature__ = Model.__dict__["__signature__"]
+
+
+_STRICT: Final = ConfigDict(strict=True, defer_build=True)
+_QUEUE: Final[TypeAdapter[str]] = TypeAdapter(QueueName, config=_STRICT)
+_KEY: Final[TypeAdapter[str]] = TypeAdapter(Key, config=_STRICT)
+_PRIORITY: Final[TypeAdapter[int]] = TypeAdapter(Priority, config=_STRICT)
+_SECONDS: Final[TypeAdapter[float]] = TypeAdapter(Seconds, config=_STRICT)
+_POSITIVE: Final[TypeAdapter[float]] = TypeAdapter(PositiveSeconds, config=_STRICT)
+
+
+def check_queue(name: str, value: object) -> str:
+    """Return the name of a queue.
+
+    Args:
+        name: the parameter's name, for the error.
+        value: the value to check.
+
+    Raises:
+        ValidationError: it is not 1 to 128 characters of ``A-Z a-z 0-9 _ . : / -``.
+    """
+    return _checked(_QUEUE, name, value)
+
+
+def check_key(name: str, value: object) -> str:
+    """Return a unique key; the parameters are those of `check_queue`.
+
+    Raises:
+        ValidationError: it is not 1 to 256 characters, or has control characters.
+    """
+    return _checked(_KEY, name, value)
+
+
+def check_priority(name: str, value: object) -> int:
+    """Return a priority; the parameters are those of `check_queue`.
+
+    Raises:
+        ValidationError: it is not an int from -100 to 100.
+    """
+    return _checked(_PRIORITY, name, value)
+
+
+def check_seconds(name: str, value: object, *, zero: bool = True) -> float:
+    """Return a number of seconds.
+
+    Args:
+        name: the parameter's name, for the error.
+        value: the value to check.
+        zero: whether 0 is accepted.
+
+    Raises:
+        ValidationError: it is not a number, is negative or not finite, or is longer than ten years.
+    """
+    return _checked(_SECONDS if zero else _POSITIVE, name, value)
+
+
+def _checked(rule: TypeAdapter[T], name: str, value: object) -> T:
+    value = plain(value)
+    try:
+        return rule.validate_python(value)
+    except pydantic.ValidationError as error:
+        hint = error.errors(include_url=False, include_context=False, include_input=False)[0]["msg"]
+    raise ValidationError(f"{name}: {hint} (got {type(value).__name__})")
 
 
 def with_article(kind: type) -> str:

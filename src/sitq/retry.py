@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sitq._exceptions import leaves_of
 from sitq._modules import is_class_named
-from sitq._plain import plain
-from sitq.errors import ValidationError
+from sitq._validation import MAX_SECONDS, check_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Decision", "Fail", "Retry", "backoff", "decide"]
 
-_LONGEST: Final = 10 * 365 * 86400.0
 # A subclass may have attributes of its own by these names, or a metaclass that does.
 _MRO: Final = type.__dict__["__mro__"]
 _MEMBERS: Final = BaseExceptionGroup.__dict__["exceptions"]
@@ -42,16 +40,8 @@ class Retry(Exception):  # noqa: N818 - a request, no error
     delay: float | None = None
 
     def __init__(self, delay: float | None = None) -> None:
-        delay = plain(delay)
-        if delay is not None and (
-            isinstance(delay, bool)
-            or not isinstance(delay, int | float)
-            or not 0 <= delay <= _LONGEST
-        ):
-            raise ValidationError(
-                f"Retry: delay must be seconds from 0 to {_LONGEST:.0f} "
-                f"(got {type(delay).__name__})"
-            )
+        if delay is not None:
+            delay = check_seconds("Retry: delay", delay)
         super().__init__("another attempt was asked for")
         self.delay = delay
 
@@ -121,7 +111,7 @@ def _delay_of(error: BaseException) -> float | None:
         delay: Any = getattr(error, "delay", None)
     except Exception:  # noqa: BLE001 - a subclass may have a property of its own
         return None
-    if type(delay) not in {int, float} or not 0 <= delay <= _LONGEST:
+    if type(delay) not in {int, float} or not 0 <= delay <= MAX_SECONDS:
         return None
     return float(delay)
 

@@ -289,7 +289,7 @@ def test_marking_again_replaces_what_was_added(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"timeout": 0}, "@task: timeout: .*greater than 0"),
+        ({"timeout": 0}, "@task: timeout: give seconds of more than 0"),
         ({"timeout": "1"}, "@task: timeout: .*got str"),
         ({"priority": 101}, "@task: priority: "),
         ({"queue": "no blanks"}, "@task: queue: "),

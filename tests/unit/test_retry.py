@@ -150,5 +150,5 @@ def test_a_retry_carries_its_delay() -> None:
 
 @pytest.mark.parametrize("delay", [-1, math.nan, math.inf, True, "1"])
 def test_a_delay_that_is_no_duration_is_refused(delay: float) -> None:
-    with pytest.raises(ValidationError, match="delay must be seconds"):
+    with pytest.raises(ValidationError, match="Retry: delay: give seconds from 0"):
         Retry(delay=delay)

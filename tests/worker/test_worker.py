@@ -170,8 +170,8 @@ def test_a_bad_option_is_named(options: dict[str, Any], name: str) -> None:
     [
         ([], "queues: give at least one name"),
         (["*", "a"], r"queues: '\*' means every queue"),
-        (["with space"], r"queues\.0: String should match"),
-        ([5], r"queues\.0: Input should be a valid string"),
+        (["with space"], r"queues\.0: give 1 to 128 characters"),
+        ([5], r"queues\.0: give 1 to 128 characters.*got int"),
     ],
 )
 def test_bad_names_of_queues_are_told_in_one_sentence(queues: Any, text: str) -> None:

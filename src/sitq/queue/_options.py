@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
@@ -13,10 +11,10 @@ import pydantic
 
 from sitq._plain import plain
 from sitq._task_batch import TaskBatch, copy_with
-from sitq._validation import describe
+from sitq._validation import check_key, check_priority, check_queue, check_seconds, describe
 from sitq.errors import ValidationError
 from sitq.ids import new_task_id, new_task_ids
-from sitq.models import MAX_PRIORITY, MIN_PRIORITY, RetryPolicy, Task
+from sitq.models import RetryPolicy, Task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -29,17 +27,13 @@ __all__ = [
     "NO_OPTIONS",
     "Options",
     "TaskMaker",
-    "duration",
     "make_options",
     "make_task",
     "make_tasks",
 ]
 
-_LONGEST: Final = 10 * 365 * 86400.0
 _MAX_HEADERS: Final = 64
 _MAX_HEADER_BYTES: Final = 8192
-_QUEUE: Final = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
-_KEY: Final = re.compile(r"[^\x00-\x1f\x7f]{1,256}")
 _DEFAULTED: Final = ("queue", "priority", "timeout", "retry", "result_ttl")
 
 
@@ -191,27 +185,6 @@ def make_tasks(encoded: Sequence[tuple[TaskMaker, bytes]]) -> Sequence[Task]:
     return [copy_with(maker.pattern, task_id, payload) for task_id, (maker, payload) in rows]
 
 
-def duration(name: str, value: object, *, zero: bool = True) -> float:
-    """Check a number of seconds.
-
-    Args:
-        name: the parameter's name, for the error's text.
-        value: what was given for it.
-        zero: False if it must be more than 0.
-
-    Raises:
-        ValidationError: it is not a number, is negative or not finite, or is longer than ten years.
-    """
-    value = plain(value)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        _refuse(name, value, "give seconds as int or float")
-    seconds = float(min(value, 2 * _LONGEST))  # an int may be too large for a float
-    if math.isnan(seconds) or not 0 <= seconds <= _LONGEST or (seconds == 0 and not zero):
-        least = "0" if zero else "more than 0"
-        _refuse(name, value, f"give seconds from {least} up to ten years")
-    return seconds
-
-
 def _refuse(name: str, value: object, hint: str) -> NoReturn:
     message = f"{name}: {hint} (got {type(value).__name__})"
     raise ValidationError(message)
@@ -252,43 +225,21 @@ def _moment(name: str, value: object) -> datetime:
 
 
 def _delay(name: str, value: object) -> timedelta:
-    if isinstance(value, timedelta):
-        return timedelta(seconds=duration(name, value.total_seconds()))
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        _refuse(name, value, "give seconds as int or float, or a timedelta")
-    return timedelta(seconds=duration(name, value))
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    try:
+        return timedelta(seconds=check_seconds(name, seconds))
+    except ValidationError as error:
+        raise ValidationError(f"{error}; a timedelta is accepted too") from None
 
 
 def _timeout(name: str, value: object) -> float:
-    return duration(name, value, zero=False)
-
-
-def _queue(name: str, value: object) -> str:
-    if not isinstance(value, str) or not _QUEUE.fullmatch(value):
-        _refuse(name, value, "give 1 to 128 characters of A-Z a-z 0-9 _ . : / - as str")
-    return value
-
-
-def _priority(name: str, value: object) -> int:
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int)
-        or not MIN_PRIORITY <= value <= MAX_PRIORITY
-    ):
-        _refuse(name, value, f"give an int from {MIN_PRIORITY} to {MAX_PRIORITY}")
-    return int(value)
+    return check_seconds(name, value, zero=False)
 
 
 def _retry(name: str, value: object) -> RetryPolicy:
     if not isinstance(value, RetryPolicy):
         _refuse(name, value, "give a RetryPolicy, such as RetryPolicy(max_attempts=3)")
     return value.as_plain()
-
-
-def _key(name: str, value: object) -> str:
-    if not isinstance(value, str) or not _KEY.fullmatch(value) or _bytes_of(value) is None:
-        _refuse(name, value, "give 1 to 256 characters of text, no control characters, as str")
-    return value
 
 
 def _until(name: str, value: object) -> str | None:
@@ -333,14 +284,14 @@ _CHECKS: Final[Mapping[str, Callable[[str, object], object]]] = MappingProxyType
     {
         "eta": _moment,
         "delay": _delay,
-        "queue": _queue,
-        "priority": _priority,
+        "queue": check_queue,
+        "priority": check_priority,
         "timeout": _timeout,
         "retry": _retry,
-        "unique_key": _key,
+        "unique_key": check_key,
         "unique_until": _until,
         "expires_at": _moment,
-        "result_ttl": duration,
+        "result_ttl": check_seconds,
         "headers": _headers,
     }
 )

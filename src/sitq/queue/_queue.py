@@ -14,6 +14,7 @@ import anyio
 from sitq._loops import LoopRef, refuse_green_threads, run_to_completion
 from sitq._plain import plain
 from sitq._ports import checked_backend, checked_serializer
+from sitq._validation import check_seconds
 from sitq.backends.sqlite import SQLiteBackend
 from sitq.errors import (
     SerializationError,
@@ -36,7 +37,6 @@ from sitq.queue._enqueueing import (
     joined,
     make_repeat,
 )
-from sitq.queue._options import duration
 from sitq.queue._waiting import ResultWaiters
 from sitq.states import TaskStatus
 
@@ -249,7 +249,7 @@ class TaskQueue(EnqueueMethods):
             UsageError: the queue is closed, or was closed meanwhile.
         """
         known_id = _checked_id(task_id)
-        seconds = None if timeout is None else duration("timeout", timeout)
+        seconds = None if timeout is None else check_seconds("timeout", timeout)
         waiters = await self._handle.use()
         wait = waiters.wait(known_id, seconds) if seconds != 0 else waiters.look(known_id)
         result = await wait
@@ -383,7 +383,7 @@ class TaskQueue(EnqueueMethods):
             ValidationError: ``older_than`` is not a number of seconds.
             BackendError: the store could not do it; what was removed before stays removed.
         """
-        seconds = duration("older_than", older_than)
+        seconds = check_seconds("older_than", older_than)
         await self._handle.use()
         total = 0
         while True:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sitq._validation import PositiveSeconds, Seconds
+from sitq._validation import PositiveSeconds, Seconds, ServedQueue
 from sitq.models import RetryPolicy
 
 __all__ = ["WorkerOptions"]
@@ -17,7 +17,7 @@ class WorkerOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", defer_build=True)
 
-    queues: tuple[Annotated[str, Field(pattern=r"^(\*|[A-Za-z0-9_.:/-]{1,128})$")], ...]
+    queues: tuple[ServedQueue, ...]
     max_concurrency: Annotated[int, Field(ge=1, le=10_000)]
     poll_interval: PositiveSeconds
     lease: Annotated[PositiveSeconds, Field(ge=0.1)]
