@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from contextvars import copy_context
-from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum, auto
 from functools import partial
@@ -30,14 +29,10 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
     from contextvars import Context
 
-    import anyio
+    from sitq.models import Lease, ReservedTask
+    from sitq.worker._runtime import FunctionRuntime
 
-    from sitq.context import TaskServices
-    from sitq.models import Lease, ReservedTask, RetryPolicy
-    from sitq.payload.functions import TaskFunction
-    from sitq.protocols import Clock, Serializer
-
-__all__ = ["Attempt", "EndReason", "FunctionRuntime", "NoThreadError", "ThreadedCall"]
+__all__ = ["Attempt", "EndReason", "NoThreadError", "ThreadedCall"]
 
 
 class ThreadedCall:
@@ -88,40 +83,6 @@ def _called(
     if os.getpid() != process:
         end_child(None)
     return ended
-
-
-@dataclass(frozen=True, slots=True)
-class FunctionRuntime:
-    """Where attempts at one function are made.
-
-    Args:
-        function: the function to call.
-        serializer: rebuilds the arguments.
-        services: what the function may reach through `current_task`.
-        retry: the policy of tasks that have none of their own.
-        clock: tells when a timeout ends.
-        limiter: the worker's threads.
-        grace: seconds that the clean-up of a cancelled attempt may take.
-        call_later: has the loop call a function after so many seconds, and returns what takes
-            that back.
-        scope: makes a cancel scope of the worker's loop.
-        freed: called, in a thread, when a plain function that was left to itself has ended.
-        leave: ends the worker with the exception of a signal handler.
-        is_ending: tells whether the worker ends.
-    """
-
-    function: TaskFunction[Any]
-    serializer: Serializer
-    services: TaskServices
-    retry: RetryPolicy | None
-    clock: Clock
-    limiter: anyio.CapacityLimiter
-    grace: float
-    call_later: Callable[[float, Callable[[], object]], Callable[[], object]]
-    scope: type[anyio.CancelScope]
-    freed: Callable[[Attempt], object]
-    leave: Callable[[BaseException], object]
-    is_ending: Callable[[], bool]
 
 
 _log: Final = Log(__name__)
@@ -271,8 +232,9 @@ class Attempt:
         task, runtime = self.task, self._runtime
         function = runtime.function
         try:
-            payload = unseal(runtime.serializer, task)
-            args, kwargs = function.load_arguments(runtime.serializer, payload)
+            serializer = runtime.worker.serializer
+            payload = unseal(serializer, task)
+            args, kwargs = function.load_arguments(serializer, payload)
         except ValidationError as error:
             self.raised = error
             return outcome_of_mismatch(task, error)
@@ -289,17 +251,18 @@ class Attempt:
         self, context: TaskContext, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Outcome | None:
         """Call the function within a scope that ends the attempt, and return the outcome."""
+        worker = self._runtime.worker
         seconds = self.task.timeout
         ended: tuple[Any] | Raised | None = None
         late_call: Callable[[], object] = no_op
         if seconds is not None:
-            context.deadline = self._runtime.clock.now() + timedelta(seconds=seconds)
-            late_call = self._runtime.call_later(seconds, self._time_out)
+            context.deadline = worker.clock.now() + timedelta(seconds=seconds)
+            late_call = worker.loop.call_later(seconds, self._time_out)
         try:
             if self.scope is not None:  # on trio, its nursery is in there
                 ended = await self._call(args, kwargs)
             else:
-                scope = AttemptScope(self._runtime.scope, self._runtime.grace, self.host)
+                scope = AttemptScope(worker.scope, worker.grace, self.host)
                 self.scope = scope
                 with scope.outer, scope.inner:
                     ended = await self._call(args, kwargs)
@@ -352,17 +315,17 @@ class Attempt:
     async def _call_in_thread(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any] | Raised:
-        runtime = self._runtime
-        call = self._thread = ThreadedCall(partial(runtime.freed, self))
+        worker = self._runtime.worker
+        call = self._thread = ThreadedCall(partial(worker.freed, self.lease))
         try:
             # The thread's context is a copy, made by anyio, in which no event loop runs.
             ended = await to_thread.run_sync(
                 call.run,
-                runtime.function.func,
+                self._runtime.function.func,
                 args,
                 kwargs,
                 abandon_on_cancel=True,
-                limiter=runtime.limiter,
+                limiter=worker.limiter,
             )
         except Exception as error:
             raise NoThreadError from error  # the call itself raises nothing
@@ -397,7 +360,7 @@ class Attempt:
             return self._unless_completed(self._raised(UsageError(_NOT_COMMITTED)))
         runtime = self._runtime
         try:
-            data = runtime.function.dump_result(runtime.serializer, value)
+            data = runtime.function.dump_result(runtime.worker.serializer, value)
             return Outcome.success(self.lease, data)
         except BaseException as error:  # noqa: BLE001 - the value's own code may raise anything
             return self._refused(error)
@@ -409,7 +372,7 @@ class Attempt:
             return False
         if self._end is None:
             self._end = EndReason.SHUTDOWN
-        self._runtime.leave(leaving)
+        self._runtime.worker.leave(leaving)
         return True
 
     def _is_given_back(self) -> bool:
@@ -422,7 +385,7 @@ class Attempt:
         if host is None or not self.cancelled_from_outside or not host.cancelling():
             return False
         given_back = self.task.epoch - self.task.attempt
-        return given_back < _MOST_GIVEN_BACK or self._runtime.is_ending()
+        return given_back < _MOST_GIVEN_BACK or self._runtime.worker.is_ending
 
     def _raised(self, error: BaseException) -> Outcome | None:
         if self._end is None and self._is_given_back():
@@ -443,4 +406,4 @@ class Attempt:
         if self._note_exit(error):
             return Outcome.release(self.lease)
         self.raised = error
-        return outcome_of_error(self.task, self.lease, error, self._runtime.retry)
+        return outcome_of_error(self.task, self.lease, error, self._runtime.worker.retry)

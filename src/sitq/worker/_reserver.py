@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from sitq.payload.functions import TaskFunction
     from sitq.payload.registry import Registry
     from sitq.protocols import Backend, Listener
-    from sitq.worker._attempt import FunctionRuntime
     from sitq.worker._heartbeats import Heartbeats
     from sitq.worker._options import WorkerOptions
     from sitq.worker._runner_pool import RunnerPool
+    from sitq.worker._runtime import FunctionRuntime
 
 __all__ = ["FULL_SWEEP", "Reserver"]
 
@@ -49,6 +49,7 @@ class Reserver:
         options: the worker's settings.
         heartbeats: renews the leases.
         reporter: writes the outcomes of tasks that cannot run.
+        pool: runs the tasks.
         drain: end when nothing is due any more.
     """
 
@@ -60,6 +61,7 @@ class Reserver:
         options: WorkerOptions,
         heartbeats: Heartbeats,
         reporter: Reporter,
+        pool: RunnerPool,
         *,
         drain: bool,
     ) -> None:
@@ -71,6 +73,7 @@ class Reserver:
         self._options = options
         self._heartbeats = heartbeats
         self._reporter = reporter
+        self._pool = pool
         self._drain = drain
         # The error that ends a drain.
         self.error: Exception | None = None
@@ -92,17 +95,17 @@ class Reserver:
         self._woken.set()
         self._writing.cancel()
 
-    async def run(self, pool: RunnerPool) -> None:
+    async def run(self) -> None:
         """Reserve when there is room and tasks may be due, until stopped or drained."""
         if self._drain:
             await self._sweep_all()
         while not (self._stopping or self.error):
             self._woken = anyio.Event()
-            pool.wake()
-            if (self._due or self._drain) and (room := pool.room):
+            self._pool.wake()
+            if (self._due or self._drain) and (room := self._pool.room):
                 self._due = False  # tasks stored from now on set it again
                 try:
-                    wait = await self._reserve(pool, room)
+                    wait = await self._reserve(room)
                 except Exception as error:  # noqa: BLE001 - an unavailable store never ends a worker
                     if self._drain:
                         self.error = error
@@ -110,24 +113,27 @@ class Reserver:
                     self._look_in(self._reserve_backoff.fail(error))
                 else:
                     self._reserve_backoff.succeed()
-                    self._note(wait, pool)
+                    self._note(wait)
                     if self._due:
                         # The next reservation waits for room.
-                        if pool.room:
+                        if self._pool.room:
                             self._woken.set()
                             await anyio.lowlevel.checkpoint()
-                    elif self._drain and not await self._more_to_drain(pool):
+                    elif self._drain and not await self._more_to_drain():
                         return
-            await self._sleep(pool)
+            await self._sleep()
 
-    def _note(self, wait: float | None, pool: RunnerPool) -> None:
+    def _note(self, wait: float | None) -> None:
         """Note when the store has more due tasks, by the answer to a reservation."""
         if wait == 0.0:
             self._due = True
             wait = None
         self._look_in(wait)
         is_timed = wait is not None and wait <= self._options.poll_interval
-        if is_timed and self._clock.monotonic() - pool.unknown_function_at < _DEFERRING_SECONDS:
+        if (
+            is_timed
+            and self._clock.monotonic() - self._pool.unknown_function_at < _DEFERRING_SECONDS
+        ):
             self._look_at += _DEFERENCE_SECONDS
 
     def _look_in(self, seconds: float | None) -> None:
@@ -145,16 +151,16 @@ class Reserver:
         except Exception as error:  # noqa: BLE001 - raised at the end of the run
             self.error = error
 
-    async def _reserve(self, pool: RunnerPool, room: int) -> float | None:
+    async def _reserve(self, room: int) -> float | None:
         asked_at = self._clock.monotonic()
         options = self._options
-        with pool.asking():
+        with self._pool.asking():
             reservation = await self._backend.reserve(self._id, options.queues, room, options.lease)
         try:
             if self._stopping:
                 self._give_back(reservation)
             else:
-                self._launch(pool, reservation, asked_at)
+                self._launch(reservation, asked_at)
         except BaseException:
             # A signal handler may raise anywhere. The end of the run releases the kept leases.
             if reservation.tasks and not self._heartbeats.keeps(reservation.tasks[0].lease):
@@ -167,7 +173,7 @@ class Reserver:
         for task in reservation.tasks:
             self._reporter.add(task.lease, Outcome.release(task.lease))
 
-    def _launch(self, pool: RunnerPool, reservation: Reservation, asked_at: float) -> None:
+    def _launch(self, reservation: Reservation, asked_at: float) -> None:
         """Hand reserved tasks to the pool; their leases were requested at `asked_at`."""
         leases = [task.lease for task in reservation.tasks]
         self._heartbeats.add(leases, asked_at)
@@ -177,16 +183,16 @@ class Reserver:
             name = task.function
             if name not in runtimes:
                 function = self._find(name)
-                runtimes[name] = None if function is None else pool.runtime(function)
+                runtimes[name] = None if function is None else self._pool.runtime(function)
                 if function is None:
                     similar[name] = self._registry.similar_names(name)
             runtime = runtimes[name]
             if runtime is None:
                 outcome = outcome_of_unknown_function(task, similar[name])
-                pool.unknown_function_at = self._clock.monotonic()
-                self._reporter.add(lease, pool.sealed(task, outcome) or outcome)
+                self._pool.unknown_function_at = self._clock.monotonic()
+                self._reporter.add(lease, self._pool.sealed(task, outcome) or outcome)
             else:
-                pool.launch(task, lease, runtime)
+                self._pool.launch(task, lease, runtime)
 
     def _find(self, name: str) -> TaskFunction[Any] | None:
         """Return the function of a stored name, or `None` if this worker does not know it.
@@ -199,9 +205,9 @@ class Reserver:
             _log.warning("cannot look up %s", one_line(name), error=error)
             return None
 
-    async def _more_to_drain(self, pool: RunnerPool) -> bool:
+    async def _more_to_drain(self) -> bool:
         """Return whether a drain goes on; it ends once all is written and nothing is due."""
-        if not pool.busy:
+        if not self._pool.busy:
             # The store may be unavailable for long. `stop` cancels this wait.
             with anyio.CancelScope() as self._writing:
                 await self._reporter.written()
@@ -214,7 +220,7 @@ class Reserver:
             except Exception as error:  # noqa: BLE001 - raised at the end of the run
                 self.error = error
                 return False
-            if reservation.wait != 0.0 and not pool.busy:
+            if reservation.wait != 0.0 and not self._pool.busy:
                 return False
             self.look_again()
         return True
@@ -229,17 +235,19 @@ class Reserver:
             return False
         return reservation.wait == 0.0
 
-    async def _sleep(self, pool: RunnerPool) -> None:
+    async def _sleep(self) -> None:
         """Wait to be woken, for the next eta, or for the next poll."""
         # First the launched attempts start, and the outcomes of short ones go to the store.
         await anyio.lowlevel.checkpoint()
         await anyio.lowlevel.checkpoint()
         if not self._woken.is_set():
-            pending = None if self._due or self._drain else self._leave_reservation(pool.vacant)
+            pending = (
+                None if self._due or self._drain else self._leave_reservation(self._pool.vacant)
+            )
             if pending is None:
                 await self._rest()
             else:
-                await self._await_reservation(pending, pool)
+                await self._await_reservation(pending)
         if self._clock.monotonic() >= self._look_at:
             self._due = True
             self._look_in(None)  # in case there is no room now
@@ -270,23 +278,23 @@ class Reserver:
         again_at = self._clock.monotonic() + self._pending_backoff.fail(error)
         self._look_at = min(self._look_at, again_at)
 
-    async def _await_reservation(self, pending: PendingReservation, pool: RunnerPool) -> None:
+    async def _await_reservation(self, pending: PendingReservation) -> None:
         """Rest, and take the tasks that the pending reservation has got meanwhile."""
         try:
             await self._rest()
         finally:
-            await self._end(pending, pool)
+            await self._end(pending)
 
-    async def _end(self, pending: PendingReservation, pool: RunnerPool) -> None:
+    async def _end(self, pending: PendingReservation) -> None:
         """Take the tasks of a pending reservation; a worker that stops does not wait for them."""
         if not self._stopping:
-            await self._take(pending, pool)
+            await self._take(pending)
             return
         with anyio.CancelScope() as scope:
             scope.cancel()
-            await self._take(pending, pool)
+            await self._take(pending)
 
-    async def _take(self, pending: PendingReservation, pool: RunnerPool) -> None:
+    async def _take(self, pending: PendingReservation) -> None:
         try:
             reservation = await pending.end()
         except Exception as error:  # noqa: BLE001 - an unavailable store never ends a worker
@@ -298,8 +306,8 @@ class Reserver:
         if self._stopping:
             self._give_back(reservation)
         else:
-            self._note(reservation.wait, pool)
-            self._launch(pool, reservation, pending.asked_at)
+            self._note(reservation.wait)
+            self._launch(reservation, pending.asked_at)
 
     def freed(self) -> None:
         """Wake up if tasks may be due, since the pool may have room."""

@@ -123,24 +123,40 @@ class WorkerRun:
         self._id = worker_id
         self._backend = backend
         self._clock = backend.clock
-        self._serializer = serializer
         self._options = options
         self._loop = LoopRef()
-        self._pool: RunnerPool | None = None
         # When the next sweep began to wait, by the monotonic clock.
         self._waits_since: float | None = None
         self._progress: dict[Lease, Progress] = {}
         self._progressed = anyio.Event()
         self._heartbeats = Heartbeats(backend, options.lease, self._loop, self._note_lease_state)
         self._reporter = Reporter(backend, self._heartbeats.remove)
+        self._pool = RunnerPool(
+            serializer,
+            options,
+            backend,
+            self._loop,
+            self._report,
+            self._take_progress,
+            self._wake_reserver,
+            worker_id,
+            self._leave,
+        )
         self._reserver = Reserver(
-            worker_id, backend, registry, options, self._heartbeats, self._reporter, drain=drain
+            worker_id,
+            backend,
+            registry,
+            options,
+            self._heartbeats,
+            self._reporter,
+            self._pool,
+            drain=drain,
         )
 
     @property
     def started(self) -> int:
         """How many attempts have started."""
-        return 0 if self._pool is None else self._pool.started
+        return self._pool.started
 
     def stop(self) -> None:
         """Reserve no more tasks, and end the run. Any thread may call it."""
@@ -159,23 +175,22 @@ class WorkerRun:
                 services.start_soon(self._note_progress)
                 services.start_soon(self._watch)
                 services.start_soon(self._sweep)
-                pool = self._pool = self._make_pool()
                 try:
                     # On trio the host is shielded, so only `close` ends it.
-                    await services.start(pool.host)
-                    services.start_soon(pool.run)
+                    await services.start(self._pool.host)
+                    services.start_soon(self._pool.run)
                     services.start_soon(
                         warn_of_saturation,
                         self._clock,
-                        pool.take_all_places,
+                        self._pool.take_all_places,
                         self._reserver.has_due_tasks,
                     )
                     task_status.started()
-                    await self._reserver.run(pool)
-                    await pool.finish(self._options.shutdown_timeout, _CLEANUP_SECONDS)
+                    await self._reserver.run()
+                    await self._pool.finish(self._options.shutdown_timeout, _CLEANUP_SECONDS)
                 finally:
                     try:
-                        await _to_the_end(partial(pool.close, _CLEANUP_SECONDS))
+                        await _to_the_end(partial(self._pool.close, _CLEANUP_SECONDS))
                     finally:
                         self._reporter.limit_time(_LAST_WRITES)
                 services.cancel_scope.cancel()
@@ -186,8 +201,7 @@ class WorkerRun:
             self._error = self._error or leaving
         finally:
             # Even a cancelled run writes its outcomes and releases its leases.
-            if self._pool is not None:
-                self._pool.hand_back(at_once=True)
+            self._pool.hand_back(at_once=True)
             try:
                 await _to_the_end(self._write_the_rest)
             finally:
@@ -225,22 +239,12 @@ class WorkerRun:
         self._error = self._error or error
         services.cancel()
 
-    def _make_pool(self) -> RunnerPool:
-        return RunnerPool(
-            self._serializer,
-            self._options,
-            self._backend,
-            self._loop,
-            self._report,
-            self._take_progress,
-            self._reserver.freed,
-            self._id,
-            self._leave,
-        )
+    def _wake_reserver(self) -> None:
+        self._reserver.freed()
 
     def runs(self, context: TaskContext) -> bool:
         """Return whether this worker runs an attempt. Any thread may call it."""
-        return self._pool is not None and self._pool.runs(context)
+        return self._pool.runs(context)
 
     # -- reporting ---------------------------------------------------------------------------
 
@@ -271,7 +275,7 @@ class WorkerRun:
         """End an attempt whose lease is lost or whose task is to be cancelled."""
         if state is LeaseState.LOST:
             self._lose(lease)
-        elif self._pool is not None:
+        else:
             self._pool.end(lease, EndReason.CANCEL)
 
     def _lose(self, lease: Lease) -> None:
@@ -282,8 +286,7 @@ class WorkerRun:
         if self._has_completed(lease):
             return  # most likely its own transaction has ended the lease
         self._reporter.drop(lease)
-        if self._pool is not None:
-            self._pool.end(lease, EndReason.LEASE_LOST)
+        self._pool.end(lease, EndReason.LEASE_LOST)
         _log.warning("task %s: the lease of epoch %d is lost", lease.task_id, lease.epoch)
 
     def _give_up(self, lease: Lease) -> None:
@@ -292,8 +295,7 @@ class WorkerRun:
         The task may not have been reclaimed yet. The store then accepts the attempt's outcome.
         """
         self._heartbeats.remove((lease,))
-        if self._pool is not None:
-            self._pool.end(lease, EndReason.OVERDUE)
+        self._pool.end(lease, EndReason.OVERDUE)
         _log.warning(
             "task %s: the lease of epoch %d is lost: it could not be renewed in time",
             lease.task_id,
@@ -302,8 +304,7 @@ class WorkerRun:
 
     def _has_completed(self, lease: Lease) -> bool:
         """Return whether a task has completed itself in a transaction, committed or not."""
-        is_running = self._pool is not None and self._pool.has_completed(lease)
-        return is_running or self._reporter.expects_refusal(lease)
+        return self._pool.has_completed(lease) or self._reporter.expects_refusal(lease)
 
     async def _watch(self) -> None:
         """End attempts whose lease is overdue, and release tasks that wait for too long."""
@@ -313,8 +314,7 @@ class WorkerRun:
                 # The open transaction of a task that completed itself prevents the renewal.
                 if not self._has_completed(lease) and not self._reporter.is_writing(lease):
                     self._give_up(lease)
-            if self._pool is not None:
-                self._pool.hand_back()
+            self._pool.hand_back()
             await self._clock.sleep(interval)
 
     async def _sweep(self) -> None:

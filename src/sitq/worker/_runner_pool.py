@@ -26,12 +26,13 @@ from sitq.context import TaskServices
 from sitq.models import Outcome, OutcomeKind
 from sitq.payload.serialization import may_seal_results
 from sitq.payload.signing import seal_outcome
-from sitq.worker._attempt import Attempt, EndReason, FunctionRuntime, NoThreadError
+from sitq.worker._attempt import Attempt, EndReason, NoThreadError
 from sitq.worker._attempt_tasks import STARTS_EAGERLY, AttemptTask, Nurseries
 from sitq.worker._errors import error_text
 from sitq.worker._exits import end_child
 from sitq.worker._outcomes import log_end
 from sitq.worker._reporter import UncommittedOutcome
+from sitq.worker._runtime import FunctionRuntime, WorkerRuntime
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
@@ -127,25 +128,31 @@ class RunnerPool:
         self._leave = leave
         self._process, self._thread = os.getpid(), threading.get_ident()
         _LIVE_POOLS.add(self)
-        # The worker's asyncio task.
-        self._host = asyncio.current_task() if loop.asyncio is not None else None
-        self._closing = False
-        self._grace = min(options.cancel_grace, options.lease)
         # How many attempts have started.
         self.started = 0
         # When a task of an unknown function was last put back, by the monotonic clock.
         self.unknown_function_at = float("-inf")
-        # anyio's cancel scope of this loop: looking it up takes as long as a short task.
-        self._scopes = type(anyio.CancelScope())
-        self._threads = anyio.CapacityLimiter(options.max_concurrency)
+        self._runtime = WorkerRuntime(
+            serializer,
+            options.retry,
+            backend.clock,
+            loop,
+            anyio.CapacityLimiter(options.max_concurrency),
+            grace=min(options.cancel_grace, options.lease),
+            # anyio's cancel scope of this loop: looking it up takes as long as a short task.
+            scope=type(anyio.CancelScope()),
+            host=asyncio.current_task() if loop.asyncio is not None else None,
+            freed=self._thread_ended,
+            leave=leave,
+        )
         self._prefetched: deque[Attempt] = deque()
         self._running: dict[Lease, Attempt] = {}
         # The thread of an abandoned call keeps its place until it ends.
-        self._abandoned_threads: set[Attempt] = set()
+        self._abandoned_threads: dict[Lease, Attempt] = {}
         # Handed back while they run on; they keep their places.
         self._unresponsive: set[Attempt] = set()
         # On trio, where the attempts run.
-        self._nurseries = Nurseries(self._grace) if loop.asyncio is None else None
+        self._nurseries = Nurseries(self._runtime.grace) if loop.asyncio is None else None
         is_eager = loop.asyncio is not None and STARTS_EAGERLY
         self._turn = _EAGER_TURN if is_eager else _TURN
         self._woken = anyio.Event()
@@ -173,7 +180,10 @@ class RunnerPool:
         """Return the running tasks, or an empty list while a place is free."""
         if self.idle_places > 0:
             return []
-        return [execution.task for execution in (*self._running.values(), *self._abandoned_threads)]
+        return [
+            execution.task
+            for execution in (*self._running.values(), *self._abandoned_threads.values())
+        ]
 
     @property
     def vacant(self) -> int:
@@ -225,30 +235,17 @@ class RunnerPool:
             # Before the loop waits: the events of its descriptors belong to the parent.
             self._loop.before_waiting(partial(end_child, None))
 
-    def _is_ending(self) -> bool:
-        """Return whether the worker ends, or asyncio cancels it with all other tasks."""
-        return self._closing or (self._host is not None and self._host.cancelling() > 0)
-
     def runtime(self, function: TaskFunction[Any]) -> FunctionRuntime:
         """Return what all attempts at a function share."""
         return FunctionRuntime(
             function,
-            self._serializer,
             TaskServices(
                 self._backend,
                 self._note,
                 partial(function.dump_result, self._serializer),
                 partial(seal_outcome, self._serializer),
             ),
-            self._options.retry,
-            self._clock,
-            self._threads,
-            self._grace,
-            self._loop.call_later,
-            self._scopes,
-            self._thread_ended,
-            self._leave,
-            self._is_ending,
+            self._runtime,
         )
 
     def launch(self, task: ReservedTask, lease: Lease, runtime: FunctionRuntime) -> None:
@@ -366,7 +363,7 @@ class RunnerPool:
         if seconds > _LONG:
             self.hand_back()
         if execution.leave():
-            self._abandoned_threads.add(execution)
+            self._abandoned_threads[execution.lease] = execution
 
     def sealed(self, task: ReservedTask, outcome: Outcome | None) -> Outcome | None:
         """Return an outcome as it is stored: sealed, if the serializer seals."""
@@ -397,12 +394,12 @@ class RunnerPool:
         if not (self._running or self._unresponsive):
             self._ended.set()
 
-    def _thread_ended(self, execution: Attempt) -> None:
+    def _thread_ended(self, lease: Lease) -> None:
         """Free the place of an abandoned call; called in its thread."""
-        self._loop.call_soon(lambda: self._give_up(execution))
+        self._loop.call_soon(partial(self._give_up, lease))
 
-    def _give_up(self, execution: Attempt) -> None:
-        self._abandoned_threads.discard(execution)
+    def _give_up(self, lease: Lease) -> None:
+        self._abandoned_threads.pop(lease, None)
         self.wake()
         self._freed()
 
@@ -444,7 +441,7 @@ class RunnerPool:
         """End the running attempts, release their tasks, and return once all have ended."""
         try:
             with anyio.CancelScope(shield=True):
-                self._closing = True
+                self._runtime.closing = True
                 self.hand_back(at_once=True)
                 if self._loop.asyncio is not None:
                     for execution in [*self._running.values(), *self._unresponsive]:
@@ -461,7 +458,7 @@ class RunnerPool:
         """End the running attempts, and release those that still run after so many seconds."""
         for execution in list(self._running.values()):
             execution.end(EndReason.SHUTDOWN)
-        with anyio.move_on_after(self._grace + seconds):
+        with anyio.move_on_after(self._runtime.grace + seconds):
             await self._all_ended()
         for lease, execution in list(self._running.items()):
             # It ignores its cancellation. Other workers may run the task all the same.
