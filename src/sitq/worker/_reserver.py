@@ -154,7 +154,7 @@ class Reserver:
     async def _reserve(self, room: int) -> float | None:
         asked_at = self._clock.monotonic()
         options = self._options
-        with self._pool.asking():
+        with self._pool.interpreter_yield.reserving():
             reservation = await self._backend.reserve(self._id, options.queues, room, options.lease)
         try:
             if self._stopping:

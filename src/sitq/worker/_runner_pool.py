@@ -10,10 +10,9 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-import time
 import weakref
 from collections import deque
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,12 +29,14 @@ from sitq.worker._attempt import Attempt, EndReason, NoThreadError
 from sitq.worker._attempt_tasks import STARTS_EAGERLY, AttemptTask, Nurseries
 from sitq.worker._errors import error_text
 from sitq.worker._exits import end_child
+from sitq.worker._interpreter_yield import InterpreterYield
 from sitq.worker._outcomes import log_end
+from sitq.worker._prefetch import MAX_PREFETCH, PREFETCH_TIMEOUT, PrefetchLimit
 from sitq.worker._reporter import UncommittedOutcome
 from sitq.worker._runtime import FunctionRuntime, WorkerRuntime
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
+    from collections.abc import Callable, Coroutine
 
     from anyio.abc import TaskStatus
 
@@ -50,18 +51,6 @@ __all__ = ["RunnerPool"]
 
 _log: Final = Log(__name__)
 
-# At most so many tasks are reserved ahead, and no more than start within so many seconds.
-_MAX_PREFETCH: Final = 500
-_PREFETCH_SECONDS: Final = 0.02
-# While the store is asked for more, the loop sleeps at the end of so many turns, for so many
-# seconds. The thread of the store's that wants to go on after a statement would have to wait for
-# the interpreter, up to 5 ms each time, until no task is left that could run meanwhile.
-_YIELDS: Final = 8
-_YIELD_SECONDS: Final = 0.00002
-# A task that still waits after so many seconds is released.
-_PREFETCH_TIMEOUT: Final = 0.25
-# After a task whose worker was lost, a worker reserves none ahead for so many seconds.
-_NO_PREFETCH_SECONDS: Final = 1.0
 # How many attempts are started, and for how many seconds at most, before the rest of the loop gets
 # its turn. Where a new task does not run at once the seconds are not known, so the number is lower.
 _TURN: Final = 20
@@ -71,9 +60,6 @@ _LONGEST_TURN: Final = 0.002
 _LONG: Final = 0.005
 # Seconds until a plain function is tried again after no thread could be started.
 _NO_THREAD: Final = 1.0
-# The weight of the last duration in the running mean.
-_WEIGHT: Final = 0.1
-
 
 _LIVE_POOLS: Final[weakref.WeakSet[RunnerPool]] = weakref.WeakSet()
 
@@ -157,11 +143,8 @@ class RunnerPool:
         self._turn = _EAGER_TURN if is_eager else _TURN
         self._woken = anyio.Event()
         self._ended = anyio.Event()
-        self._shares_interpreter = bool(getattr(backend, "_shares_interpreter", False))
-        # At the end of how many turns the loop is still to give way.
-        self._yields_left = 0
-        self._mean: float | None = None
-        self._no_prefetch_until = float("-inf")
+        self.interpreter_yield: Final = InterpreterYield(backend)
+        self._prefetch = PrefetchLimit(backend.clock)
 
     @property
     def busy(self) -> bool:
@@ -181,8 +164,7 @@ class RunnerPool:
         if self.idle_places > 0:
             return []
         return [
-            execution.task
-            for execution in (*self._running.values(), *self._abandoned_threads.values())
+            attempt.task for attempt in (*self._running.values(), *self._abandoned_threads.values())
         ]
 
     @property
@@ -197,37 +179,19 @@ class RunnerPool:
         Most of a reservation's cost does not depend on how many tasks it reserves. So tasks are
         not reserved one by one.
         """
-        ahead = 0
-        if self._mean is not None and self._clock.monotonic() >= self._no_prefetch_until:
-            places = self._options.max_concurrency - len(self._abandoned_threads)
-            ahead = min(_MAX_PREFETCH, int(_PREFETCH_SECONDS * places / max(self._mean, 1e-6)))
+        ahead = self._prefetch.limit(self._options.max_concurrency - len(self._abandoned_threads))
         idle, waiting = self.idle_places, len(self._prefetched)
         return 0 if waiting >= max(idle, ahead // 2) else max(0, idle + ahead - waiting)
 
     def runs(self, context: TaskContext) -> bool:
         """Return whether an attempt is running here. Any thread may call it."""
-        execution = self._running.get(context.lease)
-        return execution is not None and execution.context is context
+        attempt = self._running.get(context.lease)
+        return attempt is not None and attempt.context is context
 
     def has_completed(self, lease: Lease) -> bool:
         """Return whether the attempt under a lease has completed itself in a transaction."""
-        execution = self._running.get(lease)
-        return execution is not None and execution.completed
-
-    @contextmanager
-    def asking(self) -> Iterator[None]:
-        """Yield the interpreter to the store's thread while a reservation is under way."""
-        self._yields_left = _YIELDS if self._shares_interpreter else 0
-        try:
-            yield
-        finally:
-            self._yields_left = 0
-
-    def yield_interpreter(self) -> None:
-        """Yield the interpreter to the store's thread, if a reservation is under way."""
-        if self._yields_left:
-            self._yields_left -= 1
-            time.sleep(_YIELD_SECONDS)
+        attempt = self._running.get(lease)
+        return attempt is not None and attempt.completed
 
     def end_in_child(self) -> None:
         """End a child process that a task forked, once it comes back to the worker's loop."""
@@ -252,7 +216,7 @@ class RunnerPool:
         """Run a reserved task as soon as there is a place for it."""
         now = self._clock.monotonic()
         if task.crashes:
-            self._no_prefetch_until = now + _NO_PREFETCH_SECONDS
+            self._prefetch.pause()
             if not self.vacant:
                 # One of the tasks that were lost together kills its worker. If it does so again,
                 # that worker must not hold the others.
@@ -274,11 +238,11 @@ class RunnerPool:
             if not self._prefetched or self.idle_places <= 0:
                 self._woken = anyio.Event()
                 self._freed()
-            elif len(self._prefetched) < _MAX_PREFETCH // 2:
+            elif len(self._prefetched) < MAX_PREFETCH // 2:
                 self._freed()
             # Attempts that never wait must not block the loop.
             await anyio.lowlevel.checkpoint()
-            self.yield_interpreter()
+            self.interpreter_yield.end_turn()
 
     def _start_some(self) -> None:
         """Start some of the waiting attempts, for a moment at most."""
@@ -292,30 +256,30 @@ class RunnerPool:
             if self._clock.monotonic() > end:
                 return
 
-    def _start(self, execution: Attempt) -> None:
+    def _start(self, attempt: Attempt) -> None:
         """Start an attempt in a task of its own."""
         try:
-            self._running[execution.lease] = execution
+            self._running[attempt.lease] = attempt
             self.started += 1
             started_at = self._clock.monotonic()
-            begun = execution.begin()
+            begun = attempt.begin()
             if begun is None or isinstance(begun, Outcome):
-                self._conclude(execution, begun)
+                self._conclude(attempt, begun)
                 return
             loop = self._loop.asyncio
             if loop is not None:
-                attempt = self._attempt(execution, begun, started_at)
-                AttemptTask(attempt, execution, loop)
+                call = self._run_attempt(attempt, begun, started_at)
+                AttemptTask(call, attempt, loop)
             elif self._nurseries is not None:
-                self._nurseries.start(execution, self._attempt, begun, started_at)
+                self._nurseries.start(attempt, self._run_attempt, begun, started_at)
         except BaseException:  # an exception of a signal handler ends the worker
-            if not execution.is_hosted:
-                self._drop(execution)
+            if not attempt.is_hosted:
+                self._drop(attempt)
             raise
 
-    async def _attempt(
+    async def _run_attempt(
         self,
-        execution: Attempt,
+        attempt: Attempt,
         call: Coroutine[Any, Any, Outcome | None],
         started_at: float,
     ) -> None:
@@ -326,25 +290,25 @@ class RunnerPool:
             except BaseException as error:  # noqa: BLE001 - a worker never dies of a task
                 leaving = exit_of(error)
                 if leaving is None:
-                    outcome = _not_run(execution, error)
+                    outcome = _not_run(attempt, error)
                 else:
                     self._leave(leaving)
-                    outcome = Outcome.release(execution.lease)
-            self._settle(execution, self._clock.monotonic() - started_at)
-            self._conclude(execution, outcome)
+                    outcome = Outcome.release(attempt.lease)
+            self._settle(attempt, self._clock.monotonic() - started_at)
+            self._conclude(attempt, outcome)
         except BaseException as error:  # noqa: BLE001 - a signal handler's: no user code runs here
             self._leave(error)
-            self._drop(execution)
+            self._drop(attempt)
         finally:
-            execution.host = None  # breaks the cycle of references between the two
+            attempt.host = None  # breaks the cycle of references between the two
 
-    def _drop(self, execution: Attempt) -> None:
+    def _drop(self, attempt: Attempt) -> None:
         """Free the place of an attempt that a signal handler interrupted in sitq's own code.
 
         The end of the run releases its task, with all other leases.
         """
-        self._running.pop(execution.lease, None)
-        self._unresponsive.discard(execution)
+        self._running.pop(attempt.lease, None)
+        self._unresponsive.discard(attempt)
         if not (self._running or self._unresponsive):
             self._ended.set()
 
@@ -355,15 +319,13 @@ class RunnerPool:
         else:
             await self._nurseries.run(task_status=task_status)
 
-    def _settle(self, execution: Attempt, seconds: float) -> None:
-        """Note how long an attempt took, and free its place."""
-        mean = seconds if self._mean is None else self._mean
-        # One long task lowers the number reserved ahead at once; a short one raises it slowly.
-        self._mean = max(mean + (seconds - mean) * _WEIGHT, 0.0)
+    def _settle(self, attempt: Attempt, seconds: float) -> None:
+        """Note how long an attempt took; an abandoned call keeps its place."""
+        self._prefetch.note(seconds)
         if seconds > _LONG:
             self.hand_back()
-        if execution.leave():
-            self._abandoned_threads[execution.lease] = execution
+        if attempt.leave():
+            self._abandoned_threads[attempt.lease] = attempt
 
     def sealed(self, task: ReservedTask, outcome: Outcome | None) -> Outcome | None:
         """Return an outcome as it is stored: sealed, if the serializer seals."""
@@ -374,10 +336,10 @@ class RunnerPool:
         except Exception as error:  # noqa: BLE001 - a serializer may be user code
             return Outcome.failure(outcome.lease, error_text(error))
 
-    def _conclude(self, execution: Attempt, outcome: Outcome | None) -> None:
+    def _conclude(self, attempt: Attempt, outcome: Outcome | None) -> None:
         """Report the outcome of an attempt, unless it has been reported."""
-        if self._running.pop(execution.lease, None) is not None:
-            self._report(execution.lease, self.sealed(execution.task, outcome))
+        if self._running.pop(attempt.lease, None) is not None:
+            self._report(attempt.lease, self.sealed(attempt.task, outcome))
             if outcome is not None and outcome.kind is not OutcomeKind.SUCCESS:
                 if outcome.kind is OutcomeKind.UNKNOWN_FUNCTION:
                     self.started -= 1  # its function was not called
@@ -385,9 +347,9 @@ class RunnerPool:
                 if (
                     type(outcome) is not UncommittedOutcome
                 ):  # the reporter logs it if the store accepts it
-                    log_end(execution.task, outcome, execution.raised, self._worker_id)
+                    log_end(attempt.task, outcome, attempt.raised, self._worker_id)
         else:
-            self._unresponsive.discard(execution)
+            self._unresponsive.discard(attempt)
         self.wake()
         if not self._prefetched:
             self._freed()
@@ -405,9 +367,9 @@ class RunnerPool:
 
     def end(self, lease: Lease, why: EndReason) -> None:
         """End an attempt that runs; one that waits does not start."""
-        execution = self._running.get(lease)
-        if execution is not None:
-            execution.end(why)
+        attempt = self._running.get(lease)
+        if attempt is not None:
+            attempt.end(why)
             return
         for waiting in self._prefetched:
             if waiting.lease == lease:
@@ -418,12 +380,11 @@ class RunnerPool:
 
     def hand_back(self, *, at_once: bool = False) -> None:
         """Release the waiting tasks: all of them, or those that have waited for too long."""
-        too_long = self._clock.monotonic() - _PREFETCH_TIMEOUT
+        too_long = self._clock.monotonic() - PREFETCH_TIMEOUT
         while self._prefetched and (at_once or self._prefetched[0].since < too_long):
-            execution = self._prefetched.popleft()
-            # The running tasks take longer than the mean says: reserve none behind them.
-            self._mean = max(self._mean or 0.0, _PREFETCH_TIMEOUT)
-            self._report(execution.lease, Outcome.release(execution.lease))
+            attempt = self._prefetched.popleft()
+            self._prefetch.note_timeout()
+            self._report(attempt.lease, Outcome.release(attempt.lease))
 
     async def finish(self, seconds: float, cleanup_seconds: float) -> None:
         """Let running attempts finish for a while, then end them.
@@ -444,9 +405,9 @@ class RunnerPool:
                 self._runtime.closing = True
                 self.hand_back(at_once=True)
                 if self._loop.asyncio is not None:
-                    for execution in [*self._running.values(), *self._unresponsive]:
-                        if not execution.is_hosted:
-                            self._drop(execution)
+                    for attempt in [*self._running.values(), *self._unresponsive]:
+                        if not attempt.is_hosted:
+                            self._drop(attempt)
                 await self._end_all(cleanup_seconds)
                 await self._all_ended()
         finally:
@@ -456,14 +417,14 @@ class RunnerPool:
 
     async def _end_all(self, seconds: float) -> None:
         """End the running attempts, and release those that still run after so many seconds."""
-        for execution in list(self._running.values()):
-            execution.end(EndReason.SHUTDOWN)
+        for attempt in list(self._running.values()):
+            attempt.end(EndReason.SHUTDOWN)
         with anyio.move_on_after(self._runtime.grace + seconds):
             await self._all_ended()
-        for lease, execution in list(self._running.items()):
+        for lease, attempt in list(self._running.items()):
             # It ignores its cancellation. Other workers may run the task all the same.
             del self._running[lease]
-            self._unresponsive.add(execution)
+            self._unresponsive.add(attempt)
             self._report(lease, Outcome.release(lease))
             _log.warning("task %s does not end; it is handed back while it runs on", lease.task_id)
 
@@ -473,9 +434,9 @@ class RunnerPool:
             await self._ended.wait()
 
 
-def _not_run(execution: Attempt, error: BaseException) -> Outcome:
+def _not_run(attempt: Attempt, error: BaseException) -> Outcome:
     """Return the outcome of an attempt that sitq itself failed to run."""
-    lease = execution.lease
+    lease = attempt.lease
     _log.error("task %s: sitq failed to run it", lease.task_id, error=error)
     if issubclass(type(error), NoThreadError):
         return Outcome.unknown_function(lease, _NO_THREAD)  # by no fault of the task's

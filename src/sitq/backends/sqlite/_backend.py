@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from sitq._plain import plain
+from sitq.backends._capabilities import UsesDatabaseThread
 from sitq.backends._facade import SQLBackend
 from sitq.backends._open_counter import OpenCounter
 from sitq.backends._operations import SweepRequest
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["SQLiteBackend"]
 
 
-class SQLiteBackend(SQLBackend[SQLiteSession]):
+class SQLiteBackend(UsesDatabaseThread, SQLBackend[SQLiteSession]):
     """A store in one SQLite file, shared by any number of processes of one machine.
 
     The file is created with mode 0600, together with ``-wal``, ``-shm`` and ``-bell`` beside it.
@@ -48,9 +49,6 @@ class SQLiteBackend(SQLBackend[SQLiteSession]):
     Raises:
         ValidationError: a parameter is not of its type.
     """
-
-    # A worker's loop has to let the database's thread have the interpreter now and then.
-    _shares_interpreter: Final = True
 
     def __init__(
         self,
