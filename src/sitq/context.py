@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sitq.protocols import Backend
     from sitq.transactions import AnyConnection, SyncConnection, Transaction
 
-__all__ = ["CURRENT", "TaskContext", "TaskServices", "current_task"]
+__all__ = ["CURRENT", "AttemptState", "TaskContext", "TaskServices", "current_task"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,19 +44,30 @@ class TaskServices:
     seal: Callable[[ReservedTask, Outcome], Outcome]
 
 
+class AttemptState:
+    """What changes while an attempt runs: the worker writes it, and `TaskContext` reads it."""
+
+    __slots__ = ("cancel_requested", "completed", "deadline")
+
+    def __init__(self) -> None:
+        self.cancel_requested = False
+        # True once the task has completed itself in a transaction, committed or not.
+        self.completed = False
+        self.deadline: datetime | None = None
+
+
 class TaskContext:
     """The attempt that the calling code runs in."""
 
-    __slots__ = ("_cancel_requested", "_completed", "_lease", "_services", "_task", "deadline")
+    __slots__ = ("_lease", "_services", "_state", "_task")
 
-    def __init__(self, task: ReservedTask, lease: Lease, services: TaskServices) -> None:
+    def __init__(
+        self, task: ReservedTask, lease: Lease, services: TaskServices, state: AttemptState
+    ) -> None:
         self._task: Final = task
         self._lease: Final = lease
         self._services: Final = services
-        self._cancel_requested = False
-        self._completed = False
-        self.deadline: datetime | None = None
-        """The moment that the attempt's timeout ends it (UTC); ``None``: there is no timeout."""
+        self._state: Final = state
 
     def __repr__(self) -> str:
         return f"TaskContext(id={self.id!r}, function={self.function!r}, attempt={self.attempt})"
@@ -98,16 +109,17 @@ class TaskContext:
         A plain function checks it. If the task was cancelled, raising makes it ``cancelled``, and
         a returned value counts as its result.
         """
-        return self._cancel_requested
+        return self._state.cancel_requested
 
-    def request_cancel(self) -> None:
-        """Let the task know that it is to end."""
-        self._cancel_requested = True
+    @property
+    def deadline(self) -> datetime | None:
+        """The moment that the attempt's timeout ends it (UTC); ``None``: there is no timeout."""
+        return self._state.deadline
 
     @property
     def completed(self) -> bool:
         """True once the task has completed itself in a transaction, committed or not."""
-        return self._completed
+        return self._state.completed
 
     async def complete_in(self, connection: AnyConnection, value: object = None) -> None:
         """Record this task's success within the open transaction of a connection of yours.
@@ -155,9 +167,9 @@ class TaskContext:
         outcome = Outcome.success(self.lease, self._services.encode(value))
         sealed = self._services.seal(self._task, outcome)
         if await transaction.succeed(self.lease, sealed.value or b""):
-            self._completed = True
+            self._state.completed = True
         else:
-            again = ", or the task has completed itself already" if self._completed else ""
+            again = ", or the task has completed itself already" if self._state.completed else ""
             raise LeaseLostError(
                 f"task {self.id}: the lease of epoch {self.lease.epoch} is lost{again}; "
                 "let the transaction roll back"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,16 @@ async def tell() -> dict[str, Any]:
 
 def tell_in_thread() -> str:
     return current_task().id
+
+
+async def change_myself() -> list[str]:
+    """Return the attributes of the context that the task can set."""
+    me, changed = current_task(), []
+    for name in ("deadline", "cancel_requested", "completed", "request_cancel"):
+        with suppress(AttributeError):
+            setattr(me, name, None)
+            changed.append(name)
+    return changed
 
 
 async def report_progress() -> None:
@@ -83,6 +94,12 @@ async def test_a_task_knows_itself(queue: TaskQueue, tmp_path: Path) -> None:
     assert abs(seen["deadline"] - datetime.now(UTC)) < timedelta(seconds=31)
     with pytest.raises(UsageError, match="only inside a function"):
         current_task()
+
+
+async def test_a_task_cannot_change_its_context(queue: TaskQueue, tmp_path: Path) -> None:
+    async with working(tmp_path):
+        result = await ended(queue, await queue.enqueue(change_myself))
+    assert queue.deserialize_result(result) == []
 
 
 async def test_progress_can_be_read_while_the_task_runs(queue: TaskQueue, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from anyio import to_thread
 from sitq._exceptions import exit_of
 from sitq._logging import Log
 from sitq._loops import no_op
-from sitq.context import CURRENT, TaskContext
+from sitq.context import CURRENT, AttemptState, TaskContext
 from sitq.errors import SitqError, UsageError, ValidationError
 from sitq.models import Outcome
 from sitq.payload.signing import unseal
@@ -124,6 +124,7 @@ class Attempt:
         "_context",
         "_end",
         "_runtime",
+        "_state",
         "_thread",
         "_timed_out",
         "cancelled_from_outside",
@@ -144,6 +145,7 @@ class Attempt:
         self.since: Final = since
         self._runtime: Final = runtime
         self._context: TaskContext | None = None
+        self._state: Final = AttemptState()
         # The context variables that the function sees; set once it has begun.
         self.variables: Context
         # The scope that cancels it, while it runs.
@@ -167,7 +169,7 @@ class Attempt:
     @property
     def completed(self) -> bool:
         """True once the task has completed itself in a transaction, committed or not."""
-        return self._context is not None and self._context.completed
+        return self._state.completed
 
     @property
     def is_hosted(self) -> bool:
@@ -180,8 +182,7 @@ class Attempt:
 
     def end(self, why: EndReason) -> None:
         """End the attempt soon; called in the loop. A plain function is only asked to end."""
-        if self._context is not None:
-            self._context.request_cancel()
+        self._state.cancel_requested = True
         if self._end is None or why is EndReason.LEASE_LOST:
             self._end = why
         # A plain function cannot be stopped. After a cancellation it is waited for; at a
@@ -211,8 +212,7 @@ class Attempt:
             return
         if self._end is None:
             self._timed_out = True
-            if self._context is not None:
-                self._context.request_cancel()
+            self._state.cancel_requested = True
         elif self._thread is None:
             return  # it is cancelled already
         # A plain function that was asked to end and has not is abandoned.
@@ -242,21 +242,19 @@ class Attempt:
             return self._refused(error)
         except BaseException as error:  # noqa: BLE001 - a validator of the user's model, say
             return self._failed(error)
-        self._context = TaskContext(task, self.lease, runtime.services)
+        self._context = TaskContext(task, self.lease, runtime.services, self._state)
         self.variables = copy_context()
         self.variables.run(CURRENT.set, self._context)
-        return self._run(self._context, args, kwargs)
+        return self._run(args, kwargs)
 
-    async def _run(
-        self, context: TaskContext, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Outcome | None:
+    async def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Outcome | None:
         """Call the function within a scope that ends the attempt, and return the outcome."""
         worker = self._runtime.worker
         seconds = self.task.timeout
         ended: tuple[Any] | Raised | None = None
         late_call: Callable[[], object] = no_op
         if seconds is not None:
-            context.deadline = worker.clock.now() + timedelta(seconds=seconds)
+            self._state.deadline = worker.clock.now() + timedelta(seconds=seconds)
             late_call = worker.loop.call_later(seconds, self._time_out)
         try:
             if self.scope is not None:  # on trio, its nursery is in there
