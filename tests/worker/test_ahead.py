@@ -58,7 +58,7 @@ async def started(queue: TaskQueue, task_id: str) -> None:
 async def at_rest(worker: Worker) -> None:
     """Return once a worker runs nothing."""
     with anyio.fail_after(20):
-        while (session := worker._run_state) and (runners := session._pool) and runners._running:  # noqa: ASYNC110
+        while (run := worker._run_state) and run._pool._running:  # noqa: ASYNC110
             await anyio.sleep(0.01)
 
 

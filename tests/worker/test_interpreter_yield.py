@@ -30,7 +30,9 @@ async def test_a_drain_runs_every_task_with_and_without_the_pause(
     async with TaskQueue(backend) as queue:
         ids = [await queue.enqueue(add, number, 1) for number in range(50)]
         assert await Worker(backend, tasks=[add]).drain() == 50
-        assert queue.deserialize_result(await queue.get_result(ids[7])) == 8
+        result = await queue.get_result(ids[7])
+        assert result is not None
+        assert queue.deserialize_result(result) == 8
 
 
 @pytest.mark.parametrize(

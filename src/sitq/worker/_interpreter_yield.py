@@ -1,13 +1,13 @@
 """Yield the interpreter to a store's thread while a reservation is under way.
 
 The thread of a store that runs in this process needs the interpreter after each statement. While
-the event loop is busy, the thread gets it after up to 5 ms, CPython's switch interval. So a
-reservation of several statements would take so long that the worker runs out of tasks meanwhile.
-At the end of each turn the loop sleeps for a moment, which hands the interpreter over.
+the event loop is busy, the thread gets it after up to 5 ms, CPython's switch interval. Meanwhile
+the worker may run out of tasks. So the loop sleeps for a moment at the end of a turn, which hands
+the interpreter over.
 
-@MEASURED@
-
-The tests run without it as well: it changes no result.
+Measured on two cores that ran other load too, in 119 pairs of drains of 5,000 to 12,000 no-op tasks
+with and without it: the median rate is 0.97 to 1.02 of that without it, and the median reservation
+takes 1.04 to 1.05 of the time. No gain can be told there. It changes no result, with or without it.
 """
 
 from __future__ import annotations
