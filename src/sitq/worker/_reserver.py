@@ -79,7 +79,7 @@ class Reserver:
         self.error: Exception | None = None
         self._stopping = False
         self._reserve_backoff = FailureBackoff("reserve tasks", longest=5.0)
-        self._pending_backoff = FailureBackoff("stand by for tasks", longest=5.0)
+        self._pending_backoff = FailureBackoff("leave a reservation with the store", longest=5.0)
         self._listener: Listener | None = None
         self._woken = anyio.Event()
         # True if tasks may have become due since the last reservation.

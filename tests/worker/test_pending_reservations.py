@@ -27,7 +27,7 @@ async def nothing() -> None:
 
 
 class Watched(SQLiteBackend):
-    """A store that notes who stands by, and for how many tasks."""
+    """A store that records pending reservations and their limits."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -53,7 +53,7 @@ class Watched(SQLiteBackend):
 async def working(
     path: Path, places: int = 2
 ) -> AsyncIterator[tuple[TaskQueue, Watched, Worker, anyio.abc.TaskGroup]]:
-    """A queue, and a worker on the same backend that stands by."""
+    """A queue, and an idle worker on the same backend."""
     backend = Watched(path)
     async with TaskQueue(backend) as queue, anyio.create_task_group() as group:
         worker = Worker(backend, max_concurrency=places, poll_interval=60)
@@ -84,7 +84,7 @@ async def test_it_takes_what_it_can_start_and_leaves_the_rest_to_others(tmp_path
         await backend.until_another(pending)
 
 
-async def test_it_takes_what_another_process_rings_for_without_asking_again(
+async def test_it_takes_what_another_process_signals_without_asking_again(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "q.db"
@@ -127,7 +127,7 @@ class Refusing(SQLiteBackend):
         raise BackendError("reserve_on_commit: not today")
 
 
-async def test_a_worker_lives_on_where_it_cannot_stand_by(
+async def test_a_worker_goes_on_where_it_cannot_leave_a_reservation(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     backend = Refusing(tmp_path / "q.db")

@@ -68,7 +68,7 @@ def forget() -> None:
     RELEASED.clear()
 
 
-async def test_what_waits_starts_once_a_thread_that_was_left_gives_its_place_back(
+async def test_a_waiting_task_starts_once_an_abandoned_thread_ends(
     tmp_path: Path,
 ) -> None:
     backend = SQLiteBackend(tmp_path / "q.db")
@@ -105,7 +105,7 @@ async def test_what_waits_behind_a_slow_task_is_left_to_other_workers(
     assert queue.deserialize_result(result)
 
 
-async def test_a_task_that_blocks_the_loop_makes_none_start_that_has_expired(
+async def test_a_task_that_expired_while_another_blocked_the_loop_does_not_start(
     tmp_path: Path,
 ) -> None:
     backend = SQLiteBackend(tmp_path / "q.db")
