@@ -35,7 +35,7 @@ WHEELS: list[Path] = []  # the wheel that this run has built
 # Tests wait for processes and for leases: more processes than cores keep the cores at work. The
 # tests of a file stay in one process, which starts that file's servers. The files start in this
 # order: those that take long come first.
-PARALLEL = ["-n", "4", "--dist", "loadfile", "--no-loadscope-reorder"]
+PARALLEL = ["-n", "3", "--dist", "loadfile", "--no-loadscope-reorder"]
 ALL_TESTS = [
     "tests/faults",
     "tests/docs",
