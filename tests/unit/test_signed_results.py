@@ -20,10 +20,9 @@ from sitq import (
     TaskQueue,
     TaskStatus,
     Worker,
+    _stored_errors,
     current_task,
 )
-from sitq.backends import _rows
-from sitq.backends.memory import _rows as memory_rows
 from sitq.errors import BackendValueError
 from sitq.models import Lease, Outcome
 from sitq.payload.serialization import MsgpackSerializer as Msgpack
@@ -110,7 +109,10 @@ async def test_a_signed_failure_is_read_with_its_error_and_traceback(
         ("status = 'failed', value = NULL, error = 'ValueError: no'", []),
         ("status = 'cancelled', value = NULL, error = 'ValueError: no'", []),
         ("status = 'expired', value = NULL, traceback = 'frames'", []),
-        ("status = 'failed', value = NULL, error = ?, traceback = 'x'", [_rows.UNREADABLE]),
+        (
+            "status = 'failed', value = NULL, error = ?, traceback = 'x'",
+            [_stored_errors.UNREADABLE],
+        ),
     ],
     ids=range(9),
 )
@@ -178,7 +180,7 @@ async def test_ends_that_the_store_writes_are_read_without_a_signature(
         result = await queue.get_result(task_id)
         assert result is not None
         assert result.status is TaskStatus.CANCELLED
-        alter(path, "status = 'failed', error = ?", _rows.LOST_ERROR % 3)
+        alter(path, "status = 'failed', error = ?", _stored_errors.LOST_ERROR % 3)
         with pytest.raises(TaskFailedError, match="3 workers"):
             await queue.result(task_id)
 
@@ -197,9 +199,8 @@ _LEASE = Lease(TaskId("01900000-0000-7000-8000-000000000000"), 1)
 @pytest.mark.parametrize(
     "error",
     [
-        _rows.LOST_ERROR % 3,
-        _rows.UNREADABLE,
-        memory_rows.LOST_ERROR.format(crashes=3),
+        _stored_errors.LOST_ERROR % 3,
+        _stored_errors.UNREADABLE,
         _refused(Outcome.success(_LEASE, b"")),
         _refused(Outcome.failure(_LEASE, "no")),
     ],

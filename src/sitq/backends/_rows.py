@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pydantic_core import from_json
 
+from sitq._stored_errors import LOST_ERROR, UNREADABLE
 from sitq._validation import has_module
 from sitq.ids import TaskId
 from sitq.models import Progress, ReservedTask, Result, RetryPolicy, Task, TaskInfo
@@ -29,11 +30,6 @@ __all__ = [
     "load_progress",
     "truncate",
 ]
-
-LOST_ERROR: Final = (
-    "LeaseLostError: %d workers that ran this task died or hung before they reported"
-)
-UNREADABLE: Final = "BackendFormatError: the stored options of this task cannot be read"
 
 _NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 

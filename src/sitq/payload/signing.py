@@ -11,6 +11,7 @@ import struct
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
+from sitq._stored_errors import LOST_ERROR, UNREADABLE
 from sitq.errors import SerializationError, ValidationError
 from sitq.models import OutcomeKind
 from sitq.states import TaskStatus
@@ -53,8 +54,8 @@ _VALUE_AT: Final = len(_RESULT_HEAD) + _MAC_BYTES
 _SEAL_LINE: Final = re.compile(r"(?P<trace>(?s:.*)\n)?\[signature 1: (?P<mac>[0-9a-f]{64})\]")
 # The errors that a store or a worker writes when it has no outcome to sign, or cannot store one.
 _STORES_OWN: Final = re.compile(
-    r"LeaseLostError: \d{1,12} workers that ran this task died or hung before they reported"
-    r"|BackendFormatError: the stored options of this task cannot be read"
+    rf"{re.escape(LOST_ERROR).replace('%d', '[0-9]{1,12}')}"
+    rf"|{re.escape(UNREADABLE)}"
     r"|BackendFormatError: this task has no attempt left, and has not ended"
     r"|BackendValueError: the store cannot keep the (error|result) of this attempt"
 )

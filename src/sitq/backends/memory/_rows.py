@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
+from sitq._stored_errors import LOST_ERROR
 from sitq.models import OutcomeKind, ReservedTask, Result, TaskInfo
 from sitq.states import TaskStatus
 
@@ -24,10 +25,6 @@ __all__ = [
     "to_reserved",
     "to_result",
 ]
-
-LOST_ERROR: Final = (
-    "LeaseLostError: {crashes} workers that ran this task died or hung before they reported"
-)
 
 
 @dataclass(frozen=True)
@@ -156,7 +153,7 @@ def reclaimed(row: TaskRow, max_crashes: int, now: datetime) -> TaskRow:
     if cancelled:
         return row.ended(TaskStatus.CANCELLED, now)
     if row.crashes >= max_crashes:
-        return row.ended(TaskStatus.FAILED, now, error=LOST_ERROR.format(crashes=row.crashes))
+        return row.ended(TaskStatus.FAILED, now, error=LOST_ERROR % row.crashes)
     return row
 
 
