@@ -17,7 +17,7 @@ import sitq.backends.postgres
 import sitq.errors
 import sitq.testing
 from sitq.states import TRANSITIONS
-from tests.docs.pages import ROOT, blocks
+from tests.docs.pages import PAGES, ROOT, blocks
 
 DOCS = ROOT / "docs"
 REFERENCE = "\n".join(path.read_text() for path in sorted(DOCS.glob("reference/*.md")))
@@ -159,3 +159,15 @@ def test_a_newer_file_is_refused_as_the_page_on_versions_says(tmp_path: Path) ->
     ):
         queue.get_result(sitq.TaskId("x"), timeout=0)
     assert path.read_bytes() == before
+
+
+def test_the_sessions_that_the_pages_name_are_those_of_nox() -> None:
+    sessions = set(re.findall(r"(?m)^def (\w+)\(session", (ROOT / "noxfile.py").read_text()))
+    contributing = (ROOT / "CONTRIBUTING.md").read_text()
+    table = contributing.partition("## Check")[2].partition("\n## ")[0]
+    named = {
+        *re.findall(r"(?m)^\| `(\w+)` \|", table),
+        *(name for page in PAGES for name in re.findall(r"nox -s (\w+)", page.read_text())),
+    }
+    assert "docs_site" in named
+    assert named <= sessions
