@@ -52,6 +52,15 @@ class Proxy:
         """Let nobody through any more who is not through already."""
         self._path = "/nowhere"
 
+    def cut(self) -> None:
+        """Close all connections; the server finds out once it reads or writes."""
+
+        def close() -> None:
+            for writer in list(self._writers):
+                writer.transport.abort()
+
+        self._loop.call_soon_threadsafe(close)
+
     def fall_silent(self) -> None:
         """Pass nothing on any more, and close nothing: as when a cable is cut."""
         self._silent = True

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import socket
+from contextlib import closing
+from functools import partial
 from typing import Literal
 
 import anyio
 import anyio.lowlevel
 import anyio.to_thread
+import psycopg
 import pytest
 
 from sitq import (
@@ -19,10 +22,13 @@ from sitq.ids import new_task_id
 from sitq.models import Lease, LeaseState, Outcome, OutcomeKind
 from tests.postgres.proxies import Proxy
 from tests.postgres.samples import at_rest, make_outcome, new_task, opened
+from tests.postgres.servers import Server, new_schema, query
 
 pytestmark = pytest.mark.anyio
 
 Loses = Literal["question", "answer"]
+# The key of an advisory lock.
+_GATE = 7_204
 both = pytest.mark.parametrize("loses", ["question", "answer"])
 
 
@@ -128,6 +134,48 @@ async def test_a_read_and_a_heartbeat_outlive_a_lost_connection(proxy: Proxy, lo
 
     await anyio.to_thread.run_sync(beat)
     await backend.close()
+
+
+async def test_an_enqueue_whose_commit_comes_after_the_search_is_stored_once(
+    proxy: Proxy, server: Server
+) -> None:
+    """Behind a pooler the server's process is unknown, and cannot be ended before the search."""
+    schema = new_schema()
+    backend = await opened(proxy.dsn, schema, prepared_statements=False)
+    task = new_task()
+    with closing(psycopg.connect(server.dsn, autocommit=True)) as gate:
+        gate.execute(f"""
+            CREATE FUNCTION "{schema}".wait_at_commit() RETURNS trigger LANGUAGE plpgsql
+            AS 'BEGIN PERFORM pg_advisory_xact_lock({_GATE}); RETURN NULL; END';
+            CREATE CONSTRAINT TRIGGER wait_at_commit AFTER INSERT ON "{schema}".tasks
+            DEFERRABLE INITIALLY DEFERRED
+            FOR EACH ROW EXECUTE FUNCTION "{schema}".wait_at_commit();
+        """)
+        gate.execute("SELECT pg_advisory_lock(%s)", (_GATE,))
+        answers: list[str] = []
+
+        async def ask() -> None:
+            answers.extend(await backend.enqueue([task]))
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(ask)
+            with anyio.fail_after(20):
+                await _waits_for("advisory", server)
+                proxy.cut()
+                await _waits_for("transactionid", server)  # the second try meets the first
+            await anyio.to_thread.run_sync(gate.execute, "SELECT pg_advisory_unlock(%s)", (_GATE,))
+    assert answers == [task.id]
+    (taken,) = (await backend.reserve("w", ["default"], 9, 30.0)).tasks
+    assert taken.id == task.id
+    await backend.close()
+
+
+async def _waits_for(event: str, server: Server) -> None:
+    """Return once a statement waits for a lock of this kind."""
+    found = f"SELECT 1 FROM pg_stat_activity WHERE wait_event = '{event}'"
+    ask = partial(query, found, where=server.dsn)
+    while not await anyio.to_thread.run_sync(ask):  # noqa: ASYNC110 - no event tells
+        await anyio.sleep(0.005)
 
 
 async def test_an_outcome_that_cannot_be_found_out_is_called_unknown(

@@ -26,6 +26,7 @@ from sitq.backends.postgres import _operations, _sql
 from sitq.backends.postgres._dsn import redacted_dsn
 from sitq.backends.postgres._errors import (
     LostError,
+    is_duplicate,
     is_passing,
     is_read_only,
     sqlstate_of,
@@ -407,6 +408,7 @@ class PgDatabase:
         give_up = asyncio.get_running_loop().time() + _SEARCH_SECONDS
         pause = _FIRST_PAUSE
         looking = _SEARCHES.get(operation)
+        has_met_itself = False
         while True:
             known = False
             try:
@@ -424,7 +426,10 @@ class PgDatabase:
                 if is_read_only(error):
                     self.pool.renew()  # a replica may lag behind, and proves nothing
                 elif known and not isinstance(error, LostError | asyncio.CancelledError):
-                    raise
+                    # Without `_end_process`, the lost statement may commit after the look.
+                    if has_met_itself or looking is None or not is_duplicate(error):
+                        raise
+                    has_met_itself = True
                 if self.pool.has_hung_up or asyncio.get_running_loop().time() > give_up:
                     raise self._unknown(operation, "the connection was lost") from error
             with suppress(*(() if self._driver_loop.is_ending else (asyncio.CancelledError,))):

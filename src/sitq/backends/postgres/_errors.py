@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "POOLED",
     "LostError",
+    "is_duplicate",
     "is_passing",
     "is_read_only",
     "server_message",
@@ -60,6 +61,7 @@ _KINDS: Final[Mapping[str, type[BackendError]]] = {
 # A statement that writes came to a server, or a transaction, that takes none.
 _READ_ONLY: Final = "25006"
 _OF_ANOTHER: Final = {"26000", "42P05"}
+_DUPLICATE: Final = "23505"
 # Errors that were rolled back, and that may be gone with the next try.
 _PASSING: Final = {"40001", "40P01", "0A000"}  # the last: a plan from before a migration
 
@@ -100,6 +102,11 @@ def translate_error(operation: str, place: str, error: BaseException) -> BaseExc
         # Pydantic's too. The text of the error is left out: it would show the values.
         return BackendFormatError(f"{where}: there is a row that is none of sitq's")
     return error
+
+
+def is_duplicate(error: BaseException) -> bool:
+    """Return whether a row was refused because one with the same id or key is stored."""
+    return sqlstate_of(error) == _DUPLICATE
 
 
 def is_read_only(error: BaseException) -> bool:
