@@ -12,7 +12,7 @@ import pytest
 from sitq.backends.sqlite import SQLiteBackend, _schema, _wakeups
 from sitq.errors import BackendError
 from sitq.models import Outcome
-from sitq.protocols import Listener
+from sitq.protocols import Listener, Topic
 from tests.sqlite.samples import some_task
 from tests.worker.gate import until
 
@@ -123,6 +123,46 @@ async def test_a_wait_that_is_cancelled_loses_no_change(tmp_path: Path, way: str
         await backend.enqueue([some_task()])
         assert await returns(tasks)
     await backend.close()
+
+
+@pytest.mark.parametrize("topic", ["tasks", "results", "cancels"])
+async def test_a_wake_up_file_that_was_removed_is_made_anew(
+    tmp_path: Path, topic: Topic, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All are woken: who listened before the removal, and who opens the store after it."""
+    path, wakeup_file = tmp_path / "q.db", tmp_path / "q.db-bell"
+    ours, theirs, late = SQLiteBackend(path), SQLiteBackend(path), SQLiteBackend(path)
+    await ours.open()
+    await theirs.open()
+    (task_id,) = await ours.enqueue([some_task()])
+    (task,) = (await ours.reserve("w", ["default"], 1, 30.0)).tasks
+
+    async def change() -> None:
+        if topic == "tasks":
+            await ours.enqueue([some_task()])
+        elif topic == "cancels":
+            assert await ours.cancel(task_id)
+        else:
+            assert await ours.finish([Outcome.success(task.lease, b"")]) == [True]
+
+    async with theirs.listen(topic) as before:
+        wakeup_file.unlink()
+        await change()
+        assert await returns(before)
+        assert wakeup_file.exists()
+    wakeup_file.unlink()
+    await late.open()
+    async with late.listen("tasks") as after, theirs.listen("tasks") as before:
+        await ours.enqueue([some_task()])
+        assert await returns(after)
+        await theirs.prune(3600.0)  # any write finds out
+        assert await returns(before)
+        await ours.enqueue([some_task()])
+        assert await returns(before)
+        assert await returns(after)
+    assert caplog.text.count("removed or replaced while it was open") >= 2
+    for backend in (ours, theirs, late):
+        await backend.close()
 
 
 async def test_a_store_that_is_gone_wakes_nobody(tmp_path: Path, way: str) -> None:

@@ -67,7 +67,8 @@ class SQLiteDatabase:
         prompts: the operations after which a pending reservation is tried again.
         committed: called in the database thread with each transaction, before its callers are
             woken.
-        moved: called in the database thread once the file that replaced the store is open.
+        moved: called in the database thread once the file that replaced the store, or its wake-up
+            file, is open.
     """
 
     def __init__(
@@ -422,6 +423,8 @@ class SQLiteDatabase:
                 raise
             self._move()
             return self._connection.opened
+        if self._store.renew_wakeup_file():
+            self._moved()
         return connection
 
     def _move(self) -> None:

@@ -120,6 +120,20 @@ class StoreFiles:
         else:
             self._know(self._wakeup_file.mark)
 
+    def renew_wakeup_file(self) -> bool:
+        """Make the wake-up file anew if it was removed or replaced; return whether it was.
+
+        Instances that are opened later would use another file, and would not be woken.
+        """
+        left = self._wakeup_file
+        if left is None or left.is_current():
+            return False
+        self._wakeup_file = None
+        _log.warning("%s was removed or replaced while it was open; it is made anew", left.path)
+        self._open_wakeup_file(self.file)
+        left.release()
+        return True
+
     def reconnect(self) -> sqlite3.Connection:
         """Open the same file once more, for reads and writes."""
         file = self.file

@@ -76,6 +76,18 @@ def _open(path: str, flags: int) -> int:
     return file
 
 
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return (status.st_dev, status.st_ino)
+
+
+def _is_at(path: str, identity: tuple[int, int]) -> bool:
+    """Return whether a file is at a path."""
+    try:
+        return _identity(os.lstat(path)) == identity
+    except OSError:
+        return False
+
+
 class WakeupFile:
     """The wake-up file of one store, for those that signal.
 
@@ -90,10 +102,20 @@ class WakeupFile:
         self.mark: Final = os.urandom(_MARK_BYTES)
         self._file: int | None = None
         self._file = _open(path, os.O_CREAT | os.O_RDWR)
+        self._identity: Final = _identity(os.fstat(self._file))
 
     def __del__(self) -> None:
         """Close the file if that was forgotten."""
         self.close()
+
+    def is_current(self) -> bool:
+        """Return whether the file is still at its path."""
+        return _is_at(self.path, self._identity)
+
+    def release(self) -> None:
+        """Wake all that still watch this file, after another one was made at its path; close it."""
+        self.signal({"tasks", "results"})
+        self.close()  # which signals "cancels"
 
     def signal(self, topics: set[Topic]) -> None:
         """Wake those that watch one of the topics; raises nothing."""
@@ -122,6 +144,8 @@ class InotifyWatch:
     """
 
     def __init__(self, path: str, topic: Topic) -> None:
+        self._path: Final = path
+        self._identity = (0, 0)
         self._file: int | None = None
         self._wakeup_file: int | None = None
         if not _CAN_WATCH:
@@ -135,6 +159,7 @@ class InotifyWatch:
         self._file = file
         try:
             self._wakeup_file = _open(path, os.O_RDONLY)
+            self._identity = _identity(os.fstat(self._wakeup_file))
             if libc.inotify_add_watch(file, os.fsencode(path), _EVENTS[topic] | _DONT_FOLLOW) < 0:
                 raise OSError(ctypes.get_errno(), "inotify_add_watch", path)  # noqa: TRY301
         except OSError:
@@ -160,6 +185,10 @@ class InotifyWatch:
         for file in files:
             if file is not None:
                 os.close(file)
+
+    def is_current(self) -> bool:
+        """Return whether the watched file is still at its path."""
+        return _is_at(self._path, self._identity)
 
     def forget(self) -> None:
         """Discard the signals so far.
@@ -316,6 +345,9 @@ class FileListeners:
         if not self._subscriptions[topic]:
             if time.monotonic() - self._left_at[topic] > _LINGER:
                 self._unwatch(topic)
+            return
+        if not watch.is_current():
+            self.watch_anew()
             return
         # A signal before this instance's own is not lost: `notify` comes after the own signal.
         if topic != "tasks":
