@@ -1,4 +1,7 @@
-"""Rows of the stores that speak SQL as models; their statements name the columns in one order."""
+"""Rows of the stores that speak SQL as models, and back: the columns are named here, once.
+
+Insert lists, select lists and placeholders of the statements are made of these names.
+"""
 
 from __future__ import annotations
 
@@ -11,23 +14,28 @@ from pydantic_core import from_json
 
 from sitq._stored_errors import LOST_ERROR, UNREADABLE
 from sitq._validation import has_module
-from sitq.ids import TaskId
 from sitq.models import Progress, ReservedTask, Result, RetryPolicy, Task, TaskInfo
 from sitq.states import TaskStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from datetime import datetime
 
 __all__ = [
+    "INFO_FIELDS",
+    "INSERT_TYPES",
     "LOST_ERROR",
+    "RESULT_FIELDS",
+    "TASK_FIELDS",
     "UNREADABLE",
     "RowReader",
     "dump_headers",
     "dump_policy",
+    "insert_values",
     "load_headers",
     "load_policy",
     "load_progress",
+    "select_list",
     "truncate",
 ]
 
@@ -112,6 +120,74 @@ def dump_headers(headers: Mapping[str, str]) -> str | None:
     return json.dumps(dict(headers)) if headers else None
 
 
+# -- columns ---------------------------------------------------------------------------------
+
+# What the rows of `RowReader` consist of, in order: the fields of the models, which have the names
+# of the columns unless a store's statement says otherwise.
+TASK_FIELDS: Final = tuple(Task.model_fields)
+INFO_FIELDS: Final = tuple(TaskInfo.model_fields)
+RESULT_FIELDS: Final = tuple(Result.model_fields)
+_MOMENTS: Final = {"eta", "enqueued_at", "started_at", "finished_at", "expires_at"}
+_TASK_MOMENTS: Final = tuple(name for name in TASK_FIELDS if name in _MOMENTS)
+_INFO_MOMENTS: Final = tuple(name for name in INFO_FIELDS if name in _MOMENTS)
+_RESULT_MOMENTS: Final = tuple(name for name in RESULT_FIELDS if name in _MOMENTS)
+
+INSERT_TYPES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "id": "text",
+        "queue": "text",
+        "priority": "int2",
+        "eta": "timestamptz",
+        "function": "text",
+        "max_attempts": "int4",
+        "timeout": "float8",
+        "unique_key": "text",
+        "unique_until": "text",
+        "expires_at": "timestamptz",
+        "result_ttl": "float8",
+        "retry_of": "text",
+        "retry": "text",
+        "headers": "text",
+        "payload": "bytea",
+    }
+)
+"""The columns that an insert gives values for, in order, and what PostgreSQL calls their types."""
+
+
+def insert_values(
+    task: Task, moment: Callable[[datetime], Any], seconds: Callable[[float], Any]
+) -> dict[str, Any]:
+    """Return a task as the columns of an insert, in order, but for its payload.
+
+    Args:
+        task: the task.
+        moment: makes of a moment what the store keeps.
+        seconds: makes of seconds what the store keeps.
+    """
+    retry = task.retry
+    return {
+        "id": task.id,
+        "queue": task.queue,
+        "priority": task.priority,
+        "eta": None if task.eta is None else moment(task.eta),
+        "function": task.function,
+        "max_attempts": None if retry is None else retry.max_attempts,
+        "timeout": task.timeout,
+        "unique_key": task.unique_key,
+        "unique_until": None if task.unique_until == "end" else task.unique_until,
+        "expires_at": None if task.expires_at is None else moment(task.expires_at),
+        "result_ttl": seconds(task.result_ttl),
+        "retry_of": task.retry_of,
+        "retry": None if retry is None else dump_policy(retry),
+        "headers": dump_headers(task.headers),
+    }
+
+
+def select_list(fields: Iterable[str], **columns: str) -> str:
+    """Return what a statement selects for some fields; ``columns`` are those of other names."""
+    return ", ".join(columns.get(field, field) for field in fields)
+
+
 # Somewhat more than what a worker reports: its own cuts count in other units.
 _MAX_ERROR: Final = 16_000
 _MAX_TRACEBACK: Final = 128_000
@@ -126,9 +202,6 @@ class RowReader:
 
     def __init__(self, moment: Callable[[Any], datetime] | None = None) -> None:
         self._moment: Final = moment
-
-    def _at(self, stored: Any) -> Any:
-        return stored if stored is None or self._moment is None else self._moment(stored)
 
     def to_reserved(self, row: Any) -> ReservedTask:
         """A row of a reservation; there is one for each task that runs."""
@@ -160,66 +233,41 @@ class RowReader:
         return task
 
     def to_result(self, row: Any) -> Result[Any] | None:
-        """A row of the results; ``None`` if the task is not final."""
-        (task_id, finished_at, function, status, value, error, traceback, attempts, enqueued_at,
-         started_at) = row  # fmt: skip
-        if finished_at is None:
+        """A row of `RESULT_FIELDS`; ``None`` if the task is not final."""
+        fields = dict(zip(RESULT_FIELDS, row, strict=True))
+        if fields["finished_at"] is None:
             return None
-        return Result(
-            task_id=TaskId(task_id),
-            function=function,
-            status=TaskStatus(status),
-            value=value,
-            error=truncate(error, _MAX_ERROR),
-            traceback=truncate(traceback, _MAX_TRACEBACK),
-            attempts=attempts,
-            enqueued_at=self._at(enqueued_at),
-            started_at=self._at(started_at),
-            finished_at=self._at(finished_at),
-        )
+        self._read_moments(fields, _RESULT_MOMENTS)
+        fields["status"] = TaskStatus(fields["status"])
+        fields["error"] = truncate(fields["error"], _MAX_ERROR)
+        fields["traceback"] = truncate(fields["traceback"], _MAX_TRACEBACK)
+        return Result(**fields)
 
     def to_info(self, row: Any) -> TaskInfo:
-        """A row of all that is told of a task."""
-        (task_id, status, queue, function, priority, eta, attempts, crashes, progress, error,
-         cancelled, unique_key, retry_of, enqueued_at, started_at, finished_at,
-         expires_at) = row  # fmt: skip
-        return TaskInfo(
-            task_id=task_id,
-            status=TaskStatus(status),
-            queue=queue,
-            function=function,
-            priority=priority,
-            eta=self._at(eta),
-            attempts=attempts,
-            crashes=crashes,
-            progress=load_progress(progress),
-            error=truncate(error, _MAX_ERROR),
-            cancel_requested=bool(cancelled),
-            unique_key=unique_key,
-            retry_of=retry_of,
-            enqueued_at=self._at(enqueued_at),
-            started_at=self._at(started_at),
-            finished_at=self._at(finished_at),
-            expires_at=self._at(expires_at),
-        )
+        """A row of `INFO_FIELDS`."""
+        fields = dict(zip(INFO_FIELDS, row, strict=True))
+        self._read_moments(fields, _INFO_MOMENTS)
+        fields["status"] = TaskStatus(fields["status"])
+        fields["progress"] = load_progress(fields["progress"])
+        fields["error"] = truncate(fields["error"], _MAX_ERROR)
+        fields["cancel_requested"] = bool(fields["cancel_requested"])
+        return TaskInfo(**fields)
 
     def to_task(self, row: Any) -> Task:
-        """A row of a task as it was enqueued."""
-        (task_id, function, payload, queue, priority, eta, timeout, retry, unique_key, unique_until,
-         expires_at, result_ttl, headers, retry_of) = row  # fmt: skip
-        return Task(
-            id=task_id,
-            function=function,
-            payload=payload,
-            queue=queue,
-            priority=priority,
-            eta=self._at(eta),
-            timeout=timeout,
-            retry=None if retry is None else load_policy(retry),
-            unique_key=unique_key,
-            unique_until="end" if unique_until is None else unique_until,
-            expires_at=self._at(expires_at),
-            result_ttl=result_ttl,
-            headers=load_headers(headers),
-            retry_of=retry_of,
-        )
+        """A row of `TASK_FIELDS`."""
+        fields = dict(zip(TASK_FIELDS, row, strict=True))
+        self._read_moments(fields, _TASK_MOMENTS)
+        if fields["retry"] is not None:
+            fields["retry"] = load_policy(fields["retry"])
+        if fields["unique_until"] is None:
+            fields["unique_until"] = "end"
+        fields["headers"] = load_headers(fields["headers"])
+        return Task(**fields)
+
+    def _read_moments(self, fields: dict[str, Any], names: Iterable[str]) -> None:
+        """Read those of a row's fields that are moments."""
+        moment = self._moment
+        if moment is not None:
+            for name in names:
+                if (stored := fields[name]) is not None:
+                    fields[name] = moment(stored)

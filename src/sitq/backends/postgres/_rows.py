@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
-from sitq.backends._rows import RowReader, dump_headers, dump_policy
+from sitq.backends._rows import INSERT_TYPES, TASK_FIELDS, RowReader, insert_values
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,12 +28,12 @@ _NUL: Final = "\0"
 _MICROSECOND: Final = timedelta(microseconds=1)
 _FIRST: Final = datetime.min.replace(tzinfo=UTC) + _MICROSECOND
 _LAST: Final = datetime.max.replace(tzinfo=UTC) - _MICROSECOND
-# All that an insert needs but id and payload; the simplest tasks have none from `_OTHERS` on.
-_all_but_payload: Final = attrgetter(
-    "queue", "priority", "function", "result_ttl",
-    "eta", "retry", "unique_key", "expires_at", "timeout", "retry_of", "headers",
-)  # fmt: skip
-_OTHERS: Final = slice(4, None)
+# What tasks may have in common that are due at once and have no more options.
+_COMMON: Final = ("queue", "priority", "function", "result_ttl")
+# Without a unique key, it does not matter how long it would be held.
+_OWN: Final = {"id", "payload", "unique_until"}
+_common: Final = attrgetter(*_COMMON)
+_others: Final = attrgetter(*(name for name in TASK_FIELDS if name not in {*_COMMON, *_OWN}))
 
 _reader: Final = RowReader()
 to_info: Final = _reader.to_info
@@ -49,9 +49,9 @@ def storable(text: str | None) -> str | None:
     return text.replace(_NUL, "\\x00")
 
 
-def _finite(moment: datetime | None) -> datetime | None:
+def _finite(moment: datetime) -> datetime:
     """A moment as it is stored: the first and the last one of all come a microsecond nearer."""
-    return None if moment is None else max(_FIRST, min(moment, _LAST))
+    return max(_FIRST, min(moment, _LAST))
 
 
 def common_columns(pattern: Task) -> tuple[Any, ...] | None:
@@ -59,26 +59,12 @@ def common_columns(pattern: Task) -> tuple[Any, ...] | None:
 
     Queue, priority, function and retention; ``None`` if they have other options.
     """
-    fields = _all_but_payload(pattern)
-    return None if any(fields[_OTHERS]) else fields[: _OTHERS.start]
+    return None if any(_others(pattern)) else _common(pattern)
 
 
 def columns(tasks: Sequence[Task]) -> list[list[Any]]:
     """Tasks as the columns of an insert."""
-    return [
-        [task.id for task in tasks],
-        [task.queue for task in tasks],
-        [task.priority for task in tasks],
-        [_finite(task.eta) for task in tasks],
-        [task.function for task in tasks],
-        [None if task.retry is None else task.retry.max_attempts for task in tasks],
-        [task.timeout for task in tasks],
-        [task.unique_key for task in tasks],
-        [None if task.unique_until == "end" else task.unique_until for task in tasks],
-        [_finite(task.expires_at) for task in tasks],
-        [task.result_ttl for task in tasks],
-        [task.retry_of for task in tasks],
-        [None if task.retry is None else dump_policy(task.retry) for task in tasks],
-        [dump_headers(task.headers) for task in tasks],
-        [task.payload for task in tasks],
-    ]
+    rows = [insert_values(task, _finite, float).values() for task in tasks]
+    values = [list(column) for column in zip(*rows, strict=True)]
+    payloads = [task.payload for task in tasks]
+    return [*values, payloads] if tasks else [[] for _ in INSERT_TYPES]

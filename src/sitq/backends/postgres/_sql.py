@@ -10,6 +10,14 @@ from __future__ import annotations
 
 from typing import Final
 
+from sitq.backends._rows import (
+    INFO_FIELDS,
+    INSERT_TYPES,
+    RESULT_FIELDS,
+    TASK_FIELDS,
+    select_list,
+)
+
 __all__ = ["Statements"]
 
 
@@ -44,27 +52,22 @@ _NO_LEASE: Final = """
 
 # -- enqueue ---------------------------------------------------------------------------------
 
-_BATCH: Final = """
-$2::text[], $3::text[], $4::int2[], $5::timestamptz[], $6::text[], $7::int4[], $8::float8[],
-$9::text[], $10::text[], $11::timestamptz[], $12::float8[], $13::text[], $14::text[], $15::text[],
-$16::bytea[]
-"""
+_NAMES: Final = ", ".join(INSERT_TYPES)
+_BATCH: Final = ", ".join(
+    f"${number}::{kind}[]" for number, kind in enumerate(INSERT_TYPES.values(), start=2)
+)
+_TOKEN: Final = f"${len(INSERT_TYPES) + 2}"
+_CHANNELS: Final = f"${len(INSERT_TYPES) + 3}::text[]"
 
 # Store all tasks of a batch, in its order, and notify the channels.
 INSERT_BATCH: Final = f"""
 WITH moment AS (SELECT {_MOMENT} AS now),
 stored AS (
-    INSERT INTO sitq.tasks (id, queue, priority, eta, function, max_attempts, timeout, unique_key,
-                            unique_until, expires_at, result_ttl, enqueued_at, retry_of, retry,
-                            headers, payload)
-    SELECT id, queue, priority, coalesce(eta, moment.now), function, max_attempts, timeout,
-           unique_key, unique_until, expires_at, result_ttl, moment.now, retry_of, retry, headers,
-           payload
-    FROM moment, unnest({_BATCH}) WITH ORDINALITY AS batch
-         (id, queue, priority, eta, function, max_attempts, timeout, unique_key, unique_until,
-          expires_at, result_ttl, retry_of, retry, headers, payload, nr)
+    INSERT INTO sitq.tasks (enqueued_at, {_NAMES})
+    SELECT moment.now, {select_list(INSERT_TYPES, eta="coalesce(eta, moment.now)")}
+    FROM moment, unnest({_BATCH}) WITH ORDINALITY AS batch ({_NAMES}, nr)
     ORDER BY nr)
-SELECT pg_notify(channel, $17) FROM unnest($18::text[]) AS channel
+SELECT pg_notify(channel, {_TOKEN}) FROM unnest({_CHANNELS}) AS channel
 """
 
 # Store tasks of one function that are due at once and differ in id and payload only. The ids are
@@ -93,15 +96,16 @@ INSERT_ONE_AND_TELL: Final = f"{INSERT_ONE}RETURNING pg_notify($9::text, $8::tex
 # how many earlier holders have expired.
 INSERT_UNIQUE: Final = f"""
 SELECT holders, expired,
-       (SELECT count(*) FROM (SELECT pg_notify(channel, $17) FROM unnest($18::text[]) AS channel)
-                             AS told)
+       (SELECT count(*) FROM (SELECT pg_notify(channel, {_TOKEN})
+                              FROM unnest({_CHANNELS}) AS channel) AS told)
 FROM sitq.enqueue({_MOMENT}, {_BATCH})
 """
 
 # The same, unless an open transaction has stored one of the keys: then there are no holders.
 TRY_INSERT_UNIQUE: Final = f"""
 SELECT holders, expired,
-       (SELECT count(*) FROM (SELECT pg_notify(channel, $17) FROM unnest($18::text[]) AS channel
+       (SELECT count(*) FROM (SELECT pg_notify(channel, {_TOKEN})
+                              FROM unnest({_CHANNELS}) AS channel
                               WHERE holders IS NOT NULL) AS told)
 FROM sitq.try_enqueue({_MOMENT}, {_BATCH})
 """
@@ -290,24 +294,18 @@ WHERE tasks.id = old.id RETURNING tasks.id
 # -- look ups --------------------------------------------------------------------------------
 
 # The columns of a `TaskInfo`.
-INFOS: Final = """
-SELECT id, status, queue, function, priority, eta, attempts, crashes, progress, error,
-       cancel_requested, unique_key, retry_of, enqueued_at, started_at, finished_at, expires_at
-FROM sitq.tasks WHERE id = ANY ($1::text[])
+INFOS: Final = f"""
+SELECT {select_list(INFO_FIELDS, task_id="id")} FROM sitq.tasks WHERE id = ANY ($1::text[])
 """
 
 # The results of tasks; only the id is used of those that are not final.
-RESULTS: Final = """
-SELECT id, finished_at, function, status, value, error, traceback, attempts, enqueued_at,
-       started_at
-FROM sitq.tasks WHERE id = ANY ($1::text[])
+RESULTS: Final = f"""
+SELECT {select_list(RESULT_FIELDS, task_id="id")} FROM sitq.tasks WHERE id = ANY ($1::text[])
 """
 
 # A task as it was enqueued.
-STORED: Final = """
-SELECT id, function, payload, queue, priority, eta, timeout, retry, unique_key, unique_until,
-       expires_at, result_ttl, headers, retry_of
-FROM sitq.tasks WHERE id = $1::text
+STORED: Final = f"""
+SELECT {select_list(TASK_FIELDS)} FROM sitq.tasks WHERE id = $1::text
 """
 
 # -- wake-ups --------------------------------------------------------------------------------

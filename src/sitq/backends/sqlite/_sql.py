@@ -14,7 +14,14 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final
 
 from sitq._task_batch import TaskBatch
-from sitq.backends._rows import dump_headers, dump_policy
+from sitq.backends._rows import (
+    INFO_FIELDS,
+    INSERT_TYPES,
+    RESULT_FIELDS,
+    TASK_FIELDS,
+    insert_values,
+    select_list,
+)
 from sitq.backends.sqlite._rows import dump_rows, pack_blob, to_micros
 
 if TYPE_CHECKING:
@@ -273,25 +280,28 @@ SELECT seq, status FROM tasks WHERE id = ?
 """
 
 # The columns of a `TaskInfo`.
-INFOS: Final = """
-SELECT tasks.id, status, queue, function, priority, eta, attempts, crashes, leases.progress, error,
-       leases.cancelled, unique_key, retry_of, enqueued_at, started_at, finished_at, expires_at
+_INFO: Final = select_list(
+    INFO_FIELDS,
+    task_id="tasks.id",
+    progress="leases.progress",
+    cancel_requested="leases.cancelled",
+)
+INFOS: Final = f"""
+SELECT {_INFO}
 FROM json_each(:rows) AS batch JOIN tasks ON tasks.id = batch.value
      LEFT JOIN leases ON leases.seq = tasks.seq
 """
 
 # The results of tasks; only the id is used of those that are not final.
-RESULTS: Final = """
-SELECT tasks.id, finished_at, function, status, tasks.value, error, traceback, attempts,
-       enqueued_at, started_at
+_RESULT: Final = select_list(RESULT_FIELDS, task_id="tasks.id", value="tasks.value")
+RESULTS: Final = f"""
+SELECT {_RESULT}
 FROM json_each(:rows) AS batch JOIN tasks ON tasks.id = batch.value
 """
 
 # A task as it was enqueued.
-STORED: Final = """
-SELECT id, function, payload, queue, priority, eta, timeout, retry, unique_key, unique_until,
-       expires_at, result_ttl / 1e6, headers, retry_of
-FROM tasks WHERE id = ?
+STORED: Final = f"""
+SELECT {select_list(TASK_FIELDS, result_ttl="result_ttl / 1e6")} FROM tasks WHERE id = ?
 """
 
 # -- transactions of the user's own ----------------------------------------------------------
@@ -320,11 +330,15 @@ FROM json_each(:rows) AS batch JOIN tasks ON tasks.id = batch.value
 # A payload's offset and length in the blob are one number: SQLite reads that faster than a pair.
 _LENGTH_BITS: Final = 32
 
-_INSERT_COLUMNS: Final = """
-INSERT INTO main.tasks (id, queue, priority, eta, function, max_attempts, timeout, unique_key,
-                   unique_until, expires_at, result_ttl, enqueued_at, retry_of, retry, headers,
-                   payload)
+_INSERT_COLUMNS: Final = f"""
+INSERT INTO main.tasks (enqueued_at, {", ".join(INSERT_TYPES)})
 """
+
+
+def _insert_list(default: str, **columns: str) -> str:
+    """Return what is inserted into each column but the first; ``{}`` stands for its name."""
+    return ", ".join(columns.get(name, default).format(name) for name in INSERT_TYPES)
+
 
 # Which rows hold their unique keys. Must equal the condition of the index, or it is not used.
 _HOLDS_KEY: Final = """
@@ -335,10 +349,8 @@ unique_key IS NOT NULL AND finished_at IS NULL AND key_released = 0
 # Store one task; the statements for batches take twice as long for it with cold caches.
 INSERT_ONE: Final = (
     _INSERT_COLUMNS
-    + """
-VALUES (:id, :queue, :priority, coalesce(:eta, :now), :function, :max_attempts, :timeout,
-        :unique_key, :unique_until, :expires_at, :result_ttl, :now, :retry_of, :retry, :headers,
-        :payload)
+    + f"""
+VALUES (:now, {_insert_list(":{}", eta="coalesce(:eta, :now)")})
 """
 )
 
@@ -379,25 +391,33 @@ WHERE seq = :seq AND unique_key IS NOT NULL AND finished_at IS NULL
 """
 
 # Store all tasks of a batch, in its order.
+_LAST: Final = len(INSERT_TYPES) - 1
+_FROM_ROW: Final = {name: f"value ->> {number}" for number, name in enumerate(INSERT_TYPES)} | {
+    "eta": f"coalesce(value ->> {[*INSERT_TYPES].index('eta')}, :now)",
+    "payload": f"coalesce(substr(:blob, value ->> {_LAST}, value ->> {_LAST + 1}), x'')",
+}
 INSERT_BATCH: Final = (
     _INSERT_COLUMNS
-    + """
-SELECT value ->> 0, value ->> 1, value ->> 2, coalesce(value ->> 3, :now), value ->> 4,
-       value ->> 5, value ->> 6, value ->> 7, value ->> 8, value ->> 9, value ->> 10, :now,
-       value ->> 11, value ->> 12, value ->> 13,
-       coalesce(substr(:blob, value ->> 14, value ->> 15), x'')
+    + f"""
+SELECT :now, {_insert_list("", **_FROM_ROW)}
 FROM json_each(:rows)
 """
 )
 
 # Store a batch of tasks that differ only in ids and payloads: reading the same values for each row
 # is half of the work of the statement above. ``:places`` is an object, keyed by task id.
+_PLACE: Final = f"value >> {_LENGTH_BITS}, value & {2**_LENGTH_BITS - 1}"
+_ALIKE: Final = {
+    "id": "key",
+    "eta": "coalesce(:eta, :now)",
+    "unique_key": "NULL",
+    "unique_until": "NULL",
+    "payload": f"coalesce(substr(:blob, {_PLACE}), x'')",
+}
 INSERT_ALIKE: Final = (
     _INSERT_COLUMNS
     + f"""
-SELECT key, :queue, :priority, coalesce(:eta, :now), :function, :max_attempts, :timeout, NULL,
-       NULL, :expires_at, :result_ttl, :now, :retry_of, :retry, :headers,
-       coalesce(substr(:blob, value >> {_LENGTH_BITS}, value & {2**_LENGTH_BITS - 1}), x'')
+SELECT :now, {_insert_list(":{}", **_ALIKE)}
 FROM json_each(:places)
 """
 )
@@ -441,20 +461,8 @@ def _batch_values(tasks: Sequence[Task], now: int) -> dict[str, Any]:
 
 def _columns(task: Task) -> dict[str, Any]:
     """Return a task as the columns of an insert, without its payload."""
-    retry = task.retry
-    return {
-        "id": task.id,
-        "queue": task.queue,
-        "priority": task.priority,
-        "eta": None if task.eta is None else to_micros(task.eta),
-        "function": task.function,
-        "max_attempts": None if retry is None else retry.max_attempts,
-        "timeout": task.timeout,
-        "unique_key": task.unique_key,
-        "unique_until": None if task.unique_until == "end" else task.unique_until,
-        "expires_at": None if task.expires_at is None else to_micros(task.expires_at),
-        "result_ttl": round(task.result_ttl * 1_000_000),
-        "retry_of": task.retry_of,
-        "retry": None if retry is None else dump_policy(retry),
-        "headers": dump_headers(task.headers),
-    }
+    return insert_values(task, to_micros, _micros)
+
+
+def _micros(seconds: float) -> int:
+    return round(seconds * 1_000_000)
