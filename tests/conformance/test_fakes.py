@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
-from typing import Any
 
 import anyio
 import pytest
@@ -15,9 +14,10 @@ import sitq.testing
 from sitq.backends.memory import MemoryBackend
 from sitq.errors import BackendBusyError, BackendError, ValidationError
 from sitq.ids import new_task_id
-from sitq.models import Lease, Progress, Task
+from sitq.models import Lease, Task
 from sitq.protocols import Backend
 from sitq.testing import BackendConformance, FakeClock, FaultyBackend
+from sitq.testing._conformance._opening import CALLS
 from sitq.testing._faults import OPERATIONS
 
 BUSY = BackendBusyError("locked")
@@ -117,24 +117,16 @@ def renew(backend: Backend) -> object:
     return backend.lease_keeper().renew([], 5)
 
 
-async def call(backend: FaultyBackend, operation: str) -> object:
-    task = some_task()
-    calls: dict[str, Callable[[], Awaitable[Any]]] = {
-        "cancel": lambda: backend.cancel(task.id),
-        "close": backend.close,
-        "enqueue": lambda: backend.enqueue([task]),
-        "finish": lambda: backend.finish([]),
-        "get_results": lambda: backend.get_results([]),
-        "load_task": lambda: backend.load_task(task.id),
-        "get_tasks": lambda: backend.get_tasks([]),
-        "open": backend.open,
-        "prune": lambda: backend.prune(0),
-        "renew": lambda: anyio.to_thread.run_sync(renew, backend),
-        "reserve": lambda: backend.reserve("w", (), 0, 1),
-        "set_progress": lambda: backend.set_progress(Lease(task.id, 1), Progress(done=1)),
-        "sweep": lambda: backend.sweep(3),
-    }
-    return await calls[operation]()
+async def call(backend: FaultyBackend, operation: str) -> None:
+    match operation:
+        case "open":
+            await backend.open()
+        case "close":
+            await backend.close()
+        case "renew":
+            await anyio.to_thread.run_sync(renew, backend)
+        case _:
+            await CALLS[operation](backend, Lease(new_task_id(), 1))
 
 
 @pytest.mark.anyio

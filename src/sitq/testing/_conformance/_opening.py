@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from sitq.ids import TaskId
     from sitq.protocols import Backend
 
-__all__ = ["OpenChecks"]
+__all__ = ["CALLS", "OpenChecks"]
 
 _ROUNDS: Final = 24
 
@@ -196,7 +196,7 @@ class OpenChecks(Suite):
         self, store: StoreUnderTest, operation: str
     ) -> None:
         """Wherever an operation is cancelled, the next ones work, here and elsewhere."""
-        call = _CALLS[operation]
+        call = CALLS[operation]
         peer = self.make_peer(FakeClock()) if operation == "enqueue" else None
         if peer is not None:
             await peer.open()
@@ -215,7 +215,7 @@ class OpenChecks(Suite):
 
 
 # A call of each verb, for an attempt that has a lease.
-_CALLS: Final[dict[str, Callable[[Backend, Lease], Awaitable[object]]]] = {
+CALLS: Final[dict[str, Callable[[Backend, Lease], Awaitable[object]]]] = {
     "enqueue": lambda backend, _: backend.enqueue([new_task(queue="more"), new_task(queue="more")]),
     "reserve": lambda backend, _: backend.reserve("worker", ("other",), 5, LEASE),
     "finish": lambda backend, lease: backend.finish([Outcome.failure(lease, "no")]),
@@ -234,7 +234,7 @@ async def _check_not_open(backend: Backend) -> None:
     lease = Lease(new_task_id(), 1)
     for verb in VERBS:
         with pytest.raises(UsageError):
-            await _CALLS[verb.name](backend, lease)
+            await CALLS[verb.name](backend, lease)
     with pytest.raises(UsageError):
         async with backend.listen("tasks"):
             pass
