@@ -193,7 +193,7 @@ async def test_a_task_that_cancels_its_asyncio_task_harms_no_other(
             assert result is not None
             assert (result.status, result.attempts) == (TaskStatus.SUCCESS, 1), result.error
         assert (await queue.get_task(odd)).status is TaskStatus.SUCCESS
-    if function is not cancel_my_asyncio_task_later:  # who cannot be told from those that wait
+    if function is not cancel_my_asyncio_task_later:  # it looks like one that waits
         assert ids == STARTED
 
 
@@ -390,13 +390,13 @@ async def test_a_heartbeat_beside_the_last_write_is_no_lost_lease(
 ) -> None:
     """The store has the outcome; the worker has not heard of it yet; a heartbeat comes between."""
     backend = FaultyBackend(MemoryBackend())
-    finishing, told = anyio.Event(), threading.Event()
+    finishing, seen = anyio.Event(), threading.Event()
     real_finish, real_keeper = backend.finish, backend.lease_keeper
 
     async def finish(outcomes):  # type: ignore[no-untyped-def]
         accepted = await real_finish(outcomes)
         finishing.set()
-        while not told.is_set():  # noqa: ASYNC110 - set by a thread
+        while not seen.is_set():  # noqa: ASYNC110 - set by a thread
             await anyio.sleep(0.002)
         return accepted
 
@@ -407,7 +407,7 @@ async def test_a_heartbeat_beside_the_last_write_is_no_lost_lease(
         def renew(self, leases, seconds):  # type: ignore[no-untyped-def]
             states = self.real.renew(leases, seconds)
             if LeaseState.LOST in states:
-                told.set()
+                seen.set()
             return states
 
         def close(self) -> None:

@@ -117,7 +117,7 @@ async def test_one_outcome_that_cannot_be_stored_does_not_hold_up_the_others() -
 
 
 async def test_a_reply_that_is_lost_changes_nothing_twice() -> None:
-    """An outcome whose acceptance nobody heard of is sent again, and refused by its epoch."""
+    """An outcome whose acceptance was not received is sent again, and refused by its epoch."""
     backend = FaultyBackend(MemoryBackend())
     async with TaskQueue(backend) as queue, working(backend):
         backend.fail("finish", error=BUSY, after=True)
