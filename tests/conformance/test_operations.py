@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
-from sitq.backends._operations import ENQUEUE_UNIQUE, VERBS, operations_of
+from sitq.backends._operations import ENQUEUE_UNIQUE, VERBS, Verb, operations_of
 from sitq.backends.postgres import _operations as postgres
+from sitq.backends.sqlite import SQLiteBackend
 from sitq.backends.sqlite import _operations as sqlite
+from sitq.backends.sqlite._operations import SQLiteTransaction
+from sitq.backends.sqlite._session import SQLiteSession
+from sitq.models import Lease
 from sitq.protocols import Backend
+from sitq.testing._conformance._opening import CALLS
+from sitq.testing._conformance._store import new_task
 
 # What of the port is about the backend itself.
 OTHERS = {"clock", "close", "lease_keeper", "listen", "open"}
@@ -34,3 +42,29 @@ def test_a_store_carries_out_each_verb(module: ModuleType, verbs: tuple[object, 
 def test_what_is_searched_by_is_there() -> None:
     names = {verb.searched_by for verb in (*VERBS, ENQUEUE_UNIQUE)} - {None}
     assert all(inspect.iscoroutinefunction(getattr(postgres, str(name))) for name in names)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
+async def test_a_verb_wakes_no_other_topics_than_its_row_says(
+    verb: Verb[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    woken: set[str] = set()
+    tell = SQLiteSession._tell
+
+    def note(session: SQLiteSession, transaction: SQLiteTransaction) -> None:
+        woken.update(transaction.topics)
+        tell(session, transaction)
+
+    monkeypatch.setattr(SQLiteSession, "_tell", note)
+    backend = SQLiteBackend(tmp_path / "q.db")
+    await backend.open()
+    running, pending = new_task(), new_task(queue="other")
+    await backend.enqueue([running, pending])
+    (task,) = (await backend.reserve("worker", ("default",), 1, 30.0)).tasks
+    woken.clear()
+    for lease in (task.lease, Lease(pending.id, 0)):
+        await CALLS[verb.name](backend, lease)
+    await backend.close()
+    assert woken <= verb.wakes
+    assert bool(woken) is (verb.name in {"enqueue", "finish", "cancel"})
