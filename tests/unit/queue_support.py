@@ -54,6 +54,7 @@ class SpyBackend(MemoryBackend):
         super().__init__(clock=clock)
         self.looks: list[tuple[TaskId[Any], ...]] = []
         self.listeners = 0
+        self.listened = 0
         self.opened = 0
         self.errors: list[Exception] = []
         self.stored: list[Task] = []
@@ -87,6 +88,7 @@ class SpyBackend(MemoryBackend):
     async def listen(self, topic: Topic) -> AsyncIterator[Listener]:
         async with super().listen(topic) as listener:
             self.listeners += 1
+            self.listened += 1
             try:
                 yield listener
             finally:

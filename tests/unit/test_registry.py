@@ -324,3 +324,16 @@ def test_a_call_holds_its_arguments_and_does_not_show_them() -> None:
     assert "1" not in repr(made).replace(repr(samples.add), "")
     with pytest.raises(AttributeError):
         made.args = ()  # type: ignore[misc]
+
+
+def test_a_marked_function_of_the_parent_is_found_without_a_scan(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parent = Registry()
+    parent.mark(samples.add)
+    child = Registry(parent)
+    child.add(samples.add_async)
+    monkeypatch.delattr(Registry, "_get_by_file")
+    found = child.get(f"{HERE}:add")
+    assert found is not None
+    assert found.func is samples.add

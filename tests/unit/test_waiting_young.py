@@ -1,6 +1,8 @@
-"""What was stored a moment ago cannot be final yet: to look for it at once would be in its way."""
+"""The first query for a result: before a listener is opened, and not for a new task."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
@@ -9,6 +11,11 @@ from sitq import TaskNotFoundError
 from sitq.ids import new_task_id
 from sitq.queue import _waiting
 from tests.unit.queue_support import Waiter, add, finish, spied_queue
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from sitq import Result, TaskId
 
 pytestmark = pytest.mark.anyio
 
@@ -65,3 +72,35 @@ async def test_an_unknown_id_is_told_soon() -> None:
     async with spied_queue() as (queue, _, _):
         with anyio.fail_after(20), pytest.raises(TaskNotFoundError):
             await queue.get_result(new_task_id())
+
+
+async def test_a_result_that_is_there_is_returned_without_a_listener(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_waiting, "_YOUTH", 0.0)
+    async with spied_queue() as (queue, backend, _):
+        task_id = await queue.enqueue(add, 1, 2)
+        await finish(backend, 3)
+        assert await queue.get_result(task_id) is not None
+        assert (backend.looks, backend.listened) == ([(task_id,)], 0)
+
+
+async def test_a_result_that_comes_between_the_look_and_the_listener_is_returned(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_waiting, "_YOUTH", 0.0)
+    async with spied_queue() as (queue, backend, _):
+        task_id = await queue.enqueue(add, 1, 2)
+        look = backend.get_results
+
+        async def look_and_finish(
+            task_ids: Sequence[TaskId[Any]],
+        ) -> Mapping[TaskId[Any], Result[Any] | None]:
+            results = await look(task_ids)
+            await finish(backend, 3)
+            return results
+
+        monkeypatch.setattr(backend, "get_results", look_and_finish)
+        with anyio.fail_after(20):
+            assert await queue.get_result(task_id) is not None
+        assert (len(backend.looks), backend.listened) == (2, 1)

@@ -108,18 +108,27 @@ class Registry:
                 self._by_name[name] = added
 
     def get(self, name: str) -> TaskFunction[Any] | None:
-        """Return the function of a stored name, if it is known; nothing is imported."""
-        return self.find(name) or self.search(name)
+        """Return the function of a stored name, if it is known; nothing is imported.
+
+        Look-ups in dictionaries come first, here and in the parents. The scan for a function in the
+        same file comes last.
+        """
+        return self.find(name) or self.find_marked(name) or self.find_by_file(name)
 
     def find(self, name: str) -> TaskFunction[Any] | None:
         """Return the function that was added under a name, here or in a parent."""
         found = self._by_name.get(name)
         return found if found or self._parent is None else self._parent.find(name)
 
-    def search(self, name: str) -> TaskFunction[Any] | None:
-        """Add and return what a name says that was not added under it, here or in a parent."""
-        found = self._get_marked(name) or self._get_by_file(name)
-        return found if found or self._parent is None else self._parent.search(name)
+    def find_marked(self, name: str) -> TaskFunction[Any] | None:
+        """Add and return the function that was marked under a name, here or in a parent."""
+        found = self._get_marked(name)
+        return found if found or self._parent is None else self._parent.find_marked(name)
+
+    def find_by_file(self, name: str) -> TaskFunction[Any] | None:
+        """Add and return the function whose file a name means, here or in a parent, by a scan."""
+        found = self._get_by_file(name)
+        return found if found or self._parent is None else self._parent.find_by_file(name)
 
     def names(self) -> set[str]:
         """Return all names that are known."""

@@ -177,26 +177,46 @@ class ResultWaiters:
         """Listen and query for all calls, until the leader's own call is done."""
         try:
             with anyio.CancelScope() as self._leading:
+                busy_for = await self._look_first(leader)
+                if leader.done:
+                    return
                 async with self._backend.listen("results") as listener:
-                    await self._serve(leader, listener)
+                    await self._serve(leader, listener, busy_for)
         except Exception as error:  # noqa: BLE001 - it is raised by each of the calls
             self._finish_all(_only(error))
         finally:
             self._leading = None
 
-    async def _serve(self, leader: _Waiter, listener: Listener) -> None:
-        busy_for = 0
-        wanted = self._old_enough(self._waiting)
+    async def _look_first(self, leader: _Waiter) -> int:
+        """Query the leader's own task, whose result may be there, before a listener is opened.
+
+        Returns:
+            How many times the store was busy: 0 or 1.
+        """
+        if not leader.answered:
+            try:
+                await self._look_for(self._old_enough((leader.task_id,)))
+            except BackendBusyError as error:
+                await self._back_off(error, 0)
+                return 1
+        return 0
+
+    async def _back_off(self, error: BackendBusyError, busy_for: int) -> None:
+        """Wait before a busy store is asked again; calls that end meanwhile raise the error."""
+        for waiter in self._unfinished():
+            if not waiter.answered:
+                waiter.fault(error)
+        pause = min(_FIRST_PAUSE * 2.0 ** min(busy_for, 16), _LONGEST_PAUSE)
+        await self._backend.clock.sleep(pause)
+
+    async def _serve(self, leader: _Waiter, listener: Listener, busy_for: int) -> None:
+        wanted = self._old_enough(self._waiting)  # again: the change may have come in between
         while True:
             try:
                 await self._look_for(wanted)
             except BackendBusyError as error:
-                pause = min(_FIRST_PAUSE * 2.0 ** min(busy_for, 16), _LONGEST_PAUSE)
+                await self._back_off(error, busy_for)
                 busy_for += 1
-                for waiter in self._unfinished():
-                    if not waiter.answered:
-                        waiter.fault(error)
-                await self._backend.clock.sleep(pause)
                 wanted = list(self._waiting)
                 continue
             busy_for = 0
