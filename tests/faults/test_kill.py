@@ -18,7 +18,7 @@ from tests.faults.crashes import drain
 from tests.faults.crews import Crew, Member, check_total
 from tests.faults.places import Place, backend_at, query
 
-SECONDS = float(os.environ.get("SITQ_KILL_SECONDS", "10"))
+SECONDS = float(os.environ.get("SITQ_KILL_SECONDS", "5"))
 SEED = int(os.environ.get("SITQ_KILL_SEED", "0")) or random.SystemRandom().randrange(1, 2**32)
 
 
