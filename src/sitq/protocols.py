@@ -3,8 +3,8 @@
 The docstrings are the specification; `sitq.testing` holds checks of it that run against any
 backend.
 
-It is optional: to any other store `SyncTaskQueue` enqueues through its event loop, which costs two
-changes of threads a call.
+`BlockingBackend` is optional. To any other store, `SyncTaskQueue` enqueues through its event loop,
+which costs two changes of threads a call.
 """
 
 from __future__ import annotations
@@ -270,7 +270,7 @@ class Backend(Protocol):
         ...
 
     async def finish(self, outcomes: Sequence[Outcome]) -> list[bool]:
-        """End attempts; for each outcome tell, in order, if it was accepted.
+        """End attempts; return for each outcome, in order, whether it was accepted.
 
         An outcome is accepted if and only if its task is ``in_progress`` and its epoch is the
         task's current one. Anything else changes nothing of that task and is ``False``; the
@@ -323,7 +323,7 @@ class Backend(Protocol):
         ...
 
     async def cancel(self, task_id: TaskId[Any]) -> bool:
-        """Cancel a task that is not final; tell if this task will end, False if it had ended.
+        """Cancel a task that is not final; return whether it will end, False if it had ended.
 
         ``pending`` becomes ``cancelled`` at once. ``in_progress`` is flagged: its lease keeper
         hears of it, it never starts again, and it gives up its unique key at once.
@@ -334,7 +334,7 @@ class Backend(Protocol):
         ...
 
     async def set_progress(self, lease: Lease, progress: Progress) -> bool:
-        """Note how far an attempt is, if its epoch is current; tell if it was."""
+        """Note how far an attempt is, if its epoch is current; return whether it was."""
         ...
 
     async def get_tasks(self, task_ids: Sequence[TaskId[Any]]) -> list[TaskInfo | None]:

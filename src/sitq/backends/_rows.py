@@ -77,7 +77,7 @@ def load_policy(text: str) -> RetryPolicy:
 
 @lru_cache(maxsize=256)
 def dump_policy(policy: RetryPolicy) -> str:
-    """A retry policy as it is stored."""
+    """Return a retry policy as it is stored."""
     # A version of sitq that does not know the field reads what does not need it.
     return policy.model_dump_json(exclude=None if policy.no_retry_on else {"no_retry_on"})
 
@@ -116,7 +116,7 @@ def truncate(text: str | None, limit: int) -> str | None:
 
 
 def dump_headers(headers: Mapping[str, str]) -> str | None:
-    """Headers as they are stored; nothing for none."""
+    """Return headers as they are stored, ``None`` if there are none."""
     return json.dumps(dict(headers)) if headers else None
 
 
@@ -204,7 +204,7 @@ class RowReader:
         self._moment: Final = moment
 
     def to_reserved(self, row: Any) -> ReservedTask:
-        """A row of a reservation; there is one for each task that runs."""
+        """Read a row of a reservation; there is one for each task that runs."""
         (_, task_id, function, queue, epoch, attempts, misses, crashes, eta, enqueued_at, timeout,
          retry, headers, payload, *_) = row  # fmt: skip
         moment = self._moment
@@ -233,7 +233,7 @@ class RowReader:
         return task
 
     def to_result(self, row: Any) -> Result[Any] | None:
-        """A row of `RESULT_FIELDS`; ``None`` if the task is not final."""
+        """Read a row of `RESULT_FIELDS`; return ``None`` if the task is not final."""
         fields = dict(zip(RESULT_FIELDS, row, strict=True))
         if fields["finished_at"] is None:
             return None
@@ -244,7 +244,7 @@ class RowReader:
         return Result(**fields)
 
     def to_info(self, row: Any) -> TaskInfo:
-        """A row of `INFO_FIELDS`."""
+        """Read a row of `INFO_FIELDS`."""
         fields = dict(zip(INFO_FIELDS, row, strict=True))
         self._read_moments(fields, _INFO_MOMENTS)
         fields["status"] = TaskStatus(fields["status"])
@@ -254,7 +254,7 @@ class RowReader:
         return TaskInfo(**fields)
 
     def to_task(self, row: Any) -> Task:
-        """A row of `TASK_FIELDS`."""
+        """Read a row of `TASK_FIELDS`."""
         fields = dict(zip(TASK_FIELDS, row, strict=True))
         self._read_moments(fields, _TASK_MOMENTS)
         if fields["retry"] is not None:

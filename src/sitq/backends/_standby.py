@@ -78,7 +78,7 @@ class ReserveOnCommitBackend(Backend, Protocol):
             lease: seconds.
             listener: the worker's own, of this instance's ``listen("tasks")``.
             fulfilled: called in the loop, later and once, when the worker is to call
-            `PendingReservation.end`:
-                it gave something, others were heard, or it failed.
+                `PendingReservation.end`: the reservation gave something or failed, or others have
+                stored tasks.
         """
         ...

@@ -63,7 +63,7 @@ def common_columns(pattern: Task) -> tuple[Any, ...] | None:
 
 
 def columns(tasks: Sequence[Task]) -> list[list[Any]]:
-    """Tasks as the columns of an insert."""
+    """Return tasks as the columns of an insert."""
     rows = [insert_values(task, _finite, float).values() for task in tasks]
     values = [list(column) for column in zip(*rows, strict=True)]
     payloads = [task.payload for task in tasks]

@@ -140,7 +140,7 @@ class SQLiteBackend(UsesDatabaseThread, SQLBackend[SQLiteSession]):
 
 
 class _PendingReservation:
-    """A wish for tasks; see `sitq.backends._standby.PendingReservation`."""
+    """See `sitq.backends._standby.PendingReservation`."""
 
     def __init__(self, commits: BatchWriter, request: PendingReserveRequest[Reservation]) -> None:
         self._commits = commits
