@@ -14,7 +14,7 @@ import anyio
 import pytest
 
 from sitq import SQLiteBackend, UnknownOutcomeError
-from sitq.backends.sqlite import _database
+from sitq.backends.sqlite import _durability
 from sitq.models import Outcome
 from tests.sqlite.samples import some_task
 
@@ -133,7 +133,7 @@ def read(path: Path) -> Iterator[sqlite3.Connection]:
 async def test_what_the_disk_refuses_is_said_to_be_unknown(
     tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_database, "FLUSH_SECONDS", 0.05)
+    monkeypatch.setattr(_durability, "FLUSH_SECONDS", 0.05)
     backend = SQLiteBackend(tmp_path / "q.db")
     await backend.open()
     disk.fails = True
@@ -171,7 +171,7 @@ async def test_nothing_is_acknowledged_on_top_of_a_flush_that_failed(
     tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not even what SQLite has flushed itself: in a gap of the log it would be lost as well."""
-    monkeypatch.setattr(_database, "FLUSH_SECONDS", 0.05)
+    monkeypatch.setattr(_durability, "FLUSH_SECONDS", 0.05)
     path = tmp_path / "q.db"
     backend = SQLiteBackend(path)
     await backend.open()

@@ -1,9 +1,10 @@
-"""Group commit by the one thread that writes to a SQLite file."""
+"""Group commit of a SQLite store: batches of requests, and how a transaction runs one."""
 
 from __future__ import annotations
 
 from contextlib import suppress
 from functools import partial
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from sitq.backends._batch_queue import (
@@ -11,6 +12,7 @@ from sitq.backends._batch_queue import (
     BlockingRequest,
     Compensate,
     Request,
+    group_by_operation,
     operation_of,
     wake_all,
 )
@@ -21,9 +23,10 @@ if TYPE_CHECKING:
 
     from sitq._loops import LoopRef
     from sitq.backends.sqlite._loop_waker import LoopWaker
+    from sitq.backends.sqlite._operations import SQLiteTransaction
     from sitq.protocols import Listener
 
-__all__ = ["BatchWriter", "PendingReserveRequest"]
+__all__ = ["BatchWriter", "PendingReserveRequest", "name_of", "run_batch"]
 
 O = TypeVar("O")  # noqa: E741 - what comes out
 
@@ -223,3 +226,31 @@ class BatchWriter(BatchQueue):
         finally:
             if waiting:
                 self._waker.post(partial(wake_all, waiting))
+
+
+def name_of(request: Request[Any]) -> str:
+    """Return the name of a request's operation, for errors."""
+    return getattr(request.operation, "__name__", "write")
+
+
+def run_batch(
+    work: SQLiteTransaction, batch: list[Request[Any]], monotonic: Callable[[], float]
+) -> None:
+    """Run all requests of a batch, and give each its answers."""
+    # Read after the lock was taken: leases count from here.
+    asked_at = monotonic()
+    for request in batch:
+        if isinstance(request, PendingReserveRequest):
+            request.asked_at = asked_at
+    answers = [_run_group(work, operation, group) for operation, group in group_by_operation(batch)]
+    # Set before the commit, so that nothing after it can fail.
+    for request, answer in zip(batch, chain.from_iterable(answers), strict=True):
+        request.answers = answer
+
+
+def _run_group(
+    work: SQLiteTransaction, operation: Callable[..., list[Any]], group: list[Request[Any]]
+) -> list[list[Any]]:
+    """Call an operation once for a group of requests; return the answers of each request."""
+    answers = iter(operation(work, [item for request in group for item in request.items]))
+    return [list(islice(answers, len(request.items))) for request in group]

@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-import time
 from contextlib import suppress
 from functools import partial
-from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from sitq._logging import Log
 from sitq._loops import no_op
-from sitq.backends._batch_queue import BlockingRequest, Compensate, Request, group_by_operation
-from sitq.backends.sqlite._batch_writer import BatchWriter, PendingReserveRequest
+from sitq.backends._batch_queue import BlockingRequest, Compensate, Request
+from sitq.backends.sqlite._batch_writer import BatchWriter, name_of, run_batch
 from sitq.backends.sqlite._connection import SQLiteConnection
 from sitq.backends.sqlite._errors import (
-    _LONGEST_PAUSE,
     BUSY_SECONDS,
     is_busy,
+    is_shared,
     is_undone,
     retrying,
     roll_back,
@@ -30,7 +28,7 @@ from sitq.backends.sqlite._errors import (
     unknown,
 )
 from sitq.backends.sqlite._operations import SQLiteTransaction
-from sitq.errors import BackendConnectionError, BackendError, SitqError, UsageError
+from sitq.errors import BackendError, SitqError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -47,8 +45,6 @@ __all__ = ["SQLiteDatabase"]
 T = TypeVar("T")
 
 _log: Final = Log(__name__)
-# For how long a flush that fails is tried again before the outcome is called unknown.
-FLUSH_SECONDS: Final = 1.0
 
 
 class SQLiteDatabase:
@@ -205,7 +201,7 @@ class SQLiteDatabase:
             raise cause from None
         self._publish(work)
         if self._durability.needs_flush(operation):
-            failure = self._flush_for_long()
+            failure = self._durability.flush_for_long(self._connection)
             if failure is not None:
                 raise unknown(operation.__name__, self._path, failure)
         return answers
@@ -317,17 +313,15 @@ class SQLiteDatabase:
         operations = [request.operation for request in batch]
         try:
             work, _ = retrying(
-                partial(
-                    self._transaction, operations, _carry_out_all, batch, self._clock.monotonic
-                ),
+                partial(self._transaction, operations, run_batch, batch, self._clock.monotonic),
                 BUSY_SECONDS,
             )
         except BaseException as error:  # noqa: BLE001 - it belongs to the callers
             for request in batch:
                 request.answers = None
-            if len(batch) == 1 or _is_shared(error):
+            if len(batch) == 1 or is_shared(error):
                 for request in batch:
-                    request.error = translate_error(_name(request), self._path, error)
+                    request.error = translate_error(name_of(request), self._path, error)
             else:
                 for request in batch:
                     self._write([request])
@@ -346,23 +340,10 @@ class SQLiteDatabase:
 
     def _keep(self, batch: list[Request[Any]]) -> None:
         """Flush before requests are acknowledged; each gets an error if that fails."""
-        failure = self._flush_for_long()
+        failure = self._durability.flush_for_long(self._connection)
         if failure is not None:
             for request in batch:
-                request.error = unknown(_name(request), self._path, failure)
-
-    def _flush_for_long(self) -> Exception | None:
-        """Flush, with retries for `FLUSH_SECONDS`; return the last error, if all failed."""
-        give_up = time.monotonic() + FLUSH_SECONDS
-        while True:
-            try:
-                self._flush()
-            except Exception as error:  # noqa: BLE001 - it belongs to the callers
-                if time.monotonic() >= give_up:
-                    return error
-            else:
-                return None
-            time.sleep(_LONGEST_PAUSE)
+                request.error = unknown(name_of(request), self._path, failure)
 
     def _transaction(
         self,
@@ -465,37 +446,3 @@ class SQLiteDatabase:
         self._connection.drop()
         self._store.disconnected()
         self._durability.renew()
-
-
-def _name(request: Request[Any]) -> str:
-    return getattr(request.operation, "__name__", "write")
-
-
-def _is_shared(error: BaseException) -> bool:
-    """Return whether an error would meet every request, so that single retries are no use."""
-    if isinstance(error, sqlite3.Error):
-        return is_busy(error)
-    return isinstance(error, BackendConnectionError | UsageError | OSError)
-
-
-def _carry_out_all(
-    work: SQLiteTransaction, batch: list[Request[Any]], monotonic: Callable[[], float]
-) -> None:
-    """Run all requests of a batch, and give each its answers."""
-    # Read after the lock was taken: leases count from here.
-    asked_at = monotonic()
-    for request in batch:
-        if isinstance(request, PendingReserveRequest):
-            request.asked_at = asked_at
-    answers = [_carry_out(work, operation, group) for operation, group in group_by_operation(batch)]
-    # Set before the commit, so that nothing after it can fail.
-    for request, answer in zip(batch, chain.from_iterable(answers), strict=True):
-        request.answers = answer
-
-
-def _carry_out(
-    work: SQLiteTransaction, operation: Callable[..., list[Any]], group: list[Request[Any]]
-) -> list[list[Any]]:
-    """Call an operation once for a group of requests; return the answers of each request."""
-    answers = iter(operation(work, [item for request in group for item in request.items]))
-    return [list(islice(answers, len(request.items))) for request in group]

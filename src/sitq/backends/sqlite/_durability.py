@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 from sitq.backends._operations import FlushPolicy
@@ -17,8 +18,14 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Callable, Iterable, Mapping
 
+    from sitq.backends.sqlite._connection import SQLiteConnection
+
 __all__ = ["Durability"]
 
+# For how long a flush that fails is tried again before the outcome is called unknown, and the
+# pauses; in seconds.
+FLUSH_SECONDS: Final = 1.0
+_PAUSE: Final = 0.02
 _CAN_FLUSH: Final = hasattr(os, "fdatasync")
 
 
@@ -111,6 +118,19 @@ class Durability:
             os.fdatasync(self._file)
         self._is_doubtful = False
         self.is_behind = False
+
+    def flush_for_long(self, connection: SQLiteConnection) -> Exception | None:
+        """Flush, with retries for `FLUSH_SECONDS`; return the last error, if all failed."""
+        give_up = time.monotonic() + FLUSH_SECONDS
+        while True:
+            try:
+                self.flush(connection.opened)
+            except Exception as error:  # noqa: BLE001 - it belongs to the callers
+                if time.monotonic() >= give_up:
+                    return error
+            else:
+                return None
+            time.sleep(_PAUSE)
 
     def _start_anew(self, connection: sqlite3.Connection) -> None:
         """Copy the log into the database file and empty it.

@@ -16,12 +16,21 @@ from sitq.errors import (
     BackendValueError,
     SitqError,
     UnknownOutcomeError,
+    UsageError,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["is_busy", "is_undone", "retrying", "roll_back", "translate_error", "unknown"]
+__all__ = [
+    "is_busy",
+    "is_shared",
+    "is_undone",
+    "retrying",
+    "roll_back",
+    "translate_error",
+    "unknown",
+]
 
 # A rollback that runs out of memory has done nothing, and may succeed a moment later.
 _TRIES: Final = 3
@@ -87,6 +96,13 @@ def _is_too_large(error: BaseException) -> bool:
 def is_busy(error: sqlite3.Error) -> bool:
     """Return whether another connection holds the database, so that a later try may succeed."""
     return _code(error) in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+
+
+def is_shared(error: BaseException) -> bool:
+    """Return whether an error would meet every request, so that single retries are no use."""
+    if isinstance(error, sqlite3.Error):
+        return is_busy(error)
+    return isinstance(error, BackendConnectionError | UsageError | OSError)
 
 
 def translate_error(operation: str, path: str, error: BaseException) -> BaseException:

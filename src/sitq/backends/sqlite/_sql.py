@@ -347,28 +347,19 @@ unique_key IS NOT NULL AND finished_at IS NULL AND key_released = 0
 """
 
 # Store one task; the statements for batches take twice as long for it with cold caches.
-INSERT_ONE: Final = (
-    _INSERT_COLUMNS
-    + f"""
+INSERT_ONE: Final = f"""{_INSERT_COLUMNS}
 VALUES (:now, {_insert_list(":{}", eta="coalesce(:eta, :now)")})
 """
-)
 
 # Store one task unless its unique key is held by another.
-INSERT_UNIQUE: Final = (
-    INSERT_ONE
-    + f"""
+INSERT_UNIQUE: Final = f"""{INSERT_ONE}
 ON CONFLICT (unique_key) WHERE {_HOLDS_KEY} DO NOTHING
 """
-)
 
 # As `INSERT_UNIQUE`; returns a row if the task was stored.
-INSERT_UNIQUE_TOLD: Final = (
-    INSERT_UNIQUE
-    + """
+INSERT_UNIQUE_TOLD: Final = f"""{INSERT_UNIQUE}
 RETURNING id
 """
-)
 
 # The task that holds a unique key, and what to do if it can never start again. "expire": it has
 # expired. "release" its key: its eta is after its expiry, or its lease ended after its expiry and
@@ -396,13 +387,10 @@ _FROM_ROW: Final = {name: f"value ->> {number}" for number, name in enumerate(IN
     "eta": f"coalesce(value ->> {[*INSERT_TYPES].index('eta')}, :now)",
     "payload": f"coalesce(substr(:blob, value ->> {_LAST}, value ->> {_LAST + 1}), x'')",
 }
-INSERT_BATCH: Final = (
-    _INSERT_COLUMNS
-    + f"""
+INSERT_BATCH: Final = f"""{_INSERT_COLUMNS}
 SELECT :now, {_insert_list("", **_FROM_ROW)}
 FROM json_each(:rows)
 """
-)
 
 # Store a batch of tasks that differ only in ids and payloads: reading the same values for each row
 # is half of the work of the statement above. ``:places`` is an object, keyed by task id.
@@ -414,13 +402,10 @@ _ALIKE: Final = {
     "unique_until": "NULL",
     "payload": f"coalesce(substr(:blob, {_PLACE}), x'')",
 }
-INSERT_ALIKE: Final = (
-    _INSERT_COLUMNS
-    + f"""
+INSERT_ALIKE: Final = f"""{_INSERT_COLUMNS}
 SELECT :now, {_insert_list(":{}", **_ALIKE)}
 FROM json_each(:places)
 """
-)
 
 
 def insertion(tasks: Sequence[Task], now: int) -> tuple[str, dict[str, Any]]:
@@ -431,11 +416,8 @@ def insertion(tasks: Sequence[Task], now: int) -> tuple[str, dict[str, Any]]:
         return INSERT_BATCH, _batch_values(tasks, now)
     if len(tasks) == 1:
         (task_id,), (payload,) = tasks.ids, tasks.payloads
-        return INSERT_ONE, _columns(tasks.pattern) | {
-            "id": task_id,
-            "payload": payload,
-            "now": now,
-        }
+        one = {"id": task_id, "payload": payload, "now": now}
+        return INSERT_ONE, _columns(tasks.pattern) | one
     lengths = [len(payload) for payload in tasks.payloads]
     places = [
         f'"{task_id}":{start << _LENGTH_BITS | length}'
