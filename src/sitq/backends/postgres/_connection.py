@@ -25,6 +25,8 @@ _CONNECT_SECONDS: Final = 10.0
 _CLOSE_SECONDS: Final = 2.0
 # Seconds to wait for the server's answer after a statement's time limit.
 _GRACE: Final = 1.0
+# Between two looks whether a process of the server has ended, in seconds.
+_END_PAUSE: Final = 0.02
 # A peer that has vanished is noticed within about so many seconds.
 _VANISHED: Final = 10
 _PROBES: Final = 3
@@ -224,6 +226,20 @@ class PgConnection:
             ):
                 raise LostError(POOLED)
             self._process = rows[0][:2] if rows else None
+
+    async def end_process_of(self, lost: PgConnection) -> None:
+        """Make sure that the server's process of a lost connection has ended.
+
+        Raises:
+            LostError: it still runs, and may carry out the statement.
+        """
+        if lost.process is None or self is lost:
+            return
+        for _ in range(50):
+            if not await self.fetch(_sql.END_PROCESS, lost.process):
+                return
+            await asyncio.sleep(_END_PAUSE)
+        raise LostError("the server has not let go of a lost connection yet")
 
     async def close(self) -> None:
         """Say good-bye, or hang up."""

@@ -29,7 +29,6 @@ from sitq.backends.postgres._errors import (
     is_duplicate,
     is_passing,
     is_read_only,
-    sqlstate_of,
     translate_error,
 )
 from sitq.backends.postgres._notify_throttle import NotifyThrottle
@@ -38,7 +37,6 @@ from sitq.backends.postgres._pool import Pool
 from sitq.errors import (
     BackendBusyError,
     BackendConnectionError,
-    SitqError,
     UnknownOutcomeError,
     UsageError,
 )
@@ -157,13 +155,6 @@ _SEARCHES: Final[Mapping[Callable[..., Any], Callable[..., Awaitable[Any]]]] = {
     for operation, verb in _ROWS.items()
     if verb.searched_by is not None
 }
-
-
-def _may_be_committed(work: PgTransaction, error: BaseException) -> bool:
-    """Return whether an error may have come after a commit."""
-    if isinstance(error, SitqError | LostError) or not isinstance(error, Exception):
-        return False
-    return work.has_committed or (work.is_sent and not sqlstate_of(error))
 
 
 class PgDatabase:
@@ -381,7 +372,7 @@ class PgDatabase:
             answers = await unit(work, items)
         except BaseException as error:
             self.throttle.notify_later(work.deferred)
-            if _may_be_committed(work, error):
+            if work.may_be_committed(error):
                 connection.terminate()
                 raise LostError("the answer was lost") from error
             raise
@@ -413,7 +404,7 @@ class PgDatabase:
             known = False
             try:
                 async with self.pool.lend() as connection:
-                    await self._end_process(connection, lost)
+                    await connection.end_process_of(lost)
                     if looking is not None:
                         answers: list[Any] | None = await self._tracked(looking, connection, items)
                         if answers is not None:
@@ -426,7 +417,7 @@ class PgDatabase:
                 if is_read_only(error):
                     self.pool.renew()  # a replica may lag behind, and proves nothing
                 elif known and not isinstance(error, LostError | asyncio.CancelledError):
-                    # Without `_end_process`, the lost statement may commit after the look.
+                    # Where its process is unknown, the lost statement may commit after the look.
                     if has_met_itself or looking is None or not is_duplicate(error):
                         raise
                     has_met_itself = True
@@ -435,21 +426,6 @@ class PgDatabase:
             with suppress(*(() if self._driver_loop.is_ending else (asyncio.CancelledError,))):
                 await asyncio.sleep(random.uniform(pause / 2, pause))
             pause = min(pause * 1.5, _LONGEST_PAUSE)
-
-    @staticmethod
-    async def _end_process(connection: PgConnection, lost: PgConnection) -> None:
-        """Make sure that the server's process of a lost connection has ended.
-
-        Raises:
-            LostError: it still runs, and may carry out the statement.
-        """
-        if lost.process is None or connection is lost:
-            return
-        for _ in range(50):
-            if not await connection.fetch(_sql.END_PROCESS, lost.process):
-                return
-            await asyncio.sleep(_FIRST_PAUSE)
-        raise LostError("the server has not let go of a lost connection yet")
 
     # -- notifications -----------------------------------------------------------------------
 

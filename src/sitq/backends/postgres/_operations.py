@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sitq._task_batch import TaskBatch, concat, ids_of, split
 from sitq.backends._rows import LOST_ERROR, UNREADABLE
 from sitq.backends.postgres import _sql
+from sitq.backends.postgres._errors import LostError, sqlstate_of
 from sitq.backends.postgres._rows import (
     columns,
     common_columns,
@@ -25,7 +26,7 @@ from sitq.backends.postgres._rows import (
     to_result,
     to_task,
 )
-from sitq.errors import TaskNotFoundError
+from sitq.errors import SitqError, TaskNotFoundError
 from sitq.ids import TaskId
 from sitq.models import (
     ALL_QUEUES,
@@ -99,6 +100,12 @@ class PgTransaction:
         rows = await self.connection.fetch(self.statements[sql], parameters)
         self.has_committed = True
         return rows
+
+    def may_be_committed(self, error: BaseException) -> bool:
+        """Return whether an error may have come after a commit."""
+        if isinstance(error, SitqError | LostError) or not isinstance(error, Exception):
+            return False
+        return self.has_committed or (self.is_sent and not sqlstate_of(error))
 
     def news(self, topics: Iterable[Topic]) -> tuple[str, list[str]]:
         """Return the text and the channels of the notification for a change of topics."""
