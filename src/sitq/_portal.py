@@ -130,9 +130,10 @@ class Portal:
         # Whether the store is open.
         self.is_connected: bool = False
 
-    def __del__(self) -> None:
+    # A default, since the names of the module may be gone at the interpreter's exit.
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         """Close a portal that was not closed before it became garbage."""
-        if sys.is_finalizing():
+        if is_finalizing():
             return
         thread: LoopThread | None = getattr(self, "_thread", None)
         if thread is not None and self._pid == os.getpid() and thread.is_alive:

@@ -175,7 +175,7 @@ REBUILT: dict[str, tuple[Any, Any]] = {
     "a Fraction of text": (fractions.Fraction, "1E+10000000"),
     "a float of text": (float, nines(1_000_000)),
     "wrong ints": (list[int], ["x"] * 100_000),
-    "wrong models": (list[Model], [1] * 30_000),
+    "wrong models": (list[Model], [1] * 24_000),
     "more wrong models": (list[Model], [1] * 130_000),
     "values of no type of a union": (list[float | Model | uuid.UUID], ["x"] * 100_000),
     "addresses": (list[ipaddress.IPv6Interface], ["::1/64"] * 100_000),

@@ -28,7 +28,7 @@ _MAX_PATTERN_CHARACTERS: Final = 1_000
 _MAX_WIDE_SETS: Final = 4
 _MAX_JSON_CHARACTERS: Final = 100_000
 # This limit is divided by the number of types to try for each value.
-_MAX_MODEL_VALUES: Final = 40_000
+_MAX_MODEL_VALUES: Final = 25_000
 # How often two keys of one hash may be compared.
 _MAX_COMPARED: Final = 20_000
 _MAX_NUMBER: Final = 1_100
