@@ -117,7 +117,8 @@ class LoopRef:
             and self._asyncio is other._asyncio
         )
 
-    __hash__ = None  # type: ignore[assignment]
+    def __hash__(self) -> int:
+        return hash((id(self._trio), id(self._asyncio)))
 
     @property
     def is_here(self) -> bool:

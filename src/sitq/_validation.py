@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Annotated, ClassVar, Final, TypeVar, get_type_hints
+from typing import Annotated, ClassVar, Final, TypeVar, cast, get_type_hints
 
 import pydantic
 from pydantic import (
@@ -197,7 +197,7 @@ class _Signature:
 class Model(BaseModel):
     """The base of the models: frozen and strict."""
 
-    __signature__: ClassVar = _Signature()
+    __signature__: ClassVar[inspect.Signature] = cast("inspect.Signature", _Signature())
 
     model_config: ClassVar[ConfigDict] = ConfigDict(
         frozen=True,

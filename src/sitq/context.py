@@ -50,9 +50,9 @@ class AttemptState:
     __slots__ = ("cancel_requested", "completed", "deadline")
 
     def __init__(self) -> None:
-        self.cancel_requested = False
+        self.cancel_requested: bool = False
         # True once the task has completed itself in a transaction, committed or not.
-        self.completed = False
+        self.completed: bool = False
         self.deadline: datetime | None = None
 
 

@@ -52,6 +52,8 @@ def writers(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 def test_the_caller_writes_where_nobody_else_does(
     queue: SyncTaskQueue, writers: list[tuple[str, int]]
 ) -> None:
+    with database_of(queue)._connection._usage._lock:
+        pass  # the connection's own thread has opened the file, and gives it back
     task_id = queue.enqueue(add, 1, 2)
     assert writers == [(threading.current_thread().name, 1)]
     assert queue.get_task(task_id).status is TaskStatus.PENDING
