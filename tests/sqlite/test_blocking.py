@@ -313,8 +313,10 @@ def test_a_finalizer_in_the_database_thread_does_not_end_the_transaction_that_it
 
     assert database_of(queue).call(unit)
     assert len(refused) == 1
+    done = threading.Event()
     database_of(queue)._connection.post(enqueue_from_finalizer)  # while nothing is written
-    queue.get_task(queue.enqueue(add, 1, 2))
+    database_of(queue)._connection.post(done.set)
+    assert done.wait(20)
     assert len(refused) == 2
 
 

@@ -305,6 +305,21 @@ async def test_a_drain_whose_outcomes_cannot_be_written_is_stopped(
             await worker.stop()
 
 
+class Meeting:
+    """Attempts that wait for each other, so that they end together."""
+
+    expected = 5
+    complete: anyio.Event
+
+
+async def meet(value: int) -> int:
+    Meeting.expected -= 1
+    if not Meeting.expected:
+        Meeting.complete.set()
+    await Meeting.complete.wait()
+    return value
+
+
 class OneByOne(MemoryBackend):
     """A store that takes outcomes only one by one, and calls a function before the first."""
 
@@ -329,9 +344,10 @@ async def test_an_outcome_is_kept_when_asyncio_cancels_the_write_of_another() ->
         for task in asyncio.all_tasks() - others:
             task.cancel()
 
+    Meeting.expected, Meeting.complete = 5, anyio.Event()
     backend = OneByOne(cancel_all)
     async with TaskQueue(backend) as queue:
-        task_ids = await queue.enqueue_many([call(number_of, value) for value in range(5)])
+        task_ids = await queue.enqueue_many([call(meet, value) for value in range(5)])
         await asyncio.gather(asyncio.create_task(Worker(backend).drain()), return_exceptions=True)
         for value, task_id in enumerate(task_ids):
             assert await queue.result(task_id, timeout=0) == value
