@@ -5,9 +5,10 @@ the event loop is busy, the thread gets it after up to 5 ms, CPython's switch in
 the worker may run out of tasks. So the loop sleeps for a moment at the end of a turn, which hands
 the interpreter over.
 
-Measured on two cores that ran other load too, in 149 pairs of drains of 5,000 to 12,000 no-op tasks
-with and without it: the median rate is 0.97 to 1.02 of that without it, and the median reservation
-takes 0.95 to 1.05 of the time. No gain is measurable there. It changes no result.
+Measured on two quiet cores, in three interleaved rounds of the benchmark's drain of no-op tasks:
+with it they run at 0.77 to 0.78 of the floor with ``synchronous="NORMAL"``, without it at 0.70 to
+0.71; with ``"FULL"`` at 6.7 to 7.6 times the floor, without it at 6.6 to 7.1. On cores that run
+other load too, no gain is measurable. It changes no result.
 """
 
 from __future__ import annotations
