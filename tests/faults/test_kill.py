@@ -75,6 +75,10 @@ def test_random_kills_lose_nothing_and_accept_one_outcome_each(company: Crew) ->
         members[place].kill()
         kills += 1
         members[place] = company.hire(roles[place])
+    # On a slow machine the kills may have left no member the time to do anything.
+    for word, member in (("acknowledged", members[0]), ("start", members[1])):
+        if not company.lines(word):
+            member.wait_for(word)
     company.disband()
     final = anyio.run(drain, company.place, company.folder)
     acknowledged = {line[0] for line in company.lines("acknowledged")}
