@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 
-from sitq import SQLiteBackend, SyncTaskQueue, TaskQueue, TaskStatus, UsageError, Worker
-from sitq.backends.sqlite import _durability, _store_files
+from sitq import (
+    BackendBusyError,
+    SQLiteBackend,
+    SyncTaskQueue,
+    TaskQueue,
+    TaskStatus,
+    UsageError,
+    Worker,
+)
+from sitq.backends.sqlite import _database, _durability, _store_files
 from sitq.backends.sqlite._database import SQLiteDatabase
 from sitq.backends.sqlite._operations import SQLiteTransaction
 from tests.unit.queue_support import add
@@ -274,6 +283,17 @@ def test_what_a_killed_producer_was_told_is_there(tmp_path: Path, threads: int) 
     with SyncTaskQueue(SQLiteBackend(tmp_path / "q.db")) as queue:
         for task_id in printed:
             assert queue.get_task(task_id).status is TaskStatus.PENDING
+
+
+def test_an_error_keeps_its_cause(
+    tmp_path: Path, queue: SyncTaskQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_database, "BUSY_SECONDS", 0.05)
+    with closing(sqlite3.connect(tmp_path / "q.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(BackendBusyError) as caught:
+            queue.enqueue(add, 1, 2)
+    assert isinstance(caught.value.__cause__, sqlite3.OperationalError)
 
 
 def test_a_database_in_memory_is_written_by_its_callers_too() -> None:

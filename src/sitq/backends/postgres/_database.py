@@ -136,7 +136,6 @@ class LoopBatchWriter(BatchQueue):
 _log: Final = Log(__name__)
 
 T = TypeVar("T")
-Unit = "Callable[..., Awaitable[T]]"
 
 # For how long to search for the outcome of a lost statement, and the pauses; in seconds.
 _SEARCH_SECONDS: Final = 10.0

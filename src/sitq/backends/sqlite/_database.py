@@ -197,7 +197,8 @@ class SQLiteDatabase:
         except BaseException as error:  # noqa: BLE001 - raised again, translated
             cause = error.__cause__ or error
             if isinstance(cause, Exception):
-                raise translate_error(operation.__name__, self._path, error) from error.__cause__
+                translated = translate_error(operation.__name__, self._path, error)
+                raise translated from translated.__cause__
             raise cause from None
         self._publish(work)
         if self._durability.needs_flush(operation):
