@@ -72,7 +72,7 @@ class _SyncProducer:
         """Store calls, all or none."""
         self.check()
         tasks = concat(list(self.factory.make_many(calls, options)))
-        return checked_ids(self._store(tasks), options) if tasks else []
+        return checked_ids(self._store(tasks), options)
 
 
 class SyncEnqueueMethods:
@@ -220,7 +220,7 @@ class SyncTaskQueue(SyncEnqueueMethods):
         self._portal.run(self._queue.connect)
 
         def store(tasks: Sequence[Task]) -> list[TaskId[Any]]:
-            return run_inline(transaction.enqueue(tasks))
+            return run_inline(transaction.enqueue(tasks)) if tasks else []
 
         return SyncTransactionQueue(_SyncProducer(self._factory, self._portal.check, store))
 
@@ -329,7 +329,7 @@ def _store_here(
     """Store tasks in the caller's thread."""
     if not portal.is_connected:
         portal.connect(queue.connect)
-    return backend.enqueue_blocking(tasks)
+    return backend.enqueue_blocking(tasks) if tasks else []
 
 
 def _store(
@@ -339,7 +339,7 @@ def _store(
 
     async def store() -> list[TaskId[Any]]:
         await queue.connect()
-        return await backend.enqueue(tasks)
+        return await backend.enqueue(tasks) if tasks else []
 
     return portal.run(store)
 

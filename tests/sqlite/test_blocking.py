@@ -309,7 +309,10 @@ def test_a_closed_queue_refuses(tmp_path: Path) -> None:
     queue.close()
     with pytest.raises(UsageError, match="closed"):
         queue.enqueue(add, 1, 2)
+    with pytest.raises(UsageError, match="closed"):
+        queue.enqueue_many([])
     queue.connect()
+    assert queue.enqueue_many([]) == []
     queue.enqueue(add, 1, 2)
     with suppress(UsageError):
         queue.close()
