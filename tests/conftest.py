@@ -28,6 +28,18 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
     return name
 
 
+@pytest.fixture
+def paused_collector() -> Generator[None]:
+    """Collect garbage before a test that reaches the recursion limit, and none during it.
+
+    A finalizer that the collector runs at the limit fails, and so does what reports its error.
+    """
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
 def pytest_collection_finish() -> None:
     """Take what pytest has collected out of the garbage collector's sight.
 

@@ -34,6 +34,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.usefixtures("paused_collector")
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 async def test_headers_that_no_queue_wrote_are_an_error_of_their_own_task(
     tmp_path: Path, text: str

@@ -210,7 +210,6 @@ class Unfinished(BaseModel):
 @pytest.mark.parametrize(
     ("annotation", "value", "text"),
     [
-        (Annotated[int, AfterValidator(_endless)], 1, "nested too deeply"),
         (Unfinished, {"part": 1}, r"cannot be used|not fully defined"),
         (int, "one", r"valid integer \(got str\)"),
         (int, True, r"got bool"),
@@ -329,7 +328,6 @@ for _ in range(200):
         (OneWay, OneWay(), "a OneWay could not be read back: at n: .*got str"),
         (User, _mutated, "at name: a User cannot be turned into plain values"),
         (Any, _loop, "holds itself"),
-        (Node, _deep, "deep"),
         (int, 2**70, "64 bits"),
         (str, "secret\ud800", "surrogates"),
     ],
@@ -342,6 +340,25 @@ def test_what_would_not_come_back_is_refused(annotation: Any, value: Any, text: 
     assert "secret" not in str(caught.value)
     with pytest.raises(type(caught.value), match=text):
         taking(annotation).dump_result(serializer, value)
+
+
+@pytest.mark.usefixtures("paused_collector")
+@pytest.mark.parametrize(
+    ("annotation", "value"),
+    [(Annotated[int, AfterValidator(_endless)], 1), (Node, _deep)],
+    ids=["a validator", "a model"],
+)
+def test_what_needs_more_recursion_than_python_has_is_refused(annotation: Any, value: Any) -> None:
+    function = taking(annotation)
+    for dump, given, what in (
+        (function.dump_arguments, ((value,), {}), "parameter 'x'"),
+        (function.dump_result, (value,), "the return value"),
+    ):
+        with pytest.raises(SerializationError, match="nested too deeply") as caught:
+            dump(serializer, *given)
+        assert str(caught.value).startswith(f"f(): {what}: ")
+        assert caught.value.__cause__ is None
+        assert caught.value.__suppress_context__
 
 
 def test_an_int_is_read_as_a_float_and_what_fits_no_more_is_refused() -> None:
