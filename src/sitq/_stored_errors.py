@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["LOST_ERROR", "UNREADABLE"]
+__all__ = ["EXHAUSTED", "LOST_ERROR", "UNREADABLE"]
 
 # Of a task whose workers were all lost; to be formatted with their number.
 LOST_ERROR: Final = (
@@ -12,3 +12,7 @@ LOST_ERROR: Final = (
 )
 # Of a task whose row has been damaged.
 UNREADABLE: Final = "BackendFormatError: the stored options of this task cannot be read"
+# Of a pending task that was edited so that it can never start. The PostgreSQL function `reserve`
+# writes it too, and has no parameter for it: another signature would stop workers of the version
+# before during a deploy.
+EXHAUSTED: Final = "BackendFormatError: this task has no attempt left, and has not ended"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -10,9 +11,11 @@ import anyio.to_thread
 import pytest
 
 from sitq import BackendError, BackendFormatError, TaskStatus
+from sitq._stored_errors import EXHAUSTED
 from sitq.backends._operations import ReserveRequest
 from sitq.backends.postgres import PostgresBackend
 from sitq.backends.postgres._operations import reserved_before
+from sitq.backends.postgres._schema import migrations
 from sitq.models import Outcome
 from tests.postgres.samples import new_task
 from tests.postgres.servers import dsn, new_schema, query
@@ -212,3 +215,9 @@ async def test_cancelled_callers_leave_no_transaction_open(prepared: bool) -> No
         # Whoever locks the whole table waits for all that has it locked.
         await ask(f"DO 'BEGIN LOCK TABLE {schema}.tasks IN ACCESS EXCLUSIVE MODE; END'")
     await backend.close()
+
+
+async def test_the_function_that_reserves_writes_the_error_that_signed_queues_accept() -> None:
+    scripts = "".join(script for _, script in migrations())
+    texts = set(re.findall(r"'(\w+Error: [^']*)'", scripts))
+    assert texts == {EXHAUSTED}

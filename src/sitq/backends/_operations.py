@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from sitq.ids import TaskId
     from sitq.models import Lease, Progress, Reservation, Result, Task, TaskInfo
-    from sitq.protocols import Sweep, Topic
+    from sitq.protocols import Sweep
 
 __all__ = [
     "CANCEL",
@@ -121,7 +121,6 @@ class Verb(Generic[T]):
             stores behind a network. ``None``: the call is made again, which does no harm.
         held: how long a call is made again for items that an open transaction holds, for which the
             function gives ``None``: not at all, for the statement timeout, or for ever.
-        wakes: the topics whose listeners it may wake.
         offers_tasks: whether it stores new tasks, for which reservations may be pending.
     """
 
@@ -133,7 +132,6 @@ class Verb(Generic[T]):
     joinable: bool = False
     searched_by: str | None = None
     held: Literal["never", "until_timeout", "for_ever"] = "never"
-    wakes: frozenset[Topic] = frozenset()
     offers_tasks: bool = False
 
 
@@ -145,7 +143,6 @@ ENQUEUE: Final[Verb[list[TaskId[Any]]]] = Verb(
     lane="enqueue",
     joinable=True,
     searched_by="enqueued_before",
-    wakes=frozenset({"tasks", "results"}),  # it may expire the holder of a unique key
     offers_tasks=True,
 )
 # Of a store whose `enqueue` takes no unique keys: one that is held must not hold up other tasks.
@@ -156,7 +153,6 @@ ENQUEUE_UNIQUE: Final[Verb[list[TaskId[Any]]]] = Verb(
     lane="enqueue_unique",
     searched_by="enqueued_before",
     held="until_timeout",
-    wakes=ENQUEUE.wakes,
     offers_tasks=True,
 )
 RESERVE: Final[Verb[Reservation]] = Verb(
@@ -165,7 +161,6 @@ RESERVE: Final[Verb[Reservation]] = Verb(
     # A power cut that undoes a reservation has ended its worker too.
     durability=FlushPolicy.DEFERRED,
     searched_by="reserved_before",
-    wakes=frozenset({"results"}),  # it fails tasks that cannot be read
 )
 FINISH: Final[Verb[list[bool]]] = Verb(
     name="finish",
@@ -173,18 +168,14 @@ FINISH: Final[Verb[list[bool]]] = Verb(
     joinable=True,
     searched_by="finished_before",
     held="for_ever",
-    wakes=frozenset({"tasks", "results"}),
 )
-SWEEP: Final[Verb[Sweep]] = Verb(
-    name="sweep", request=SweepRequest, wakes=frozenset({"tasks", "results"})
-)
+SWEEP: Final[Verb[Sweep]] = Verb(name="sweep", request=SweepRequest)
 PRUNE: Final[Verb[int]] = Verb(name="prune", request=PruneRequest)
 CANCEL: Final[Verb[bool]] = Verb(
     name="cancel",
     request=_itself,
     searched_by="cancelled_before",
     held="for_ever",
-    wakes=frozenset({"results", "cancels"}),
 )
 SET_PROGRESS: Final[Verb[bool]] = Verb(
     name="set_progress",
