@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -12,7 +13,11 @@ import pytest
 from anyio import to_thread
 
 from sitq import SQLiteBackend, TaskQueue, TaskStatus, Worker, call, current_task
+from sitq.backends.memory import MemoryBackend
+from sitq.models import Outcome
+from sitq.testing import FakeClock
 from tests.sqlite.samples import locked
+from tests.worker.gate import until
 
 pytestmark = pytest.mark.anyio
 
@@ -166,3 +171,35 @@ async def test_a_worker_stops_at_once_though_all_threads_of_the_program_are_busy
         finally:
             for borrower in borrowers:
                 limiter.release_on_behalf_of(borrower)
+
+
+class HeldOutcomes(MemoryBackend):
+    """A store that takes no outcome before it is told to."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__(clock=clock)
+        self.released = anyio.Event()
+
+    async def finish(self, outcomes: Sequence[Outcome]) -> list[bool]:
+        await self.released.wait()
+        return await super().finish(outcomes)
+
+
+async def test_what_is_not_stored_beside_a_possible_killer_is_bounded_as_what_runs() -> None:
+    clock = FakeClock()
+    backend = HeldOutcomes(clock)
+    async with TaskQueue(backend) as queue, anyio.create_task_group() as group:
+        ids = await queue.enqueue_many([call(mark, "again")] * 20)
+        await backend.reserve("killed", ["default"], 20, 1.0)
+        clock.advance(1.0)
+        assert (await backend.sweep(max_crashes=3)).reclaimed == 20
+        worker = Worker(backend, max_concurrency=4)
+        await group.start(worker.start)
+        await until(lambda: STARTED)
+        await anyio.wait_all_tasks_blocked()
+        assert len(STARTED) == 4
+        backend.released.set()
+        for task_id in ids:
+            assert await queue.get_result(task_id, 20) is not None
+        assert len(STARTED) == 20
+        await worker.stop()

@@ -33,9 +33,14 @@ class PrefetchLimit:
         self._mean: float | None = None
         self._paused_until = float("-inf")
 
+    @property
+    def is_paused(self) -> bool:
+        """True while no task is reserved ahead because one may end the process."""
+        return self._clock.monotonic() < self._paused_until
+
     def limit(self, places: int) -> int:
         """Return how many tasks may be reserved ahead of so many places."""
-        if self._mean is None or self._clock.monotonic() < self._paused_until:
+        if self._mean is None or self.is_paused:
             return 0
         return min(MAX_PREFETCH, int(_PREFETCH_SECONDS * places / max(self._mean, 1e-6)))
 

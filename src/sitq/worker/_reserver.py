@@ -102,7 +102,7 @@ class Reserver:
         while not (self._stopping or self.error):
             self._woken = anyio.Event()
             self._pool.wake()
-            if (self._due or self._drain) and (room := self._pool.room):
+            if (self._due or self._drain) and (room := self._bounded(self._pool.room)):
                 self._due = False  # tasks stored from now on set it again
                 try:
                     wait = await self._reserve(room)
@@ -116,12 +116,22 @@ class Reserver:
                     self._note(wait)
                     if self._due:
                         # The next reservation waits for room.
-                        if self._pool.room:
+                        if self._bounded(self._pool.room):
                             self._woken.set()
                             await anyio.lowlevel.checkpoint()
                     elif self._drain and not await self._more_to_drain():
                         return
             await self._sleep()
+
+    def _bounded(self, room: int) -> int:
+        """Return how many of so many tasks to reserve.
+
+        While a task may end the process, the tasks whose outcomes are not stored yet count as
+        running: they would be lost as well.
+        """
+        if not (room and self._pool.may_crash):
+            return room
+        return max(0, min(room, self._options.max_concurrency - len(self._heartbeats.kept())))
 
     def _note(self, wait: float | None) -> None:
         """Note when the store has more due tasks, by the answer to a reservation."""
@@ -242,7 +252,9 @@ class Reserver:
         await anyio.lowlevel.checkpoint()
         if not self._woken.is_set():
             pending = (
-                None if self._due or self._drain else self._leave_reservation(self._pool.vacant)
+                None
+                if self._due or self._drain
+                else self._leave_reservation(self._bounded(self._pool.vacant))
             )
             if pending is None:
                 await self._rest()

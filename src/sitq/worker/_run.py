@@ -130,7 +130,7 @@ class WorkerRun:
         self._progress: dict[Lease, Progress] = {}
         self._progressed = anyio.Event()
         self._heartbeats = Heartbeats(backend, options.lease, self._loop, self._note_lease_state)
-        self._reporter = Reporter(backend, self._heartbeats.remove)
+        self._reporter = Reporter(backend, self._note_stored)
         self._pool = RunnerPool(
             serializer,
             options,
@@ -238,6 +238,10 @@ class WorkerRun:
         error.__cause__ = cause
         self._error = self._error or error
         services.cancel()
+
+    def _note_stored(self, leases: list[Lease]) -> None:
+        self._heartbeats.remove(leases)
+        self._reserver.freed()
 
     def _wake_reserver(self) -> None:
         self._reserver.freed()

@@ -183,6 +183,11 @@ class RunnerPool:
         idle, waiting = self.idle_places, len(self._prefetched)
         return 0 if waiting >= max(idle, ahead // 2) else max(0, idle + ahead - waiting)
 
+    @property
+    def may_crash(self) -> bool:
+        """True for a moment after a task came whose worker was lost."""
+        return self._prefetch.is_paused
+
     def runs(self, context: TaskContext) -> bool:
         """Return whether an attempt is running here. Any thread may call it."""
         attempt = self._running.get(context.lease)
