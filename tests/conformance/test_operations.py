@@ -18,7 +18,7 @@ from sitq.backends.sqlite._session import SQLiteSession
 from sitq.models import Lease
 from sitq.protocols import Backend
 from sitq.testing._conformance._opening import CALLS
-from sitq.testing._conformance._store import new_task
+from sitq.testing._conformance._suite import new_task
 
 # What of the port is about the backend itself.
 OTHERS = {"clock", "close", "lease_keeper", "listen", "open"}

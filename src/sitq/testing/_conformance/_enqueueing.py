@@ -1,8 +1,5 @@
 """Checks of how tasks are stored."""
 
-# Checks are made of assertions.
-# ruff: noqa: S101
-
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta, timezone
@@ -15,8 +12,7 @@ from sitq.errors import BackendError, TaskNotFoundError
 from sitq.ids import new_task_id
 from sitq.models import RetryPolicy
 from sitq.states import TaskStatus
-from sitq.testing._conformance._store import LEASE, PATIENCE, QUEUES, StoreUnderTest, new_task
-from sitq.testing._conformance._suite import Suite
+from sitq.testing._conformance._suite import LEASE, PATIENCE, QUEUES, Store, Suite, new_task
 
 if TYPE_CHECKING:
     from sitq.ids import TaskId
@@ -60,9 +56,7 @@ def assert_near(asked: datetime | None, stored: datetime | None) -> None:
 class EnqueueChecks(Suite):
     """`Backend.enqueue`, `Backend.load_task`."""
 
-    async def test_a_new_task_is_pending_and_has_counts_of_zero(
-        self, store: StoreUnderTest
-    ) -> None:
+    async def test_a_new_task_is_pending_and_has_counts_of_zero(self, store: Store) -> None:
         """A task without options is pending, due at once, and has no history."""
         now = await store.now()
         task_id = await store.add()
@@ -75,14 +69,14 @@ class EnqueueChecks(Suite):
         assert info.progress is None
         assert info.error is info.unique_key is info.retry_of is None
         assert not info.cancel_requested
-        (task,) = await store.take()
+        task = await store.take_one()
         assert (task.epoch, task.attempt, task.unknown_function_count) == (1, 1, 0)
 
-    async def test_all_that_a_task_says_is_kept(self, store: StoreUnderTest) -> None:
+    async def test_all_that_a_task_says_is_kept(self, store: Store) -> None:
         """Every field comes back from the store, the eta in UTC to the microsecond."""
         task = full_task()
-        assert await store.backend.enqueue([task]) == [task.id]
-        assert await store.backend.load_task(task.id) == task
+        assert await store.enqueue([task]) == [task.id]
+        assert await store.load_task(task.id) == task
         info = await store.info(task.id)
         assert (info.queue, info.function) == (task.queue, task.function)
         assert (info.priority, info.unique_key) == (task.priority, task.unique_key)
@@ -90,10 +84,10 @@ class EnqueueChecks(Suite):
         assert info.eta.tzinfo is UTC
         assert info.retry_of == task.retry_of
 
-    async def test_all_that_a_task_says_reaches_its_worker(self, store: StoreUnderTest) -> None:
+    async def test_all_that_a_task_says_reaches_its_worker(self, store: Store) -> None:
         """A reservation carries what the task was enqueued with."""
         task = full_task(eta=None, expires_at=None)
-        await store.backend.enqueue([task])
+        await store.enqueue([task])
         (reserved,) = await store.take(queues=[task.queue])
         assert (reserved.id, reserved.function) == (task.id, task.function)
         assert (reserved.payload, reserved.queue) == (task.payload, task.queue)
@@ -103,22 +97,22 @@ class EnqueueChecks(Suite):
         assert (reserved.eta, reserved.enqueued_at) == (info.eta, info.enqueued_at)
 
     @pytest.mark.parametrize("payload", [b"", b"\0", b"\0\0a\0", b"x" * 1_000_000])
-    async def test_a_payload_is_any_bytes(self, store: StoreUnderTest, payload: bytes) -> None:
+    async def test_a_payload_is_any_bytes(self, store: Store, payload: bytes) -> None:
         """Empty, zero and long payloads come back byte by byte, also between others."""
         tasks = [new_task(payload=b"before"), new_task(payload=payload), new_task(payload=b"after")]
-        await store.backend.enqueue(tasks)
+        await store.enqueue(tasks)
         assert [task.payload for task in await store.take()] == [b"before", payload, b"after"]
 
-    async def test_the_stored_task_has_its_eta_filled_in(self, store: StoreUnderTest) -> None:
+    async def test_the_stored_task_has_its_eta_filled_in(self, store: Store) -> None:
         """``eta=None`` is stored as the moment of the call."""
         task = new_task()
         now = await store.now()
-        await store.backend.enqueue([task])
-        stored = await store.backend.load_task(task.id)
+        await store.enqueue([task])
+        stored = await store.load_task(task.id)
         assert store.same(stored.eta, now)
         assert stored.model_copy(update={"eta": None}) == task
 
-    async def test_the_ends_of_time_are_moments_as_well(self, store: StoreUnderTest) -> None:
+    async def test_the_ends_of_time_are_moments_as_well(self, store: Store) -> None:
         """The first and the last of all moments are kept, to a microsecond; neighbours run."""
         first, last = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
         tasks = [
@@ -128,58 +122,58 @@ class EnqueueChecks(Suite):
             new_task(eta=last),
             new_task(expires_at=first),
         ]
-        await store.backend.enqueue(tasks)
+        await store.enqueue(tasks)
         for task in tasks:
-            stored = await store.backend.load_task(task.id)
+            stored = await store.load_task(task.id)
             info = await store.info(task.id)
             assert (info.eta, info.expires_at) == (stored.eta, stored.expires_at)
             assert_near(task.eta, stored.eta)
             assert_near(task.expires_at, stored.expires_at)
-        reservation = await store.backend.reserve("w", QUEUES, 9, LEASE)
+        reservation = await store.reserve("w", QUEUES, 9, LEASE)
         assert [task.id for task in reservation.tasks] == [task.id for task in tasks[:3]]
         assert_near(first, reservation.tasks[0].eta)
         assert reservation.wait is not None
         left = last - await store.now() - timedelta(seconds=reservation.wait)
         assert abs(left) < timedelta(seconds=PATIENCE)
-        assert (await store.backend.sweep(3)).expired == 1
+        assert (await store.sweep(3)).expired == 1
 
-    async def test_an_unknown_id_has_no_stored_task(self, store: StoreUnderTest) -> None:
+    async def test_an_unknown_id_has_no_stored_task(self, store: Store) -> None:
         """`load_task` of an unknown id raises `TaskNotFoundError`."""
         with pytest.raises(TaskNotFoundError):
-            await store.backend.load_task(new_task_id())
+            await store.load_task(new_task_id())
 
-    async def test_ids_come_back_in_order(self, store: StoreUnderTest) -> None:
+    async def test_ids_come_back_in_order(self, store: Store) -> None:
         """A batch is answered in the order that it was given in, whatever that order is."""
         tasks = [new_task(priority=i % 3) for i in range(300)]
         tasks.reverse()
-        assert await store.backend.enqueue(tasks) == [task.id for task in tasks]
-        assert await store.backend.enqueue([]) == []
+        assert await store.enqueue(tasks) == [task.id for task in tasks]
+        assert await store.enqueue([]) == []
 
-    async def test_a_known_id_stores_nothing(self, store: StoreUnderTest) -> None:
+    async def test_a_known_id_stores_nothing(self, store: Store) -> None:
         """An id that exists is an error, and no task of its batch is stored."""
         old = await store.add(payload=b"old")
         others = [new_task(), new_task(unique_key="k")]
         for batch in ([others[0], new_task(id=old)], [others[1], new_task(id=old)]):
             with pytest.raises(BackendError):
-                await store.backend.enqueue(batch)
-        assert await store.backend.get_tasks([task.id for task in others]) == [None, None]
-        assert (await store.backend.load_task(old)).payload == b"old"
+                await store.enqueue(batch)
+        assert await store.get_tasks([task.id for task in others]) == [None, None]
+        assert (await store.load_task(old)).payload == b"old"
 
-    async def test_an_id_twice_in_a_batch_stores_nothing(self, store: StoreUnderTest) -> None:
+    async def test_an_id_twice_in_a_batch_stores_nothing(self, store: Store) -> None:
         """An id must be new within its own batch too."""
         task = new_task()
         with pytest.raises(BackendError):
-            await store.backend.enqueue([task, task])
-        assert await store.backend.get_tasks([task.id]) == [None]
+            await store.enqueue([task, task])
+        assert await store.get_tasks([task.id]) == [None]
 
-    async def test_a_bad_batch_does_not_harm_its_neighbours(self, store: StoreUnderTest) -> None:
+    async def test_a_bad_batch_does_not_harm_its_neighbours(self, store: Store) -> None:
         """Of calls made at the same time, only the wrong one fails."""
         old = await store.add()
         failed: list[TaskId[Any]] = []
 
         async def put(task: Task) -> None:
             try:
-                await store.backend.enqueue([task])
+                await store.enqueue([task])
             except BackendError:
                 failed.append(task.id)
 
@@ -189,5 +183,5 @@ class EnqueueChecks(Suite):
                 for task in [*good[:10], new_task(id=old), *good[10:]]:
                     group.start_soon(put, task)
         assert failed == [old]
-        infos = await store.backend.get_tasks([task.id for task in good])
+        infos = await store.get_tasks([task.id for task in good])
         assert all(info is not None for info in infos)

@@ -1,8 +1,5 @@
 """Checks of lease keepers: heartbeats from a thread that no event loop can hold up."""
 
-# Checks are made of assertions, on small numbers.
-# ruff: noqa: S101, PLR2004
-
 from __future__ import annotations
 
 import threading
@@ -13,8 +10,7 @@ import pytest
 from sitq.ids import new_task_id
 from sitq.models import Lease, LeaseState, OutcomeKind
 from sitq.states import TaskStatus
-from sitq.testing._conformance._store import LEASE, PATIENCE, StoreUnderTest, new_task
-from sitq.testing._conformance._suite import Suite
+from sitq.testing._conformance._suite import LEASE, PATIENCE, Store, Suite
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,50 +21,47 @@ __all__ = ["LeaseChecks"]
 class LeaseChecks(Suite):
     """`LeaseKeeper`."""
 
-    async def test_a_renewed_lease_ends_later(self, store: StoreUnderTest) -> None:
+    async def test_a_renewed_lease_ends_later(self, store: Store) -> None:
         """It lasts so many seconds from the renewal, and not a moment longer."""
         task = await store.taken()
         await store.advance(LEASE - 1)
         assert await store.renew([task.lease], 50.0) == [LeaseState.HELD]
-        await store.advance(50 - store.tick)
-        assert (await store.backend.sweep(3)).reclaimed == 0
-        await store.advance(store.tick)
-        assert (await store.backend.sweep(3)).reclaimed == 1
+        async with store.just_before(50):
+            assert await store.reclaim() == 0
+        assert await store.reclaim() == 1
 
-    async def test_a_keeper_with_nothing_to_renew_makes_itself_ready(
-        self, store: StoreUnderTest
-    ) -> None:
+    async def test_a_keeper_with_nothing_to_renew_makes_itself_ready(self, store: Store) -> None:
         """It changes nothing, and what it cannot do without is there afterwards."""
         task = await store.taken()
         assert await store.renew([], 50.0) == []
         await store.advance(LEASE)
-        assert (await store.backend.sweep(3)).reclaimed == 1
+        assert await store.reclaim() == 1
         assert await store.renew([task.lease]) == [LeaseState.LOST]
 
-    async def test_a_renewal_may_shorten_a_lease(self, store: StoreUnderTest) -> None:
+    async def test_a_renewal_may_shorten_a_lease(self, store: Store) -> None:
         """The seconds count from now, whatever was left."""
         task = await store.taken()
         assert await store.renew([task.lease], 2.0) == [LeaseState.HELD]
         await store.advance(2)
-        assert (await store.backend.sweep(3)).reclaimed == 1
+        assert await store.reclaim() == 1
 
     async def test_a_lease_that_ran_out_is_current_until_it_is_reclaimed(
-        self, store: StoreUnderTest
+        self, store: Store
     ) -> None:
         """A late heartbeat saves a task that nobody took back."""
         task = await store.taken()
         await store.advance(LEASE * 2)
         assert await store.renew([task.lease]) == [LeaseState.HELD]
-        assert (await store.backend.sweep(3)).reclaimed == 0
+        assert await store.reclaim() == 0
         await store.advance(LEASE)
-        assert (await store.backend.sweep(3)).reclaimed == 1
+        assert await store.reclaim() == 1
         assert await store.renew([task.lease]) == [LeaseState.LOST]
 
-    async def test_each_lease_is_answered_in_order(self, store: StoreUnderTest) -> None:
+    async def test_each_lease_is_answered_in_order(self, store: Store) -> None:
         """Held, to end and lost stand side by side; those that are not lost are renewed."""
-        await store.backend.enqueue([new_task() for _ in range(3)])
+        await store.add_many(3)
         held, asked, done = [task.lease for task in await store.take()]
-        await store.backend.cancel(asked.task_id)
+        await store.cancel(asked.task_id)
         await store.end(OutcomeKind.SUCCESS, done)
         unknown, stale = Lease(new_task_id(), 1), Lease(held.task_id, 2)
         await store.advance(LEASE - 1)
@@ -81,21 +74,21 @@ class LeaseChecks(Suite):
             LeaseState.HELD,
         ]
         await store.advance(LEASE - 1)
-        assert (await store.backend.sweep(3)).reclaimed == 0
+        assert await store.reclaim() == 0
         await store.advance(1)
-        assert (await store.backend.sweep(3)).reclaimed == 2
+        assert await store.reclaim() == 2
         assert await store.renew([]) == []
 
-    async def test_only_the_current_epoch_is_renewed(self, store: StoreUnderTest) -> None:
+    async def test_only_the_current_epoch_is_renewed(self, store: Store) -> None:
         """Of all epochs ever issued, and others, exactly the current one keeps the lease."""
         task_id = await store.add()
         every = [Lease(task_id, epoch) for epoch in range(5)]
         for _ in range(2):
-            (task,) = await store.take()
+            task = await store.take_one()
             await store.end(OutcomeKind.RELEASE, task.lease)
         assert await store.renew(every) == [LeaseState.LOST] * 5
         assert await store.status(task_id) is TaskStatus.PENDING
-        (task,) = await store.take()
+        task = await store.take_one()
         others = [lease for lease in every if lease != task.lease]
         assert await store.renew(others, 500.0) == [LeaseState.LOST] * 4
         await store.advance(LEASE - 1)
@@ -104,12 +97,12 @@ class LeaseChecks(Suite):
             LeaseState.LOST,
         ]
         await store.advance(LEASE)
-        assert (await store.backend.sweep(3)).reclaimed == 1
+        assert await store.reclaim() == 1
         assert await store.renew(every) == [LeaseState.LOST] * 5
 
     @pytest.mark.parametrize("kind", OutcomeKind)
     async def test_an_old_holder_does_not_renew_the_next_attempt(
-        self, store: StoreUnderTest, kind: OutcomeKind
+        self, store: Store, kind: OutcomeKind
     ) -> None:
         """A heartbeat that comes after the outcome, whatever that was, finds no lease."""
         task = await store.taken()
@@ -118,11 +111,9 @@ class LeaseChecks(Suite):
         assert await store.renew([task.lease], 500.0) == [LeaseState.LOST]
         await store.advance(LEASE)
         returned = kind in {OutcomeKind.RETRY, OutcomeKind.RELEASE, OutcomeKind.UNKNOWN_FUNCTION}
-        assert (await store.backend.sweep(3)).reclaimed == returned
+        assert await store.reclaim() == returned
 
-    async def test_leases_are_renewed_while_the_loop_is_blocked(
-        self, store: StoreUnderTest
-    ) -> None:
+    async def test_leases_are_renewed_while_the_loop_is_blocked(self, store: Store) -> None:
         """A keeper needs nothing of the event loop, from its making to its end."""
         task = await store.taken()
         states: list[LeaseState] = []
@@ -136,7 +127,7 @@ class LeaseChecks(Suite):
         _block_the_loop(beat)
         assert states == [LeaseState.HELD] * 2
 
-    async def test_a_keeper_is_closed_twice_without_harm(self, store: StoreUnderTest) -> None:
+    async def test_a_keeper_is_closed_twice_without_harm(self, store: Store) -> None:
         """Closing it again, or unused, does nothing; another one still works."""
         task = await store.taken()
 

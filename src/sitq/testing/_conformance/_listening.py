@@ -1,30 +1,24 @@
 """Checks of listeners: no change is missed."""
 
-# Checks are made of assertions.
-# ruff: noqa: S101
-
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 import anyio.lowlevel
 import pytest
 
-from sitq.models import OutcomeKind
-from sitq.testing._conformance._store import LEASE, PATIENCE, StoreUnderTest
-from sitq.testing._conformance._suite import Suite
+from sitq.testing._conformance._suite import ENDS, LEASE, PATIENCE, PUTS_BACK, Store, Suite
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
-    from typing import Any
+    from collections.abc import AsyncIterator, Callable, Coroutine
 
+    from sitq.models import OutcomeKind
     from sitq.protocols import Listener, Topic
 
 __all__ = ["ListenChecks"]
 
-_RETURNS = (OutcomeKind.RETRY, OutcomeKind.RELEASE, OutcomeKind.UNKNOWN_FUNCTION)
-_ENDS = (OutcomeKind.SUCCESS, OutcomeKind.FAILURE, OutcomeKind.CANCELLED)
 _ROUNDS: Final = 20
 # Turns of the loop in which a listener that never rests would return about as often.
 _TURNS: Final = 200
@@ -35,19 +29,27 @@ async def _heard(listener: Listener) -> None:
         await listener.wait()
 
 
-async def _enqueue(store: StoreUnderTest) -> None:
+@asynccontextmanager
+async def _changes(store: Store, topic: Topic) -> AsyncIterator[None]:
+    """Check that a listener to a topic hears of what is done meanwhile."""
+    async with store.backend.listen(topic) as listener:
+        yield
+        await _heard(listener)
+
+
+async def _enqueue(store: Store) -> None:
     await store.add()
 
 
-async def _cancel_pending(store: StoreUnderTest) -> None:
-    await store.backend.cancel(await store.add())
+async def _cancel_pending(store: Store) -> None:
+    await store.cancel(await store.add())
 
 
-async def _cancel_running(store: StoreUnderTest) -> None:
-    await store.backend.cancel((await store.taken()).id)
+async def _cancel_running(store: Store) -> None:
+    await store.cancel((await store.taken()).id)
 
 
-_CHANGES: Final[dict[Topic, Callable[[StoreUnderTest], Coroutine[Any, Any, None]]]] = {
+_CHANGES: Final[dict[Topic, Callable[[Store], Coroutine[Any, Any, None]]]] = {
     "tasks": _enqueue,
     "results": _cancel_pending,
     "cancels": _cancel_running,
@@ -61,9 +63,7 @@ class ListenChecks(Suite):
     """`Backend.listen`."""
 
     @_each_topic
-    async def test_a_change_before_the_wait_is_heard(
-        self, store: StoreUnderTest, topic: Topic
-    ) -> None:
+    async def test_a_change_before_the_wait_is_heard(self, store: Store, topic: Topic) -> None:
         """What was committed since the context was entered ends the next wait at once."""
         async with store.backend.listen(topic) as listener:
             for _ in range(3):
@@ -71,9 +71,7 @@ class ListenChecks(Suite):
                 await _heard(listener)
 
     @_each_topic
-    async def test_a_change_during_the_wait_is_heard(
-        self, store: StoreUnderTest, topic: Topic
-    ) -> None:
+    async def test_a_change_during_the_wait_is_heard(self, store: Store, topic: Topic) -> None:
         """A listener that waits is woken, each time."""
         heard = 0
 
@@ -92,22 +90,17 @@ class ListenChecks(Suite):
                 assert heard == turn
 
     @_each_topic
-    async def test_every_listener_hears(self, store: StoreUnderTest, topic: Topic) -> None:
-        """One that has heard a change takes it from nobody else."""
-        async with (
-            store.backend.listen(topic) as one,
-            store.backend.listen(topic) as two,
-        ):
+    async def test_every_listener_hears(self, store: Store, topic: Topic) -> None:
+        """One that has heard a change leaves it to the others."""
+        async with store.backend.listen(topic) as one, store.backend.listen(topic) as two:
             await _CHANGES[topic](store)
             await _heard(one)
             async with store.backend.listen(topic):
                 await _heard(two)
 
     @_each_topic
-    async def test_a_listener_rests_while_nothing_changes(
-        self, store: StoreUnderTest, topic: Topic
-    ) -> None:
-        """Once it has told of a change it waits for the next, and does not keep the loop busy."""
+    async def test_a_listener_rests_while_nothing_changes(self, store: Store, topic: Topic) -> None:
+        """Once it has returned for a change, it waits for the next one and leaves the loop idle."""
         returns = 0
 
         async def listen(listener: Listener) -> None:
@@ -127,20 +120,16 @@ class ListenChecks(Suite):
         assert returns < _TURNS / 4
 
     @_each_topic
-    async def test_a_cancelled_wait_loses_no_change(
-        self, store: StoreUnderTest, topic: Topic
-    ) -> None:
-        """However a cancellation and a change meet, one of two waits tells of the change."""
+    async def test_a_cancelled_wait_loses_no_change(self, store: Store, topic: Topic) -> None:
+        """However a cancellation and a change meet, one of two waits returns."""
         for steps in range(_ROUNDS):
             async with store.backend.listen(topic) as listener:
                 if not await self._wait_cancelled(store, topic, listener, steps):
                     await _heard(listener)
 
     @staticmethod
-    async def _wait_cancelled(
-        store: StoreUnderTest, topic: Topic, listener: Listener, steps: int
-    ) -> bool:
-        """Wait, be cancelled so many steps after the change began; tell if the wait returned."""
+    async def _wait_cancelled(store: Store, topic: Topic, listener: Listener, steps: int) -> bool:
+        """Cancel a wait so many turns after the change began; return whether it returned."""
         returned = False
 
         async def listen() -> None:
@@ -160,7 +149,7 @@ class ListenChecks(Suite):
 
     @_each_topic
     async def test_changes_through_another_instance_are_heard(
-        self, store: StoreUnderTest, peer: StoreUnderTest, topic: Topic
+        self, store: Store, peer: Store, topic: Topic
     ) -> None:
         """Who shares a store wakes those who listen to it elsewhere, if the store can do that."""
         if not self.wakes_peers:
@@ -170,63 +159,52 @@ class ListenChecks(Suite):
                 await _CHANGES[topic](peer)
                 await _heard(listener)
 
-    @pytest.mark.parametrize("kind", _RETURNS)
-    async def test_a_task_put_back_is_new_work(
-        self, store: StoreUnderTest, kind: OutcomeKind
-    ) -> None:
+    @pytest.mark.parametrize("kind", PUTS_BACK)
+    async def test_a_task_put_back_is_new_work(self, store: Store, kind: OutcomeKind) -> None:
         """Every outcome that makes a task pending changes ``"tasks"``."""
         task = await store.taken()
-        async with store.backend.listen("tasks") as listener:
+        async with _changes(store, "tasks"):
             await store.end(kind, task.lease)
-            await _heard(listener)
 
-    async def test_a_task_taken_back_is_new_work(self, store: StoreUnderTest) -> None:
+    async def test_a_task_taken_back_is_new_work(self, store: Store) -> None:
         """A reclaim changes ``"tasks"``."""
         await store.taken()
         await store.advance(LEASE)
-        async with store.backend.listen("tasks") as listener:
-            await store.backend.sweep(3)
-            await _heard(listener)
+        async with _changes(store, "tasks"):
+            await store.sweep(3)
 
-    @pytest.mark.parametrize("kind", _ENDS)
-    async def test_an_end_is_a_result(self, store: StoreUnderTest, kind: OutcomeKind) -> None:
+    @pytest.mark.parametrize("kind", ENDS)
+    async def test_an_end_is_a_result(self, store: Store, kind: OutcomeKind) -> None:
         """Every outcome that makes a task final changes ``"results"``."""
         task = await store.taken()
-        async with store.backend.listen("results") as listener:
+        async with _changes(store, "results"):
             await store.end(kind, task.lease)
-            await _heard(listener)
 
-    @pytest.mark.parametrize("kind", _RETURNS)
-    async def test_a_return_that_cancels_is_a_result(
-        self, store: StoreUnderTest, kind: OutcomeKind
-    ) -> None:
+    @pytest.mark.parametrize("kind", PUTS_BACK)
+    async def test_a_return_that_cancels_is_a_result(self, store: Store, kind: OutcomeKind) -> None:
         """A task that was asked to end is final when it is put back, and ``"results"`` changes."""
         task = await store.taken()
-        await store.backend.cancel(task.id)
-        async with store.backend.listen("results") as listener:
+        await store.cancel(task.id)
+        async with _changes(store, "results"):
             await store.end(kind, task.lease)
-            await _heard(listener)
 
-    async def test_expiring_is_a_result(self, store: StoreUnderTest) -> None:
+    async def test_expiring_is_a_result(self, store: Store) -> None:
         """A sweep that expires tasks changes ``"results"``."""
         await store.add(expires_at=await store.later(1))
         await store.advance(1)
-        async with store.backend.listen("results") as listener:
-            await store.backend.sweep(3)
-            await _heard(listener)
+        async with _changes(store, "results"):
+            await store.sweep(3)
 
-    async def test_giving_way_to_a_new_task_is_a_result(self, store: StoreUnderTest) -> None:
+    async def test_giving_way_to_a_new_task_is_a_result(self, store: Store) -> None:
         """An enqueue that expires the holder of its unique key changes ``"results"``."""
         await store.add(unique_key="k", expires_at=await store.later(1))
         await store.advance(1)
-        async with store.backend.listen("results") as listener:
+        async with _changes(store, "results"):
             await store.add(unique_key="k")
-            await _heard(listener)
 
-    async def test_a_last_crash_is_a_result(self, store: StoreUnderTest) -> None:
+    async def test_a_last_crash_is_a_result(self, store: Store) -> None:
         """A sweep that fails a task as lost changes ``"results"``."""
         await store.taken()
         await store.advance(LEASE)
-        async with store.backend.listen("results") as listener:
-            await store.backend.sweep(1)
-            await _heard(listener)
+        async with _changes(store, "results"):
+            await store.sweep(1)
