@@ -10,24 +10,32 @@ import anyio
 from sitq._loops import run_inline
 from sitq._portal import Portal, refuse_event_loop
 from sitq._ports import checked_serializer
-from sitq._task_batch import concat
 from sitq.backends.sqlite import SQLiteBackend
 from sitq.errors import UsageError
 from sitq.models import DEFAULT_QUEUE
 from sitq.protocols import BlockingBackend
 from sitq.queue import TaskQueue
-from sitq.queue._enqueueing import TaskFactory, checked_ids, joined, take_eta
-from sitq.queue._options import NO_OPTIONS, Options, make_options
+from sitq.queue._enqueueing import (
+    EnqueueMethods,
+    OptionsMethod,
+    Producer,
+    TransactionQueue,
+    joined,
+)
+from sitq.queue._tasks import TaskFactory
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-    from datetime import datetime, timedelta
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from datetime import datetime
     from types import ModuleType, TracebackType
 
     from sitq.ids import TaskId
     from sitq.models import Result, RetryPolicy, Task, TaskInfo
     from sitq.payload.registry import Call
     from sitq.protocols import Backend, Serializer
+    from sitq.queue import BoundQueue
+    from sitq.queue._enqueueing import AnyFunction, AsyncFunction
+    from sitq.queue._options import Options
     from sitq.transactions import SyncConnection
 
 __all__ = ["SyncBoundQueue", "SyncEnqueueMethods", "SyncTaskQueue", "SyncTransactionQueue"]
@@ -37,71 +45,66 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 
-class _SyncProducer:
-    """Makes tasks of calls and stores them, while the calling thread is blocked.
+class SyncBoundQueue:
+    """A queue with options, from `SyncTaskQueue.options`; every keyword goes to the function.
 
     Args:
-        factory: makes the tasks.
+        queue: the same with coroutines, which never suspend.
         check: refuses a caller that must not be blocked.
-        store: stores tasks and returns their ids.
     """
 
-    def __init__(
-        self,
-        factory: TaskFactory,
-        check: Callable[[], None],
-        store: Callable[[Sequence[Task]], list[TaskId[Any]]],
-    ) -> None:
-        self.factory: Final = factory
-        self.check: Final = check
-        self._store: Final = store
+    def __init__(self, queue: BoundQueue, check: Callable[[], None]) -> None:
+        self._inner: Final = queue
+        self._check: Final = check
 
-    def enqueue(
-        self,
-        func: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        options: Options,
-    ) -> TaskId[Any]:
-        """Store one call."""
-        self.check()
-        tasks = self.factory.make(func, args, kwargs, options)
-        return checked_ids(self._store(tasks), options)[0]
-
-    def enqueue_many(self, calls: Iterable[Call[Any]], options: Options) -> list[TaskId[Any]]:
-        """Store calls, all or none."""
-        self.check()
-        tasks = concat(list(self.factory.make_many(calls, options)))
-        return checked_ids(self._store(tasks), options)
-
-
-class SyncEnqueueMethods:
-    """The methods that a queue and a queue bound to a transaction have in common.
-
-    Args:
-        producer: makes and stores the tasks.
-    """
-
-    def __init__(self, producer: _SyncProducer) -> None:
-        self._producer: Final = producer
+    def __repr__(self) -> str:
+        return f"Sync{self._inner!r}"
 
     @overload
     def enqueue(
-        self,
-        func: Callable[..., Awaitable[R]],
-        /,
-        *args: object,
-        eta: datetime | None,
-        **kwargs: object,
+        self, func: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs
     ) -> TaskId[R]: ...
     @overload
     def enqueue(
-        self,
-        func: Callable[..., Awaitable[R] | R],
-        /,
-        *args: object,
-        eta: datetime | None,
-        **kwargs: object,
+        self, func: Callable[P, Awaitable[R] | R], /, *args: P.args, **kwargs: P.kwargs
+    ) -> TaskId[R]: ...
+    def enqueue(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskId[Any]:
+        """See `BoundQueue.enqueue`."""
+        self._check()
+        return run_inline(self._inner.enqueue(func, *args, **kwargs))
+
+    def enqueue_many(self, calls: Iterable[Call[R]]) -> list[TaskId[R]]:
+        """See `BoundQueue.enqueue_many`."""
+        self._check()
+        return run_inline(self._inner.enqueue_many(calls))
+
+
+class SyncEnqueueMethods(OptionsMethod[SyncBoundQueue]):
+    """The methods that a queue and a queue bound to a transaction have in common.
+
+    Args:
+        queue: the same with coroutines, which never suspend.
+        check: refuses a caller that must not be blocked.
+    """
+
+    def __init__(self, queue: EnqueueMethods, check: Callable[[], None]) -> None:
+        self._inner: Final = queue
+        self._check: Final = check
+
+    def __repr__(self) -> str:
+        return f"Sync{self._inner!r}"
+
+    def _bound(self, options: Options) -> SyncBoundQueue:
+        self._check()
+        return SyncBoundQueue(self._inner._bound(options), self._check)  # noqa: SLF001
+
+    @overload
+    def enqueue(
+        self, func: AsyncFunction[R], /, *args: object, eta: datetime | None, **kwargs: object
+    ) -> TaskId[R]: ...
+    @overload
+    def enqueue(
+        self, func: AnyFunction[R], /, *args: object, eta: datetime | None, **kwargs: object
     ) -> TaskId[R]: ...
     @overload
     def enqueue(
@@ -113,43 +116,17 @@ class SyncEnqueueMethods:
     ) -> TaskId[R]: ...
     def enqueue(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskId[Any]:
         """See `TaskQueue.enqueue`."""
-        return self._producer.enqueue(func, args, kwargs, take_eta(func, kwargs))
+        self._check()
+        return run_inline(self._inner.enqueue(func, *args, **kwargs))
 
     def enqueue_many(self, calls: Iterable[Call[R]]) -> list[TaskId[R]]:
         """See `TaskQueue.enqueue_many`."""
-        return self._producer.enqueue_many(calls, NO_OPTIONS)
+        self._check()
+        return run_inline(self._inner.enqueue_many(calls))
 
-    def options(
-        self,
-        *,
-        eta: datetime | None = None,
-        delay: float | timedelta | None = None,
-        queue: str | None = None,
-        priority: int | None = None,
-        timeout: float | None = None,
-        retry: RetryPolicy | None = None,
-        unique_key: str | None = None,
-        unique_until: Literal["end", "start"] = "end",
-        expires_at: datetime | None = None,
-        result_ttl: float | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> SyncBoundQueue:
-        """See `TaskQueue.options`."""
-        given = make_options(
-            eta=eta,
-            delay=delay,
-            queue=queue,
-            priority=priority,
-            timeout=timeout,
-            retry=retry,
-            unique_key=unique_key,
-            unique_until=unique_until,
-            expires_at=expires_at,
-            result_ttl=result_ttl,
-            headers=headers,
-        )
-        self._producer.check()
-        return SyncBoundQueue(self._producer, given)
+
+class SyncTransactionQueue(SyncEnqueueMethods):
+    """A queue within a transaction of the user's, from `SyncTaskQueue.bind`."""
 
 
 class SyncTaskQueue(SyncEnqueueMethods):
@@ -176,15 +153,15 @@ class SyncTaskQueue(SyncEnqueueMethods):
         # The drains that run, by the event of their end; for the portal's loop.
         self._drains: Final[dict[anyio.Event, anyio.CancelScope]] = {}
         self._portal: Final = Portal(partial(_end, self._queue, self._drains))
-        checked = checked_serializer(serializer)
-        self._factory: Final = TaskFactory(self._backend, self._backend.clock, checked)
+        self._factory: Final = TaskFactory(self._backend.clock, checked_serializer(serializer))
+        check = self._portal.check
         if isinstance(self._backend, BlockingBackend):
-            # The store itself refuses what was opened before a fork.
+            check = refuse_event_loop  # the store itself refuses what was opened before a fork
             store = partial(_store_here, self._portal, self._queue, self._backend)
-            super().__init__(_SyncProducer(self._factory, refuse_event_loop, store))
         else:
             store = partial(_store, self._portal, self._queue, self._backend)
-            super().__init__(_SyncProducer(self._factory, self._portal.check, store))
+        producer = Producer(self._backend, self._factory, store, _do_nothing)
+        super().__init__(EnqueueMethods(producer), check)
 
     def __repr__(self) -> str:
         return f"Sync{self._queue!r}"
@@ -218,11 +195,8 @@ class SyncTaskQueue(SyncEnqueueMethods):
         if not transaction.blocking:
             raise UsageError("bind: this connection has to be awaited: use TaskQueue.bind")
         self._portal.run(self._queue.connect)
-
-        def store(tasks: Sequence[Task]) -> list[TaskId[Any]]:
-            return run_inline(transaction.enqueue(tasks)) if tasks else []
-
-        return SyncTransactionQueue(_SyncProducer(self._factory, self._portal.check, store))
+        queue = TransactionQueue(self._backend, self._factory, transaction, _do_nothing)
+        return SyncTransactionQueue(queue, self._portal.check)
 
     @overload
     def get_result(self, task_id: TaskId[R], timeout: float | None = None) -> Result[R] | None: ...
@@ -323,7 +297,11 @@ class SyncTaskQueue(SyncEnqueueMethods):
         return self._portal.run(work)
 
 
-def _store_here(
+async def _do_nothing() -> None:
+    """Suspend nothing, where a queue of a loop would."""
+
+
+async def _store_here(
     portal: Portal, queue: TaskQueue, backend: BlockingBackend, tasks: Sequence[Task]
 ) -> list[TaskId[Any]]:
     """Store tasks in the caller's thread."""
@@ -332,7 +310,7 @@ def _store_here(
     return backend.enqueue_blocking(tasks) if tasks else []
 
 
-def _store(
+async def _store(
     portal: Portal, queue: TaskQueue, backend: Backend, tasks: Sequence[Task]
 ) -> list[TaskId[Any]]:
     """Store tasks through the loop."""
@@ -350,37 +328,3 @@ async def _end(queue: TaskQueue, drains: dict[anyio.Event, anyio.CancelScope]) -
         scope.cancel()
         await ended.wait()
     await queue.close()
-
-
-class SyncTransactionQueue(SyncEnqueueMethods):
-    """A queue within a transaction of the user's, from `SyncTaskQueue.bind`."""
-
-    def __repr__(self) -> str:
-        return f"SyncTransactionQueue({self._producer.factory.name!r})"
-
-
-class SyncBoundQueue:
-    """A queue with options, from `SyncTaskQueue.options`; every keyword goes to the function."""
-
-    def __init__(self, producer: _SyncProducer, options: Options) -> None:
-        self._producer: Final = producer
-        self._options: Final = options
-
-    def __repr__(self) -> str:
-        return f"SyncBoundQueue({self._producer.factory.name!r}, {self._options!r})"
-
-    @overload
-    def enqueue(
-        self, func: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs
-    ) -> TaskId[R]: ...
-    @overload
-    def enqueue(
-        self, func: Callable[P, Awaitable[R] | R], /, *args: P.args, **kwargs: P.kwargs
-    ) -> TaskId[R]: ...
-    def enqueue(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskId[Any]:
-        """See `BoundQueue.enqueue`."""
-        return self._producer.enqueue(func, args, kwargs, self._options)
-
-    def enqueue_many(self, calls: Iterable[Call[R]]) -> list[TaskId[R]]:
-        """See `BoundQueue.enqueue_many`."""
-        return self._producer.enqueue_many(calls, self._options)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sitq.queue._enqueueing import BoundQueue, EnqueueMethods, Producer, TransactionQueue
+from sitq.queue._enqueueing import BoundQueue, TransactionQueue
 from sitq.queue._queue import TaskQueue
 
-__all__ = ["BoundQueue", "EnqueueMethods", "Producer", "TaskQueue", "TransactionQueue"]
+__all__ = ["BoundQueue", "TaskQueue", "TransactionQueue"]

@@ -1,4 +1,4 @@
-"""The options of an enqueue: check them, and merge them with the function's defaults."""
+"""The options of an enqueue, and the checks of what callers give."""
 
 from __future__ import annotations
 
@@ -7,34 +7,26 @@ from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-import pydantic
-
 from sitq._plain import plain
-from sitq._task_batch import TaskBatch, copy_with
-from sitq._validation import check_key, check_priority, check_queue, check_seconds, describe
+from sitq._validation import check_key, check_priority, check_queue, check_seconds
 from sitq.errors import ValidationError
-from sitq.ids import new_task_id, new_task_ids
-from sitq.models import RetryPolicy, Task
+from sitq.models import RetryPolicy
+from sitq.payload._signatures import spelled_out
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
     from typing import NoReturn
-
-    from sitq.payload.functions import TaskFunction
-    from sitq.protocols import Serializer
 
 __all__ = [
     "NO_OPTIONS",
+    "OPTION_NAMES",
     "Options",
-    "TaskMaker",
     "make_options",
-    "make_task",
-    "make_tasks",
+    "take_eta",
 ]
 
 _MAX_HEADERS: Final = 64
 _MAX_HEADER_BYTES: Final = 8192
-_DEFAULTED: Final = ("queue", "priority", "timeout", "retry", "result_ttl")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -52,6 +44,22 @@ class Options:
     expires_at: datetime | None = None
     result_ttl: float | None = None
     headers: Mapping[str, str] | None = None
+
+    def eta_at(self, now: datetime) -> datetime | None:
+        """Return the eta of a task that is enqueued ``now``.
+
+        Raises:
+            ValidationError: the delay ends after ``expires_at``, or after the year 9999.
+        """
+        if self.delay is None:
+            return self.eta
+        try:
+            eta = now + self.delay
+        except OverflowError:
+            message = "delay: leads to a moment after the year 9999; give a shorter one"
+            raise ValidationError(message) from None
+        _check_order(eta, self.expires_at)
+        return eta
 
     def __repr__(self) -> str:
         """Show the options that are set; keys and headers, which are private, as ``...``."""
@@ -87,102 +95,27 @@ def make_options(**given: object) -> Options:
     return options
 
 
-def make_task(
-    function: TaskFunction[Any], payload: bytes, options: Options, now: Callable[[], datetime]
-) -> Task:
-    """Make the task to store: options override the function's defaults, which override sitq's.
-
-    Args:
-        function: the function to run.
-        payload: its encoded arguments.
-        options: the checked options.
-        now: the clock that a delay counts from.
+def take_eta(func: Callable[..., Any], kwargs: dict[str, Any]) -> Options:
+    """Take the option ``eta=`` out of the keyword arguments of a call.
 
     Raises:
-        ValidationError: the delay ends after ``expires_at``, or after the year 9999.
+        ValidationError: the function has such a parameter itself, or the value is not a datetime.
     """
-    fields: dict[str, Any] = {}
-    if options is not NO_OPTIONS:
-        for name in ("eta", "unique_key", "unique_until", "expires_at", "headers"):
-            value = getattr(options, name)
-            if value is not None:
-                fields[name] = value
-        if options.delay is not None:
-            fields["eta"] = _later(now(), options.delay)
-            _check_order(fields["eta"], options.expires_at)
-    defaults = function.defaults
-    for name in _DEFAULTED:
-        value = getattr(options, name)
-        if value is None:
-            value = getattr(defaults, name)
-        if value is not None:
-            fields[name] = value
-    return _checked(id=new_task_id(), function=function.name, payload=payload, **fields)
-
-
-def _checked(**fields: Any) -> Task:
     try:
-        return Task(**fields)
-    except pydantic.ValidationError as error:
-        raise ValidationError(f"{fields['function'][:200]}: {describe(error)}") from None
-
-
-class TaskMaker:
-    """Makes tasks of one function under one set of options.
-
-    What they have in common is checked once, here; see `make_task`. Ids are made here too, and
-    payloads are bytes or checked.
-    """
-
-    __slots__ = ("function", "pattern")
-
-    def __init__(
-        self, function: TaskFunction[Any], options: Options, now: Callable[[], datetime]
-    ) -> None:
-        self.function: Final = function
-        self.pattern: Final = make_task(function, b"", options, now)
-
-    def encode(
-        self, serializer: Serializer, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> bytes:
-        """Encode the arguments of a call; see `TaskFunction.dump_arguments`."""
-        try:
-            payload = self.function.dump_arguments(serializer, args, kwargs)
-        except ValidationError as error:
-            self._refuse_options(kwargs, error)
-            raise
-        if type(payload) is bytes:
-            return payload
-        return _checked(**vars(self.pattern) | {"payload": payload}).payload
-
-    def _refuse_options(self, kwargs: Mapping[str, Any], error: ValidationError) -> None:
-        """Raise an error that says where options go, if some are among the function's arguments."""
-        misplaced = [
-            name for name in kwargs if name in _CHECKS and not self.function.takes_keyword(name)
-        ]
-        if misplaced:
-            given = ", ".join(f"{name}={_number(kwargs[name])}" for name in misplaced)
-            message = f"{error}; options of the task go into queue.options({given}).enqueue(...)"
-            raise ValidationError(message) from None
-
-    def make(self, payload: bytes) -> TaskBatch:
-        """Make a task; a batch of one."""
-        return TaskBatch(self.pattern, [new_task_id()], [payload])
-
-
-def _number(value: object) -> str:
-    """Show a number, and nothing else: it might be an argument's value."""
-    return repr(value) if type(value) in {int, float} else "..."
-
-
-def make_tasks(encoded: Sequence[tuple[TaskMaker, bytes]]) -> Sequence[Task]:
-    """Make a task of each payload, in order."""
-    ids = new_task_ids(len(encoded))
-    makers = {maker for maker, _ in encoded}
-    if len(makers) == 1:
-        return TaskBatch(makers.pop().pattern, ids, [payload for _, payload in encoded])
-    rows = zip(ids, encoded, strict=True)
-    return [copy_with(maker.pattern, task_id, payload) for task_id, (maker, payload) in rows]
+        parameter = spelled_out(func).parameters.get("eta")
+    except (TypeError, ValueError):  # it is not a function, which another check refuses
+        parameter = None
+    if parameter is not None and parameter.kind in {
+        parameter.POSITIONAL_OR_KEYWORD,
+        parameter.KEYWORD_ONLY,
+    }:
+        name = getattr(func, "__qualname__", type(func).__name__)
+        message = (
+            f"eta: {name} has a parameter of that name too; use "
+            "queue.options(eta=...).enqueue(...), where every keyword goes to the function"
+        )
+        raise ValidationError(message)
+    return make_options(eta=kwargs.pop("eta"))
 
 
 def _refuse(name: str, value: object, hint: str) -> NoReturn:
@@ -194,14 +127,6 @@ def _check_order(eta: datetime | None, expires_at: datetime | None) -> None:
     if eta is not None and expires_at is not None and expires_at <= eta:
         message = "expires_at: must be later than the eta, or the task can never start"
         raise ValidationError(message)
-
-
-def _later(now: datetime, delay: timedelta) -> datetime:
-    try:
-        return now + delay
-    except OverflowError:
-        message = "delay: leads to a moment after the year 9999; give a shorter one"
-        raise ValidationError(message) from None
 
 
 def _moment(name: str, value: object) -> datetime:
@@ -295,3 +220,4 @@ _CHECKS: Final[Mapping[str, Callable[[str, object], object]]] = MappingProxyType
         "headers": _headers,
     }
 )
+OPTION_NAMES: Final = frozenset(_CHECKS)

@@ -29,14 +29,8 @@ from sitq.payload._stored_form import without_names
 from sitq.payload.functions import NOT_STORED
 from sitq.payload.registry import default_registry
 from sitq.payload.signing import unseal_result
-from sitq.queue._enqueueing import (
-    EnqueueMethods,
-    Producer,
-    TaskFactory,
-    TransactionQueue,
-    joined,
-    make_repeat,
-)
+from sitq.queue._enqueueing import EnqueueMethods, Producer, TransactionQueue, joined
+from sitq.queue._tasks import TaskFactory, make_repeat
 from sitq.queue._waiting import ResultWaiters
 from sitq.states import TaskStatus
 
@@ -169,8 +163,8 @@ class TaskQueue(EnqueueMethods):
         )
         self._serializer: Final = checked_serializer(serializer)
         self._handle: Final = BackendHandle(self._backend)
-        factory = TaskFactory(self._backend, self._backend.clock, self._serializer)
-        super().__init__(Producer(factory, self._store))
+        factory = TaskFactory(self._backend.clock, self._serializer)
+        super().__init__(Producer(self._backend, factory, self._store))
 
     def __repr__(self) -> str:
         return f"TaskQueue({self._backend!r})"
