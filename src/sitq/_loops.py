@@ -122,15 +122,15 @@ class LoopRef:
 
     @property
     def is_here(self) -> bool:
-        """Return whether the caller runs in this loop.
+        """Return whether the caller runs in this loop, and in the process that it was made in.
 
         Raises:
             UsageError: the caller runs in no loop.
         """
+        if self._pid != os.getpid():
+            return False
         token = _trio_token()
-        if token is not None:
-            return token is self._trio
-        return _asyncio_loop() is self._asyncio
+        return token is self._trio if token else _asyncio_loop() is self._asyncio
 
     @property
     def asyncio(self) -> asyncio.AbstractEventLoop | None:
@@ -142,7 +142,8 @@ class LoopRef:
         """Return whether the loop has ended."""
         if self._asyncio is not None:
             return self._asyncio.is_closed()
-        return not self.call_soon(no_op)
+        # A look from inside wakes nothing.
+        return _trio_token() is not self._trio and not self.call_soon(no_op)
 
     def at_end(self, function: Callable[[], object]) -> Callable[[], object]:
         """Call ``function`` when this loop, trio's, ends; to be used inside the loop.

@@ -156,7 +156,7 @@ async def test_cancelled_waiters_leave_nothing_behind() -> None:
                 group.start_soon(Waiter().run, queue, task_id)
             await anyio.wait_all_tasks_blocked()
             group.cancel_scope.cancel()
-        waiters = await queue._handle.use()
+        waiters = await queue._handle.waiters()
         assert backend.listeners == 0
         assert (waiters._waiting, waiters._unseen, waiters._leader) == ({}, {}, None)
 
@@ -332,6 +332,6 @@ async def test_waiters_for_a_file_cancelled_at_random_points_leave_a_working_que
         for waiter in survivors + victims:
             await waiter.ended.wait()
         assert all(waiter.result is not None for waiter in survivors)
-        waiters = await queue._handle.use()
+        waiters = await queue._handle.waiters()
         assert (waiters._waiting, waiters._leader) == ({}, None)
         assert await queue.enqueue(add, 1, 2)

@@ -97,7 +97,7 @@ class OpenCounter(Generic[S]):
             async with self._opening:
                 if self._open is None:
                     self._open = await self._connect(loop)
-                self.use(loop)
+                self.use()
                 self._count += 1
         finally:
             self._disclaim()
@@ -123,18 +123,16 @@ class OpenCounter(Generic[S]):
             self._disclaim()
             await run_to_completion(state.close)
 
-    def use(self, loop: LoopRef | None = None) -> S:
+    def use(self) -> S:
         """Return what is open, for a caller in the loop that opened it."""
-        state = self._checked()
-        if not (state.loop.is_here if loop is None else state.loop == loop):
-            raise UsageError(self._elsewhere())
-        return state
+        state = self._open
+        if state is not None and state.loop.is_here:
+            return state
+        self.use_from_thread()  # raises if there is a better reason
+        raise UsageError(self._elsewhere())
 
     def use_from_thread(self) -> S:
         """Return what is open, for a caller in any thread."""
-        return self._checked()
-
-    def _checked(self) -> S:
         state = self._open
         if state is None:
             message = f"{self._name()} is not open: use 'async with' on its queue, or connect()"

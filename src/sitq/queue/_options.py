@@ -45,16 +45,14 @@ class Options:
     result_ttl: float | None = None
     headers: Mapping[str, str] | None = None
 
-    def eta_at(self, now: datetime) -> datetime | None:
+    def eta_after(self, delay: timedelta, now: datetime) -> datetime:
         """Return the eta of a task that is enqueued ``now``.
 
         Raises:
             ValidationError: the delay ends after ``expires_at``, or after the year 9999.
         """
-        if self.delay is None:
-            return self.eta
         try:
-            eta = now + self.delay
+            eta = now + delay
         except OverflowError:
             message = "delay: leads to a moment after the year 9999; give a shorter one"
             raise ValidationError(message) from None

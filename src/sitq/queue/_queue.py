@@ -79,14 +79,27 @@ class BackendHandle:
             UsageError: it is in use by another event loop.
         """
         self._closed = False
-        await self.use()
+        await self.waiters()
 
-    async def use(self) -> ResultWaiters:
-        """Open the backend if it is not open yet, and return the waiters for its results.
+    async def use(self) -> None:
+        """Open the backend if it is not open yet.
+
+        The backend refuses a caller in another event loop, or in a forked process.
 
         Raises:
             BackendError: it cannot be opened.
             UsageError: it was closed, or is in use by another event loop.
+        """
+        opening = self._current
+        if self._closed or opening is None or not opening.is_open or opening.loop.ended:
+            await self.waiters()
+
+    async def waiters(self) -> ResultWaiters:
+        """Open the backend if it is not open yet, and return those who wait for its results.
+
+        Raises:
+            BackendError: it cannot be opened.
+            UsageError: it was closed, is in use by another event loop, or by a parent process.
         """
         while True:
             opening = self._opening()
@@ -130,14 +143,15 @@ class BackendHandle:
         if self._closed:
             raise UsageError("this queue is closed: call connect(), or use 'async with' again")
         opening = self._current
+        if opening is not None and opening.loop.is_here:
+            return opening
         if opening is not None and opening.loop.inherited:
             raise UsageError("this queue was opened before a fork: make a new one in the child")
-        # The connection of a loop that ended without a close is gone.
-        if opening is None or opening.loop.ended:
-            opening = self._current = _Opening(self._backend)
-        elif not opening.loop.is_here:
+        if opening is not None and not opening.loop.ended:
             hint = "give each loop a queue and a backend of its own"
             raise UsageError(f"this queue is in use by another event loop: {hint}")
+        # The connection of a loop that ended without a close is gone.
+        opening = self._current = _Opening(self._backend)
         return opening
 
 
@@ -244,7 +258,7 @@ class TaskQueue(EnqueueMethods):
         """
         known_id = _checked_id(task_id)
         seconds = None if timeout is None else check_seconds("timeout", timeout)
-        waiters = await self._handle.use()
+        waiters = await self._handle.waiters()
         wait = waiters.wait(known_id, seconds) if seconds != 0 else waiters.look(known_id)
         result = await wait
         return None if result is None else unseal_result(self._serializer, result)

@@ -27,8 +27,6 @@ __all__ = ["CHUNK", "TaskFactory", "make_repeat"]
 
 # How many calls of a batch are encoded before other tasks of the loop run.
 CHUNK: Final = 200
-_OPTIONAL: Final = ("unique_key", "unique_until", "expires_at", "headers")
-_DEFAULTED: Final = ("queue", "priority", "timeout", "retry", "result_ttl")
 
 
 class TaskFactory:
@@ -116,13 +114,16 @@ class TaskFactory:
         Raises:
             ValidationError: the delay ends after ``expires_at``, or after the year 9999.
         """
-        fields = {name: getattr(options, name) for name in _OPTIONAL}
-        fields["eta"] = options.eta_at(self._clock.now())
-        for name in _DEFAULTED:
+        fields: dict[str, Any] = {}
+        for name in OPTION_NAMES - {"delay"}:
             value = getattr(options, name)
-            fields[name] = getattr(function.defaults, name) if value is None else value
-        given = {name: value for name, value in fields.items() if value is not None}
-        return _checked(id=new_task_id(), function=function.name, payload=b"", **given)
+            if value is None:
+                value = getattr(function.defaults, name, None)
+            if value is not None:
+                fields[name] = value
+        if options.delay is not None:
+            fields["eta"] = options.eta_after(options.delay, self._clock.now())
+        return _checked(id=new_task_id(), function=function.name, payload=b"", **fields)
 
     def _sealed(self, tasks: Sequence[Task]) -> Sequence[Task]:
         return [seal(self._serializer, task) for task in tasks] if self._seals else tasks
