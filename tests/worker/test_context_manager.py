@@ -123,6 +123,28 @@ async def test_a_worker_that_fails_does_not_hide_the_bodys_own_error(
                 raise ZeroDivisionError
 
 
+@pytest.mark.parametrize("end", [ZeroDivisionError, asyncio.CancelledError])
+async def test_an_error_at_the_end_of_the_worker_is_logged_if_another_one_is_raised(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    end: type[BaseException],
+) -> None:
+    close = SQLiteBackend.close
+
+    async def fail_to_close(self: SQLiteBackend) -> None:
+        await close(self)
+        raise Broken
+
+    monkeypatch.setattr(SQLiteBackend, "close", fail_to_close)
+    with pytest.raises(end):
+        async with a_worker(tmp_path):
+            raise end
+    (record,) = [each for each in caplog.records if "has failed" in each.message]
+    assert record.exc_info is not None
+    assert record.exc_info[0] is Broken
+
+
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_enter_and_exit_may_happen_in_different_asyncio_tasks(
     queue: TaskQueue, tmp_path: Path

@@ -12,7 +12,8 @@ import pytest
 from anyio import to_thread
 
 from sitq import SQLiteBackend, TaskQueue, TaskStatus, UsageError, Worker, current_task
-from sitq.models import Reservation
+from sitq._loops import LoopRef
+from sitq.models import Reservation, TaskInfo
 from sitq.worker._attempt import ThreadedCall
 from tests.worker.gate import (
     GATE,
@@ -243,6 +244,80 @@ async def test_what_does_not_finish_in_time_is_handed_back_unspent(
     info = await queue.get_task(task_id)
     assert (info.status, info.attempts, info.crashes) == (TaskStatus.PENDING, 0, 0)
     assert GATE.running == 0
+
+
+async def stop_beside_a_shield(
+    queue: TaskQueue, tmp_path: Path, caplog: pytest.LogCaptureFixture, fact: str, **options: Any
+) -> tuple[TaskInfo, TaskInfo]:
+    """Return what a shielded task is while its worker waits for its end, and after that."""
+    task_id = await queue.enqueue(finish_in_a_shield)
+    with anyio.fail_after(20):
+        async with working(tmp_path, shutdown_timeout=0, cancel_grace=0, **options) as worker:
+            await until(GATE.entered.is_set)
+            async with anyio.create_task_group() as group:
+                group.start_soon(worker.stop)
+                await until(lambda: fact in caplog.text)
+                during = await queue.get_task(task_id)
+                GATE.opened.set()
+        return during, await queue.get_task(task_id)
+
+
+async def test_a_task_that_refuses_to_end_keeps_its_lease_until_it_has_ended(
+    queue: TaskQueue, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fact = "does not end; its lease is no longer renewed"
+    during, after = await stop_beside_a_shield(queue, tmp_path, caplog, fact)
+    assert during.status is TaskStatus.IN_PROGRESS
+    assert (after.status, after.attempts, after.crashes) == (TaskStatus.PENDING, 0, 0)
+    assert caplog.text.count(fact) == 1
+
+
+async def test_the_lease_of_a_task_that_refuses_to_end_runs_out(
+    queue: TaskQueue, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fact = "1 tasks of lost workers were reclaimed"
+    during, after = await stop_beside_a_shield(queue, tmp_path, caplog, fact, lease=0.5)
+    assert (during.status, during.attempts, during.crashes) == (TaskStatus.PENDING, 0, 1)
+    assert after == during
+
+
+async def test_a_drain_ends_though_an_abandoned_thread_runs_on(
+    queue: TaskQueue, tmp_path: Path
+) -> None:
+    backend = SQLiteBackend(tmp_path / "q.db", synchronous="NORMAL")
+    for places in (1, 2):
+        task_id = await queue.options(timeout=0.05).enqueue(bounded_in_thread)
+        with anyio.fail_after(20):
+            assert await Worker(backend, max_concurrency=places).drain() == 1
+        assert (await ended(queue, task_id)).status is TaskStatus.FAILED
+    assert GATE.running == 2
+    GATE.opened.set()
+
+
+async def test_the_timeout_of_an_attempt_without_a_thread_ends_no_other_attempt(
+    queue: TaskQueue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    revoked: list[str] = []
+    call_later = LoopRef.call_later
+
+    def counted(self: LoopRef, seconds: float, function: Any) -> Any:
+        revoke = call_later(self, seconds, function)
+
+        def revoke_once() -> None:
+            revoked.append("revoked")
+            revoke()
+
+        return revoke_once
+
+    async def no_thread(*_: object, **__: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(LoopRef, "call_later", counted)
+    monkeypatch.setattr("sitq.worker._attempt.to_thread.run_sync", no_thread)
+    task_id = await queue.options(timeout=30).enqueue(multiply, 1, 1)
+    await Worker(SQLiteBackend(tmp_path / "q.db"), max_concurrency=1).drain()
+    assert (await queue.get_task(task_id)).status is TaskStatus.PENDING
+    assert revoked == ["revoked"]
 
 
 async def test_cancelling_the_scope_around_start_hands_back_too(

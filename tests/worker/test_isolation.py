@@ -16,12 +16,14 @@ import anyio
 import pytest
 from anyio import from_thread
 from anyio.lowlevel import checkpoint
+from pydantic import BaseModel, field_validator
 
 from sitq import (
     SQLiteBackend,
     SyncTaskQueue,
     TaskQueue,
     TaskStatus,
+    UsageError,
     Worker,
     call,
     current_task,
@@ -123,6 +125,37 @@ async def test_a_context_variable_ends_with_its_task(tmp_path: Path, function: o
         results = [await queue.get_result(task_id, 0) for task_id in ids]
     assert {queue.deserialize_result(result) for result in results if result} == {"nothing"}
     assert None not in results
+
+
+class Noting(BaseModel):
+    """Its validator leaves a note, as the function's own code does."""
+
+    text: str
+
+    @field_validator("text")
+    @classmethod
+    def note(cls, text: str) -> str:
+        with suppress(UsageError):  # the caller of `enqueue` is no task
+            SEEN.append((current_task().id, NOTE.get()))
+            NOTE.set(text)
+        return text
+
+
+SEEN: list[tuple[str, str]] = []
+
+
+async def note_of_validator(noting: Noting) -> tuple[str, str]:
+    return noting.text, NOTE.get()
+
+
+async def test_a_validator_runs_in_the_context_of_its_attempt(tmp_path: Path) -> None:
+    SEEN.clear()
+    backend = SQLiteBackend(tmp_path / "q.db")
+    async with TaskQueue(backend) as queue:
+        ids = [await queue.enqueue(note_of_validator, Noting(text=text)) for text in "ab"]
+        await Worker(backend, max_concurrency=1).drain()
+        assert [await queue.result(each, 0) for each in ids] == [("a", "a"), ("b", "b")]
+    assert [(task_id, "nothing") for task_id in ids] == SEEN
 
 
 class Kept:

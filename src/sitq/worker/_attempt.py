@@ -229,12 +229,16 @@ class Attempt:
         """
         if self._end is not None:
             return self.interrupted()
-        task, runtime = self.task, self._runtime
-        function = runtime.function
+        self._context = TaskContext(self.task, self.lease, self._runtime.services, self._state)
+        self.variables = copy_context()
+        self.variables.run(CURRENT.set, self._context)
+        return self.variables.run(self._load_and_run)
+
+    def _load_and_run(self) -> Coroutine[Any, Any, Outcome | None] | Outcome | None:
+        task, serializer = self.task, self._runtime.worker.serializer
         try:
-            serializer = runtime.worker.serializer
             payload = unseal(serializer, task)
-            args, kwargs = function.load_arguments(serializer, payload)
+            args, kwargs = self._runtime.function.load_arguments(serializer, payload)
         except ValidationError as error:
             self.raised = error
             return outcome_of_mismatch(task, error)
@@ -242,9 +246,6 @@ class Attempt:
             return self._refused(error)
         except BaseException as error:  # noqa: BLE001 - a validator of the user's model, say
             return self._failed(error)
-        self._context = TaskContext(task, self.lease, runtime.services, self._state)
-        self.variables = copy_context()
-        self.variables.run(CURRENT.set, self._context)
         return self._run(args, kwargs)
 
     async def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Outcome | None:
@@ -252,10 +253,10 @@ class Attempt:
         worker = self._runtime.worker
         seconds = self.task.timeout
         ended: tuple[Any] | Raised | None = None
-        late_call: Callable[[], object] = no_op
+        revoke_timeout: Callable[[], object] = no_op
         if seconds is not None:
             self._state.deadline = worker.clock.now() + timedelta(seconds=seconds)
-            late_call = worker.loop.call_later(seconds, self._time_out)
+            revoke_timeout = worker.loop.call_later(seconds, self._time_out)
         try:
             if self.scope is not None:  # on trio, its nursery is in there
                 ended = await self._call(args, kwargs)
@@ -269,8 +270,9 @@ class Attempt:
                 raise  # of sitq's own: a released task would be retried for ever
             # anyio raises this at the end of a scope if an inner one was left open.
             _log.warning("task %s left a cancel scope open", self.lease.task_id)
-        late_call()
-        self.scope = None
+        finally:
+            revoke_timeout()
+            self.scope = None
         # An exception after the timeout is a consequence of it. A value that is returned all the
         # same is the result.
         if self._timed_out and self._end is None and not isinstance(ended, tuple):

@@ -57,6 +57,7 @@ class BackgroundService:
         self._ready: Final = anyio.Event()
         self._ended: Final = anyio.Event()
         self._error: BaseException | None = None
+        self._logged = False
         self._body: _AsyncioBody | _TrioBody | None = None
 
     async def enter(self) -> None:
@@ -69,6 +70,7 @@ class BackgroundService:
             await self._ready.wait()
         except BaseException:
             await self._cancel()
+            self._log_lost_error()
             raise
         if self._error is not None:
             raise self._error
@@ -92,12 +94,19 @@ class BackgroundService:
                 await self._ended.wait()
             except BaseException:
                 await self._cancel()
+                self._log_lost_error()
                 raise
         else:
             await self._cancel()
         if self._error is not None and (error is None or caused):
             raise self._error
+        self._log_lost_error()
         return caused
+
+    def _log_lost_error(self) -> None:
+        """Log the error that ended the service, since another exception is raised in its place."""
+        if isinstance(self._error, Exception) and not self._logged:
+            _log.error("%s has failed", self._name, error=self._error)
 
     async def _cancel(self) -> None:
         self._scope.cancel()
@@ -112,6 +121,7 @@ class BackgroundService:
             self._error = error
             if self._body is not None:
                 self._body.cancel()
+                self._logged = True
                 _log.error("%s has failed", self._name, error=error)
             if self._must_pass(error):
                 raise

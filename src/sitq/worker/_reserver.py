@@ -102,36 +102,34 @@ class Reserver:
         while not (self._stopping or self.error):
             self._woken = anyio.Event()
             self._pool.wake()
-            if (self._due or self._drain) and (room := self._bounded(self._pool.room)):
-                self._due = False  # tasks stored from now on set it again
-                try:
-                    wait = await self._reserve(room)
-                except Exception as error:  # noqa: BLE001 - an unavailable store never ends a worker
-                    if self._drain:
-                        self.error = error
-                        return
-                    self._look_in(self._reserve_backoff.fail(error))
-                else:
-                    self._reserve_backoff.succeed()
-                    self._note(wait)
-                    if self._due:
-                        # The next reservation waits for room.
-                        if self._bounded(self._pool.room):
-                            self._woken.set()
-                            await anyio.lowlevel.checkpoint()
-                    elif self._drain and not await self._more_to_drain():
-                        return
+            if not await self._reserve_some():
+                return
             await self._sleep()
 
-    def _bounded(self, room: int) -> int:
-        """Return how many of so many tasks to reserve.
-
-        While a task may end the process, the tasks whose outcomes are not stored yet count as
-        running: they would be lost as well.
-        """
-        if not (room and self._pool.may_crash):
-            return room
-        return max(0, min(room, self._options.max_concurrency - len(self._heartbeats.kept())))
+    async def _reserve_some(self) -> bool:
+        """Reserve if there is room and tasks may be due; return whether there is more to do."""
+        if not (self._due or self._drain):
+            return True
+        room = self._pool.room
+        if not room:
+            return not self._drain or await self._more_to_drain()
+        self._due = False  # tasks stored from now on set it again
+        try:
+            wait = await self._reserve(room)
+        except Exception as error:  # noqa: BLE001 - an unavailable store never ends a worker
+            if self._drain:
+                self.error = error
+                return False
+            self._look_in(self._reserve_backoff.fail(error))
+            return True
+        self._reserve_backoff.succeed()
+        self._note(wait)
+        if not self._due:
+            return not self._drain or await self._more_to_drain()
+        if self._pool.room:  # or the next reservation waits for room
+            self._woken.set()
+            await anyio.lowlevel.checkpoint()
+        return True
 
     def _note(self, wait: float | None) -> None:
         """Note when the store has more due tasks, by the answer to a reservation."""
@@ -232,7 +230,8 @@ class Reserver:
                 return False
             if reservation.wait != 0.0 and not self._pool.busy:
                 return False
-            self.look_again()
+            if self._pool.room:
+                self.look_again()
         return True
 
     async def has_due_tasks(self) -> bool:
@@ -252,9 +251,7 @@ class Reserver:
         await anyio.lowlevel.checkpoint()
         if not self._woken.is_set():
             pending = (
-                None
-                if self._due or self._drain
-                else self._leave_reservation(self._bounded(self._pool.vacant))
+                None if self._due or self._drain else self._leave_reservation(self._pool.vacant)
             )
             if pending is None:
                 await self._rest()

@@ -136,6 +136,7 @@ class WorkerRun:
             options,
             backend,
             self._loop,
+            self._heartbeats,
             self._report,
             self._take_progress,
             self._wake_reserver,

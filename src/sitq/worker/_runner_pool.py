@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from sitq.models import Lease, Progress, ReservedTask
     from sitq.payload.functions import TaskFunction
     from sitq.protocols import Backend, Serializer
+    from sitq.worker._heartbeats import Heartbeats
     from sitq.worker._options import WorkerOptions
 
 __all__ = ["RunnerPool"]
@@ -82,6 +83,7 @@ class RunnerPool:
         options: the worker's settings.
         backend: the store, for its clock and for tasks that complete themselves.
         loop: the worker's loop.
+        heartbeats: renews the leases.
         report: takes each outcome, and ``None`` for an attempt whose lease is lost.
         note: takes the progress that tasks report, from any thread.
         freed: called when there is room for more.
@@ -95,6 +97,7 @@ class RunnerPool:
         options: WorkerOptions,
         backend: Backend,
         loop: LoopRef,
+        heartbeats: Heartbeats,
         report: Callable[[Lease, Outcome | None], None],
         note: Callable[[Lease, Progress], object],
         freed: Callable[[], None],
@@ -107,6 +110,7 @@ class RunnerPool:
         self._backend = backend
         self._clock = backend.clock
         self._loop = loop
+        self._heartbeats = heartbeats
         self._report = report
         self._note = note
         self._freed = freed
@@ -135,8 +139,6 @@ class RunnerPool:
         self._running: dict[Lease, Attempt] = {}
         # The thread of an abandoned call keeps its place until it ends.
         self._abandoned_threads: dict[Lease, Attempt] = {}
-        # Handed back while they run on; they keep their places.
-        self._unresponsive: set[Attempt] = set()
         # On trio, where the attempts run.
         self._nurseries = Nurseries(self._runtime.grace) if loop.asyncio is None else None
         is_eager = loop.asyncio is not None and STARTS_EAGERLY
@@ -149,14 +151,12 @@ class RunnerPool:
     @property
     def busy(self) -> bool:
         """True while an attempt runs or waits."""
-        return bool(
-            self._running or self._prefetched or self._abandoned_threads or self._unresponsive
-        )
+        return bool(self._running or self._prefetched)
 
     @property
     def idle_places(self) -> int:
         """How many attempts could start at once."""
-        taken = len(self._running) + len(self._abandoned_threads) + len(self._unresponsive)
+        taken = len(self._running) + len(self._abandoned_threads)
         return self._options.max_concurrency - taken
 
     def take_all_places(self) -> list[ReservedTask]:
@@ -170,7 +170,7 @@ class RunnerPool:
     @property
     def vacant(self) -> int:
         """How many attempts could start at once, besides those that wait."""
-        return max(0, self.idle_places - len(self._prefetched))
+        return self._bounded(max(0, self.idle_places - len(self._prefetched)))
 
     @property
     def room(self) -> int:
@@ -181,12 +181,18 @@ class RunnerPool:
         """
         ahead = self._prefetch.limit(self._options.max_concurrency - len(self._abandoned_threads))
         idle, waiting = self.idle_places, len(self._prefetched)
-        return 0 if waiting >= max(idle, ahead // 2) else max(0, idle + ahead - waiting)
+        enough = waiting >= max(idle, ahead // 2)
+        return 0 if enough else self._bounded(max(0, idle + ahead - waiting))
 
-    @property
-    def may_crash(self) -> bool:
-        """True for a moment after a task came whose worker was lost."""
-        return self._prefetch.is_paused
+    def _bounded(self, room: int) -> int:
+        """Return how many of so many tasks to reserve.
+
+        While a task may end the process, the tasks whose outcomes are not stored yet count as
+        running: they would be lost as well.
+        """
+        if not (room and self._prefetch.is_paused):
+            return room
+        return max(0, min(room, self._options.max_concurrency - len(self._heartbeats.kept())))
 
     def runs(self, context: TaskContext) -> bool:
         """Return whether an attempt is running here. Any thread may call it."""
@@ -222,7 +228,7 @@ class RunnerPool:
         now = self._clock.monotonic()
         if task.crashes:
             self._prefetch.pause()
-            if not self.vacant:
+            if self.idle_places <= len(self._prefetched):
                 # One of the tasks that were lost together kills its worker. If it does so again,
                 # that worker must not hold the others.
                 self._report(lease, Outcome.release(lease))
@@ -313,8 +319,7 @@ class RunnerPool:
         The end of the run releases its task, with all other leases.
         """
         self._running.pop(attempt.lease, None)
-        self._unresponsive.discard(attempt)
-        if not (self._running or self._unresponsive):
+        if not self._running:
             self._ended.set()
 
     async def host(self, *, task_status: TaskStatus[None]) -> None:
@@ -342,23 +347,20 @@ class RunnerPool:
             return Outcome.failure(outcome.lease, error_text(error))
 
     def _conclude(self, attempt: Attempt, outcome: Outcome | None) -> None:
-        """Report the outcome of an attempt, unless it has been reported."""
-        if self._running.pop(attempt.lease, None) is not None:
-            self._report(attempt.lease, self.sealed(attempt.task, outcome))
-            if outcome is not None and outcome.kind is not OutcomeKind.SUCCESS:
-                if outcome.kind is OutcomeKind.UNKNOWN_FUNCTION:
-                    self.started -= 1  # its function was not called
-                    self.unknown_function_at = self._clock.monotonic()
-                if (
-                    type(outcome) is not UncommittedOutcome
-                ):  # the reporter logs it if the store accepts it
-                    log_end(attempt.task, outcome, attempt.raised, self._worker_id)
-        else:
-            self._unresponsive.discard(attempt)
+        """Report the outcome of an attempt, and free its place."""
+        if self._running.pop(attempt.lease, None) is None:
+            return
+        self._report(attempt.lease, self.sealed(attempt.task, outcome))
+        if outcome is not None and outcome.kind is not OutcomeKind.SUCCESS:
+            if outcome.kind is OutcomeKind.UNKNOWN_FUNCTION:
+                self.started -= 1  # its function was not called
+                self.unknown_function_at = self._clock.monotonic()
+            if type(outcome) is not UncommittedOutcome:  # the reporter logs it if it is accepted
+                log_end(attempt.task, outcome, attempt.raised, self._worker_id)
         self.wake()
         if not self._prefetched:
             self._freed()
-        if not (self._running or self._unresponsive):
+        if not self._running:
             self._ended.set()
 
     def _thread_ended(self, lease: Lease) -> None:
@@ -404,13 +406,13 @@ class RunnerPool:
         await self._end_all(cleanup_seconds)
 
     async def close(self, cleanup_seconds: float) -> None:
-        """End the running attempts, release their tasks, and return once all have ended."""
+        """End the running attempts, and return once all have ended."""
         try:
             with anyio.CancelScope(shield=True):
                 self._runtime.closing = True
                 self.hand_back(at_once=True)
                 if self._loop.asyncio is not None:
-                    for attempt in [*self._running.values(), *self._unresponsive]:
+                    for attempt in list(self._running.values()):
                         if not attempt.is_hosted:
                             self._drop(attempt)
                 await self._end_all(cleanup_seconds)
@@ -421,20 +423,21 @@ class RunnerPool:
                 self._nurseries.close()
 
     async def _end_all(self, seconds: float) -> None:
-        """End the running attempts, and release those that still run after so many seconds."""
+        """End the running attempts; let the leases run out of those that have not ended then.
+
+        Other workers may run such a task, but not before its lease has run out.
+        """
         for attempt in list(self._running.values()):
             attempt.end(EndReason.SHUTDOWN)
         with anyio.move_on_after(self._runtime.grace + seconds):
             await self._all_ended()
-        for lease, attempt in list(self._running.items()):
-            # It ignores its cancellation. Other workers may run the task all the same.
-            del self._running[lease]
-            self._unresponsive.add(attempt)
-            self._report(lease, Outcome.release(lease))
-            _log.warning("task %s does not end; it is handed back while it runs on", lease.task_id)
+        for lease in self._running:
+            if self._heartbeats.keeps(lease):
+                self._heartbeats.remove((lease,))
+                _log.warning("task %s does not end; its lease is no longer renewed", lease.task_id)
 
     async def _all_ended(self) -> None:
-        while self._running or self._unresponsive:
+        while self._running:
             self._ended = anyio.Event()
             await self._ended.wait()
 

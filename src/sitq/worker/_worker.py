@@ -146,7 +146,8 @@ class Worker:
         """Run tasks until none is due any more, and return how many attempts were started.
 
         Tasks with a later eta, and those that wait for a retry, are left. A task that is tried
-        again counts once for each attempt.
+        again counts once for each attempt. The thread of a plain function that was abandoned at its
+        timeout is not waited for.
 
         Raises:
             UsageError: this worker is running already.
