@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -61,6 +62,24 @@ def note_in_thread(seconds: float) -> int:
     """Log the start, sleep, give the epoch back."""
     write("start", current_task().id, epoch())
     time.sleep(seconds)
+    return epoch()
+
+
+@task
+async def hold(opened: str) -> int:
+    """Log the start, and wait until a file exists."""
+    write("start", current_task().id, epoch())
+    while not Path(opened).exists():  # noqa: ASYNC110 - another process makes it
+        await anyio.sleep(0.01)
+    return epoch()
+
+
+@task
+def hold_a_thread(opened: str) -> int:
+    """Log the start, and hold the thread until a file exists."""
+    write("start", current_task().id, epoch())
+    while not Path(opened).exists():
+        time.sleep(0.01)
     return epoch()
 
 

@@ -8,16 +8,31 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from tests.faults.places import Place, new_place, query
+import anyio
 
-__all__ = ["CREW", "PATIENCE", "ROOT", "Crew", "Member", "Place", "check_total", "query"]
+from sitq import TaskQueue
+from tests.faults.places import Place, backend_at, new_place, query
+
+__all__ = [
+    "CREW",
+    "PATIENCE",
+    "ROOT",
+    "Crew",
+    "Member",
+    "Place",
+    "check_total",
+    "counts",
+    "enqueue",
+    "query",
+    "wait_for_status",
+]
 
 CREW = Path(__file__).with_name("crew.py")
 ROOT = Path(__file__).parents[2]
-PATIENCE = 25.0
+PATIENCE = 40.0
 
 
 class Member:
@@ -117,6 +132,32 @@ class Crew:
         """Kill what still runs."""
         for member in self.members:
             member.kill()
+
+
+def enqueue(place: Place, function: Callable[..., object], *arguments: object) -> str:
+    """Enqueue one task, on a loop of its own."""
+
+    async def main() -> str:
+        async with TaskQueue(backend_at(place)) as queue:
+            return await queue.enqueue(function, *arguments)
+
+    return anyio.run(main)
+
+
+def wait_for_status(place: Place, task_id: str, *statuses: str) -> str:
+    """Wait until a task has one of these statuses."""
+    give_up = time.monotonic() + PATIENCE
+    while True:
+        ((status,),) = query(place, f"SELECT status FROM tasks WHERE id = '{task_id}'")
+        if status in statuses:
+            return str(status)
+        assert time.monotonic() < give_up, status
+        time.sleep(0.02)
+
+
+def counts(company: Crew) -> list[tuple[object, ...]]:
+    """Epoch, attempts and crashes of each task."""
+    return query(company.place, "SELECT epoch, attempts, crashes FROM tasks")
 
 
 def check_total(database: Place, acknowledged: set[str], starts: list[list[str]]) -> dict[str, int]:

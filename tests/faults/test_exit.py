@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.timing import quickest
+
 SCRIPT = """
 import sys, threading
 import anyio
@@ -78,11 +80,14 @@ anyio.run(main, backend=loop)
 def test_a_script_ends_by_itself_within_two_seconds(tmp_path: Path, loop: str, body: str) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.format(body=body))
+    command = [sys.executable, str(script), loop, str(tmp_path / "q.db")]
+    assert quickest(lambda: seconds_to_end(command), 2) < 2
+
+
+def seconds_to_end(command: list[str]) -> float:
+    """How long a script runs on after its last line; it ends well."""
     with subprocess.Popen(
-        [sys.executable, str(script), loop, str(tmp_path / "q.db")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
@@ -95,4 +100,4 @@ def test_a_script_ends_by_itself_within_two_seconds(tmp_path: Path, loop: str, b
         took = time.monotonic() - last_line
         assert (line, process.stderr.read()) == ("last line\n", "")
     assert code == 0
-    assert took < 2
+    return took
