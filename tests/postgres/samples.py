@@ -56,8 +56,8 @@ async def opened(where: str, schema: str = "", **options: Any) -> PostgresBacken
 
 async def at_rest(backend: PostgresBackend) -> PgConnection:
     """Its one connection, once no notification is under way that would be lost first."""
-    database = backend._open_counter.use().database
+    session = backend._open_counter.use()
     with anyio.fail_after(20):
-        while database.throttle._deferred or database.pool._room.locked():  # noqa: ASYNC110
+        while session.throttle._deferred or session.pool._room.locked():  # noqa: ASYNC110
             await anyio.sleep(0.002)
-    return database.pool._idle[0]
+    return session.pool._idle[0]

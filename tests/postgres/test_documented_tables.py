@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from sitq.backends.postgres import PostgresBackend
-from sitq.backends.postgres._notify_throttle import channels_of
+from sitq.backends.postgres._wakeups import channels_of
 from tests.docs.pages import ROOT, blocks
 from tests.postgres.servers import dsn, new_schema
 

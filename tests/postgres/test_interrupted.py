@@ -19,8 +19,8 @@ import pytest
 
 from sitq import TaskQueue, UsageError
 from sitq.backends.postgres import PostgresBackend
-from sitq.backends.postgres._notify_throttle import NotifyThrottle
 from sitq.backends.postgres._operations import PgTransaction
+from sitq.backends.postgres._wakeups import NotifyThrottle
 from sitq.models import Outcome
 from tests.postgres.samples import at_rest, new_task, opened
 from tests.postgres.servers import dsn, new_schema, query
@@ -131,7 +131,7 @@ async def test_a_connection_left_in_a_transaction_is_replaced(script: str) -> No
     session = backend._open_counter.use()
 
     async def leave() -> int:
-        async with session.database.pool.lend() as link:
+        async with session.pool.lend() as link:
             process = int((await link.fetch("SELECT pg_backend_pid()"))[0][0])
             try:
                 await link._connection.execute(script)

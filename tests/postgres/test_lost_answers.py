@@ -17,7 +17,7 @@ from sitq import (
     BackendConnectionError,
     TaskStatus,
 )
-from sitq.backends.postgres import _connection, _database
+from sitq.backends.postgres import _connection, _runner
 from sitq.ids import new_task_id
 from sitq.models import Lease, LeaseState, Outcome, OutcomeKind
 from tests.postgres.proxies import Proxy
@@ -181,7 +181,7 @@ async def _waits_for(event: str, server: Server) -> None:
 async def test_an_outcome_that_cannot_be_found_out_is_called_unknown(
     proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_database, "_SEARCH_SECONDS", 0.2)
+    monkeypatch.setattr(_runner, "_SEARCH_SECONDS", 0.2)
     backend = await opened(proxy.dsn)
     task = new_task()
     proxy.forget_the_way()  # for those who come anew
@@ -195,7 +195,7 @@ async def test_an_outcome_that_cannot_be_found_out_is_called_unknown(
 async def test_a_server_that_falls_silent_is_given_up_in_time(
     proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_database, "_SEARCH_SECONDS", 0.2)
+    monkeypatch.setattr(_runner, "_SEARCH_SECONDS", 0.2)
     monkeypatch.setattr(_connection, "_CONNECT_SECONDS", 0.3)
     backend = await opened(proxy.dsn, statement_timeout=0.3)
     proxy.fall_silent()

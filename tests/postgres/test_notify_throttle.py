@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import MagicMock, Mock
 
 import anyio
 import anyio.to_thread
@@ -13,8 +14,8 @@ import asyncpg
 import pytest
 
 from sitq import TaskQueue, call
-from sitq.backends.postgres import PostgresBackend, _wakeups
-from sitq.backends.postgres._notify_throttle import QUIET, NotifyThrottle, channels_of
+from sitq.backends.postgres import PostgresBackend, _sql, _wakeups
+from sitq.backends.postgres._wakeups import QUIET, NotifyThrottle, channels_of
 from sitq.ids import TaskId
 from sitq.models import Outcome
 from sitq.protocols import Topic
@@ -107,18 +108,20 @@ def test_a_timer_that_rings_early_tells_all_the_same() -> None:
     """Too early for the topic, it rings again; what was put off is not forgotten."""
     sent: list[list[str]] = []
 
-    async def send(channels: list[str]) -> None:
-        sent.append(channels)
+    async def fetch(sql: str, parameters: tuple[str, list[str]]) -> None:
+        assert sql == _sql.NOTIFY
+        sent.append(parameters[1])
 
     async def main() -> None:
-        throttle = NotifyThrottle(
-            "s", send, lambda work: tasks.append(asyncio.ensure_future(work()))
-        )
         tasks: list[asyncio.Future[Any]] = []
+        driver_loop, pool = Mock(), MagicMock()
+        driver_loop.start = lambda work: tasks.append(asyncio.ensure_future(work()))
+        pool.lend.return_value.__aenter__.return_value.fetch = fetch
+        throttle = NotifyThrottle(driver_loop, pool, "s")
         assert throttle.notify_with(["tasks"]) == (["sitq_s_tasks"], {"tasks"}, set())
         assert throttle.notify_with(["tasks"]) == ([], set(), set())
         throttle.notify_later({"tasks"})
-        throttle._signal()
+        throttle._end_quiet_time()
         assert tasks == []
         async with asyncio.timeout(20):
             while not tasks:  # noqa: ASYNC110 - set by a timer

@@ -15,8 +15,8 @@ from sitq.backends._open_counter import OpenCounter
 from sitq.backends._operations import ENQUEUE, ENQUEUE_UNIQUE, SWEEP, ReserveRequest
 from sitq.backends.postgres import _operations
 from sitq.backends.postgres._connection import ConnectTarget
-from sitq.backends.postgres._database import OPERATIONS
 from sitq.backends.postgres._dsn import redacted_dsn
+from sitq.backends.postgres._runner import OPERATIONS
 from sitq.backends.postgres._session import PgSession, Settings
 from sitq.backends.postgres._user_transaction import bind
 from sitq.clock import checked_clock

@@ -115,32 +115,28 @@ class PgConnection:
         self._local = "".join(
             f"SET LOCAL {name} = {value};" for name, value in (_SETTINGS | _limits(target)).items()
         )
-        self._process: tuple[int, datetime] | None = None
         self._reports = connection.get_settings()
         self._began_read_only = self._is_read_only
+        self.process: tuple[int, datetime] | None = None
+        """The server's process and when it began; ``None`` if a pooler may change it."""
         self.outdated = False
-        """True: it is to be ended, not used again."""
+        """True if it must not be used again."""
         self.lost: Final = asyncio.Event()
         connection.add_termination_listener(lambda _: self.lost.set())
 
     @property
-    def process(self) -> tuple[int, datetime] | None:
-        """The server's process behind it and when it began, where that is one for good."""
-        return self._process
-
-    @property
     def is_lost(self) -> bool:
-        """True once it has ended."""
+        """Return whether it has ended."""
         return self._connection.is_closed()
 
     @property
-    def is_between_transactions(self) -> bool:
-        """True if the next statement finds no transaction open, nor one that has failed."""
-        return not self._connection.is_in_transaction()
+    def is_reusable(self) -> bool:
+        """Return whether it can be used, with no transaction open nor one that has failed."""
+        return not (self.outdated or self.is_lost or self._connection.is_in_transaction())
 
     @property
     def has_turned_read_only(self) -> bool:
-        """True if its server took writes at first, and takes none any more."""
+        """Return whether its server took writes at first, and takes none any more."""
         return not self._began_read_only and self._is_read_only
 
     @property
@@ -225,7 +221,7 @@ class PgConnection:
                 for process, _, path in rows
             ):
                 raise LostError(POOLED)
-            self._process = rows[0][:2] if rows else None
+            self.process = rows[0][:2] if rows else None
 
     async def end_process_of(self, lost: PgConnection) -> None:
         """Make sure that the server's process of a lost connection has ended.

@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 
     from sitq.backends._operations import PruneRequest, ReserveRequest, SweepRequest
     from sitq.backends.postgres._connection import PgConnection, Row
-    from sitq.backends.postgres._notify_throttle import NotifyThrottle
     from sitq.backends.postgres._sql import Statements
+    from sitq.backends.postgres._wakeups import NotifyThrottle
     from sitq.models import Outcome, ReservedTask
     from sitq.protocols import Topic
 

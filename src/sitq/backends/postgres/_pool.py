@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from sitq.backends.postgres._connection import PgConnection, connect
 from sitq.backends.postgres._errors import LostError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Iterator
 
     from sitq.backends.postgres._connection import ConnectTarget
 
 __all__ = ["Pool"]
-
-T = TypeVar("T")
 
 
 class Pool:
@@ -24,11 +22,11 @@ class Pool:
 
     Args:
         target: what to connect to.
-        size: at most so many.
+        size: the largest number of connections.
     """
 
     def __init__(self, target: ConnectTarget, size: int) -> None:
-        self._target = target
+        self.target = target
         self._idle: list[PgConnection] = []
         self._lent: set[PgConnection] = set()
         self._attached: set[PgConnection] = set()
@@ -37,24 +35,19 @@ class Pool:
         """True once there will be no more connections."""
 
     def lend(self) -> _Loan:
-        """Lend a connection, for a block of code."""
-        return _Loan(self)
-
-    async def use(self, work: Callable[[PgConnection], Awaitable[T]]) -> T:
-        """Do some work over a connection, and return what it returned."""
-        async with self.lend() as connection:
-            return await work(connection)
-
-    async def take(self) -> PgConnection:
-        """Take a connection.
+        """Lend a connection for a block of code.
 
         Raises:
             LostError: none could be made.
         """
+        return _Loan(self)
+
+    async def take(self) -> PgConnection:
+        """Take a connection; only for `_Loan`."""
         await self._room.acquire()
         try:
             self._check()
-            connection = self._waiting() or await connect(self._target)
+            connection = self._pop_idle() or await connect(self.target)
             if self.has_hung_up:
                 connection.terminate()
                 self._check()
@@ -64,23 +57,31 @@ class Pool:
         self._lent.add(connection)
         return connection
 
+    def _check(self) -> None:
+        if self.has_hung_up:
+            raise LostError("the backend was closed meanwhile")
+
+    def _pop_idle(self) -> PgConnection | None:
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.is_lost:
+                return connection
+        return None
+
     def give_back(self, connection: PgConnection) -> None:
         """Give back what was taken."""
         self._lent.discard(connection)
         if connection.has_turned_read_only and not connection.outdated:
             self.renew()
             connection.outdated = True
-        if connection.outdated or self.has_hung_up:
+        if connection.is_reusable and not self.has_hung_up:
+            self._idle.append(connection)
+        else:
             connection.terminate()
-        elif not connection.is_lost:
-            if connection.is_between_transactions:
-                self._idle.append(connection)
-            else:
-                connection.terminate()  # the server rolls back
         self._room.release()
 
     def renew(self) -> None:
-        """Use no connection of now again: their server takes no writes, and another one may."""
+        """Use none of these connections again: their server takes no writes, another one may."""
         for connection in self._lent:
             connection.outdated = True
         for connection in (*self._idle, *self._attached):
@@ -89,23 +90,12 @@ class Pool:
 
     @contextmanager
     def attached(self, connection: PgConnection) -> Iterator[None]:
-        """Have a connection that was made beside the pool ended with the others."""
+        """Have a connection that was made beside the pool end at `renew` too."""
         self._attached.add(connection)
         try:
             yield
         finally:
             self._attached.discard(connection)
-
-    def _check(self) -> None:
-        if self.has_hung_up:
-            raise LostError("the backend was closed meanwhile")
-
-    def _waiting(self) -> PgConnection | None:
-        while self._idle:
-            connection = self._idle.pop()
-            if not connection.is_lost:
-                return connection
-        return None
 
     async def close(self) -> None:
         """Close the idle connections, and open no more."""
@@ -121,7 +111,7 @@ class Pool:
 
 
 class _Loan:
-    """A connection for a block of code: what `contextlib` makes of a generator takes longer."""
+    """A connection for a block of code; faster than a generator of `contextlib`."""
 
     __slots__ = ("_connection", "_pool")
 

@@ -4,42 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import os
-from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sitq.backends._driver_loop import DriverLoop
 from sitq.backends.postgres import _schema, _sql
 from sitq.backends.postgres._database import PgDatabase
 from sitq.backends.postgres._errors import translate_error
 from sitq.backends.postgres._lease_keeper import PostgresLeaseKeeper
+from sitq.backends.postgres._pool import Pool
+from sitq.backends.postgres._runner import OperationRunner
 from sitq.backends.postgres._sql import Statements
-from sitq.backends.postgres._wakeups import ServerListeners
+from sitq.backends.postgres._wakeups import NotifyThrottle, ServerListeners
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-    from concurrent.futures import Future
-
     from sitq._loops import LoopRef
-    from sitq.backends.postgres._connection import ConnectTarget, PgConnection
-    from sitq.protocols import Clock, LeaseKeeper, Topic
+    from sitq.backends.postgres._connection import ConnectTarget
+    from sitq.protocols import Clock, LeaseKeeper
 
 __all__ = ["PgSession", "Settings"]
 
-T = TypeVar("T")
-
-# How long closing waits for statements that are under way, in seconds.
+# Seconds that closing waits for statements that are under way.
 _PATIENCE: Final = 5.0
 
 
 class Settings(NamedTuple):
-    """What a backend was told.
+    """The checked parameters of a backend.
 
     Args:
         target: what to connect to.
         schema: the schema.
-        pool_size: at most so many connections, beside one to listen.
+        pool_size: the largest number of connections, beside one to listen.
         migrate: whether to bring the schema up to date.
-        clock: a test's clock; ``None``: the server's counts.
+        clock: a test's clock; ``None``: the server's clock is used.
     """
 
     target: ConnectTarget
@@ -50,7 +46,7 @@ class Settings(NamedTuple):
 
 
 class PgSession:
-    """Connections, and those who listen, for one event loop."""
+    """The connections and listeners of one event loop."""
 
     def __init__(self, loop: LoopRef, settings: Settings) -> None:
         self.loop: Final = loop
@@ -61,21 +57,22 @@ class PgSession:
         """When the store was made, which tells it from every other."""
         self._driver_loop = DriverLoop(loop, "sitq-postgres")
         self._guard: asyncio.Task[None] | None = None
-        self.database: Final = PgDatabase(
-            self._driver_loop,
-            loop,
-            settings.target,
-            settings.pool_size,
-            (settings.schema, self.statements),
-            settings.clock,
-            self._signal,
-        )
+        self.pool: Final = Pool(settings.target, settings.pool_size)
+        self.throttle: Final = NotifyThrottle(self._driver_loop, self.pool, settings.schema)
         self.listeners: Final = ServerListeners(
-            self._driver_loop, settings.target, settings.schema, self.database
+            self._driver_loop, self.pool, self.throttle.token, settings.schema
         )
-
-    def _signal(self, topics: set[Topic]) -> None:
-        self.listeners.signal(topics)
+        self._runner = OperationRunner(
+            self._driver_loop,
+            self.pool,
+            self.throttle,
+            self.listeners,
+            self.statements,
+            settings.clock,
+        )
+        self.database: Final = PgDatabase(
+            loop, self._driver_loop, self._runner, settings.target.timeout
+        )
 
     async def connect(self) -> None:
         """Connect, and check or migrate the schema."""
@@ -86,13 +83,16 @@ class PgSession:
             raise
 
     async def _connect(self) -> None:
-        self._driver_loop.start(self._terminate_in_the_end)
-        settings = self.settings
-        place = self.database.place
+        self._driver_loop.start(self._hang_up_at_the_end)
+        place = self._runner.place
         try:
-            async with self.database.pool.lend() as connection:
+            async with self.pool.lend() as connection:
                 await _schema.prepare(
-                    connection, self.statements, settings.schema, place, migrate=settings.migrate
+                    connection,
+                    self.statements,
+                    self.settings.schema,
+                    place,
+                    migrate=self.settings.migrate,
                 )
                 birth = await connection.fetch(self.statements[_sql.BIRTH])
                 self.birth = [tuple(row) for row in birth]
@@ -100,28 +100,19 @@ class PgSession:
             failure = translate_error("connect", place, error)
             raise failure from failure.__cause__
 
-    async def _terminate_in_the_end(self) -> None:
-        """Hang up when this is cancelled: the loop ends, and nobody has closed."""
+    async def _hang_up_at_the_end(self) -> None:
+        """Hang up if the loop ends and the backend is still open."""
         self._guard = asyncio.current_task()
-        await self._driver_loop.when_ended(self.database.pool.hang_up, _PATIENCE)
+        await self._driver_loop.when_ended(self.pool.hang_up, _PATIENCE)
 
     def lease_keeper(self) -> LeaseKeeper:
-        """A lease keeper for the calling thread."""
-        return PostgresLeaseKeeper(
-            self.settings.target,
-            self.statements,
-            self.database.throttle,
-            self.settings.clock,
-            self._borrow,
-        )
-
-    def _borrow(self, work: Callable[[PgConnection], Awaitable[T]]) -> Future[T]:
-        return self._driver_loop.submit(partial(self.database.pool.use, work))
+        """Return a lease keeper for the calling thread."""
+        return PostgresLeaseKeeper(self._driver_loop, self.pool, self._runner)
 
     async def close(self) -> None:
         """Close the connections, after all that was asked of them before.
 
-        What waits for the server then, for a lock say, has a few seconds, and ends as lost.
+        What still waits for the server a few seconds later, for a lock say, ends as lost.
         """
         self.database.shut()
         await self._driver_loop.run(self._close)
@@ -130,10 +121,11 @@ class PgSession:
     async def _close(self) -> None:
         kept = {task for task in (self._guard, self.listeners.task) if task is not None}
         if not await self._driver_loop.rest(_PATIENCE, kept):
-            self.database.pool.hang_up()
+            self.pool.hang_up()
             if not await self._driver_loop.rest(_PATIENCE, kept):
                 await self._driver_loop.cut(kept)
-        await self.database.close()
+        await self.throttle.send_deferred()
+        await self.pool.close()
         self._driver_loop.end_soon()
         for task in kept:
             task.cancel()

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from sitq.backends._transactions import UserTransaction, savepoint, user_connection_of
 from sitq.backends.postgres import _sql
 from sitq.backends.postgres._errors import server_message, sqlstate_of, translate_error
-from sitq.backends.postgres._notify_throttle import channels_of
 from sitq.backends.postgres._rows import columns
+from sitq.backends.postgres._wakeups import channels_of
 from sitq.errors import SitqError, UsageError
 from sitq.ids import TaskId
 
