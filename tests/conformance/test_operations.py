@@ -55,7 +55,7 @@ async def test_a_verb_wakes_the_listeners_of_what_it_has_changed_and_no_others(
     tell = SQLiteSession._tell
 
     def note(session: SQLiteSession, transaction: SQLiteTransaction) -> None:
-        woken.update(transaction.topics)
+        woken.update(transaction.changed)
         tell(session, transaction)
 
     monkeypatch.setattr(SQLiteSession, "_tell", note)

@@ -54,7 +54,6 @@ from sitq import (
     current_task,
     task,
 )
-from sitq.backends._standby import ReserveOnCommitBackend
 from sitq.backends.memory import MemoryBackend
 from sitq.clock import SystemClock
 from sitq.protocols import BlockingBackend
@@ -122,7 +121,6 @@ _b3: Backend = FaultyBackend(MemoryBackend())
 _b5: TransactionalBackend = SQLiteBackend("sitq.db")
 _b8: BlockingBackend = SQLiteBackend("sitq.db")
 _b9: BlockingBackend = MemoryBackend()  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
-_b7: ReserveOnCommitBackend = SQLiteBackend("sitq.db")
 _s1: Serializer = MsgpackSerializer()
 _c1: Clock = SystemClock()
 _c2: Clock = FakeClock()

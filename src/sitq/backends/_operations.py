@@ -121,7 +121,6 @@ class Verb(Generic[T]):
             stores behind a network. ``None``: the call is made again, which does no harm.
         held: how long a call is made again for items that an open transaction holds, for which the
             function gives ``None``: not at all, for the statement timeout, or for ever.
-        offers_tasks: whether it stores new tasks, for which reservations may be pending.
     """
 
     name: str
@@ -132,7 +131,6 @@ class Verb(Generic[T]):
     joinable: bool = False
     searched_by: str | None = None
     held: Literal["never", "until_timeout", "for_ever"] = "never"
-    offers_tasks: bool = False
 
 
 ENQUEUE: Final[Verb[list[TaskId[Any]]]] = Verb(
@@ -143,7 +141,6 @@ ENQUEUE: Final[Verb[list[TaskId[Any]]]] = Verb(
     lane="enqueue",
     joinable=True,
     searched_by="enqueued_before",
-    offers_tasks=True,
 )
 # Of a store whose `enqueue` takes no unique keys: one that is held must not hold up other tasks.
 ENQUEUE_UNIQUE: Final[Verb[list[TaskId[Any]]]] = Verb(
@@ -153,7 +150,6 @@ ENQUEUE_UNIQUE: Final[Verb[list[TaskId[Any]]]] = Verb(
     lane="enqueue_unique",
     searched_by="enqueued_before",
     held="until_timeout",
-    offers_tasks=True,
 )
 RESERVE: Final[Verb[Reservation]] = Verb(
     name="reserve",

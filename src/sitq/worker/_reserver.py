@@ -8,7 +8,6 @@ import anyio
 import anyio.lowlevel
 
 from sitq._logging import Log
-from sitq.backends._standby import ReserveOnCommitBackend
 from sitq.clock import with_timeout
 from sitq.models import Outcome
 from sitq.payload.names import one_line
@@ -16,11 +15,10 @@ from sitq.worker._outcomes import outcome_of_unknown_function
 from sitq.worker._reporter import FailureBackoff, Reporter
 
 if TYPE_CHECKING:
-    from sitq.backends._standby import PendingReservation
     from sitq.models import Reservation
     from sitq.payload.functions import TaskFunction
     from sitq.payload.registry import Registry
-    from sitq.protocols import Backend, Listener
+    from sitq.protocols import Backend
     from sitq.worker._heartbeats import Heartbeats
     from sitq.worker._options import WorkerOptions
     from sitq.worker._runner_pool import RunnerPool
@@ -67,7 +65,6 @@ class Reserver:
     ) -> None:
         self._id = worker_id
         self._backend = backend
-        self._reserves_on_commit = backend if isinstance(backend, ReserveOnCommitBackend) else None
         self._clock = backend.clock
         self._registry = registry
         self._options = options
@@ -79,13 +76,10 @@ class Reserver:
         self.error: Exception | None = None
         self._stopping = False
         self._reserve_backoff = FailureBackoff("reserve tasks", longest=5.0)
-        self._pending_backoff = FailureBackoff("leave a reservation with the store", longest=5.0)
-        self._listener: Listener | None = None
         self._woken = anyio.Event()
         # True if tasks may have become due since the last reservation.
         self._due = True
         self._look_at = float("-inf")
-        self._wants_room = False
         # A drain waits in it until all outcomes are written.
         self._writing = anyio.CancelScope()
 
@@ -250,83 +244,16 @@ class Reserver:
         await anyio.lowlevel.checkpoint()
         await anyio.lowlevel.checkpoint()
         if not self._woken.is_set():
-            pending = (
-                None if self._due or self._drain else self._leave_reservation(self._pool.vacant)
-            )
-            if pending is None:
-                await self._rest()
-            else:
-                await self._await_reservation(pending)
+            pause = max(self._look_at - self._clock.monotonic(), 0.0)
+            await with_timeout(self._clock, pause, self._woken.wait)
         if self._clock.monotonic() >= self._look_at:
             self._due = True
             self._look_in(None)  # in case there is no room now
 
-    async def _rest(self) -> None:
-        pause = max(self._look_at - self._clock.monotonic(), 0.0)
-        await with_timeout(self._clock, pause, self._woken.wait)
-
-    def _leave_reservation(self, room: int) -> PendingReservation | None:
-        if self._reserves_on_commit is None or self._listener is None:
-            return None
-        # Only for tasks that can start at once: other workers may have room for the rest.
-        self._wants_room = not room
-        if not room:
-            return None
-        queues, lease = self._options.queues, self._options.lease
-        wake = self._woken.set
-        try:
-            return self._reserves_on_commit.reserve_on_commit(
-                self._id, queues, room, lease, self._listener, wake
-            )
-        except Exception as error:  # noqa: BLE001 - an unavailable store never ends a worker
-            self._note_failed_reservation(error)
-            return None
-
-    def _note_failed_reservation(self, error: Exception) -> None:
-        """Reserve again soon, since no pending reservation reports new tasks."""
-        again_at = self._clock.monotonic() + self._pending_backoff.fail(error)
-        self._look_at = min(self._look_at, again_at)
-
-    async def _await_reservation(self, pending: PendingReservation) -> None:
-        """Rest, and take the tasks that the pending reservation has got meanwhile."""
-        try:
-            await self._rest()
-        finally:
-            await self._end(pending)
-
-    async def _end(self, pending: PendingReservation) -> None:
-        """Take the tasks of a pending reservation; a worker that stops does not wait for them."""
-        if not self._stopping:
-            await self._take(pending)
-            return
-        with anyio.CancelScope() as scope:
-            scope.cancel()
-            await self._take(pending)
-
-    async def _take(self, pending: PendingReservation) -> None:
-        try:
-            reservation = await pending.end()
-        except Exception as error:  # noqa: BLE001 - an unavailable store never ends a worker
-            self._note_failed_reservation(error)
-            return
-        if reservation is None:
-            return
-        self._pending_backoff.succeed()
-        if self._stopping:
-            self._give_back(reservation)
-        else:
-            self._note(reservation.wait)
-            self._launch(reservation, pending.asked_at)
-
     def freed(self) -> None:
         """Wake up if tasks may be due, since the pool may have room."""
-        if self._due or self._drain or self._wants_room:
+        if self._due or self._drain:
             self._woken.set()
-
-    def listen_to(self, listener: Listener) -> None:
-        """Wake up on a listener's signal, and use that listener for pending reservations."""
-        self._listener = listener
-        self.look_again()
 
     def look_again(self) -> None:
         """Wake up and reserve again, since tasks may be due."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sitq.context import TaskContext
     from sitq.models import Lease, Progress, ReservedTask
     from sitq.payload.registry import Registry
-    from sitq.protocols import Backend, Clock, Listener, Serializer, Topic
+    from sitq.protocols import Backend, Clock, Serializer, Topic
     from sitq.worker._options import WorkerOptions
 
 __all__ = ["WorkerRun", "warn_of_saturation"]
@@ -171,8 +171,8 @@ class WorkerRun:
                 self._services = services.cancel_scope
                 services.start_soon(self._end_with_heartbeats, services.cancel_scope)
                 services.start_soon(self._reporter.run)
-                services.start_soon(self._listen, "tasks", self._reserver.listen_to)
-                services.start_soon(self._listen, "cancels", lambda _: self._heartbeats.renew_now())
+                services.start_soon(self._listen, "tasks", self._reserver.look_again)
+                services.start_soon(self._listen, "cancels", self._heartbeats.renew_now)
                 services.start_soon(self._note_progress)
                 services.start_soon(self._watch)
                 services.start_soon(self._sweep)
@@ -263,16 +263,16 @@ class WorkerRun:
 
     # -- services --------------------------------------------------------------------------
 
-    async def _listen(self, topic: Topic, heard: Callable[[Listener], object]) -> None:
+    async def _listen(self, topic: Topic, heard: Callable[[], object]) -> None:
         backoff = FailureBackoff(f"listen for {topic}", longest=5.0)
         while True:
             try:
                 async with self._backend.listen(topic) as listener:
-                    heard(listener)
+                    heard()
                     while True:
                         await listener.wait()
                         backoff.succeed()
-                        heard(listener)
+                        heard()
             except Exception as error:  # noqa: BLE001 - the worker polls meanwhile
                 await anyio.sleep(backoff.fail(error))
 

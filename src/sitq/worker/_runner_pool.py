@@ -168,11 +168,6 @@ class RunnerPool:
         ]
 
     @property
-    def vacant(self) -> int:
-        """How many attempts could start at once, besides those that wait."""
-        return self._bounded(max(0, self.idle_places - len(self._prefetched)))
-
-    @property
     def room(self) -> int:
         """How many tasks to reserve; 0 while enough of them wait.
 

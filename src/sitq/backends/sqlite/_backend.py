@@ -12,7 +12,6 @@ from sitq.backends._facade import SQLBackend
 from sitq.backends._open_counter import OpenCounter
 from sitq.backends._operations import SweepRequest
 from sitq.backends.sqlite import _operations
-from sitq.backends.sqlite._batch_writer import PendingReserveRequest
 from sitq.backends.sqlite._rows import to_micros
 from sitq.backends.sqlite._session import OPERATIONS, SQLiteSession
 from sitq.backends.sqlite._user_transaction import bind
@@ -21,13 +20,11 @@ from sitq.errors import BackendError, ValidationError
 from sitq.protocols import Sweep
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
     from sitq._loops import LoopRef
-    from sitq.backends._standby import PendingReservation
-    from sitq.backends.sqlite._batch_writer import BatchWriter
     from sitq.ids import TaskId
-    from sitq.models import Reservation, Result, Task
+    from sitq.models import Result, Task
     from sitq.protocols import Clock, Listener, Topic
     from sitq.transactions import AnyConnection, Transaction
 
@@ -80,28 +77,6 @@ class SQLiteBackend(UsesDatabaseThread, SQLBackend[SQLiteSession]):
         database = self._open_counter.use_from_thread().database
         return database.write_blocking(_operations.enqueue, (tasks,))[0]
 
-    def reserve_on_commit(
-        self,
-        worker: str,
-        queues: Sequence[str],
-        limit: int,
-        lease: float,
-        listener: Listener,
-        fulfilled: Callable[[], object],
-    ) -> PendingReservation:
-        """See `sitq.backends._standby.ReserveOnCommitBackend.reserve_on_commit`."""
-        state = self._open_counter.use()
-        request = PendingReserveRequest(
-            state.loop,
-            _operations.reserve,
-            (self._reserve_request(worker, queues, limit, lease),),
-            self._compensate(state.loop),
-            _gives,
-            fulfilled,
-            listener,
-        )
-        return _PendingReservation(state.database.commits, request)
-
     async def sweep(self, max_crashes: int, limit: int = 1000) -> Sweep:
         """See `sitq.protocols.Backend.sweep`."""
         asked_at = self._clock.now()
@@ -137,27 +112,6 @@ class SQLiteBackend(UsesDatabaseThread, SQLBackend[SQLiteSession]):
     def join(self, connection: AnyConnection) -> Transaction:
         """See `sitq.transactions.TransactionalBackend.join`."""
         return bind(connection, self._path, self._open_counter.use_from_thread)
-
-
-class _PendingReservation:
-    """See `sitq.backends._standby.PendingReservation`."""
-
-    def __init__(self, commits: BatchWriter, request: PendingReserveRequest[Reservation]) -> None:
-        self._commits = commits
-        self._request = request
-        commits.stand(request)
-
-    @property
-    def asked_at(self) -> float:
-        return self._request.asked_at
-
-    async def end(self) -> Reservation | None:
-        reservations = await self._commits.end(self._request)
-        return None if reservations is None else reservations[0]
-
-
-def _gives(reservations: list[Reservation]) -> bool:
-    return any(reservation.tasks for reservation in reservations)
 
 
 def _checked_path(path: str | os.PathLike[str]) -> str:

@@ -5,76 +5,27 @@ from __future__ import annotations
 from contextlib import suppress
 from functools import partial
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sitq.backends._batch_queue import (
     BatchQueue,
     BlockingRequest,
-    Compensate,
     Request,
     group_by_operation,
-    operation_of,
     wake_all,
 )
 from sitq.errors import UnknownOutcomeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from sitq._loops import LoopRef
     from sitq.backends.sqlite._loop_waker import LoopWaker
     from sitq.backends.sqlite._operations import SQLiteTransaction
-    from sitq.protocols import Listener
 
-__all__ = ["BatchWriter", "PendingReserveRequest", "name_of", "run_batch"]
+__all__ = ["BatchWriter", "name_of", "run_batch"]
 
 O = TypeVar("O")  # noqa: E741 - what comes out
-
-
-class PendingReserveRequest(Request[O]):
-    """A reservation that is tried with each transaction until it gives tasks.
-
-    Args:
-        loop: the event loop of the caller.
-        operation: what to run.
-        items: its arguments, one for each answer.
-        compensate: see `Request`.
-        gives: returns whether answers hold tasks.
-        fulfilled: called in the loop once the request is answered.
-        listener: the caller's listener, which is not woken for tasks that this request sees.
-    """
-
-    __slots__ = ("_fulfilled", "asked_at", "gives", "is_last", "listener")
-
-    def __init__(
-        self,
-        loop: LoopRef,
-        operation: Callable[..., Any],
-        items: Sequence[Any],
-        compensate: Compensate[O],
-        gives: Callable[[list[O]], bool],
-        fulfilled: Callable[[], object],
-        listener: Listener,
-    ) -> None:
-        super().__init__(loop, operation, items, compensate)
-        self.gives: Final = gives
-        self.listener: Final = listener
-        self._fulfilled: Final = fulfilled
-        # When it was last run, by the monotonic clock.
-        self.asked_at = 0.0
-        # True if the next answers end the waiting, whatever they hold.
-        self.is_last = False
-
-    def is_unfulfilled(self) -> bool:
-        """Return whether the request goes on waiting."""
-        if self.is_last:
-            return False
-        return self.error is not None or not self.gives(self.answers or [])
-
-    def wake(self) -> None:
-        """Wake the caller; in the loop."""
-        super().wake()
-        self._fulfilled()
 
 
 class BatchWriter(BatchQueue):
@@ -87,7 +38,6 @@ class BatchWriter(BatchQueue):
         write: runs a batch in that thread, and sets answers or an error on each request.
         needs_disk: returns whether a request has to wait for a flush.
         keep: flushes for some requests.
-        prompts: the operations after which a pending reservation is tried again.
     """
 
     def __init__(
@@ -98,7 +48,6 @@ class BatchWriter(BatchQueue):
         write: Callable[[list[Request[Any]]], None],
         needs_disk: Callable[[Request[Any]], bool],
         keep: Callable[[list[Request[Any]]], None],
-        prompts: frozenset[Callable[..., Any]],
     ) -> None:
         super().__init__(loop)
         self._waker = waker
@@ -106,66 +55,11 @@ class BatchWriter(BatchQueue):
         self._write = write
         self._needs_disk = needs_disk
         self._keep = keep
-        self._prompts = prompts
-        self._pending_reserves: list[PendingReserveRequest[Any]] = []
 
     @property
     def is_idle(self) -> bool:
-        """Return whether no request is queued, being written or pending."""
-        return not (self._scheduled or self._pending_reserves)
-
-    def stand(self, request: PendingReserveRequest[Any]) -> None:
-        """Add a pending reservation: it is tried with each transaction that stores tasks."""
-        with self._lock:
-            self._pending_reserves.append(request)
-
-    def prompt(self) -> list[PendingReserveRequest[Any]]:
-        """Try all pending reservations for the last time; return them."""
-        with self._lock:
-            standing, self._pending_reserves = self._pending_reserves, []
-            for request in standing:
-                request.is_last = True
-        for request in standing:
-            self.post(request)
-        return standing
-
-    async def end(self, request: PendingReserveRequest[O]) -> list[O] | None:
-        """End a pending reservation; return its answers, or ``None`` if it has none.
-
-        Raises:
-            BaseException: why the reservation failed.
-        """
-        with self._lock:
-            request.is_last = True
-            if request in self._pending_reserves:
-                self._pending_reserves.remove(request)
-                return None
-        try:
-            await request.wait()
-        except BaseException:
-            self._abandon(request)
-            raise
-        return request.result()
-
-    def _take(self) -> list[Request[Any]]:
-        batch = super()._take()
-        if not self._pending_reserves or self._prompts.isdisjoint(map(operation_of, batch)):
-            return batch
-        with self._lock:
-            standing, self._pending_reserves = self._pending_reserves, []
-        return batch + standing
-
-    def _put_back(self, batch: list[Request[Any]]) -> list[Request[Any]]:
-        """Keep reservations that gave nothing pending; return the other requests."""
-        settled: list[Request[Any]] = []
-        with self._lock:
-            for request in batch:
-                if isinstance(request, PendingReserveRequest) and request.is_unfulfilled():
-                    request.error, request.answers = None, None
-                    self._pending_reserves.append(request)
-                else:
-                    settled.append(request)
-        return settled
+        """Return whether no request is queued or being written."""
+        return not self._scheduled
 
     def _begin(self) -> None:
         self._schedule(self._flush)
@@ -192,7 +86,6 @@ class BatchWriter(BatchQueue):
     def _carry_out(self, batch: list[Request[Any]]) -> None:
         if batch:
             self._write(batch)
-            batch = self._put_back(batch)
         early: list[Request[Any]] = []
         late: list[Request[Any]] = []
         for request in batch:
@@ -206,8 +99,7 @@ class BatchWriter(BatchQueue):
 
     def _fail(self, batch: list[Request[Any]], error: BaseException) -> None:
         """Raise `UnknownOutcomeError` in the callers that have no answer yet."""
-        standing = set(map(id, self._pending_reserves))
-        left = [request for request in batch if not request.settled and id(request) not in standing]
+        left = [request for request in batch if not request.settled]
         for request in left:
             message = f"the outcome is unknown: it may be stored ({type(error).__name__})"
             request.error = UnknownOutcomeError(message)
@@ -233,15 +125,8 @@ def name_of(request: Request[Any]) -> str:
     return getattr(request.operation, "__name__", "write")
 
 
-def run_batch(
-    work: SQLiteTransaction, batch: list[Request[Any]], monotonic: Callable[[], float]
-) -> None:
+def run_batch(work: SQLiteTransaction, batch: list[Request[Any]]) -> None:
     """Run all requests of a batch, and give each its answers."""
-    # Read after the lock was taken: leases count from here.
-    asked_at = monotonic()
-    for request in batch:
-        if isinstance(request, PendingReserveRequest):
-            request.asked_at = asked_at
     answers = [_run_group(work, operation, group) for operation, group in group_by_operation(batch)]
     # Set before the commit, so that nothing after it can fail.
     for request, answer in zip(batch, chain.from_iterable(answers), strict=True):

@@ -60,7 +60,6 @@ class SQLiteDatabase:
         waker: calls functions in that loop from the database threads.
         clock: read once a transaction.
         durability: decides which transactions are flushed to the disk, and when.
-        prompts: the operations after which a pending reservation is tried again.
         committed: called in the database thread with each transaction, before its callers are
             woken.
         moved: called in the database thread once the file that replaced the store, or its wake-up
@@ -75,7 +74,6 @@ class SQLiteDatabase:
         waker: LoopWaker,
         clock: Clock,
         durability: Durability,
-        prompts: frozenset[Callable[..., Any]],
         committed: Callable[[SQLiteTransaction], None],
         moved: Callable[[], None],
     ) -> None:
@@ -97,7 +95,6 @@ class SQLiteDatabase:
             self._write,
             self._needs_disk,
             self._keep,
-            prompts,
         )
 
     async def connect(self) -> None:
@@ -314,7 +311,7 @@ class SQLiteDatabase:
         operations = [request.operation for request in batch]
         try:
             work, _ = retrying(
-                partial(self._transaction, operations, run_batch, batch, self._clock.monotonic),
+                partial(self._transaction, operations, run_batch, batch),
                 BUSY_SECONDS,
             )
         except BaseException as error:  # noqa: BLE001 - it belongs to the callers

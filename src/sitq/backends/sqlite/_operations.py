@@ -76,8 +76,7 @@ class SQLiteTransaction:
     connection: sqlite3.Connection
     moment: datetime
     changed: set[Topic] = field(default_factory=set)
-    stored: set[str] = field(default_factory=set)
-    """The ids of new tasks that the transaction has not reserved itself."""
+    """The topics whose listeners are to be woken."""
     ended: list[TaskId[Any]] = field(default_factory=list)
     """The tasks whose attempts have ended."""
     now: int = field(init=False)
@@ -86,11 +85,6 @@ class SQLiteTransaction:
     def __post_init__(self) -> None:
         """Compute the microseconds once; most statements need them."""
         self.now = to_micros(self.moment)
-
-    @property
-    def topics(self) -> set[Topic]:
-        """The topics whose listeners are to be woken."""
-        return self.changed | {"tasks"} if self.stored else self.changed
 
     def execute(self, sql: str, parameters: Any = ()) -> sqlite3.Cursor:
         """Run one statement."""
@@ -123,7 +117,8 @@ def enqueue(
 ) -> list[list[TaskId[Any]]]:
     """Store batches of tasks; a unique key in use gives the id of the task that holds it."""
     tasks = concat(batches)
-    transaction.stored.update(ids_of(tasks))
+    if tasks:
+        transaction.changed.add("tasks")
     if has_keys(tasks):
         return split([_insert_unique(transaction, task) for task in tasks], batches)
     if tasks:
@@ -271,7 +266,6 @@ def _reserve(transaction: SQLiteTransaction, request: ReserveRequest) -> Reserva
         started = _start(transaction, list(tasks))
         seqs = dump_rows(started)
         ends_at = transaction.now + round(request.lease * 1_000_000)
-        transaction.stored.difference_update(task.id for task in tasks.values())
         transaction.execute(
             _sql.INSERT_LEASES, {"rows": seqs, "worker": request.worker, "ends_at": ends_at}
         )

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sitq.backends.sqlite._operations import SQLiteTransaction
     from sitq.ids import TaskId
     from sitq.models import Result
-    from sitq.protocols import Clock, LeaseKeeper, Listener, Topic
+    from sitq.protocols import Clock, LeaseKeeper, Topic
 
 __all__ = ["OPERATIONS", "SQLiteSession"]
 
@@ -31,7 +31,6 @@ _FEW: Final = 16
 
 OPERATIONS: Final = operations_of(_operations)
 _POLICIES: Final = {operation: verb.durability for verb, operation in OPERATIONS.items()}
-_OFFERS: Final = frozenset(operation for verb, operation in OPERATIONS.items() if verb.offers_tasks)
 
 
 class SQLiteSession:
@@ -54,12 +53,11 @@ class SQLiteSession:
             self._waker,
             clock,
             Durability(f"{path}-wal" if _is_flushed(path, synchronous) else None, _POLICIES),
-            _OFFERS,
             self._tell,
             self._moved,
         )
         bell = None if path == MEMORY else f"{path}-bell"
-        self.listeners: Final = FileListeners(loop, self._waker, bell, self._look, self._prompt)
+        self.listeners: Final = FileListeners(loop, self._waker, bell, self._look)
 
     def _moved(self) -> None:
         """Watch the wake-up file of another store; in the database thread."""
@@ -71,7 +69,7 @@ class SQLiteSession:
 
     def _tell(self, work: SQLiteTransaction) -> None:
         """Wake those who wait for a change; in the database thread, after the commit."""
-        topics = work.topics
+        topics = work.changed
         # Before the bell, which wakes those who ask for them.
         self._fresh = self._results_of(work) if "results" in topics else {}
         if topics:
@@ -100,10 +98,6 @@ class SQLiteSession:
         """Keep no results in memory for those who listened."""
         if not self.listeners.are_for("results"):
             self._fresh = {}
-
-    def _prompt(self) -> list[Listener]:
-        """Have those who stand by for tasks look for what others have stored."""
-        return [request.listener for request in self.database.commits.prompt()]
 
     async def _look(self) -> int:
         return await self.database.read(_data_version)

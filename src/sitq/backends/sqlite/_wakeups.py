@@ -26,7 +26,7 @@ from sitq.errors import SitqError
 
 if TYPE_CHECKING:
     import ctypes
-    from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
 
     from sitq._loops import LoopRef
     from sitq.backends.sqlite._loop_waker import LoopWaker
@@ -256,7 +256,6 @@ class FileListeners:
         waker: calls functions in that loop from the database threads.
         wakeup_file: the path of the wake-up file; ``None``: no other process can change the store.
         look: returns the version of the store, which changes with the commits of others.
-        prompt: called when others have stored tasks; returns the listeners not to wake for them.
     """
 
     def __init__(
@@ -265,13 +264,11 @@ class FileListeners:
         waker: LoopWaker,
         wakeup_file: str | None,
         look: Callable[[], Awaitable[int]],
-        prompt: Callable[[], Collection[Listener]],
     ) -> None:
         self._loop = loop
         self._waker = waker
         self._wakeup_file = wakeup_file
         self._look = look
-        self._prompt = prompt
         self._mark: bytes | None = None
         self._lock = threading.Lock()
         self._kept: dict[Topic, InotifyWatch] = {}
@@ -300,11 +297,10 @@ class FileListeners:
                 self._waker.post(lambda: self._signal(topics))
                 return
 
-    def _signal(self, topics: Iterable[Topic], exempt: Collection[Listener] = ()) -> None:
+    def _signal(self, topics: Iterable[Topic]) -> None:
         for topic in topics:
             for subscription in self._subscriptions[topic]:
-                if subscription not in exempt:
-                    subscription.signal()
+                subscription.signal()
 
     @contextmanager
     def listen(self, topic: Topic) -> Iterator[Listener]:
@@ -350,10 +346,8 @@ class FileListeners:
             self.watch_anew()
             return
         # A signal before this instance's own is not lost: `notify` comes after the own signal.
-        if topic != "tasks":
+        if topic != "tasks" or watch.mark() != self._mark:
             self._signal((topic,))
-        elif watch.mark() != self._mark:
-            self._signal((topic,), exempt=self._prompt())
 
     def watch_anew(self) -> None:
         """Watch the wake-up file that is there now, and wake all listeners; in the loop."""
