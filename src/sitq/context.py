@@ -166,7 +166,7 @@ class TaskContext:
     async def _complete(self, transaction: Transaction, value: object) -> None:
         outcome = Outcome.success(self.lease, self._services.encode(value))
         sealed = self._services.seal(self._task, outcome)
-        if await transaction.succeed(self.lease, sealed.value or b""):
+        if await transaction.complete(self.lease, sealed.value or b""):
             self._state.completed = True
         else:
             again = ", or the task has completed itself already" if self._state.completed else ""

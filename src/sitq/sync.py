@@ -195,8 +195,8 @@ class SyncTaskQueue(SyncEnqueueMethods):
         if not transaction.blocking:
             raise UsageError("bind: this connection has to be awaited: use TaskQueue.bind")
         self._portal.run(self._queue.connect)
-        queue = TransactionQueue(self._backend, self._factory, transaction, _do_nothing)
-        return SyncTransactionQueue(queue, self._portal.check)
+        producer = Producer(self._backend, self._factory, transaction.enqueue, _do_nothing)
+        return SyncTransactionQueue(TransactionQueue(producer), self._portal.check)
 
     @overload
     def get_result(self, task_id: TaskId[R], timeout: float | None = None) -> Result[R] | None: ...

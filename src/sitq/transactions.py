@@ -115,7 +115,7 @@ class Transaction(Protocol):
         """
         ...
 
-    async def succeed(self, lease: Lease, value: bytes) -> bool:
+    async def complete(self, lease: Lease, value: bytes) -> bool:
         """Record a success as `Backend.finish` does; return whether it was accepted.
 
         It is accepted if and only if the task is ``in_progress`` and the lease's epoch is its

@@ -37,7 +37,7 @@ class Held:
         self.connection = psycopg.connect(dsn())
 
     async def begin(self) -> None:
-        assert await self.backend.join(self.connection).succeed(self.lease, b"value")
+        assert await self.backend.join(self.connection).complete(self.lease, b"value")
 
     async def end(self, how: str) -> None:
         await anyio.to_thread.run_sync(getattr(self.connection, how))

@@ -164,7 +164,7 @@ async def use(backend: PostgresBackend, connection: AnyConnection) -> None:
     await transaction.enqueue([new_task(queue="other", unique_key=new_schema())])
     with pytest.raises(BackendError, match="duplicate key"):
         await transaction.enqueue([task])
-    assert await transaction.succeed(lease, b"v")
+    assert await transaction.complete(lease, b"v")
 
 
 @pytest.mark.anyio

@@ -116,7 +116,7 @@ class TestOfAnyKind:
                 await own.begin_again()
             await own.write("before")
             joined = backend.join(own.given)
-            returned = await cancelled(partial(joined.succeed, reserved.lease, b"3"), turns)
+            returned = await cancelled(partial(joined.complete, reserved.lease, b"3"), turns)
             await own.commit()
             status = (await queue.get_task(task_id)).status
             assert status is (TaskStatus.SUCCESS if returned else TaskStatus.IN_PROGRESS)

@@ -310,29 +310,11 @@ class TransactionQueue(EnqueueMethods):
     a connection that opens transactions by itself may also be bound once for all of them.
 
     Args:
-        backend: the store, for a ``repr``.
-        factory: makes the tasks.
-        transaction: what writes through the user's connection.
-        use: makes sure that the store is open.
+        producer: makes the tasks, and stores them through the user's connection.
     """
-
-    def __init__(
-        self,
-        backend: Backend,
-        factory: TaskFactory,
-        transaction: Transaction,
-        use: Callable[[], Awaitable[object]],
-    ) -> None:
-        super().__init__(Producer(backend, factory, self._store))
-        self._transaction: Final = transaction
-        self._use: Final = use
 
     def __repr__(self) -> str:
         return f"TransactionQueue({self._producer.backend!r})"
-
-    async def _store(self, tasks: Sequence[Task]) -> list[TaskId[Any]]:
-        await self._use()
-        return await self._transaction.enqueue(tasks) if tasks else []
 
 
 def joined(backend: Backend, connection: AnyConnection) -> Transaction:

@@ -224,9 +224,12 @@ class TaskQueue(EnqueueMethods):
                 else about the connection is checked by the first enqueue.
         """
         transaction = joined(self._backend, connection)
-        return TransactionQueue(
-            self._backend, self._producer.factory, transaction, self._handle.use
-        )
+
+        async def store(tasks: Sequence[Task]) -> list[TaskId[Any]]:
+            await self._handle.use()
+            return await transaction.enqueue(tasks) if tasks else []
+
+        return TransactionQueue(Producer(self._backend, self._producer.factory, store))
 
     async def _store(self, tasks: Sequence[Task]) -> list[TaskId[Any]]:
         await self._handle.use()

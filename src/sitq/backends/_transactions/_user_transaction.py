@@ -45,8 +45,8 @@ class UserTransaction(ABC, Generic[S]):
         """See `sitq.transactions.Transaction.enqueue`."""
         return await self._perform("enqueue", partial(self._store, tasks)) if tasks else []
 
-    async def succeed(self, lease: Lease, value: bytes) -> bool:
-        """See `sitq.transactions.Transaction.succeed`."""
+    async def complete(self, lease: Lease, value: bytes) -> bool:
+        """See `sitq.transactions.Transaction.complete`."""
         return await self._perform("complete", partial(self._complete, lease, value))
 
     async def _perform(self, name: str, work: Callable[[Executor, S], Coroutine[Any, Any, T]]) -> T:
