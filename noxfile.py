@@ -64,7 +64,7 @@ PYTHON_TESTS = [
 
 nox.needs_version = ">=2025.2.9"
 nox.options.sessions = ["lint", "types", "docs_site", "tests"]
-nox.options.default_venv_backend = "venv"
+nox.options.default_venv_backend = "virtualenv"  # it copies pip; venv installs it
 nox.options.download_python = "never"
 nox.options.error_on_missing_interpreters = False
 
@@ -81,10 +81,16 @@ def find_pyenv_interpreters() -> None:
 
 
 def install(session: nox.Session, *groups: str) -> None:
-    """Install the tools of ``groups`` and the wheel as users get it, never the tree."""
+    """Install the tools of ``groups`` and the wheel as users get it, never the tree.
+
+    Python compiles the modules that are imported; pip would compile all of them.
+    """
     wheel = build_wheel(session)
-    session.install("--quiet", f"{wheel}[trio]", *nox.project.dependency_groups(PYPROJECT, *groups))
-    session.install("--quiet", "--no-deps", "--force-reinstall", str(wheel))
+    options = ["--quiet", "--disable-pip-version-check", "--no-compile"]
+    is_reused = any(Path(session.virtualenv.location).rglob("sitq-*.dist-info"))
+    session.install(*options, f"{wheel}[trio]", *nox.project.dependency_groups(PYPROJECT, *groups))
+    if is_reused:  # with a wheel of the same version
+        session.install(*options, "--no-deps", "--force-reinstall", str(wheel))
 
 
 def build_wheel(session: nox.Session) -> Path:
