@@ -7,12 +7,14 @@ import threading
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 import anyio.lowlevel
 
 from sitq._loops import LoopRef
+from sitq.backends._open_counter import OpenCounter
 from sitq.backends.memory._rows import (
     TaskRow,
     after,
@@ -24,13 +26,13 @@ from sitq.backends.memory._rows import (
     to_result,
 )
 from sitq.clock import checked_clock
-from sitq.errors import BackendError, TaskNotFoundError, UsageError
+from sitq.errors import BackendError, TaskNotFoundError
 from sitq.models import ALL_QUEUES, LeaseState, Reservation
 from sitq.protocols import Sweep
 from sitq.states import TaskStatus
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from datetime import datetime
 
     from sitq.ids import TaskId
@@ -41,7 +43,7 @@ __all__ = ["MemoryBackend"]
 
 
 class MemoryBackend:
-    """A store in the memory of one process, for tests and for programs that lose nothing by it.
+    """A store in the memory of one process, for tests and for tasks that may be lost.
 
     What it holds outlives `close`, but not the instance.
 
@@ -49,7 +51,7 @@ class MemoryBackend:
         clock: the clock to judge by; the system's unless given.
 
     Raises:
-        ValidationError: the clock is none.
+        ValidationError: ``clock`` is not a clock.
     """
 
     def __init__(self, *, clock: Clock | None = None) -> None:
@@ -63,9 +65,9 @@ class MemoryBackend:
         }
         # A lease keeper calls from its own thread.
         self._lock = threading.Lock()
-        self._open_counter = 0
-        self._loop: LoopRef | None = None
-        self._pid = 0
+        self._open_counter = OpenCounter(
+            self.__repr__, partial(_Session, self._listeners), "each has tasks of its own"
+        )
 
     def __repr__(self) -> str:
         return f"MemoryBackend(<{len(self._rows)} tasks>)"
@@ -81,15 +83,7 @@ class MemoryBackend:
         Raises:
             UsageError: the instance is open in another event loop or was inherited by a fork.
         """
-        loop = LoopRef()
-        if self._open_counter and self._pid == os.getpid() and self._loop and self._loop.ended:
-            self._open_counter = 0
-        if self._open_counter:
-            self._check_use()
-        elif self._loop != loop:
-            self._forget_listeners()
-        self._loop, self._pid = loop, os.getpid()
-        self._open_counter += 1
+        await self._open_counter.enter()
 
     async def close(self) -> None:
         """Count a user out.
@@ -97,27 +91,11 @@ class MemoryBackend:
         Raises:
             UsageError: the instance is open in another event loop.
         """
-        if self._open_counter and self._pid == os.getpid():
-            self._check_use()
-        self._open_counter = max(0, self._open_counter - 1)
-
-    def _check_use(self) -> None:
-        if not self._open_counter:
-            raise UsageError(f"{self!r} is not open: use 'async with' on its queue, or connect()")
-        if self._pid != os.getpid():
-            raise UsageError(f"{self!r} was opened before a fork; make a new one in the child")
-        if self._loop != LoopRef():
-            message = f"{self!r} is open in another event loop; give each loop an instance"
-            raise UsageError(message)
-
-    def _forget_listeners(self) -> None:
-        """Nobody can wake those that a loop left behind when it ended."""
-        for listeners in self._listeners.values():
-            listeners.clear()
+        await self._open_counter.leave()
 
     async def _checked(self) -> datetime:
         """Be a checkpoint, as every store's operations are; return the moment to judge by."""
-        self._check_use()
+        self._open_counter.use()
         await anyio.lowlevel.checkpoint()
         return self._clock.now()
 
@@ -304,15 +282,15 @@ class MemoryBackend:
         row = self._known(task_id)
         return row.task.model_copy(update={"eta": row.eta})
 
-    def _changed(self, topic: Topic, what: Iterable[object]) -> None:
-        if any(True for _ in what):
+    def _changed(self, topic: Topic, what: Sequence[object]) -> None:
+        if what:
             for listener in self._listeners[topic]:
                 listener.changed.set()
 
     @asynccontextmanager
     async def listen(self, topic: Topic) -> AsyncIterator[Listener]:
         """See `sitq.protocols.Backend.listen`."""
-        self._check_use()
+        self._open_counter.use()
         listener = _MemoryListener()
         self._listeners[topic].add(listener)
         try:
@@ -322,8 +300,7 @@ class MemoryBackend:
 
     def lease_keeper(self) -> LeaseKeeper:
         """See `sitq.protocols.Backend.lease_keeper`."""
-        if not self._open_counter:
-            raise UsageError(f"{self!r} is not open")
+        self._open_counter.use_from_thread()
         return _Keeper(self)
 
     def renew(self, leases: Sequence[Lease], seconds: float) -> list[LeaseState]:
@@ -342,8 +319,29 @@ class MemoryBackend:
         return states
 
 
+class _Session:
+    """What is open: the listeners, which belong to one event loop."""
+
+    def __init__(self, listeners: dict[Topic, set[_MemoryListener]], loop: LoopRef) -> None:
+        self.loop = loop
+        self.pid = os.getpid()
+        self._listeners = listeners
+
+    async def connect(self) -> None:
+        """Forget the listeners of another loop, which ended: nothing can wake them."""
+        for topic, listeners in self._listeners.items():
+            self._listeners[topic] = {each for each in listeners if each.loop == self.loop}
+
+    async def close(self) -> None:
+        pass
+
+    def abandon(self) -> None:
+        pass
+
+
 class _MemoryListener:
     def __init__(self) -> None:
+        self.loop = LoopRef()
         self.changed = anyio.Event()
 
     async def wait(self) -> None:
