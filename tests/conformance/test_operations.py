@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from sitq.backends._operations import ENQUEUE_UNIQUE, VERBS, Verb, operations_of
+from sitq.backends.memory import _operations as memory
 from sitq.backends.postgres import _operations as postgres
 from sitq.backends.sqlite import SQLiteBackend
 from sitq.backends.sqlite import _operations as sqlite
@@ -33,7 +34,8 @@ def test_there_is_a_row_for_each_verb_of_the_port() -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "verbs"), [(sqlite, VERBS), (postgres, (*VERBS, ENQUEUE_UNIQUE))]
+    ("module", "verbs"),
+    [(memory, VERBS), (sqlite, VERBS), (postgres, (*VERBS, ENQUEUE_UNIQUE))],
 )
 def test_a_store_carries_out_each_verb(module: ModuleType, verbs: tuple[object, ...]) -> None:
     operations = operations_of(module, verbs)  # type: ignore[arg-type]
@@ -52,11 +54,11 @@ async def test_a_verb_wakes_the_listeners_of_what_it_has_changed_and_no_others(
     verb: Verb[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     woken: set[str] = set()
-    tell = SQLiteSession._tell
+    notify = SQLiteSession._tell
 
     def note(session: SQLiteSession, transaction: SQLiteTransaction) -> None:
         woken.update(transaction.changed)
-        tell(session, transaction)
+        notify(session, transaction)
 
     monkeypatch.setattr(SQLiteSession, "_tell", note)
     backend = SQLiteBackend(tmp_path / "q.db")

@@ -15,8 +15,9 @@ import anyio.lowlevel
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
-from sitq.backends.memory import MemoryBackend, _backend
-from sitq.backends.memory._rows import TaskRow, after, delete_at, reached, reclaimed
+from sitq.backends.memory import MemoryBackend, _operations
+from sitq.backends.memory._operations import Rows
+from sitq.backends.memory._rows import TaskRow
 from sitq.ids import TaskId
 from sitq.models import Lease, Outcome, OutcomeKind, Reservation, ReservedTask, Task
 from sitq.protocols import Clock, Sweep
@@ -42,38 +43,16 @@ SEARCH = settings(
 # -- operations that are wrong ---------------------------------------------------------------
 
 
-class FinishById(MemoryBackend):
-    """An outcome ends its task whatever the task's state and epoch."""
-
-    def _current(self, lease: Lease) -> TaskRow | None:
-        return self._rows.get(lease.task_id)
-
-
-class FinishByStatus(MemoryBackend):
-    """An outcome ends its task if that runs, whoever runs it."""
-
-    def _current(self, lease: Lease) -> TaskRow | None:
-        row = self._rows.get(lease.task_id)
-        return row if row and row.status is TaskStatus.IN_PROGRESS else None
-
-
-class FinishByEpoch(MemoryBackend):
-    """An outcome of the last epoch is heard also after the lease has ended."""
-
-    def _current(self, lease: Lease) -> TaskRow | None:
-        row = self._rows.get(lease.task_id)
-        return row if row and row.epoch == lease.epoch else None
-
-
 class ReclaimInTwoSteps(MemoryBackend):
     """Tasks are selected, and taken back a moment later whatever happened meanwhile."""
 
     async def sweep(self, max_crashes: int, limit: int = 1000) -> Sweep:
-        now = await self._checked()
-        lost = self._first(limit, lambda row: reached(row.lease_end, now))
+        await anyio.lowlevel.checkpoint()
+        now = self._clock.now()
+        lost = self._rows.reached(limit, now, lambda row: row.lease_end)
         await anyio.lowlevel.checkpoint()
         for row in lost:
-            self._put(reclaimed(row, max_crashes, now))
+            self._rows.put(row.reclaimed(max_crashes, now))
         rest = await super().sweep(max_crashes, limit)
         return Sweep(len(lost), rest.expired, rest.pruned)
 
@@ -84,26 +63,40 @@ class ReserveInTwoSteps(MemoryBackend):
     async def reserve(
         self, worker: str, queues: Sequence[str], limit: int, lease: float
     ) -> Reservation:
-        now = await self._checked()
-        due = [row for row in self._rows.values() if row.task.queue in queues and row.is_due(now)]
+        await anyio.lowlevel.checkpoint()
+        now = self._clock.now()
+        due = [
+            row
+            for row in self._rows.by_id.values()
+            if row.task.queue in queues
+            and row.is_pending
+            and row.is_due(now)
+            and not row.is_expired(now)
+        ]
         due.sort(key=lambda row: row.order)
         await anyio.lowlevel.checkpoint()
-        tasks = tuple(self._reserve(row, now, lease) for row in due[:limit])
+        end = now + timedelta(seconds=lease)
+        rows = [self._rows.put(row.reserved(now, end)) for row in due[:limit]]
+        tasks = tuple(row.to(ReservedTask) for row in rows)
         return Reservation(tasks, (await super().reserve(worker, queues, 0, lease)).wait)
 
 
 class CountAtFinish(MemoryBackend):
     """An attempt counts only once its outcome is there."""
 
-    def _reserve(self, row: TaskRow, now: datetime, lease: float) -> ReservedTask:
-        task = super()._reserve(row, now, lease)
-        self._put(replace(self._rows[row.task.id], attempts=row.attempts))
-        return task
+    async def reserve(
+        self, worker: str, queues: Sequence[str], limit: int, lease: float
+    ) -> Reservation:
+        reservation = await super().reserve(worker, queues, limit, lease)
+        for task in reservation.tasks:
+            row = self._rows.by_id[task.id]
+            self._rows.put(replace(row, attempts=row.attempts - 1))
+        return reservation
 
     async def finish(self, outcomes: Sequence[Outcome]) -> list[bool]:
         for outcome in outcomes:
-            if (row := self._current(outcome.lease)) is not None:
-                self._put(replace(row, attempts=row.attempts + 1))
+            if (row := self._rows.current(outcome.lease)) is not None:
+                self._rows.put(replace(row, attempts=row.attempts + 1))
         return await super().finish(outcomes)
 
 
@@ -111,11 +104,10 @@ class CheckKeysBefore(MemoryBackend):
     """Unique keys are looked up before the insert, so a call's own tasks do not see each other."""
 
     async def enqueue(self, tasks: Sequence[Task]) -> list[TaskId[Any]]:
-        now = await self._checked()
-        rows = dict(self._rows)
+        await anyio.lowlevel.checkpoint()
         holders = {
             row.task.unique_key: row.task.id
-            for row in rows.values()
+            for row in self._rows.by_id.values()
             if row.task.unique_key and row.holds(row.task.unique_key)
         }
         ids = []
@@ -123,22 +115,10 @@ class CheckKeysBefore(MemoryBackend):
             holder = holders.get(task.unique_key or "")
             if holder is None:
                 keyless = task.model_copy(update={"unique_key": None})
-                holder = self._store(rows, keyless, now, [])
-                rows[holder] = replace(rows[holder], task=task)
+                (holder,) = _operations.enqueue(self._rows, self._clock.now(), [keyless])
+                self._rows.put(replace(self._rows.by_id[holder], task=task))
             ids.append(holder)
-        self._rows = rows
         return ids
-
-
-class KeepKeysOfWhatCannotStart(MemoryBackend):
-    """A task past its expiry keeps its unique key until a sweep comes."""
-
-    def _store(
-        self, rows: dict[TaskId[Any], TaskRow], task: Task, now: datetime, expired: list[TaskRow]
-    ) -> TaskId[Any]:
-        key = task.unique_key
-        holder = key and next((row for row in rows.values() if row.holds(key)), None)
-        return holder.task.id if holder else super()._store(rows, task, now, expired)
 
 
 class TakeKeysBack(MemoryBackend):
@@ -147,10 +127,10 @@ class TakeKeysBack(MemoryBackend):
     async def finish(self, outcomes: Sequence[Outcome]) -> list[bool]:
         accepted = await super().finish(outcomes)
         for outcome in outcomes:
-            row = self._rows.get(outcome.task_id)
+            row = self._rows.by_id.get(outcome.task_id)
             if row is not None and row.status is TaskStatus.PENDING:
                 held = row.task.model_copy(update={"unique_until": "end"})
-                self._put(replace(row, task=held))
+                self._rows.put(replace(row, task=held))
         return accepted
 
 
@@ -159,7 +139,7 @@ class ForgetCancelOfRunning(MemoryBackend):
 
     async def cancel(self, task_id: TaskId[Any]) -> bool:
         asked = await super().cancel(task_id)
-        self._put(replace(self._rows[task_id], cancel_requested=False))
+        self._rows.put(replace(self._rows.by_id[task_id], cancel_requested=False))
         return asked
 
 
@@ -167,20 +147,45 @@ class RenewWhatIsOver(MemoryBackend):
     """A renewal leaves a lease alone that is over, but says that it is held."""
 
     def renew(self, leases: Sequence[Lease], seconds: float) -> Any:
-        before = {lease: self._current(lease) for lease in leases}
+        before = {lease: self._rows.current(lease) for lease in leases}
         states = super().renew(leases, seconds)
         for row in before.values():
-            if row is not None and reached(row.lease_end, self._clock.now()):
-                self._put(row)
+            if row is not None and row.lease_end and row.lease_end <= self._clock.now():
+                self._rows.put(row)
         return states
 
 
 # -- rules of a row that are wrong ------------------------------------------------------------
 
+AFTER = TaskRow.after
+RECLAIMED = TaskRow.reclaimed
+
+
+def finish_by_id(rows: Rows, lease: Lease) -> TaskRow | None:
+    """An outcome ends its task whatever the task's state and epoch."""
+    return rows.by_id.get(lease.task_id)
+
+
+def finish_by_status(rows: Rows, lease: Lease) -> TaskRow | None:
+    """An outcome ends its task if that runs, whoever runs it."""
+    row = rows.by_id.get(lease.task_id)
+    return row if row and row.status is TaskStatus.IN_PROGRESS else None
+
+
+def finish_by_epoch(rows: Rows, lease: Lease) -> TaskRow | None:
+    """An outcome of the last epoch is accepted also after the lease has ended."""
+    row = rows.by_id.get(lease.task_id)
+    return row if row and row.epoch == lease.epoch else None
+
+
+def never_give_way(row: TaskRow, now: datetime) -> bool:
+    """A task past its expiry keeps its unique key until a sweep comes."""
+    return False
+
 
 def spend_at_release(row: TaskRow, outcome: Outcome, now: datetime) -> TaskRow:
     """A release keeps the attempt that it hands back."""
-    next_row = after(row, outcome, now)
+    next_row = AFTER(row, outcome, now)
     if outcome.kind is OutcomeKind.RELEASE and not next_row.status.is_final:
         return replace(next_row, attempts=row.attempts)
     return next_row
@@ -190,7 +195,7 @@ def lose_cancel_at_retry(row: TaskRow, outcome: Outcome, now: datetime) -> TaskR
     """A retry forgets that the task was to end."""
     if outcome.kind is OutcomeKind.RETRY:
         row = replace(row, cancel_requested=False)
-    return after(row, outcome, now)
+    return AFTER(row, outcome, now)
 
 
 def retry_for_ever(row: TaskRow, outcome: Outcome, now: datetime) -> TaskRow:
@@ -198,19 +203,19 @@ def retry_for_ever(row: TaskRow, outcome: Outcome, now: datetime) -> TaskRow:
     if outcome.kind is OutcomeKind.RETRY and not row.cancel_requested:
         task = row.task
         endless = replace(row, task=task.model_copy(update={"retry": None}))
-        return replace(after(endless, outcome, now), task=task)
-    return after(row, outcome, now)
+        return replace(AFTER(endless, outcome, now), task=task)
+    return AFTER(row, outcome, now)
 
 
 def forget_crash(row: TaskRow, max_crashes: int, now: datetime) -> TaskRow:
     """A lost lease is no crash, so a poison task goes on for ever."""
-    next_row = reclaimed(row, max_crashes + 1, now)
+    next_row = RECLAIMED(row, max_crashes + 1, now)
     return next_row if next_row.status.is_final else replace(next_row, crashes=row.crashes)
 
 
 def ignore_eta(row: TaskRow, now: datetime) -> bool:
     """What waits is due."""
-    return row.status is TaskStatus.PENDING and not row.is_expired(now)
+    return True
 
 
 def order_by_insertion(row: TaskRow) -> tuple[int, datetime, int]:
@@ -225,29 +230,28 @@ def order_without_eta(row: TaskRow) -> tuple[int, datetime, int]:
 
 def delete_early(row: TaskRow) -> datetime | None:
     """Retention counts from the enqueueing."""
-    end = delete_at(row)
-    return end and row.enqueued_at + timedelta(seconds=row.task.result_ttl)
+    return row.finished_at and row.enqueued_at + timedelta(seconds=row.task.result_ttl)
 
 
 WRONG_OPERATIONS: list[type[MemoryBackend]] = [
-    FinishById,
-    FinishByStatus,
-    FinishByEpoch,
     ReclaimInTwoSteps,
     ReserveInTwoSteps,
     CountAtFinish,
     CheckKeysBefore,
-    KeepKeysOfWhatCannotStart,
     TakeKeysBack,
     ForgetCancelOfRunning,
     RenewWhatIsOver,
 ]
 WRONG_ROWS: list[tuple[object, str, Callable[..., object]]] = [
-    (_backend, "after", spend_at_release),
-    (_backend, "after", lose_cancel_at_retry),
-    (_backend, "after", retry_for_ever),
-    (_backend, "reclaimed", forget_crash),
-    (_backend, "delete_at", delete_early),
+    (Rows, "current", finish_by_id),
+    (Rows, "current", finish_by_status),
+    (Rows, "current", finish_by_epoch),
+    (TaskRow, "can_never_start", never_give_way),
+    (TaskRow, "after", spend_at_release),
+    (TaskRow, "after", lose_cancel_at_retry),
+    (TaskRow, "after", retry_for_ever),
+    (TaskRow, "reclaimed", forget_crash),
+    (TaskRow, "delete_at", delete_early),
     (TaskRow, "is_due", ignore_eta),
     (TaskRow, "order", order_by_insertion),
     (TaskRow, "order", order_without_eta),

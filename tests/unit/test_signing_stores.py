@@ -65,10 +65,10 @@ def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
 def alter(backend: Backend, task_id: TaskId[Any], column: str, value: object) -> TaskId[Any]:
     """Change a stored task behind sitq's back; return the id that it has then."""
     if isinstance(backend, MemoryBackend):
-        row = backend._rows.pop(task_id)
+        row = backend._rows.by_id.pop(task_id)
         task = row.task.model_copy(update={column: value})
         eta = value if isinstance(value, datetime) else row.eta
-        backend._rows[task.id] = replace(row, task=task, eta=eta)
+        backend._rows.by_id[task.id] = replace(row, task=task, eta=eta)
         return task.id
     assert isinstance(backend, SQLiteBackend)
     if isinstance(value, datetime):

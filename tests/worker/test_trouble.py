@@ -177,8 +177,8 @@ async def test_a_lease_that_was_taken_over_ends_the_attempt() -> None:
         assert info is not None
         memory = backend._backend
         assert isinstance(memory, MemoryBackend)
-        row = memory._rows[task_id]
-        memory._rows[task_id] = type(row)(**{**vars(row), "epoch": row.epoch + 1})
+        row = memory._rows.by_id[task_id]
+        memory._rows.by_id[task_id] = type(row)(**{**vars(row), "epoch": row.epoch + 1})
         await until(lambda: Gate.left)
         assert Gate.left == ["cancelled"]
         keeper = backend.lease_keeper()

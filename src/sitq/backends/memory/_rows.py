@@ -1,30 +1,25 @@
-"""A task in the reference store: one immutable row, and what becomes of it."""
+"""A task in the reference store: one immutable row, and how it changes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 from sitq._stored_errors import LOST_ERROR
-from sitq.models import OutcomeKind, ReservedTask, Result, TaskInfo
+from sitq.models import OutcomeKind
 from sitq.states import TaskStatus
 
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from pydantic import BaseModel
+
     from sitq.models import Outcome, Progress, Task
 
-__all__ = [
-    "TaskRow",
-    "after",
-    "delete_at",
-    "reached",
-    "reclaimed",
-    "to_info",
-    "to_reserved",
-    "to_result",
-]
+__all__ = ["TaskRow"]
+
+M = TypeVar("M", bound="BaseModel")
 
 
 @dataclass(frozen=True)
@@ -50,8 +45,22 @@ class TaskRow:
     error: str | None = None
     traceback: str | None = None
 
+    @property
+    def is_pending(self) -> bool:
+        return self.status is TaskStatus.PENDING
+
+    @property
+    def expires_at(self) -> datetime | None:
+        """Return when a task that is still pending expires."""
+        return self.task.expires_at if self.is_pending else None
+
+    @property
+    def delete_at(self) -> datetime | None:
+        """Return when the retention of a final task is over."""
+        return self.finished_at and self.finished_at + timedelta(seconds=self.task.result_ttl)
+
     def is_due(self, now: datetime) -> bool:
-        return self.status is TaskStatus.PENDING and self.eta <= now and not self.is_expired(now)
+        return self.eta <= now
 
     def is_expired(self, now: datetime) -> bool:
         return self.task.expires_at is not None and self.task.expires_at <= now
@@ -71,6 +80,17 @@ class TaskRow:
     def order(self) -> tuple[int, datetime, int]:
         return (-self.task.priority, self.eta, self.number)
 
+    def reserved(self, now: datetime, lease_end: datetime) -> TaskRow:
+        """Return the row of a new attempt."""
+        return replace(
+            self,
+            status=TaskStatus.IN_PROGRESS,
+            epoch=self.epoch + 1,
+            attempts=self.attempts + 1,
+            started_at=now,
+            lease_end=lease_end,
+        )
+
     def ended(
         self,
         status: TaskStatus,
@@ -80,7 +100,7 @@ class TaskRow:
         error: str | None = None,
         traceback: str | None = None,
     ) -> TaskRow:
-        """The row once it is final."""
+        """Return the row once it is final."""
         return replace(
             self.unleased(),
             status=status,
@@ -94,122 +114,46 @@ class TaskRow:
         return replace(self, lease_end=None, cancel_requested=False, progress=None)
 
     def released(self) -> TaskRow:
-        """The row as if its attempt had not been."""
+        """Return the row as if its attempt had not been."""
         return replace(self.unleased(), status=TaskStatus.PENDING, attempts=self.attempts - 1)
 
+    def after(self, outcome: Outcome, now: datetime) -> TaskRow:
+        """Return the row of an attempt whose outcome was accepted."""
+        kind = outcome.kind
+        policy = self.task.retry
+        if kind is OutcomeKind.RETRY and policy and self.attempts >= policy.max_attempts:
+            kind = OutcomeKind.FAILURE
+        if self.cancel_requested and kind not in {OutcomeKind.SUCCESS, OutcomeKind.FAILURE}:
+            kind = OutcomeKind.CANCELLED
+        later = now + timedelta(seconds=outcome.delay)
+        match kind:
+            case OutcomeKind.SUCCESS:
+                return self.ended(TaskStatus.SUCCESS, now, value=outcome.value or b"")
+            case OutcomeKind.FAILURE:
+                return self.ended(
+                    TaskStatus.FAILED, now, error=outcome.error, traceback=outcome.traceback
+                )
+            case OutcomeKind.CANCELLED:
+                return self.ended(TaskStatus.CANCELLED, now)
+            case OutcomeKind.RETRY:
+                row = replace(self.unleased(), status=TaskStatus.PENDING, eta=later)
+                return replace(row, error=outcome.error, traceback=outcome.traceback)
+            case OutcomeKind.RELEASE:
+                return self.released()
+            case OutcomeKind.UNKNOWN_FUNCTION:
+                count = self.unknown_function_count + 1
+                return replace(self.released(), unknown_function_count=count, eta=later)
 
-def reached(moment: datetime | None, now: datetime) -> datetime | None:
-    return moment if moment is not None and moment <= now else None
-
-
-def delete_at(row: TaskRow) -> datetime | None:
-    if row.finished_at is None:
-        return None
-    return row.finished_at + timedelta(seconds=row.task.result_ttl)
-
-
-def after(row: TaskRow, outcome: Outcome, now: datetime) -> TaskRow:
-    """The row of an attempt once its outcome was accepted."""
-    kind = outcome.kind
-    policy = row.task.retry
-    if kind is OutcomeKind.RETRY and policy and row.attempts >= policy.max_attempts:
-        kind = OutcomeKind.FAILURE
-    if row.cancel_requested and kind in {
-        OutcomeKind.RETRY,
-        OutcomeKind.RELEASE,
-        OutcomeKind.UNKNOWN_FUNCTION,
-    }:
-        kind = OutcomeKind.CANCELLED
-    later = now + timedelta(seconds=outcome.delay)
-    match kind:
-        case OutcomeKind.SUCCESS:
-            return row.ended(TaskStatus.SUCCESS, now, value=outcome.value or b"")
-        case OutcomeKind.FAILURE:
-            return row.ended(
-                TaskStatus.FAILED, now, error=outcome.error, traceback=outcome.traceback
-            )
-        case OutcomeKind.CANCELLED:
+    def reclaimed(self, max_crashes: int, now: datetime) -> TaskRow:
+        """Return the row of an attempt whose lease ended without an outcome."""
+        row = replace(self.released(), crashes=self.crashes + 1)
+        if self.cancel_requested:
             return row.ended(TaskStatus.CANCELLED, now)
-        case OutcomeKind.RETRY:
-            return replace(
-                row.unleased(),
-                status=TaskStatus.PENDING,
-                eta=later,
-                error=outcome.error,
-                traceback=outcome.traceback,
-            )
-        case OutcomeKind.RELEASE:
-            return row.released()
-        case OutcomeKind.UNKNOWN_FUNCTION:
-            return replace(
-                row.released(), unknown_function_count=row.unknown_function_count + 1, eta=later
-            )
+        if row.crashes >= max_crashes:
+            return row.ended(TaskStatus.FAILED, now, error=LOST_ERROR % row.crashes)
+        return row
 
-
-def reclaimed(row: TaskRow, max_crashes: int, now: datetime) -> TaskRow:
-    """The row of an attempt whose lease ended without an outcome."""
-    cancelled = row.cancel_requested
-    row = replace(row.released(), crashes=row.crashes + 1)
-    if cancelled:
-        return row.ended(TaskStatus.CANCELLED, now)
-    if row.crashes >= max_crashes:
-        return row.ended(TaskStatus.FAILED, now, error=LOST_ERROR % row.crashes)
-    return row
-
-
-def to_info(row: TaskRow) -> TaskInfo:
-    return TaskInfo(
-        task_id=row.task.id,
-        status=row.status,
-        queue=row.task.queue,
-        function=row.task.function,
-        priority=row.task.priority,
-        eta=row.eta,
-        attempts=row.attempts,
-        crashes=row.crashes,
-        progress=row.progress,
-        error=row.error,
-        cancel_requested=row.cancel_requested,
-        unique_key=row.task.unique_key,
-        retry_of=row.task.retry_of,
-        enqueued_at=row.enqueued_at,
-        started_at=row.started_at,
-        finished_at=row.finished_at,
-        expires_at=row.task.expires_at,
-    )
-
-
-def to_result(row: TaskRow) -> Result[Any] | None:
-    if row.finished_at is None:
-        return None
-    return Result(
-        task_id=row.task.id,
-        function=row.task.function,
-        status=row.status,
-        value=row.value,
-        error=row.error,
-        traceback=row.traceback,
-        attempts=row.attempts,
-        enqueued_at=row.enqueued_at,
-        started_at=row.started_at,
-        finished_at=row.finished_at,
-    )
-
-
-def to_reserved(row: TaskRow) -> ReservedTask:
-    """A row that has just been reserved, as its worker gets it."""
-    return ReservedTask(
-        id=row.task.id,
-        function=row.task.function,
-        payload=row.task.payload,
-        queue=row.task.queue,
-        epoch=row.epoch,
-        attempt=row.attempts,
-        unknown_function_count=row.unknown_function_count,
-        crashes=row.crashes,
-        eta=row.eta,
-        enqueued_at=row.enqueued_at,
-        timeout=row.task.timeout,
-        retry=row.task.retry,
-        headers=row.task.headers,
-    )
+    def to(self, model: type[M]) -> M:
+        """Return a model, whose fields have the names of those here or in the task."""
+        values = dict(self.task) | vars(self) | {"task_id": self.task.id, "attempt": self.attempts}
+        return model(**{name: values[name] for name in model.model_fields})
