@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from sitq.protocols import Clock
 
 __all__ = ["SystemClock", "checked_clock", "with_timeout"]
+
+T = TypeVar("T")
 
 
 class SystemClock:
@@ -53,20 +55,30 @@ def checked_clock(clock: Clock | None) -> Clock:
 
 
 async def with_timeout(
-    clock: Clock, seconds: float | None, work: Callable[[], Awaitable[object]]
-) -> None:
-    """Run ``work`` for at most ``seconds`` of a clock; ``None``: until it is done."""
+    clock: Clock, seconds: float | None, work: Callable[[], Awaitable[T]]
+) -> T | None:
+    """Return what ``work`` returns; ``None`` if it is cancelled after ``seconds`` of a clock.
+
+    ``None`` seconds are no limit.
+    """
     if seconds is None:
-        await work()
-    elif type(clock).sleep is SystemClock.sleep:
+        return await work()
+    if type(clock).sleep is SystemClock.sleep:
         # A deadline of the loop's own costs far less than a task that sleeps.
         with anyio.move_on_after(seconds):
-            await work()
-    else:
+            return await work()
+        return None
+    result = None
+    try:
         async with anyio.create_task_group() as group:
             group.start_soon(_limit, clock, seconds, group.cancel_scope)
-            await work()
+            result = await work()
             group.cancel_scope.cancel()
+    except ExceptionGroup as errors:
+        if len(errors.exceptions) > 1:
+            raise
+        raise errors.exceptions[0] from None
+    return result
 
 
 async def _limit(clock: Clock, seconds: float, scope: anyio.CancelScope) -> None:

@@ -84,7 +84,14 @@ class OutcomeKind(StrEnum):
 class Outcome(Model):
     """How the attempt under one lease ended; use the constructors named after the kinds.
 
-    ``delay`` (seconds) counts from the moment that the store accepts the outcome.
+    Args:
+        task_id: the task's id.
+        epoch: the epoch of the lease.
+        kind: how the attempt ended.
+        value: the encoded result of a success, bytes.
+        error: ``"ValueError: text"`` of an attempt that failed.
+        traceback: the task's own frames, as text.
+        delay: seconds from the moment that the store accepts the outcome until the task may start.
     """
 
     task_id: TaskId[Any]
@@ -97,60 +104,74 @@ class Outcome(Model):
 
     @classmethod
     def success(cls, lease: Lease, value: bytes) -> Self:
-        """Make the outcome of a function that returned; ``value`` is its encoded result."""
-        # Made once for each task: the shortest way through the validator.
-        outcome: Self = cls.__pydantic_validator__.validate_python(
-            {
-                "task_id": lease.task_id,
-                "epoch": lease.epoch,
-                "kind": OutcomeKind.SUCCESS,
-                "value": value,
-            }
-        )
-        return outcome
+        """Make the outcome of a function that returned.
+
+        Args:
+            lease: the lease that the attempt ran under.
+            value: its encoded result.
+        """
+        return cls._of(lease, OutcomeKind.SUCCESS, value=value)
 
     @classmethod
     def failure(cls, lease: Lease, error: str, traceback: str | None = None) -> Self:
-        """Make the outcome of a task that failed for good."""
-        return cls(
-            task_id=lease.task_id,
-            epoch=lease.epoch,
-            kind=OutcomeKind.FAILURE,
-            error=error,
-            traceback=traceback,
-        )
+        """Make the outcome of a task that failed for good.
+
+        Args:
+            lease: the lease that the attempt ran under.
+            error: the error, as ``"ValueError: text"``.
+            traceback: the task's own frames, as text.
+        """
+        return cls._of(lease, OutcomeKind.FAILURE, error=error, traceback=traceback)
 
     @classmethod
     def retry(cls, lease: Lease, delay: float, error: str, traceback: str | None = None) -> Self:
-        """Make the outcome of an attempt that failed; the next may start in ``delay`` seconds."""
-        return cls(
-            task_id=lease.task_id,
-            epoch=lease.epoch,
-            kind=OutcomeKind.RETRY,
-            error=error,
-            traceback=traceback,
-            delay=delay,
-        )
+        """Make the outcome of an attempt that failed and is followed by another.
+
+        Args:
+            lease: the lease that the attempt ran under.
+            delay: seconds until the next attempt may start.
+            error: the error, as ``"ValueError: text"``.
+            traceback: the task's own frames, as text.
+        """
+        return cls._of(lease, OutcomeKind.RETRY, delay=delay, error=error, traceback=traceback)
 
     @classmethod
     def release(cls, lease: Lease) -> Self:
-        """Make the outcome of a task that is handed back, due at once; no attempt is spent."""
-        return cls(task_id=lease.task_id, epoch=lease.epoch, kind=OutcomeKind.RELEASE)
+        """Make the outcome of a task that is handed back, due at once; no attempt is spent.
+
+        Args:
+            lease: the lease that the attempt ran under.
+        """
+        return cls._of(lease, OutcomeKind.RELEASE)
 
     @classmethod
     def unknown_function(cls, lease: Lease, delay: float) -> Self:
         """Make the outcome of a task that this worker cannot start; no attempt is spent.
 
         The worker does not know the function, or its version takes other arguments.
+
+        Args:
+            lease: the lease that the attempt ran under.
+            delay: seconds until a worker may try the task again.
         """
-        return cls(
-            task_id=lease.task_id, epoch=lease.epoch, kind=OutcomeKind.UNKNOWN_FUNCTION, delay=delay
-        )
+        return cls._of(lease, OutcomeKind.UNKNOWN_FUNCTION, delay=delay)
 
     @classmethod
     def cancelled(cls, lease: Lease) -> Self:
-        """Make the outcome of a task that ended because it was cancelled."""
-        return cls(task_id=lease.task_id, epoch=lease.epoch, kind=OutcomeKind.CANCELLED)
+        """Make the outcome of a task that ended because it was cancelled.
+
+        Args:
+            lease: the lease that the attempt ran under.
+        """
+        return cls._of(lease, OutcomeKind.CANCELLED)
+
+    @classmethod
+    def _of(cls, lease: Lease, kind: OutcomeKind, **fields: object) -> Self:
+        # Made once for each task: the shortest way through the validator.
+        outcome: Self = cls.__pydantic_validator__.validate_python(
+            {"task_id": lease.task_id, "epoch": lease.epoch, "kind": kind, **fields}
+        )
+        return outcome
 
     @property
     def lease(self) -> Lease:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["FINAL", "TRANSITIONS", "TaskStatus"]
+__all__ = ["TRANSITIONS", "TaskStatus"]
 
 
 class TaskStatus(StrEnum):
@@ -35,29 +35,18 @@ class TaskStatus(StrEnum):
     @property
     def is_final(self) -> bool:
         """Return whether the status is final: nothing can change the task any more."""
-        return self in FINAL
+        return not TRANSITIONS[self]
 
-
-FINAL: Final = frozenset(
-    {TaskStatus.SUCCESS, TaskStatus.FAILED, TaskStatus.CANCELLED, TaskStatus.EXPIRED}
-)
 
 TRANSITIONS: Final[Mapping[TaskStatus, frozenset[TaskStatus]]] = MappingProxyType(
-    {
+    {status: frozenset[TaskStatus]() for status in TaskStatus}
+    | {
         TaskStatus.PENDING: frozenset(
             {TaskStatus.IN_PROGRESS, TaskStatus.CANCELLED, TaskStatus.EXPIRED}
         ),
         TaskStatus.IN_PROGRESS: frozenset(
-            {
-                TaskStatus.PENDING,
-                TaskStatus.SUCCESS,
-                TaskStatus.FAILED,
-                TaskStatus.CANCELLED,
-            }
+            {TaskStatus.PENDING, TaskStatus.SUCCESS, TaskStatus.FAILED, TaskStatus.CANCELLED}
         ),
-        TaskStatus.SUCCESS: frozenset(),
-        TaskStatus.FAILED: frozenset(),
-        TaskStatus.CANCELLED: frozenset(),
-        TaskStatus.EXPIRED: frozenset(),
     }
 )
+"""The statuses that may follow each status; none follows a final one."""

@@ -84,6 +84,7 @@ class ResultWaiters:
         self._unseen: Final[dict[TaskId[Any], None]] = {}
         self._leader: _Waiter | None = None
         self._leading: anyio.CancelScope | None = None
+        self._busy_for = 0  # how many queries in a row found the store busy
         self._pause: anyio.CancelScope | None = None
         self._left = anyio.Event()
 
@@ -94,25 +95,14 @@ class ResultWaiters:
             TaskNotFoundError: the id is unknown.
             BackendError: the store could not be asked, or does not answer.
         """
-        results = await self._last_look(task_id)
+        look = partial(self._backend.get_results, (task_id,))
+        results = await with_timeout(self._backend.clock, _LAST_LOOK, look)
+        if results is None:
+            message = f"task {task_id}: the store has not answered for {_LAST_LOOK:g} seconds"
+            raise BackendBusyError(message)
         if task_id not in results:
             raise _unknown(task_id)
         return results[task_id]
-
-    async def _last_look(self, task_id: TaskId[Any]) -> Mapping[TaskId[Any], Result[Any] | None]:
-        answers: list[Mapping[TaskId[Any], Result[Any] | None]] = []
-
-        async def ask() -> None:
-            answers.append(await self._backend.get_results((task_id,)))
-
-        try:
-            await with_timeout(self._backend.clock, _LAST_LOOK, ask)
-        except ExceptionGroup as errors:
-            raise _only(errors) from None
-        if not answers:
-            message = f"task {task_id}: the store has not answered for {_LAST_LOOK:g} seconds"
-            raise BackendBusyError(message)
-        return answers[0]
 
     async def wait(self, task_id: TaskId[Any], timeout: float | None) -> Result[Any] | None:  # noqa: ASYNC109 - counted by the backend's clock
         """Wait until a task is final; ``None`` if it was not within ``timeout`` seconds.
@@ -175,54 +165,47 @@ class ResultWaiters:
 
     async def _lead(self, leader: _Waiter) -> None:
         """Listen and query for all calls, until the leader's own call is done."""
+        self._busy_for = 0
         try:
             with anyio.CancelScope() as self._leading:
-                busy_for = await self._look_first(leader)
-                if leader.done:
-                    return
-                async with self._backend.listen("results") as listener:
-                    await self._serve(leader, listener, busy_for)
+                if not leader.answered:
+                    # Its result may be there: a query costs less than a listener.
+                    await self._query(self._old_enough((leader.task_id,)))
+                if not leader.done:
+                    async with self._backend.listen("results") as listener:
+                        await self._serve(leader, listener)
         except Exception as error:  # noqa: BLE001 - it is raised by each of the calls
-            self._finish_all(_only(error))
+            self._finish_all(error)
         finally:
             self._leading = None
 
-    async def _look_first(self, leader: _Waiter) -> int:
-        """Query the leader's own task, whose result may be there, before a listener is opened.
-
-        Returns:
-            How many times the store was busy: 0 or 1.
-        """
-        if not leader.answered:
-            try:
-                await self._look_for(self._old_enough((leader.task_id,)))
-            except BackendBusyError as error:
-                await self._back_off(error, 0)
-                return 1
-        return 0
-
-    async def _back_off(self, error: BackendBusyError, busy_for: int) -> None:
-        """Wait before a busy store is asked again; calls that end meanwhile raise the error."""
-        for waiter in self._unfinished():
-            if not waiter.answered:
-                waiter.fault(error)
-        pause = min(_FIRST_PAUSE * 2.0 ** min(busy_for, 16), _LONGEST_PAUSE)
-        await self._backend.clock.sleep(pause)
-
-    async def _serve(self, leader: _Waiter, listener: Listener, busy_for: int) -> None:
+    async def _serve(self, leader: _Waiter, listener: Listener) -> None:
         wanted = self._old_enough(self._waiting)  # again: the change may have come in between
         while True:
-            try:
-                await self._look_for(wanted)
-            except BackendBusyError as error:
-                await self._back_off(error, busy_for)
-                busy_for += 1
+            if not await self._query(wanted):
                 wanted = list(self._waiting)
-                continue
-            busy_for = 0
-            if leader.done:
+            elif leader.done:
                 return
-            wanted = self._old_enough(self._unseen) or await self._next_wanted(listener)
+            else:
+                wanted = self._old_enough(self._unseen) or await self._next_wanted(listener)
+
+    async def _query(self, task_ids: Iterable[TaskId[Any]]) -> bool:
+        """Query tasks; if the store is busy, pause and return False.
+
+        Calls that end during the pause raise the error.
+        """
+        try:
+            await self._look_for(task_ids)
+        except BackendBusyError as error:
+            for waiter in self._unfinished():
+                if not waiter.answered:
+                    waiter.fault(error)
+            pause = min(_FIRST_PAUSE * 2.0 ** min(self._busy_for, 16), _LONGEST_PAUSE)
+            self._busy_for += 1
+            await self._backend.clock.sleep(pause)
+            return False
+        self._busy_for = 0
+        return True
 
     def _old_enough(self, task_ids: Iterable[TaskId[Any]]) -> list[TaskId[Any]]:
         """Return the tasks that are old enough to query; see `_YOUTH`."""
@@ -291,10 +274,3 @@ class ResultWaiters:
 
 def _unknown(task_id: TaskId[Any]) -> TaskNotFoundError:
     return TaskNotFoundError(f"no task {task_id}: it was never stored here, or has been pruned")
-
-
-def _only(error: Exception) -> Exception:
-    """Return the error that a task group has wrapped, or the error itself."""
-    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error
