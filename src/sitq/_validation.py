@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Annotated, ClassVar, Final, TypeVar, cast, get_type_hints
+from typing import Annotated, Any, ClassVar, Final, Generic, TypeVar, cast, get_type_hints
 
 import pydantic
 from pydantic import (
@@ -50,6 +50,7 @@ __all__ = [
     "Seconds",
     "ServedQueue",
     "check_key",
+    "check_positive_seconds",
     "check_priority",
     "check_queue",
     "check_seconds",
@@ -212,66 +213,36 @@ class Model(BaseModel):
         cls.__signature__ = Model.__dict__["__signature__"]
 
 
-_STRICT: Final = ConfigDict(strict=True, defer_build=True)
-_QUEUE: Final[TypeAdapter[str]] = TypeAdapter(QueueName, config=_STRICT)
-_KEY: Final[TypeAdapter[str]] = TypeAdapter(Key, config=_STRICT)
-_PRIORITY: Final[TypeAdapter[int]] = TypeAdapter(Priority, config=_STRICT)
-_SECONDS: Final[TypeAdapter[float]] = TypeAdapter(Seconds, config=_STRICT)
-_POSITIVE: Final[TypeAdapter[float]] = TypeAdapter(PositiveSeconds, config=_STRICT)
+class _Check(Generic[T]):
+    """Checks one value by a rule: returns it as a plain value, or raises `ValidationError`."""
+
+    def __init__(self, rule: Any) -> None:
+        config = ConfigDict(strict=True, defer_build=True)
+        self._rule: Final[TypeAdapter[T]] = TypeAdapter(rule, config=config)
+
+    def __call__(self, name: str, value: object) -> T:
+        """Return the value.
+
+        Args:
+            name: the parameter's name, for the error.
+            value: the value to check.
+
+        Raises:
+            ValidationError: the rule refuses it.
+        """
+        value = plain(value)
+        try:
+            return self._rule.validate_python(value)
+        except pydantic.ValidationError as error:
+            (first, *_) = error.errors(include_url=False, include_context=False)
+        raise ValidationError(f"{name}: {first['msg']} (got {type(value).__name__})")
 
 
-def check_queue(name: str, value: object) -> str:
-    """Return the name of a queue.
-
-    Args:
-        name: the parameter's name, for the error.
-        value: the value to check.
-
-    Raises:
-        ValidationError: it is not 1 to 128 characters of ``A-Z a-z 0-9 _ . : / -``.
-    """
-    return _checked(_QUEUE, name, value)
-
-
-def check_key(name: str, value: object) -> str:
-    """Return a unique key; the parameters are those of `check_queue`.
-
-    Raises:
-        ValidationError: it is not 1 to 256 characters, or has control characters.
-    """
-    return _checked(_KEY, name, value)
-
-
-def check_priority(name: str, value: object) -> int:
-    """Return a priority; the parameters are those of `check_queue`.
-
-    Raises:
-        ValidationError: it is not an int from -100 to 100.
-    """
-    return _checked(_PRIORITY, name, value)
-
-
-def check_seconds(name: str, value: object, *, zero: bool = True) -> float:
-    """Return a number of seconds.
-
-    Args:
-        name: the parameter's name, for the error.
-        value: the value to check.
-        zero: whether 0 is accepted.
-
-    Raises:
-        ValidationError: it is not a number, is negative or not finite, or is longer than ten years.
-    """
-    return _checked(_SECONDS if zero else _POSITIVE, name, value)
-
-
-def _checked(rule: TypeAdapter[T], name: str, value: object) -> T:
-    value = plain(value)
-    try:
-        return rule.validate_python(value)
-    except pydantic.ValidationError as error:
-        hint = error.errors(include_url=False, include_context=False, include_input=False)[0]["msg"]
-    raise ValidationError(f"{name}: {hint} (got {type(value).__name__})")
+check_queue: Final = _Check[str](QueueName)
+check_key: Final = _Check[str](Key)
+check_priority: Final = _Check[int](Priority)
+check_seconds: Final = _Check[float](Seconds)
+check_positive_seconds: Final = _Check[float](PositiveSeconds)
 
 
 def with_article(kind: type) -> str:

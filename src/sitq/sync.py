@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, ParamSpec, Self, TypeVar, overload
 
 import anyio
 
@@ -42,23 +42,32 @@ __all__ = ["SyncBoundQueue", "SyncEnqueueMethods", "SyncTaskQueue", "SyncTransac
 
 P = ParamSpec("P")
 R = TypeVar("R")
-T = TypeVar("T")
+Q = TypeVar("Q", bound="BoundQueue | EnqueueMethods")
 
 
-class SyncBoundQueue:
-    """A queue with options, from `SyncTaskQueue.options`; every keyword goes to the function.
+class _InlineQueue(Generic[Q]):
+    """A queue whose coroutines never suspend, for callers without an event loop.
 
     Args:
-        queue: the same with coroutines, which never suspend.
+        queue: the queue.
         check: refuses a caller that must not be blocked.
     """
 
-    def __init__(self, queue: BoundQueue, check: Callable[[], None]) -> None:
+    def __init__(self, queue: Q, check: Callable[[], None]) -> None:
         self._inner: Final = queue
         self._check: Final = check
 
     def __repr__(self) -> str:
         return f"Sync{self._inner!r}"
+
+    def enqueue_many(self, calls: Iterable[Call[R]]) -> list[TaskId[R]]:
+        """See `TaskQueue.enqueue_many`."""
+        self._check()
+        return run_inline(self._inner.enqueue_many(calls))
+
+
+class SyncBoundQueue(_InlineQueue["BoundQueue"]):
+    """A queue with options, from `SyncTaskQueue.options`; every keyword goes to the function."""
 
     @overload
     def enqueue(
@@ -73,26 +82,9 @@ class SyncBoundQueue:
         self._check()
         return run_inline(self._inner.enqueue(func, *args, **kwargs))
 
-    def enqueue_many(self, calls: Iterable[Call[R]]) -> list[TaskId[R]]:
-        """See `BoundQueue.enqueue_many`."""
-        self._check()
-        return run_inline(self._inner.enqueue_many(calls))
 
-
-class SyncEnqueueMethods(OptionsMethod[SyncBoundQueue]):
-    """The methods that a queue and a queue bound to a transaction have in common.
-
-    Args:
-        queue: the same with coroutines, which never suspend.
-        check: refuses a caller that must not be blocked.
-    """
-
-    def __init__(self, queue: EnqueueMethods, check: Callable[[], None]) -> None:
-        self._inner: Final = queue
-        self._check: Final = check
-
-    def __repr__(self) -> str:
-        return f"Sync{self._inner!r}"
+class SyncEnqueueMethods(_InlineQueue[EnqueueMethods], OptionsMethod[SyncBoundQueue]):
+    """The methods that a queue and a queue bound to a transaction have in common."""
 
     def _bound(self, options: Options) -> SyncBoundQueue:
         self._check()
@@ -118,11 +110,6 @@ class SyncEnqueueMethods(OptionsMethod[SyncBoundQueue]):
         """See `TaskQueue.enqueue`."""
         self._check()
         return run_inline(self._inner.enqueue(func, *args, **kwargs))
-
-    def enqueue_many(self, calls: Iterable[Call[R]]) -> list[TaskId[R]]:
-        """See `TaskQueue.enqueue_many`."""
-        self._check()
-        return run_inline(self._inner.enqueue_many(calls))
 
 
 class SyncTransactionQueue(SyncEnqueueMethods):

@@ -174,17 +174,44 @@ class OptionsMethod(Generic[B]):
         return self._bound(options)
 
 
-class BoundQueue:
-    """A queue with options, from `TaskQueue.options`; every keyword goes to the function.
+class _ProducingQueue:
+    """A queue that stores calls under some options.
 
     Args:
         producer: makes and stores the tasks.
         options: the options of all of them.
     """
 
-    def __init__(self, producer: Producer, options: Options) -> None:
+    def __init__(self, producer: Producer, options: Options = NO_OPTIONS) -> None:
         self._producer: Final = producer
         self._options: Final = options
+
+    async def enqueue_many(self, calls: Iterable[Call[R]]) -> list[TaskId[R]]:
+        """Store a task for each ``call(func, ...)``, all or none.
+
+        Args:
+            calls: the calls, each made by `call`.
+
+        Returns:
+            The ids of the tasks in the order of the calls. In the place of a task whose
+            ``unique_key`` is held is the id of the holder.
+
+        Raises:
+            ValidationError: a call was refused, its number (from 0) is in the text.
+            SerializationError: an argument of a call cannot be stored; its number too.
+            BackendError: the store could not store them.
+            UsageError: the queue is closed.
+        """
+        return await self._producer.enqueue_many(calls, self._options)
+
+
+class BoundQueue(_ProducingQueue):
+    """A queue with options, from `TaskQueue.options`; every keyword goes to the function.
+
+    Args:
+        producer: makes and stores the tasks.
+        options: the options of all of them.
+    """
 
     def __repr__(self) -> str:
         return f"BoundQueue({self._producer.backend!r}, {self._options!r})"
@@ -216,34 +243,9 @@ class BoundQueue:
         """
         return await self._producer.enqueue(func, args, kwargs, self._options)
 
-    async def enqueue_many(self, calls: Iterable[Call[R]]) -> list[TaskId[R]]:
-        """Store calls under these options, all or none.
 
-        Args:
-            calls: the calls, each made by `call`.
-
-        Returns:
-            The ids of the tasks in the order of the calls. In the place of a task whose
-            ``unique_key`` is held is the id of the holder.
-
-        Raises:
-            ValidationError: a call was refused, its number (from 0) is in the text.
-            SerializationError: an argument of a call cannot be stored; its number too.
-            BackendError: the store could not store them.
-            UsageError: the queue is closed.
-        """
-        return await self._producer.enqueue_many(calls, self._options)
-
-
-class EnqueueMethods(OptionsMethod[BoundQueue]):
-    """The methods that a queue and a queue bound to a transaction have in common.
-
-    Args:
-        producer: makes and stores the tasks.
-    """
-
-    def __init__(self, producer: Producer) -> None:
-        self._producer: Final = producer
+class EnqueueMethods(_ProducingQueue, OptionsMethod[BoundQueue]):
+    """The methods that a queue and a queue bound to a transaction have in common."""
 
     def _bound(self, options: Options) -> BoundQueue:
         return BoundQueue(self._producer, options)
@@ -284,23 +286,6 @@ class EnqueueMethods(OptionsMethod[BoundQueue]):
         """
         options = take_eta(func, kwargs) if "eta" in kwargs else NO_OPTIONS
         return await self._producer.enqueue(func, args, kwargs, options)
-
-    async def enqueue_many(self, calls: Iterable[Call[R]]) -> list[TaskId[R]]:
-        """Store a task for each ``call(func, ...)``, all or none.
-
-        Args:
-            calls: the calls, each made by `call`.
-
-        Returns:
-            The ids of the tasks, in the order of the calls.
-
-        Raises:
-            ValidationError: a call was refused, its number (from 0) is in the text.
-            SerializationError: an argument of a call cannot be stored; its number too.
-            BackendError: the store could not store them.
-            UsageError: the queue is closed.
-        """
-        return await self._producer.enqueue_many(calls, NO_OPTIONS)
 
 
 class TransactionQueue(EnqueueMethods):

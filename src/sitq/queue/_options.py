@@ -8,7 +8,13 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from sitq._plain import plain
-from sitq._validation import check_key, check_priority, check_queue, check_seconds
+from sitq._validation import (
+    check_key,
+    check_positive_seconds,
+    check_priority,
+    check_queue,
+    check_seconds,
+)
 from sitq.errors import ValidationError
 from sitq.models import RetryPolicy
 from sitq.payload._signatures import spelled_out
@@ -155,10 +161,6 @@ def _delay(name: str, value: object) -> timedelta:
         raise ValidationError(f"{error}; a timedelta is accepted too") from None
 
 
-def _timeout(name: str, value: object) -> float:
-    return check_seconds(name, value, zero=False)
-
-
 def _retry(name: str, value: object) -> RetryPolicy:
     if not isinstance(value, RetryPolicy):
         _refuse(name, value, "give a RetryPolicy, such as RetryPolicy(max_attempts=3)")
@@ -209,7 +211,7 @@ _CHECKS: Final[Mapping[str, Callable[[str, object], object]]] = MappingProxyType
         "delay": _delay,
         "queue": check_queue,
         "priority": check_priority,
-        "timeout": _timeout,
+        "timeout": check_positive_seconds,
         "retry": _retry,
         "unique_key": check_key,
         "unique_until": _until,
