@@ -127,9 +127,10 @@ class Forgotten:
         self.where = f"{dsn()}{'&' if '?' in dsn() else '?'}application_name={self.name}"
 
     async def use(self) -> None:
-        queue = TaskQueue(PostgresBackend(self.where, schema=new_schema()))
-        await queue.get_result(await queue.enqueue(add, 1, 2), 0.01)
-        assert self.connections >= 2
+        backend = PostgresBackend(self.where, schema=new_schema())
+        await TaskQueue(backend).enqueue(add, 1, 2)
+        async with backend.listen("results"):
+            assert self.connections >= 2
 
     @property
     def connections(self) -> int:
@@ -151,9 +152,11 @@ def test_the_end_of_the_loop_lets_go(anyio_backend_name: str) -> None:
     kept = []
 
     async def main() -> None:
-        kept.append(TaskQueue(PostgresBackend(forgotten.where, schema=new_schema())))
-        await kept[0].get_result(await kept[0].enqueue(add, 1, 2), 0.01)
-        assert forgotten.connections >= 2
+        backend = PostgresBackend(forgotten.where, schema=new_schema())
+        kept.append(TaskQueue(backend))
+        await kept[0].enqueue(add, 1, 2)
+        async with backend.listen("results"):
+            assert forgotten.connections >= 2
 
     anyio.run(main, backend=anyio_backend_name)
     wait_until(lambda: not forgotten.is_left())

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import socket
+import threading
 from contextlib import closing
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import anyio
 import anyio.lowlevel
@@ -17,7 +18,8 @@ from sitq import (
     BackendConnectionError,
     TaskStatus,
 )
-from sitq.backends.postgres import _connection, _runner
+from sitq.backends.postgres import _connection, _runner, _sql
+from sitq.backends.postgres._operations import PgTransaction
 from sitq.ids import new_task_id
 from sitq.models import Lease, LeaseState, Outcome, OutcomeKind
 from tests.postgres.proxies import Proxy
@@ -167,6 +169,60 @@ async def test_an_enqueue_whose_commit_comes_after_the_search_is_stored_once(
     assert answers == [task.id]
     (taken,) = (await backend.reserve("w", ["default"], 9, 30.0)).tasks
     assert taken.id == task.id
+    await backend.close()
+
+
+@pytest.mark.parametrize("change", ["success", "failure", "cancel"])
+async def test_an_end_whose_commit_comes_after_the_search_is_told_as_it_was(
+    proxy: Proxy, server: Server, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """Behind a pooler: the lost statement holds its locks until its commit arrives."""
+    schema = new_schema()
+    backend = await opened(proxy.dsn, schema, prepared_statements=False)
+    (task_id,) = await backend.enqueue([new_task()])
+    answers: list[bool] = []
+
+    async def ask() -> None:
+        if change == "cancel":
+            answers.append(await backend.cancel(task_id))
+            return
+        (task,) = (await backend.reserve("w", ["default"], 1, 30.0)).tasks
+        outcome = Outcome.success(task.lease, b"v")
+        if change == "failure":
+            outcome = Outcome.failure(task.lease, "ValueError: no")
+        answers.extend(await backend.finish([outcome]))
+
+    searched = threading.Event()
+    real = PgTransaction.rows
+
+    async def rows(transaction: PgTransaction, sql: str, *parameters: Any) -> list[Any]:
+        try:
+            return await real(transaction, sql, *parameters)
+        finally:
+            if sql.startswith(_sql.STATES):
+                searched.set()
+
+    with closing(psycopg.connect(server.dsn, autocommit=True)) as gate:
+        gate.execute(f"""
+            CREATE FUNCTION "{schema}".wait_at_commit() RETURNS trigger LANGUAGE plpgsql
+            AS 'BEGIN PERFORM pg_advisory_xact_lock({_GATE}); RETURN NULL; END';
+            CREATE CONSTRAINT TRIGGER wait_at_commit AFTER UPDATE ON "{schema}".tasks
+            DEFERRABLE INITIALLY DEFERRED FOR EACH ROW WHEN (new.finished_at IS NOT NULL)
+            EXECUTE FUNCTION "{schema}".wait_at_commit();
+        """)
+        gate.execute("SELECT pg_advisory_lock(%s)", (_GATE,))
+        async with anyio.create_task_group() as group:
+            group.start_soon(ask)
+            with anyio.fail_after(20):
+                await _waits_for("advisory", server)
+                monkeypatch.setattr(PgTransaction, "rows", rows)
+                proxy.cut()
+                assert await anyio.to_thread.run_sync(searched.wait, 20)
+            await anyio.to_thread.run_sync(gate.execute, "SELECT pg_advisory_unlock(%s)", (_GATE,))
+    assert answers == [True]
+    (info,) = await backend.get_tasks([task_id])
+    assert info is not None
+    assert info.status.is_final
     await backend.close()
 
 

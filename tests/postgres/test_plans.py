@@ -47,7 +47,7 @@ CALLS: list[tuple[str, str, str]] = [
     ("cancel", _sql.CANCEL, "NULL, 'later1'"),
     ("infos", _sql.INFOS, "'{due1,later1,ended1}'"),
     ("results", _sql.RESULTS, "'{due1,later1,ended1}'"),
-    ("standings", _sql.STANDINGS, "'{due1,later1,ended1}'"),
+    ("states", _sql.STATES, "'{due1,later1,ended1}'"),
     ("existing", _sql.EXISTING, "'{due1,later1,ended1}'"),
     ("progress", _sql.SET_PROGRESS, "'due1', 1, '{}'"),
 ]

@@ -42,7 +42,7 @@ from sitq.models import (
 from sitq.protocols import Sweep
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
 
     from sitq.backends._operations import PruneRequest, ReserveRequest, SweepRequest
@@ -236,7 +236,7 @@ async def _passed_over(transaction: PgTransaction, leases: Iterable[Lease]) -> s
     skipped = set(leases)
     if not skipped:
         return skipped
-    rows = await transaction.rows(_sql.STANDINGS, [lease.task_id for lease in skipped])
+    rows = await transaction.rows(_sql.STATES, [lease.task_id for lease in skipped])
     return skipped & {Lease(row[0], row[1]) for row in rows if row[2] == "in_progress"}
 
 
@@ -270,7 +270,7 @@ async def cancel(transaction: PgTransaction, task_ids: Sequence[TaskId[Any]]) ->
     (task_id,) = task_ids
     rows = await transaction.rows(_sql.CANCEL, transaction.moment, task_id)
     if not rows:
-        if await transaction.rows(_sql.STANDINGS, [task_id]):
+        if await transaction.rows(_sql.STATES, [task_id]):
             return [None]
         raise TaskNotFoundError(f"no task has the id {task_id}")
     status = rows[0][0]
@@ -285,14 +285,20 @@ async def cancelled_before(
     transaction: PgTransaction, task_ids: Sequence[TaskId[Any]]
 ) -> list[bool] | None:
     """Return the answers of a `cancel` whose answer was lost; ``None`` if it did nothing."""
-    rows = await transaction.rows(_sql.STANDINGS, list(task_ids))
-    if not rows:
-        return None
-    _, _, status, _, asked = rows[0]
-    if status != "cancelled" and not asked:
-        return None
-    transaction.changed.add("cancels" if asked else "results")
-    return [True]
+    rows = await _settled_states(transaction, task_ids)
+    for _, _, status, _, is_requested in rows:
+        if is_requested or status == "cancelled":
+            transaction.changed.add("cancels" if is_requested else "results")
+            return [True]
+    return None
+
+
+async def _settled_states(transaction: PgTransaction, task_ids: Sequence[TaskId[Any]]) -> list[Row]:
+    """Return the states of tasks that a lost statement cannot change any more."""
+    # If the server's process is unknown, it was not ended: the statement may still be committed.
+    is_ended = transaction.connection.process is not None
+    statement = _sql.STATES if is_ended else _sql.SETTLED_STATES
+    return await transaction.rows(statement, list(task_ids))
 
 
 async def set_progress(
@@ -386,11 +392,6 @@ _lease: Final = itemgetter(0)
 # In place of a status: another transaction has locked the task.
 _HELD: Final = "held"
 _RETURNS: Final = {OutcomeKind.RETRY, OutcomeKind.RELEASE, OutcomeKind.UNKNOWN_FUNCTION}
-_FINAL: Final = {
-    OutcomeKind.SUCCESS: "success",
-    OutcomeKind.FAILURE: "failed",
-    OutcomeKind.CANCELLED: "cancelled",
-}
 
 
 async def finish(transaction: PgTransaction, outcomes: Sequence[Outcome]) -> list[bool | None]:
@@ -398,26 +399,48 @@ async def finish(transaction: PgTransaction, outcomes: Sequence[Outcome]) -> lis
 
     ``None``: another transaction has locked the task, and the outcome has to be sent again.
     """
+    return await _finish(transaction, outcomes, _sql.FINISH)
+
+
+async def finish_all(transaction: PgTransaction, outcomes: Sequence[Outcome]) -> list[bool | None]:
+    """End attempts, in one statement that waits for locked tasks."""
+    return await _finish(transaction, outcomes, _sql.FINISH_ALL)
+
+
+async def _finish(
+    transaction: PgTransaction, outcomes: Sequence[Outcome], statement: str
+) -> list[bool | None]:
     if not outcomes:
         return []
     firsts = _firsts(outcomes)
-    batch = list(firsts.values())
+    batch = firsts.values()
+    topics: set[Topic] = {"results"}
+    values: list[list[Any]] = [[outcome.value or b"" for outcome in batch]]
     if all(outcome.kind is OutcomeKind.SUCCESS for outcome in batch):
         # A task that a user's transaction completes gets no second success from its worker. So
         # these are never locked for long, and the statement may wait.
-        rows = await _succeed(transaction, batch)
+        statement = _sql.SUCCEED
     else:
-        rows = await _finish(transaction, batch, _sql.FINISH)
-    held = {(row[0], row[1]) for row in rows if row[2] == _HELD}
-    return _answers(outcomes, firsts, _accepted(transaction, rows), held)
-
-
-async def finish_all(transaction: PgTransaction, outcomes: Sequence[Outcome]) -> list[bool]:
-    """End attempts, in one statement that waits for locked tasks."""
-    firsts = _firsts(outcomes)
-    rows = await _finish(transaction, list(firsts.values()), _sql.FINISH_ALL)
-    accepted = _accepted(transaction, rows)
-    return [answer is True for answer in _answers(outcomes, firsts, accepted)]
+        values.insert(0, [outcome.kind.value for outcome in batch])
+        values.append([storable(outcome.error) for outcome in batch])
+        values.append([storable(outcome.traceback) for outcome in batch])
+        values.append([outcome.delay for outcome in batch])
+        if any(outcome.kind in _RETURNS for outcome in batch):
+            topics.add("tasks")
+    rows = await transaction.rows(
+        statement,
+        transaction.moment,
+        [lease.task_id for lease in firsts],
+        [lease.epoch for lease in firsts],
+        *values,
+        *transaction.news(topics),
+    )
+    ends: dict[tuple[str, int], bool | None] = {}
+    for task_id, epoch, status, _ in rows:
+        ends[task_id, epoch] = None if status == _HELD else True
+        if status != _HELD:
+            transaction.changed.add("tasks" if status == "pending" else "results")
+    return _answers(outcomes, firsts, ends)
 
 
 def _firsts(outcomes: Sequence[Outcome]) -> dict[Lease, Outcome]:
@@ -428,55 +451,16 @@ def _firsts(outcomes: Sequence[Outcome]) -> dict[Lease, Outcome]:
     return dict(sorted(firsts.items(), key=_lease))
 
 
-def _accepted(transaction: PgTransaction, rows: list[Row]) -> set[tuple[str, int]]:
-    """Return the leases whose outcomes were accepted; note the topics that changed."""
-    ended = [row for row in rows if row[2] != _HELD]
-    transaction.changed.update("tasks" if row[2] == "pending" else "results" for row in ended)
-    return {(row[0], row[1]) for row in ended}
-
-
 def _answers(
     outcomes: Sequence[Outcome],
     firsts: Mapping[Lease, Outcome],
-    accepted: Collection[tuple[str, int]],
-    held: Collection[tuple[str, int]] = (),
+    ends: Mapping[tuple[str, int], bool | None],
 ) -> list[bool | None]:
-    answers: list[bool | None] = []
-    for outcome in outcomes:
-        is_first = firsts[outcome.lease] is outcome
-        answers.append(
-            None if is_first and outcome.lease in held else is_first and outcome.lease in accepted
-        )
-    return answers
-
-
-async def _succeed(transaction: PgTransaction, batch: list[Outcome]) -> list[Row]:
-    return await transaction.rows(
-        _sql.SUCCEED,
-        transaction.moment,
-        [outcome.task_id for outcome in batch],
-        [outcome.epoch for outcome in batch],
-        [outcome.value or b"" for outcome in batch],
-        *transaction.news(["results"]),
-    )
-
-
-async def _finish(transaction: PgTransaction, batch: list[Outcome], statement: str) -> list[Row]:
-    topics: set[Topic] = {"results"}
-    if any(outcome.kind in _RETURNS for outcome in batch):
-        topics.add("tasks")
-    return await transaction.rows(
-        statement,
-        transaction.moment,
-        [outcome.task_id for outcome in batch],
-        [outcome.epoch for outcome in batch],
-        [outcome.kind.value for outcome in batch],
-        [outcome.value or b"" for outcome in batch],
-        [storable(outcome.error) for outcome in batch],
-        [storable(outcome.traceback) for outcome in batch],
-        [outcome.delay for outcome in batch],
-        *transaction.news(sorted(topics)),
-    )
+    """Return an answer for each outcome; ``ends`` has those of the ones that count."""
+    return [
+        ends.get(outcome.lease, False) if firsts[outcome.lease] is outcome else False
+        for outcome in outcomes
+    ]
 
 
 async def finished_before(
@@ -487,31 +471,30 @@ async def finished_before(
     A batch is one statement: if some attempts have ended, those still open were skipped by it.
     """
     ids = [outcome.task_id for outcome in outcomes]
-    rows = {row[0]: row[1:] for row in await transaction.rows(_sql.STANDINGS, ids)}
-    open_ones = {(task_id, row[0]) for task_id, row in rows.items() if row[1] == "in_progress"}
-    if all(outcome.lease in open_ones for outcome in outcomes):
+    rows = {row[0]: row[1:] for row in await _settled_states(transaction, ids)}
+    still_open = {(task_id, row[0]) for task_id, row in rows.items() if row[1] == "in_progress"}
+    if all(outcome.lease in still_open for outcome in outcomes):
         return None
     transaction.changed.update(("tasks", "results"))
     firsts = _firsts(outcomes)
-    accepted = {
-        (outcome.task_id, outcome.epoch)
-        for outcome in firsts.values()
-        if outcome.task_id in rows and _bears(rows[outcome.task_id], outcome)
+    ends: dict[tuple[str, int], bool | None] = {
+        lease: None if lease in still_open else _is_outcome(rows[lease.task_id], outcome)
+        for lease, outcome in firsts.items()
+        if lease.task_id in rows
     }
-    return _answers(outcomes, firsts, accepted, open_ones)
+    return _answers(outcomes, firsts, ends)
 
 
-def _bears(row: Row, outcome: Outcome) -> bool:
+def _is_outcome(row: Row, outcome: Outcome) -> bool:
     """Return whether a task's row is as this outcome would leave it."""
     epoch, status, error, _ = row
     if epoch != outcome.epoch:
         # It was started again since, so this outcome must have made it pending.
         return epoch > outcome.epoch and outcome.kind in _RETURNS
-    if outcome.kind is OutcomeKind.RETRY:
-        spent = status == "failed" and error == storable(outcome.error)
-        return spent or status in {"pending", "cancelled"}
-    if outcome.kind in _RETURNS:
-        return status in {"pending", "cancelled"}
+    has_failed = status == "failed" and error == storable(outcome.error)
     if outcome.kind is OutcomeKind.FAILURE:
-        return bool(status == "failed" and error == storable(outcome.error))
-    return bool(status == _FINAL[outcome.kind])
+        return bool(has_failed)
+    if outcome.kind in _RETURNS:
+        has_no_retry_left = has_failed and outcome.kind is OutcomeKind.RETRY
+        return has_no_retry_left or status in {"pending", "cancelled"}
+    return bool(status == ("success" if outcome.kind is OutcomeKind.SUCCESS else "cancelled"))

@@ -227,9 +227,12 @@ WHERE tasks.lease_end IS NOT NULL AND tasks.epoch = batch.epoch
 FINISH_ALL: Final = FINISH.replace(" SKIP LOCKED", "")
 
 # The state of tasks, after a change whose answer was lost or that skipped them.
-STANDINGS: Final = """
+STATES: Final = """
 SELECT id, epoch, status, error, cancel_requested FROM sitq.tasks WHERE id = ANY ($1::text[])
 """
+
+# The same; an error if a transaction has changed one of them and may still commit.
+SETTLED_STATES: Final = f"{STATES}ORDER BY id FOR SHARE NOWAIT"
 
 # Cancel a pending task, or request it of a running one; return its earlier status. A task that
 # another transaction has locked is skipped.
