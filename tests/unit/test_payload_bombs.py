@@ -268,6 +268,13 @@ def test_arguments_share_one_limit_where_they_are_given_and_where_they_are_read(
     assert cost(lambda: function.load_arguments(serializer, data)) < LIMIT
 
 
+def test_the_argument_that_alone_takes_too_long_to_read_is_named() -> None:
+    function = TaskFunction[None]("m:reach", reach)
+    data = serializer.dumps([[["::1/64"], ["::1/64"] * 5_001], {}])
+    with pytest.raises(SerializationError, match=r"^reach\(\): parameter 'hosts': for its annot"):
+        function.load_arguments(serializer, data)
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [

@@ -5,17 +5,17 @@ from __future__ import annotations
 import inspect
 import sys
 import typing
-from typing import TYPE_CHECKING, Any, Final, ParamSpecArgs, ParamSpecKwargs, cast
+from typing import TYPE_CHECKING, Any, Final, ParamSpecArgs, ParamSpecKwargs
 
 import typing_extensions
 
-from sitq.errors import ValidationError
+from sitq.errors import SerializationError
 from sitq.payload._values import ValueCodec, name_of_annotation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-__all__ = ["ParameterCodec", "Signature", "spelled_out"]
+__all__ = ["Signature", "spelled_out"]
 
 _AWAITABLES: Final = frozenset({"Awaitable", "Coroutine"})
 _UNPACKS: Final = (typing.Unpack, typing_extensions.Unpack)
@@ -25,33 +25,7 @@ _QUALIFIERS: Final = (
 )
 _OPTIONAL: Final = (typing.NotRequired, typing_extensions.NotRequired)
 _REQUIRED: Final = (typing.Required, typing_extensions.Required)
-
-
-class ParameterCodec:
-    """The codec for the values of one parameter, or of the return value."""
-
-    __slots__ = ("_codec", "_problem", "label", "leaves")
-
-    def __init__(self, label: str, annotation: object, problem: str | None = None) -> None:
-        self.label: Final = label
-        self._problem: Final = problem
-        self._codec: Final = ValueCodec(annotation)
-        self.leaves: Final = frozenset[type]() if problem else self._codec.leaves
-
-    def dump(self, value: object) -> object:
-        return value if type(value) in self.leaves else self._ready().dump(value)
-
-    def share(self, plain: object) -> float:
-        """Return which share of the limits a plain value takes; see `ValueCodec.share`."""
-        return 0.0 if self._problem or type(plain) in self.leaves else self._codec.share(plain)
-
-    def load(self, plain: object) -> Any:
-        return plain if type(plain) in self.leaves else self._ready().load(plain)
-
-    def _ready(self) -> ValueCodec:
-        if self._problem:
-            raise ValidationError(self._problem)
-        return self._codec
+_MAX_ARGUMENTS: Final = 10_000
 
 
 class Signature:
@@ -59,6 +33,7 @@ class Signature:
 
     Args:
         func: the function.
+        label: what errors call it.
 
     Raises:
         TypeError: Python knows no signature of it.
@@ -67,40 +42,42 @@ class Signature:
 
     __slots__ = (
         "_bind",
+        "_label",
         "_needed",
         "_places",
+        "_rest",
         "named",
         "positional",
         "positional_counts",
-        "rest",
         "rest_named",
         "result",
     )
 
-    def __init__(self, func: Callable[..., Any]) -> None:
+    def __init__(self, func: Callable[..., Any], label: str) -> None:
         scope = _Scope(func)
         signature = scope.spell_out(inspect.signature(func))
         self._bind: Final = signature.bind
-        self.positional: Final[list[ParameterCodec]] = []
-        self.named: Final[dict[str, ParameterCodec]] = {}
-        self.rest: ParameterCodec | None = None
-        self.rest_named: ParameterCodec | None = None
+        self._label: Final = label
+        self.positional: Final[list[ValueCodec]] = []
+        self.named: Final[dict[str, ValueCodec]] = {}
+        self._rest: list[ValueCodec] = []
+        self.rest_named: ValueCodec | None = None
         # By name: the most positional arguments after which it may be given by keyword.
         self._places: Final[dict[str, int]] = {}
         required: list[tuple[int, str]] = []
         for name, parameter in signature.parameters.items():
-            slot = scope.slot(f"parameter {name!r}", parameter.annotation)
+            codec = scope.codec(f"{label}: parameter {name!r}", parameter.annotation)
             if parameter.kind is parameter.VAR_POSITIONAL:
-                self.rest = slot
+                self._rest = [codec]
             elif parameter.kind is parameter.VAR_KEYWORD:
-                self.rest_named = slot
+                self.rest_named = codec
             else:
                 place = sys.maxsize
                 if parameter.kind is not parameter.KEYWORD_ONLY:
                     place = len(self.positional)
-                    self.positional.append(slot)
+                    self.positional.append(codec)
                 if parameter.kind is not parameter.POSITIONAL_ONLY:
-                    self.named[name] = slot
+                    self.named[name] = codec
                     self._places[name] = place
                 if parameter.default is parameter.empty:
                     required.append((place, name))
@@ -115,15 +92,36 @@ class Signature:
             count for count, names in self._needed.items() if not names
         )
         # A worker awaits an awaitable result of a plain function too.
-        self.result: Final = scope.slot(
-            "the return value", signature.return_annotation, awaited=True
+        self.result: Final = scope.codec(
+            f"{label}: the return value", signature.return_annotation, awaited=True
         )
 
-    def fits(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-        """Return whether a call fits; False also for one that only `check` can judge.
+    def codecs(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[list[ValueCodec], dict[str, ValueCodec]]:
+        """Return the codecs for the arguments of a call, by position and by name.
 
-        Of a call that fits, `positional` and `named` have the slots.
+        Raises:
+            TypeError: the call does not fit; the text says why.
+            SerializationError: it has too many arguments, or a name that is not a str.
         """
+        if self._fits(args, kwargs):
+            return self.positional, self.named
+        if not {str}.issuperset(map(type, kwargs)):
+            raise SerializationError(f"{self._label}: the name of an argument is not a str")
+        if len(args) + len(kwargs) > _MAX_ARGUMENTS:
+            raise SerializationError(
+                f"{self._label}: more than {_MAX_ARGUMENTS:,} arguments; pass one list of them"
+            )
+        self._bind(*args, **kwargs)
+        more = self._rest * (len(args) - len(self.positional))
+        named = self.named
+        if self.rest_named is not None:
+            named = dict.fromkeys(kwargs, self.rest_named) | named
+        return self.positional + more, named
+
+    def _fits(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """Return whether a call fits; False also for one that only Python's binding can judge."""
         count = len(args)
         needed = self._needed.get(count)
         if needed is None or not kwargs.keys() >= needed:
@@ -133,28 +131,6 @@ class Signature:
             if places.get(name, -1) < count:
                 return False
         return True
-
-    def check(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        """Check that a call fits as Python would bind it.
-
-        Raises:
-            TypeError: it does not; the text says why.
-        """
-        self._bind(*args, **kwargs)
-
-    def slots(
-        self, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> Iterator[tuple[ParameterCodec, Any]]:
-        """Pair the arguments of a call that fits with their slots."""
-        yield from zip(self.positional, args, strict=False)
-        for value in args[len(self.positional) :]:
-            yield cast("ParameterCodec", self.rest), value
-        for name, value in kwargs.items():
-            yield self.slot_of(name), value
-
-    def slot_of(self, name: str) -> ParameterCodec:
-        """Return the slot of an argument given by keyword."""
-        return self.named.get(name) or cast("ParameterCodec", self.rest_named)
 
 
 def spelled_out(func: Callable[..., Any]) -> inspect.Signature:
@@ -178,7 +154,7 @@ class _Scope:
             param.__name__: param for param in getattr(inner, "__type_params__", ())
         }
 
-    def slot(self, label: str, annotation: Any, *, awaited: bool = False) -> ParameterCodec:
+    def codec(self, label: str, annotation: Any, *, awaited: bool = False) -> ValueCodec:
         problem = None
         try:
             resolved = Any if annotation is inspect.Parameter.empty else self._resolve(annotation)
@@ -191,12 +167,12 @@ class _Scope:
             resolved, problem = Any, _unknown_keys(*args)
         elif isinstance(resolved, ParamSpecArgs | ParamSpecKwargs):
             resolved = Any
-        return ParameterCodec(label, resolved, problem)
+        return ValueCodec(resolved, label, problem)
 
     def spell_out(self, signature: inspect.Signature) -> inspect.Signature:
         """Write ``**kwargs: Unpack[SomeTypedDict]`` as the keyword parameters that it stands for.
 
-        An annotation that cannot be resolved stays, for `slot` to say why.
+        An annotation that cannot be resolved stays, for `codec` to say why.
         """
         parameters = list(signature.parameters.values())
         if not parameters or parameters[-1].kind is not inspect.Parameter.VAR_KEYWORD:

@@ -95,10 +95,12 @@ def name_of_annotation(annotation: object) -> str:
 
 
 class ValueCodec:
-    """The codec for one annotation; ``leaves`` are its types that are stored unchanged.
+    """The codec for one annotation.
 
-    Raises:
-        ValidationError: values of this annotation cannot be stored; the text says why.
+    Args:
+        annotation: the annotation.
+        label: what errors call the parameter or return value.
+        problem: why no value can be stored; ``None`` if values can be.
     """
 
     __slots__ = (
@@ -108,21 +110,25 @@ class ValueCodec:
         "_fits",
         "_has_names",
         "_limits",
+        "_problem",
         "_read",
+        "label",
         "leaves",
     )
 
-    def __init__(self, annotation: object) -> None:
-        self._annotation = _eager(annotation)
+    def __init__(self, annotation: object, label: str = "", problem: str | None = None) -> None:
+        self.label: Final = label
+        self._annotation: Final = _eager(annotation)
+        self._problem: Final = problem
         self._adapter: TypeAdapter[Any] | None = None
         self._limits: RebuildLimits | None = None
         self._read: Validate | None = None
         self._fields: frozenset[str] = frozenset()
         self._has_names = False
-        self._fits = _fitter(self._annotation)
-        self.leaves: frozenset[type] = (
-            LEAVES if annotation in _ANYTHING else _leaves(annotation) or frozenset()
-        )
+        self._fits: Final = None if problem else _fitter(self._annotation)
+        leaves = LEAVES if annotation in _ANYTHING else _leaves(annotation)
+        # The types whose values are stored unchanged.
+        self.leaves: Final = (not problem and leaves) or frozenset[type]()
 
     def dump(self, value: Any) -> object:
         """Return the plain value to store for ``value``.
@@ -131,6 +137,8 @@ class ValueCodec:
             ValidationError: it is not what the annotation says.
             SerializationError: it would not come back as what it is.
         """
+        if type(value) in self.leaves:
+            return value
         if type(value) is TaskId and str in self.leaves:
             return str(value)  # an id is a text with a hint for type checkers
         if type(value) not in LEAVES:
@@ -152,6 +160,8 @@ class ValueCodec:
             ValidationError: it does not fit the annotation, or has a field that a model does not
                 know.
         """
+        if type(plain) in self.leaves:
+            return plain
         if self._fits is not None and self._fits(plain):
             return _untagged(plain)
         adapter = self._build()
@@ -228,6 +238,8 @@ class ValueCodec:
 
     def _build(self) -> TypeAdapter[Any]:
         if self._adapter is None:
+            if self._problem:
+                raise ValidationError(self._problem)
             name = name_of_annotation(self._annotation)
             if _is_lazy(self._annotation):
                 raise ValidationError(

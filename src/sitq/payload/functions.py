@@ -6,7 +6,6 @@ when a decorator runs.
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import math
 from typing import TYPE_CHECKING, Any, Final, Generic, cast
@@ -16,11 +15,12 @@ from sitq.errors import SerializationError, ValidationError
 from sitq.ids import R_co
 from sitq.models import RetryPolicy
 from sitq.payload._advice import advice_for
-from sitq.payload._signatures import ParameterCodec, Signature
+from sitq.payload._signatures import Signature
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
+    from sitq.payload._values import ValueCodec
     from sitq.protocols import Serializer
 
 __all__ = ["NOT_STORED", "TaskDefaults", "TaskFunction"]
@@ -28,15 +28,12 @@ __all__ = ["NOT_STORED", "TaskDefaults", "TaskFunction"]
 # The value of a success whose function has ``store_result=False``: no payload is empty.
 NOT_STORED: Final = b""
 _ENVELOPE: Final = 2
-# These are checked separately.
-_MAX_ARGUMENTS: Final = 10_000
 # Smaller payloads need no check of the total cost of their arguments.
 _SMALL: Final = 4096
 _TOO_DEAR: Final = (
     "the arguments together would take too long to read; "
     "store the data elsewhere and pass where it is"
 )
-_TOO_MANY_ARGUMENTS: Final = f"more than {_MAX_ARGUMENTS:,} arguments; pass one list of them"
 
 
 class TaskDefaults(Model):
@@ -109,29 +106,30 @@ class TaskFunction(Generic[R_co]):
             SerializationError: one cannot be stored, or they are too large together.
         """
         signature = self._signature or self._inspect()
+        codecs, named = signature.positional, signature.named
+        if kwargs or len(args) not in signature.positional_counts:
+            try:
+                codecs, named = signature.codecs(args, kwargs)
+            except TypeError as error:
+                message = f"{self.label}: {error}; its signature says what fits"
+                raise ValidationError(message) from None
+        plain = [
+            value if type(value) in codecs[place].leaves else _dump(codecs[place], value)
+            for place, value in enumerate(args)
+        ]
         keywords: dict[str, object] = {}
-        fits = signature.fits(args, kwargs) if kwargs else len(args) in signature.positional_counts
-        if fits:
-            slots, named = signature.positional, signature.named
-            plain = [
-                value if type(value) in slots[place].leaves else self._dump(slots[place], value)
-                for place, value in enumerate(args)
-            ]
-            for name, value in kwargs.items():
-                slot = named[name]
-                keywords[name] = value if type(value) in slot.leaves else self._dump(slot, value)
-        else:
-            if len(args) + len(kwargs) > _MAX_ARGUMENTS:
-                raise SerializationError(f"{self.label}: {_TOO_MANY_ARGUMENTS}")
-            plain, keywords = self._dump_all(signature, args, kwargs)
+        for name, value in kwargs.items():
+            codec = named[name]
+            keywords[name] = value if type(value) in codec.leaves else _dump(codec, value)
         try:
             data = serializer.dumps([plain, keywords])
         except SerializationError as error:
-            given = (*args, *kwargs.values())
-            self._blame(serializer, zip(signature.slots(plain, keywords), given, strict=True))
+            pairs = _paired(codecs, plain, named, keywords)
+            for (codec, each), value in zip(pairs, (*args, *kwargs.values()), strict=True):
+                _encode(serializer, codec, each, value)  # the error names the argument
             raise SerializationError(f"{self.label}: the arguments together: {error}") from None
-        if len(data) > _SMALL:
-            self._check_together(signature, plain, keywords)
+        if len(data) > _SMALL and len(args) + len(kwargs) > 1:  # one has its own limits
+            self._check_together(_paired(codecs, plain, named, keywords))
         return data
 
     def load_arguments(
@@ -150,32 +148,23 @@ class TaskFunction(Generic[R_co]):
         args, kwargs = envelope
         if type(args) is not list or type(kwargs) is not dict:
             raise SerializationError(f"{self.label}: the payload holds no arguments")
-        if len(args) + len(kwargs) > _MAX_ARGUMENTS:
-            raise SerializationError(f"{self.label}: {_TOO_MANY_ARGUMENTS}")
-        fits = signature.fits(args, kwargs) if kwargs else len(args) in signature.positional_counts
-        if len(payload) > _SMALL and (fits or {str}.issuperset(map(type, kwargs))):
-            self._check_together(signature, args, kwargs)
-        if fits:
-            slots, named = zip(signature.positional, args, strict=False), signature.named
-            values = [
-                plain if type(plain) in slot.leaves else self._load(slot, plain)
-                for slot, plain in slots
-            ]
-            for name, plain in kwargs.items():
-                slot = named[name]
-                kwargs[name] = plain if type(plain) in slot.leaves else self._load(slot, plain)
-            return tuple(values), kwargs
-        if not {str}.issuperset(map(type, kwargs)):
-            raise SerializationError(f"{self.label}: the payload holds no arguments")
-        try:
-            signature.check(args, kwargs)
-        except TypeError as error:
-            raise ValidationError(
-                f"{self.label}: the stored arguments do not fit its signature: {error}"
-            ) from None
-        restored = [self._load(slot, plain) for slot, plain in signature.slots(args, kwargs)]
-        count = len(args)
-        return tuple(restored[:count]), dict(zip(kwargs, restored[count:], strict=True))
+        codecs, named = signature.positional, signature.named
+        if kwargs or len(args) not in signature.positional_counts:
+            try:
+                codecs, named = signature.codecs(args, kwargs)
+            except TypeError as error:
+                message = f"the stored arguments do not fit its signature: {error}"
+                raise ValidationError(f"{self.label}: {message}") from None
+        if len(payload) > _SMALL and len(args) + len(kwargs) > 1:
+            self._check_together(_paired(codecs, args, named, kwargs))
+        values = [
+            plain if type(plain) in codec.leaves else _load(codec, plain)
+            for codec, plain in zip(codecs, args, strict=False)
+        ]
+        for name, plain in kwargs.items():
+            codec = named[name]
+            kwargs[name] = plain if type(plain) in codec.leaves else _load(codec, plain)
+        return tuple(values), kwargs
 
     def dump_result(self, serializer: Serializer, value: Any) -> bytes:
         """Encode the function's result; an empty value if its results are not stored.
@@ -186,12 +175,8 @@ class TaskFunction(Generic[R_co]):
         """
         if not self.defaults.store_result:
             return NOT_STORED
-        slot = (self._signature or self._inspect()).result
-        plain = self._dump(slot, value)
-        try:
-            return serializer.dumps(plain)
-        except SerializationError as error:
-            raise self._refused(slot, value, error) from None
+        codec = (self._signature or self._inspect()).result
+        return _encode(serializer, codec, _dump(codec, value), value)
 
     def load_result(self, serializer: Serializer, data: bytes) -> R_co:
         """Decode the function's result; ``None`` if it was not stored.
@@ -202,24 +187,18 @@ class TaskFunction(Generic[R_co]):
         """
         if data == NOT_STORED:
             return cast("R_co", None)
-        slot = (self._signature or self._inspect()).result
-        return cast("R_co", self._load(slot, serializer.loads(data)))
+        codec = (self._signature or self._inspect()).result
+        return cast("R_co", _load(codec, serializer.loads(data)))
 
-    def _check_together(
-        self, signature: Signature, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> None:
+    def _check_together(self, arguments: Iterator[tuple[ValueCodec, Any]]) -> None:
         """Check that all arguments together can be rebuilt in the time that one may take."""
-        if len(args) + len(kwargs) < 2:  # noqa: PLR2004 - one has its own limits
-            return
-        with contextlib.suppress(TypeError):  # arguments that do not fit are refused elsewhere
-            signature.check(args, kwargs)
-            shares = (slot.share(plain) for slot, plain in signature.slots(args, kwargs))
-            if math.fsum(shares) > 1:  # sum() rounds at each step before Python 3.12
-                raise SerializationError(f"{self.label}: {_TOO_DEAR}")
+        shares = [_share(codec, plain) for codec, plain in arguments]
+        if math.fsum(shares) > 1:  # sum() rounds at each step before Python 3.12
+            raise SerializationError(f"{self.label}: {_TOO_DEAR}")
 
     def _inspect(self) -> Signature:
         try:
-            self._signature = signature = Signature(self.func)
+            self._signature = signature = Signature(self.func, self.label)
         except (TypeError, ValueError, NameError) as error:
             raise ValidationError(
                 f"{self.label}: it has no signature that Python can tell "
@@ -227,48 +206,52 @@ class TaskFunction(Generic[R_co]):
             ) from None
         return signature
 
-    def _dump_all(
-        self, signature: Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> tuple[list[object], dict[str, object]]:
-        """Check and dump the arguments, positional and keyword ones each in their place."""
-        try:
-            signature.check(args, kwargs)
-        except TypeError as error:
-            raise ValidationError(f"{self.label}: {error}; its signature says what fits") from None
-        slots = signature.slots(args, kwargs)
-        lowered = [self._dump(slot, value) for slot, value in slots]
-        count = len(args)
-        return lowered[:count], dict(zip(kwargs, lowered[count:], strict=True))
 
-    def _dump(self, slot: ParameterCodec, value: object) -> object:
-        try:
-            return slot.dump(value)
-        except (ValidationError, SerializationError) as error:
-            raise self._refused(slot, value, error) from None
-        except Exception as error:
-            text = f"its type's own code raised {type(error).__name__}"
-            raise self._refused(slot, value, SerializationError(text)) from error
+def _paired(
+    codecs: Sequence[ValueCodec],
+    args: Sequence[Any],
+    named: Mapping[str, ValueCodec],
+    kwargs: Mapping[str, Any],
+) -> Iterator[tuple[ValueCodec, Any]]:
+    """Pair the arguments of a call with their codecs."""
+    yield from zip(codecs, args, strict=False)
+    for name, value in kwargs.items():
+        yield named[name], value
 
-    def _load(self, slot: ParameterCodec, plain: object) -> Any:
-        if type(plain) in slot.leaves:
-            return plain
-        try:
-            return slot.load(plain)
-        except (ValidationError, SerializationError) as error:
-            raise type(error)(f"{self.label}: {slot.label}: {error}") from None
 
-    def _blame(
-        self, serializer: Serializer, arguments: Iterable[tuple[tuple[ParameterCodec, Any], Any]]
-    ) -> None:
-        """Raise an error that names the argument that cannot be encoded, if there is one."""
-        for (slot, plain), value in arguments:
-            try:
-                serializer.dumps(plain)
-            except SerializationError as error:
-                raise self._refused(slot, value, error) from None
+def _dump(codec: ValueCodec, value: object) -> object:
+    try:
+        return codec.dump(value)
+    except (ValidationError, SerializationError) as error:
+        raise _refused(codec, value, error) from None
+    except Exception as error:
+        text = f"its type's own code raised {type(error).__name__}"
+        raise _refused(codec, value, SerializationError(text)) from error
 
-    def _refused(
-        self, slot: ParameterCodec, value: object, error: ValidationError | SerializationError
-    ) -> ValidationError | SerializationError:
-        """Return the error to raise about a value: which one, what is wrong, and what to do."""
-        return type(error)(f"{self.label}: {slot.label}: {error}{advice_for(value)}")
+
+def _encode(serializer: Serializer, codec: ValueCodec, plain: object, value: object) -> bytes:
+    try:
+        return serializer.dumps(plain)
+    except SerializationError as error:
+        raise _refused(codec, value, error) from None
+
+
+def _load(codec: ValueCodec, plain: object) -> Any:
+    try:
+        return codec.load(plain)
+    except (ValidationError, SerializationError) as error:
+        raise type(error)(f"{codec.label}: {error}") from None
+
+
+def _share(codec: ValueCodec, plain: object) -> float:
+    try:
+        return codec.share(plain)
+    except (ValidationError, SerializationError) as error:
+        raise type(error)(f"{codec.label}: {error}") from None
+
+
+def _refused(
+    codec: ValueCodec, value: object, error: ValidationError | SerializationError
+) -> ValidationError | SerializationError:
+    """Return the error to raise about a value: which one, what is wrong, and what to do."""
+    return type(error)(f"{codec.label}: {error}{advice_for(value)}")
