@@ -417,7 +417,7 @@ def test_results_are_checked_and_read_by_the_return_annotation() -> None:
     [None, 1, [], [[]], [[], {}, 1], [{}, []], [(), {}], [[], {1: 2}], {"a": 1}],
 )
 def test_a_payload_that_is_no_arguments_is_refused(envelope: Any) -> None:
-    with pytest.raises(SerializationError, match="holds no arguments"):
+    with pytest.raises(SerializationError, match="holds no arguments|not a str"):
         task(add).load_arguments(serializer, serializer.dumps(envelope))
 
 

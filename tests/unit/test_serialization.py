@@ -271,7 +271,7 @@ def test_a_value_that_msgpack_has_no_memory_for_is_refused(monkeypatch: pytest.M
     def pack(_: object) -> bytes:
         raise MemoryError
 
-    monkeypatch.setattr("sitq.payload.serialization._pack", pack)
+    monkeypatch.setattr("sitq.payload.serialization.pack", pack)
     with pytest.raises(SerializationError, match="too large"):
         serializer.dumps(1)
 

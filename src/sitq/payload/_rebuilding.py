@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from sitq.errors import SerializationError
-from sitq.payload._extensions import LEAVES
-from sitq.payload._limits import MAX_UNTIMED, KeyTime
+from sitq.payload._limits import KeyBudget
+from sitq.payload._msgpack import LEAVES
 from sitq.payload._stored_form import is_tagged, nodes, without_names
 
 __all__ = ["RebuildLimits"]
@@ -29,8 +29,6 @@ _MAX_WIDE_SETS: Final = 4
 _MAX_JSON_CHARACTERS: Final = 100_000
 # This limit is divided by the number of types to try for each value.
 _MAX_MODEL_VALUES: Final = 25_000
-# How often two keys of one hash may be compared.
-_MAX_COMPARED: Final = 20_000
 _MAX_NUMBER: Final = 1_100
 _LARGE_EXPONENT: Final = re.compile(r"\s*[+-]?[\d_.]+[eE][+-]?\d{4,}\s*")
 _NUMERIC: Final = re.compile(r"[\d_.+\-eE/\s]*")
@@ -49,7 +47,6 @@ _COLLECTIONS: Final = {each.__name__: each for each in (dict, list, tuple, set, 
 _INNER: Final = frozenset(
     {"schema", "lax_schema", "strict_schema", "json_schema", "python_schema", "steps"}
 )
-_COLLIDING: Final = "keys that share their hashes"
 _AMBIGUOUS: Final = (
     ", each counted as often as its unions have types to try (a discriminator helps)"
 )
@@ -86,13 +83,14 @@ class RebuildLimits:
         if not self._has and self._max_values is None and not self._builds_keys:
             return 0.0
         values = 0
-        key_time = KeyTime()
+        key_budget = KeyBudget()
         texts: list[str] = [plain] if type(plain) is str else []
         for container, times in _containers(plain, self._tries):
             values += times * len(container)
             texts += [item for item in _items(container) if type(item) is str]
             if self._builds_keys and len(container) > 1:
-                _check_keys(container, key_time)
+                kind = dict if type(container) is dict else set
+                key_budget.take(container, kind, convert=_as_key)
         what = f"values{_AMBIGUOUS if self._tries else ''}"
         used = [] if self._max_values is None else [(values, self._max_values, what)]
         if self._has:
@@ -236,24 +234,6 @@ def _items(container: Any) -> list[Any]:
     if type(container) is dict:
         return [*container, *container.values()]
     return [*container]
-
-
-def _check_keys(container: Any, key_time: KeyTime) -> None:
-    """Check that a set or dict of a container's items could be built in a short time."""
-    keys = (key for key in map(_as_key, container) if key is not None)
-    if len(container) > MAX_UNTIMED:
-        if not key_time.fits(keys, dict if type(container) is dict else set):
-            _refuse(_COLLIDING)
-        return
-    found: dict[int, list[Any]] = {}
-    compared = 0
-    for key in keys:
-        same = found.setdefault(hash(key), [])
-        compared += len(same)
-        if compared > _MAX_COMPARED:
-            _refuse(_COLLIDING)
-        if key not in same:
-            same.append(key)
 
 
 def _as_key(item: Any) -> Any:

@@ -105,32 +105,26 @@ class Signature:
             TypeError: the call does not fit; the text says why.
             SerializationError: it has too many arguments, or a name that is not a str.
         """
-        if self._fits(args, kwargs):
-            return self.positional, self.named
+        count, places = len(args), self._places
+        needed = self._needed.get(count)
+        if needed is not None and kwargs.keys() >= needed:
+            for name in kwargs:
+                if places.get(name, -1) < count:
+                    break  # only Python's binding can judge the call
+            else:
+                return self.positional, self.named
         if not {str}.issuperset(map(type, kwargs)):
             raise SerializationError(f"{self._label}: the name of an argument is not a str")
-        if len(args) + len(kwargs) > _MAX_ARGUMENTS:
+        if count + len(kwargs) > _MAX_ARGUMENTS:
             raise SerializationError(
                 f"{self._label}: more than {_MAX_ARGUMENTS:,} arguments; pass one list of them"
             )
         self._bind(*args, **kwargs)
-        more = self._rest * (len(args) - len(self.positional))
+        more = self._rest * (count - len(self.positional))
         named = self.named
         if self.rest_named is not None:
             named = dict.fromkeys(kwargs, self.rest_named) | named
         return self.positional + more, named
-
-    def _fits(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-        """Return whether a call fits; False also for one that only Python's binding can judge."""
-        count = len(args)
-        needed = self._needed.get(count)
-        if needed is None or not kwargs.keys() >= needed:
-            return False
-        places = self._places
-        for name in kwargs:  # noqa: SIM110 - a generator would cost more than all the rest
-            if places.get(name, -1) < count:
-                return False
-        return True
 
 
 def spelled_out(func: Callable[..., Any]) -> inspect.Signature:

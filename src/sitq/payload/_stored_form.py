@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pydantic import BaseModel, RootModel
 from pydantic_core import PydanticCustomError, SchemaValidator, core_schema
 
-from sitq.payload._limits import check_keys
+from sitq.payload._limits import KeyBudget
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -59,7 +59,7 @@ def without_names(plain: Any) -> Any:
     if kind is dict:
         keys = [without_names(key) for key in plain if key != TAG]
         items = [without_names(item) for key, item in plain.items() if key != TAG]
-        check_keys(keys, dict)
+        KeyBudget().take(keys, dict)
         return dict(zip(keys, items, strict=True))
     if kind is tuple and is_tagged(plain):
         parts = plain[1:]
@@ -70,7 +70,7 @@ def without_names(plain: Any) -> Any:
     if kind in {list, tuple, set, frozenset}:
         inner = [*map(without_names, plain)]
         if kind in {set, frozenset}:
-            check_keys(inner, set)
+            KeyBudget().take(inner, set)
         return kind(inner)
     return plain
 

@@ -22,7 +22,7 @@ from sitq._validation import with_article
 from sitq.errors import SerializationError, ValidationError
 from sitq.ids import TaskId
 from sitq.payload._comparison import difference, loss
-from sitq.payload._extensions import CONTAINERS, LEAVES
+from sitq.payload._msgpack import CONTAINERS, LEAVES
 from sitq.payload._rebuilding import RebuildLimits
 from sitq.payload._stored_form import (
     OTHER_MEMBER,

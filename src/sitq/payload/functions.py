@@ -176,7 +176,8 @@ class TaskFunction(Generic[R_co]):
         if not self.defaults.store_result:
             return NOT_STORED
         codec = (self._signature or self._inspect()).result
-        return _encode(serializer, codec, _dump(codec, value), value)
+        plain = value if type(value) in codec.leaves else _dump(codec, value)
+        return _encode(serializer, codec, plain, value)
 
     def load_result(self, serializer: Serializer, data: bytes) -> R_co:
         """Decode the function's result; ``None`` if it was not stored.
@@ -188,7 +189,8 @@ class TaskFunction(Generic[R_co]):
         if data == NOT_STORED:
             return cast("R_co", None)
         codec = (self._signature or self._inspect()).result
-        return cast("R_co", _load(codec, serializer.loads(data)))
+        plain = serializer.loads(data)
+        return cast("R_co", plain if type(plain) in codec.leaves else _load(codec, plain))
 
     def _check_together(self, arguments: Iterator[tuple[ValueCodec, Any]]) -> None:
         """Check that all arguments together can be rebuilt in the time that one may take."""

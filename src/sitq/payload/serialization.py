@@ -8,16 +8,14 @@ from __future__ import annotations
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
-import msgpack
 from msgpack.exceptions import ExtraData
 
 from sitq.errors import SerializationError, ValidationError
-from sitq.payload._extensions import CONTAINERS, DECODERS, ENCODERS, LEAVES
-from sitq.payload._limits import DecodingBudget
+from sitq.payload._msgpack import CONTAINERS, LEAVES, Reader, cannot_store, pack
 from sitq.payload.signing import Signer, is_signed
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Sequence
 
     from sitq.models import Outcome, ReservedTask, Result, Task
     from sitq.protocols import Serializer
@@ -25,20 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["MsgpackSerializer", "may_seal", "may_seal_results"]
 
 _MAX_DEPTH: Final = 256
-# A smaller payload cannot declare enough values to be worth a scan before decoding.
-_SMALL: Final = 1024
 # The values of a smaller payload cost too little to be counted.
 _UNCOUNTED: Final = 4096
-# The cost of containers and extensions beside their items, in values; and how many bytes of an
-# extension, which are copied at each level, count as one more value.
-_PER_LIST: Final = 3
-_PER_MAP: Final = 6
-_PER_PAIR: Final = 3
-_PER_EXTENSION: Final = 12
-_BYTES_PER_VALUE: Final = 64
-# A time zone is read from a file at its first use.
-_PER_ZONE: Final = 400
-_INITIAL_BUFFER: Final = 512
 _FLAT: Final = 2
 
 
@@ -135,7 +121,7 @@ class MsgpackSerializer:
         if not _is_flat(value) or self._max_depth < _FLAT:
             self._inspect(value)
         try:
-            data = _pack(value)
+            data = pack(value)
         except OverflowError:
             raise SerializationError(
                 "an int does not fit into 64 bits; pass it as a str or a Decimal"
@@ -153,7 +139,7 @@ class MsgpackSerializer:
             )
         if len(data) > _UNCOUNTED:
             # The reader has the same limits, so what is stored can be read.
-            _CountingReader(self._max_depth, self._max_values).read(data)
+            Reader(self._max_depth, self._max_values).read(data)
         return data
 
     def loads(self, data: bytes) -> Any:
@@ -170,7 +156,8 @@ class MsgpackSerializer:
                 f"the payload is {size} bytes long, over the limit of {self._max_bytes} bytes"
             )
         try:
-            value = self._reader(size).read(data)
+            max_values = None if size <= _UNCOUNTED else self._max_values
+            value = Reader(self._max_depth, max_values).read(data)
         except SerializationError:
             raise
         except ExtraData:
@@ -182,11 +169,6 @@ class MsgpackSerializer:
             self._inspect(value)
         return value
 
-    def _reader(self, size: int) -> _PayloadReader:
-        if size <= _UNCOUNTED:
-            return _PayloadReader(self._max_depth)
-        return _CountingReader(self._max_depth, self._max_values)
-
     def _inspect(self, value: object) -> None:
         """Refuse values that are not plain or too deep; level by level, without recursion."""
         level = [value]
@@ -197,7 +179,7 @@ class MsgpackSerializer:
                 if kind in LEAVES:
                     continue
                 if kind not in CONTAINERS:
-                    raise SerializationError(_cannot_carry(kind))
+                    raise cannot_store(kind)
                 if item:
                     children = _children(item)
                     if not LEAVES.issuperset(map(type, children)):
@@ -247,122 +229,3 @@ def _children(container: Any) -> list[object]:
     if type(container) is dict:
         return [*chain(container, container.values())]
     return container if type(container) is list else [*container]
-
-
-def _cannot_carry(kind: type) -> str:
-    text = f"a value of type {kind.__qualname__} cannot be stored"
-    if kind in {bytearray, memoryview}:
-        return f"{text}; pass bytes"
-    return f"{text}; annotate it with its type, or give plain values"
-
-
-def _pack(value: object) -> bytes:
-    # A new packer each time: it holds a buffer, and threads must not share it.
-    return msgpack.Packer(
-        default=_extension, strict_types=True, use_bin_type=True, buf_size=_INITIAL_BUFFER
-    ).pack(value)
-
-
-def _extension(value: Any) -> msgpack.ExtType:
-    known = ENCODERS.get(type(value))
-    if type(value) is int:  # msgpack asks here too about ints that do not fit
-        raise OverflowError
-    if known is None:
-        raise SerializationError(_cannot_carry(type(value)))
-    code, write = known
-    return msgpack.ExtType(code, write(value, _pack))
-
-
-def _mapping(pairs: list[tuple[Hashable, Any]]) -> dict[Hashable, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise SerializationError("malformed payload: a map holds a key twice")
-    return found
-
-
-class _PayloadReader:
-    """Reads one payload, and limits how deeply extensions are nested."""
-
-    __slots__ = ("_left",)
-
-    def __init__(self, max_depth: int) -> None:
-        self._left = max_depth
-
-    def read(self, data: bytes) -> Any:
-        if len(data) > _SMALL:
-            # A few bytes can declare a list of millions, which msgpack would allocate at once.
-            # Skipping over the payload detects that without building anything.
-            scanner = msgpack.Unpacker(max_buffer_size=len(data))
-            scanner.feed(data)
-            scanner.skip()
-        return self._unpack(data)
-
-    def _unpack(self, data: bytes) -> Any:
-        return msgpack.unpackb(
-            data,
-            raw=False,
-            strict_map_key=False,
-            ext_hook=self._extension,
-            object_pairs_hook=_mapping,
-        )
-
-    def _extension(self, code: int, body: bytes) -> Any:
-        read = DECODERS.get(code)
-        if read is None:
-            raise SerializationError(f"malformed payload: unknown extension type {code}")
-        if not self._left:
-            raise SerializationError("a payload is nested too deeply")
-        self._left -= 1
-        value = read(body, self)
-        self._left += 1
-        return value
-
-    def check_zone(self, key: str) -> None:
-        """See `sitq.payload._extensions.Source`; so small a payload needs no check."""
-
-    def check_keys(self, keys: Sequence[Any]) -> None:
-        """See `sitq.payload._extensions.Source`; so small a payload needs no check."""
-
-
-class _CountingReader(_PayloadReader):
-    """Reads a payload that is large enough to be expensive, and counts its values."""
-
-    __slots__ = ("_budget", "_zones")
-
-    def __init__(self, max_depth: int, max_values: int) -> None:
-        super().__init__(max_depth)
-        self._budget = DecodingBudget(max_values)
-        self._zones: set[str] = set()
-
-    def _unpack(self, data: bytes) -> Any:
-        return msgpack.unpackb(
-            data,
-            raw=False,
-            strict_map_key=False,
-            ext_hook=self._extension,
-            object_pairs_hook=self._mapping,
-            list_hook=self._list,
-        )
-
-    def _list(self, items: list[Any]) -> list[Any]:
-        self._budget.take(_PER_LIST + len(items))
-        return items
-
-    def _mapping(self, pairs: list[tuple[Hashable, Any]]) -> dict[Hashable, Any]:
-        self._budget.take(_PER_MAP + _PER_PAIR * len(pairs))
-        self._budget.take_keys([key for key, _ in pairs], dict)
-        return _mapping(pairs)
-
-    def check_zone(self, key: str) -> None:
-        """See `sitq.payload._extensions.Source`."""
-        if key not in self._zones:
-            self._zones.add(key)
-            self._budget.take(_PER_ZONE)
-
-    def check_keys(self, keys: Sequence[Any]) -> None:
-        """See `sitq.payload._extensions.Source`."""
-        self._budget.take_keys(keys, set)
-
-    def _extension(self, code: int, body: bytes) -> Any:
-        self._budget.take(_PER_EXTENSION + len(body) // _BYTES_PER_VALUE)
-        return super()._extension(code, body)
