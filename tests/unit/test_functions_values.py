@@ -354,7 +354,7 @@ def test_what_needs_more_recursion_than_python_has_is_refused(annotation: Any, v
         (function.dump_arguments, ((value,), {}), "parameter 'x'"),
         (function.dump_result, (value,), "the return value"),
     ):
-        with pytest.raises(SerializationError, match="nested too deeply") as caught:
+        with pytest.raises(SerializationError, match="nested") as caught:
             dump(serializer, *given)
         assert str(caught.value).startswith(f"f(): {what}: ")
         assert caught.value.__cause__ is None

@@ -333,7 +333,7 @@ def test_a_marked_function_of_the_parent_is_found_without_a_scan(
     parent.mark(samples.add)
     child = Registry(parent)
     child.add(samples.add_async)
-    monkeypatch.delattr(Registry, "_get_by_file")
+    monkeypatch.delattr(Registry, "find_by_file")
     found = child.get(f"{HERE}:add")
     assert found is not None
     assert found.func is samples.add

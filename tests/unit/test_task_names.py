@@ -225,7 +225,7 @@ def test_a_name_that_was_added_is_found_without_a_search(
     def fail(_registry: Registry, name: str) -> None:
         raise AssertionError(name)
 
-    monkeypatch.setattr(Registry, "find_marked", fail)
+    monkeypatch.setattr(Registry, "add_marked", fail)
     monkeypatch.setattr(Registry, "find_by_file", fail)
     assert Registry(parent=parent).get("names_j:send") is added
 

@@ -197,10 +197,10 @@ def _of_sets(sent: Any, back: Any) -> _Finding | None:
         return _verdict(same=False, kind=kind)
     arrivals = {item: item for item in back}
     for item in sent:
-        twin = arrivals.get(item, _MISSING)
-        if twin is _MISSING:  # NaN does not equal itself
-            twin = next((other for other in back if _difference(item, other) is None), _MISSING)
-        found = _verdict(same=False, kind=kind) if twin is _MISSING else _difference(item, twin)
+        other = arrivals.get(item, _MISSING)
+        if other is _MISSING:  # NaN does not equal itself
+            other = next((each for each in back if _difference(item, each) is None), _MISSING)
+        found = _verdict(same=False, kind=kind) if other is _MISSING else _difference(item, other)
         if found:
             return found
     return None

@@ -63,13 +63,13 @@ class Registry:
         parent: asked for names that this registry does not have.
     """
 
-    __slots__ = ("_by_function", "_by_name", "_marked", "_parent")
+    __slots__ = ("_by_function", "by_name", "lineage", "marked")
 
     def __init__(self, parent: Registry | None = None) -> None:
-        self._parent: Final = parent
+        self.lineage: Final[tuple[Registry, ...]] = (self, *(parent.lineage if parent else ()))
         self._by_function: Final[dict[object, TaskFunction[Any]]] = {}
-        self._by_name: Final[dict[str, TaskFunction[Any]]] = {}
-        self._marked: Final[dict[str, Callable[..., Any]]] = {}
+        self.by_name: Final[dict[str, TaskFunction[Any]]] = {}
+        self.marked: Final[dict[str, Callable[..., Any]]] = {}
 
     def add(self, func: Callable[..., Any]) -> TaskFunction[Any]:
         """Add a function, or return its entry; one of the same module and name is replaced.
@@ -104,8 +104,8 @@ class Registry:
                 continue  # of their own that runs at any attribute
             added = self.add(entry)
             name = f"{module_name(module.__name__)}:{path}"
-            if self.owner(name) is None:
-                self._by_name[name] = added
+            if self._owner(name) is None:
+                self.by_name[name] = added
 
     def get(self, name: str) -> TaskFunction[Any] | None:
         """Return the function of a stored name, if it is known; nothing is imported.
@@ -113,33 +113,19 @@ class Registry:
         Look-ups in dictionaries come first, here and in the parents. The scan for a function in the
         same file comes last.
         """
-        return self.find(name) or self.find_marked(name) or self.find_by_file(name)
-
-    def find(self, name: str) -> TaskFunction[Any] | None:
-        """Return the function that was added under a name, here or in a parent."""
-        found = self._by_name.get(name)
-        return found if found or self._parent is None else self._parent.find(name)
-
-    def find_marked(self, name: str) -> TaskFunction[Any] | None:
-        """Add and return the function that was marked under a name, here or in a parent."""
-        found = self._get_marked(name)
-        return found if found or self._parent is None else self._parent.find_marked(name)
-
-    def find_by_file(self, name: str) -> TaskFunction[Any] | None:
-        """Add and return the function whose file a name means, here or in a parent, by a scan."""
-        found = self._get_by_file(name)
-        return found if found or self._parent is None else self._parent.find_by_file(name)
+        for registry in self.lineage:
+            found = registry.by_name.get(name)
+            if found is not None:
+                return found
+        for registry in self.lineage:
+            found = registry.add_marked(name)
+            if found is not None:
+                return found
+        return next(filter(None, (each.find_by_file(name) for each in self.lineage)), None)
 
     def names(self) -> set[str]:
         """Return all names that are known."""
-        inherited = set() if self._parent is None else self._parent.names()
-        return inherited.union(self._by_name, self._marked)
-
-    def owner(self, name: str) -> Callable[..., Any] | None:
-        """Return the function that has a name, though its module may still define it."""
-        found = self._by_name.get(name)
-        owner = self._marked.get(name) if found is None else found.func
-        return owner if owner or self._parent is None else self._parent.owner(name)
+        return set[str]().union(*(each.by_name.keys() | each.marked for each in self.lineage))
 
     def similar_names(self, name: str) -> list[str]:
         """Return up to three known names that are similar to an unknown one."""
@@ -161,35 +147,41 @@ class Registry:
             ValidationError: it is a kind of callable that no name leads to, or another function
                 has one of its names.
         """
-        names = _names_of(func, check_kind(func))
-        for name in names:
-            self._check_claim(name, func)
-        for name in names:
-            replaced = self._by_name.get(name)
-            if replaced is not None:
-                self._forget(replaced)
-            self._marked[name] = func
+        for name in self._claim(func, check_kind(func)):
+            self.marked[name] = func
 
     def _add(self, func: Callable[..., Any]) -> TaskFunction[Any]:
-        names = _names_of(func, name_of(func))
-        for name in names:
-            self._check_claim(name, func)
+        names = self._claim(func, name_of(func))
         mark = _mark_of(func)
         added = TaskFunction[Any](names[0], func, None if mark is None else mark.defaults)
         for name in names:
-            replaced = self._by_name.get(name)
-            if replaced is not None:
-                self._forget(replaced)
-        for name in names:
-            self._by_name[name] = added
-            self._marked.pop(name, None)
+            self.by_name[name] = added
+            self.marked.pop(name, None)
         self._by_function[func] = added
         return added
 
-    def _forget(self, replaced: TaskFunction[Any]) -> None:
-        self._by_function.pop(replaced.func, None)
-        for name in [name for name, each in list(self._by_name.items()) if each is replaced]:
-            del self._by_name[name]
+    def _claim(self, func: Callable[..., Any], default: str) -> list[str]:
+        """Take the names of a function from those that had them; the one to store is first."""
+        names = _names_of(func, default)
+        for name in names:
+            self._check_claim(name, func)
+        for name in names:
+            replaced = self.by_name.get(name)
+            if replaced is not None:
+                self._by_function.pop(replaced.func, None)
+                for other, each in list(self.by_name.items()):
+                    if each is replaced:
+                        del self.by_name[other]
+        return names
+
+    def _owner(self, name: str) -> Callable[..., Any] | None:
+        """Return the function that has a name, though its module may still define it."""
+        for registry in self.lineage:
+            found = registry.by_name.get(name)
+            owner = registry.marked.get(name) if found is None else found.func
+            if owner is not None:
+                return owner
+        return None
 
     def _check_claim(self, name: str, func: Callable[..., Any]) -> None:
         """Check that no other function has this name, where ``@task`` gave it to one of them.
@@ -197,10 +189,10 @@ class Registry:
         Raises:
             ValidationError: one has.
         """
-        owner = self.owner(name)
+        owner = self._owner(name)
         if owner is None or _is_same(owner, func) or _is_gone(owner):
             return
-        if not any(_is_given(name, each) for each in (owner, func)):
+        if name not in (*_given_names(owner), *_given_names(func)):
             return  # one module has replaced another
         one, other = (":".join(address_of(each)) for each in (owner, func))
         raise ValidationError(
@@ -208,9 +200,9 @@ class Registry:
             "give one of them another name= or other aliases="
         )
 
-    def _get_marked(self, name: str) -> TaskFunction[Any] | None:
+    def add_marked(self, name: str) -> TaskFunction[Any] | None:
         """Add a marked function in its final form: bound as a class method, or wrapped."""
-        func = self._marked.get(name)
+        func = self.marked.get(name)
         if func is None:
             return None
         found = look_up(func.__module__, func.__qualname__)
@@ -221,17 +213,17 @@ class Registry:
         except ValidationError:
             return None
 
-    def _get_by_file(self, name: str) -> TaskFunction[Any] | None:
+    def find_by_file(self, name: str) -> TaskFunction[Any] | None:
         """Find a function whose module had another name in the process that stored the task."""
         where, _, qualname = name.rpartition(":")
-        functions = {each.func: each for each in list(self._by_name.values())}
-        for func in [*functions, *list(self._marked.values())]:
+        functions = {each.func: each for each in list(self.by_name.values())}
+        for func in [*functions, *list(self.marked.values())]:
             module, path = address_of(func)
             if path != qualname or not is_module_named(where, module):
                 continue
-            found = functions.get(func) or self._get_marked(f"{module_name(module)}:{path}")
+            found = functions.get(func) or self.add_marked(f"{module_name(module)}:{path}")
             if found is not None:
-                self._by_name[name] = found
+                self.by_name[name] = found
                 return found
         return None
 
@@ -259,10 +251,6 @@ def _given_names(func: Callable[..., Any]) -> tuple[str, ...]:
     if mark is None or mark.address != address_of(func):
         return ()
     return mark.aliases if mark.name is None else (mark.name, *mark.aliases)
-
-
-def _is_given(name: str, func: Callable[..., Any]) -> bool:
-    return name in _given_names(func)
 
 
 def _names_of(func: Callable[..., Any], default: str) -> list[str]:
