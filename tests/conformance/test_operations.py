@@ -15,7 +15,7 @@ from sitq.backends.postgres import _operations as postgres
 from sitq.backends.sqlite import SQLiteBackend
 from sitq.backends.sqlite import _operations as sqlite
 from sitq.backends.sqlite._operations import SQLiteTransaction
-from sitq.backends.sqlite._session import SQLiteSession
+from sitq.backends.sqlite._writer import Writer
 from sitq.models import Lease
 from sitq.protocols import Backend
 from sitq.testing._conformance._opening import CALLS
@@ -54,13 +54,13 @@ async def test_a_verb_wakes_the_listeners_of_what_it_has_changed_and_no_others(
     verb: Verb[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     woken: set[str] = set()
-    notify = SQLiteSession._tell
+    publish = Writer._publish
 
-    def note(session: SQLiteSession, transaction: SQLiteTransaction) -> None:
+    def note(writer: Writer, transaction: SQLiteTransaction) -> None:
         woken.update(transaction.changed)
-        notify(session, transaction)
+        publish(writer, transaction)
 
-    monkeypatch.setattr(SQLiteSession, "_tell", note)
+    monkeypatch.setattr(Writer, "_publish", note)
     backend = SQLiteBackend(tmp_path / "q.db")
     await backend.open()
     running, pending = new_task(), new_task(queue="other")

@@ -29,6 +29,7 @@ from sitq import (
 from sitq.backends.sqlite import _database, _durability, _store_files
 from sitq.backends.sqlite._database import SQLiteDatabase
 from sitq.backends.sqlite._operations import SQLiteTransaction
+from sitq.backends.sqlite._writer import Writer
 from tests.unit.queue_support import add
 
 
@@ -48,13 +49,13 @@ def database_of(queue: SyncTaskQueue) -> SQLiteDatabase:
 def writers(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Which thread wrote how many requests, a transaction each."""
     seen: list[tuple[str, int]] = []
-    write = SQLiteDatabase._transaction
+    transact = Writer._transact
 
-    def note(self: SQLiteDatabase, operations: Sequence[Any], *rest: Any) -> Any:
+    def note(self: Writer, operations: Sequence[Any], *rest: Any) -> Any:
         seen.append((threading.current_thread().name, len(operations)))
-        return write(self, operations, *rest)
+        return transact(self, operations, *rest)
 
-    monkeypatch.setattr(SQLiteDatabase, "_transaction", note)
+    monkeypatch.setattr(Writer, "_transact", note)
     return seen
 
 
@@ -86,7 +87,7 @@ def test_threads_that_wait_at_the_same_time_are_written_together(
     ]
     for thread in threads:
         thread.start()
-    while len(database.commits._pending) < 8:
+    while len(database._pending) < 8:
         os.sched_yield()
     go_on.set()
     for thread in threads:
@@ -330,11 +331,11 @@ def test_a_finalizer_in_the_database_thread_does_not_end_the_transaction_that_it
         except UsageError as error:
             refused.append(error)
 
-    def unit(work: SQLiteTransaction) -> bool:
+    def unit(work: SQLiteTransaction, _: object) -> list[bool]:
         weakref.finalize(Collected(), enqueue_from_finalizer)
-        return work.connection.in_transaction
+        return [work.connection.in_transaction]
 
-    assert database_of(queue).call(unit)
+    assert database_of(queue).write_blocking(unit, (None,)) == [True]
     assert len(refused) == 1
     done = threading.Event()
     database_of(queue)._connection.post(enqueue_from_finalizer)  # while nothing is written

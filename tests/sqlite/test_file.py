@@ -168,7 +168,8 @@ async def test_synchronous_is_what_was_asked_for(tmp_path: Path, level: Any, exp
         (mode,) = work.execute("PRAGMA journal_mode").fetchone()
         return [(level, mode)]
 
-    ((found, mode),) = await state.database.write(written_with, [None])
+    answers: list[tuple[int, str]] = await state.database.write(written_with, [None])
+    ((found, mode),) = answers
     await backend.close()
     assert (found, mode) == (expected, "wal")
 

@@ -85,7 +85,7 @@ async def test_a_bell_that_rings_in_vain_is_not_watched_for_long(
     ours, theirs = SQLiteBackend(tmp_path / "q.db"), SQLiteBackend(tmp_path / "q.db")
     await ours.open()
     await theirs.open()
-    watched = ours._open_counter.use().listeners._watching
+    watched = ours._open_counter.use()._listeners._watching
     for _ in range(2):
         async with ours.listen("tasks") as tasks:
             await theirs.enqueue([some_task()])

@@ -49,5 +49,5 @@ class InterruptedGathering(BatchQueue):
 async def test_an_interrupt_does_not_leave_requests_without_a_writer() -> None:
     gathering = InterruptedGathering(LoopRef())
     with pytest.raises(Interrupt):
-        await gathering.submit(list, ())
+        await gathering.write(list, ())
     assert len(gathering.notified) == 2

@@ -14,6 +14,7 @@ import pytest
 from anyio import to_thread
 
 from sitq._loops import LoopRef
+from sitq.backends.sqlite import _loop_waker
 from sitq.backends.sqlite._loop_waker import LoopWaker
 
 pytestmark = pytest.mark.anyio
@@ -24,7 +25,11 @@ def open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-async def test_what_threads_post_is_called_in_the_loop_and_in_order() -> None:
+@pytest.mark.parametrize("enabled", [_loop_waker.ENABLED, False])
+async def test_what_threads_post_is_called_in_the_loop_and_in_order(
+    monkeypatch: pytest.MonkeyPatch, *, enabled: bool
+) -> None:
+    monkeypatch.setattr(_loop_waker, "ENABLED", enabled)
     mailbox, called, done = LoopWaker(LoopRef()), list[tuple[int, int]](), anyio.Event()
 
     def note(number: int) -> None:

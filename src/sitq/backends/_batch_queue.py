@@ -135,13 +135,13 @@ class BatchQueue:
         self._pending: list[Request[Any]] = []
         self._scheduled = False
 
-    async def submit(
+    async def write(
         self,
         operation: Callable[..., Any],
         items: Sequence[Any],
         compensate: Compensate[O] | None = None,
     ) -> list[O]:
-        """Queue ``operation`` for ``items`` and return its answers.
+        """Run an operation in one batch with other requests; return its answers.
 
         A caller that is cancelled before the writer has taken its request changes nothing. The
         answers of one that is cancelled later are undone, if ``compensate`` is given.
@@ -154,16 +154,6 @@ class BatchQueue:
         except BaseException:
             self._abandon(request)
             raise
-
-    def submit_blocking(self, request: BlockingRequest[O]) -> list[O]:
-        """Queue a request, and block until it is answered."""
-        self.post(request)
-        try:
-            request.block()
-        except BaseException:
-            self._abandon(request)
-            raise
-        return request.result()
 
     def post(self, request: Request[Any]) -> None:
         """Queue a request; from any thread."""

@@ -176,7 +176,7 @@ class PgDatabase:
         compensate: Compensate[Any] | None = None,
     ) -> list[T | None]:
         await self._begin_call()
-        return await self._lanes[_VERBS[operation].lane].submit(operation, items, compensate)
+        return await self._lanes[_VERBS[operation].lane].write(operation, items, compensate)
 
     async def _begin_call(self) -> None:
         await self._reserving.compensated()

@@ -94,20 +94,16 @@ class SQLiteBackend(UsesDatabaseThread, SQLBackend[SQLiteSession]):
     ) -> Mapping[TaskId[Any], Result[Any] | None]:
         """See `sitq.protocols.Backend.get_results`."""
         state = self._open_counter.use()
-        fresh = state.take_fresh(task_ids)
-        return (
-            await state.database.read(_operations.get_results, task_ids) if fresh is None else fresh
-        )
+        fresh = state.fresh_results.take(task_ids)
+        if fresh is not None:
+            return fresh
+        return await state.database.read(_operations.get_results, task_ids)
 
     @asynccontextmanager
     async def listen(self, topic: Topic) -> AsyncIterator[Listener]:
         """See `sitq.protocols.Backend.listen`."""
-        state = self._open_counter.use()
-        try:
-            with state.listeners.listen(topic) as listener:
-                yield listener
-        finally:
-            state.forget_fresh()
+        with self._open_counter.use().listen(topic) as listener:
+            yield listener
 
     def join(self, connection: AnyConnection) -> Transaction:
         """See `sitq.transactions.TransactionalBackend.join`."""

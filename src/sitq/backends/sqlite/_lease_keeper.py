@@ -93,7 +93,11 @@ class MemoryLeaseKeeper:
 
     def renew(self, leases: Sequence[Lease], seconds: float) -> list[LeaseState]:
         """See `sitq.protocols.LeaseKeeper.renew`."""
-        return self._database.call(_operations.renew, leases, seconds)
+
+        def renew(transaction: SQLiteTransaction, _: object) -> list[list[LeaseState]]:
+            return [_operations.renew(transaction, leases, seconds)]
+
+        return self._database.write_blocking(renew, (None,))[0]
 
     def close(self) -> None:
         """See `sitq.protocols.LeaseKeeper.close`."""

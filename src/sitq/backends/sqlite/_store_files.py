@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from typing import TYPE_CHECKING, Final
 
@@ -10,12 +11,10 @@ from sitq.backends.sqlite import _schema
 from sitq.backends.sqlite._commit_watch import CommitWatch
 from sitq.backends.sqlite._errors import BUSY_SECONDS, is_busy, retrying
 from sitq.backends.sqlite._file import MEMORY, DatabaseFile
-from sitq.backends.sqlite._wakeups import WakeupFile
+from sitq.backends.sqlite._wakeups import MARK_BYTES, WakeupFile
 from sitq.errors import BackendConnectionError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from sitq.protocols import Topic
 
 __all__ = ["StoreFiles"]
@@ -30,14 +29,13 @@ class StoreFiles:
     Args:
         path: the database's path, or `MEMORY`.
         synchronous: SQLite's ``synchronous``, ``"FULL"`` or ``"NORMAL"``.
-        know: called with the mark of the wake-up file when it is opened.
     """
 
-    def __init__(self, path: str, synchronous: str, know: Callable[[bytes], None]) -> None:
+    def __init__(self, path: str, synchronous: str) -> None:
         self.path: Final = path
         self.is_file: Final = path != MEMORY
         self._synchronous: Final = synchronous
-        self._know: Final = know
+        self.mark: Final = os.urandom(MARK_BYTES)
         self._file: DatabaseFile | None = None
         self._wakeup_file: WakeupFile | None = None
         self._commits: CommitWatch | None = None
@@ -114,11 +112,9 @@ class StoreFiles:
 
     def _open_wakeup_file(self, file: DatabaseFile) -> None:
         try:
-            self._wakeup_file = WakeupFile(file.wakeup_file)
+            self._wakeup_file = WakeupFile(file.wakeup_file, self.mark)
         except OSError as error:
             _log.warning("%s; other processes find what is new by polling: %s", _NO_WAKEUPS, error)
-        else:
-            self._know(self._wakeup_file.mark)
 
     def renew_wakeup_file(self) -> bool:
         """Make the wake-up file anew if it was removed or replaced; return whether it was.

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from sitq.backends.sqlite._loop_waker import LoopWaker
     from sitq.protocols import Listener, Topic
 
-__all__ = ["FileListeners", "InotifyWatch", "WakeupFile"]
+__all__ = ["MARK_BYTES", "FileListeners", "InotifyWatch", "WakeupFile"]
 
 # Event bits of inotify(7).
 _IN_MODIFY: Final = 0x2
@@ -45,7 +45,7 @@ _EVENTS: Final[dict[Topic, int]] = {
 }
 _DONT_FOLLOW: Final = 0x02000000
 _READ: Final = 4096
-_MARK_BYTES: Final = 8
+MARK_BYTES: Final = 8
 _CAN_WATCH: Final = sys.platform == "linux"
 
 
@@ -91,15 +91,17 @@ def _is_at(path: str, identity: tuple[int, int]) -> bool:
 class WakeupFile:
     """The wake-up file of one store, for those that signal.
 
-    Each instance writes a mark of its own, so that it can ignore its own signals.
+    Args:
+        path: its path.
+        mark: what a signal for new tasks writes: 8 bytes, by which an instance knows its own.
 
     Raises:
         OSError: the file cannot be opened, or is not one that is safe to write to.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, mark: bytes = bytes(MARK_BYTES)) -> None:
         self.path: Final = path
-        self.mark: Final = os.urandom(_MARK_BYTES)
+        self._mark: Final = mark
         self._file: int | None = None
         self._file = _open(path, os.O_CREAT | os.O_RDWR)
         self._identity: Final = _identity(os.fstat(self._file))
@@ -123,7 +125,7 @@ class WakeupFile:
             return
         with suppress(OSError):  # others then find the changes by polling
             if "tasks" in topics:
-                os.pwrite(self._file, self.mark, 0)
+                os.pwrite(self._file, self._mark, 0)
             if "results" in topics:
                 os.utime(self._file)
             if "cancels" in topics:
@@ -203,7 +205,7 @@ class InotifyWatch:
         """Return the mark of the last signal for new tasks; empty if it cannot be read."""
         if self._wakeup_file is not None:
             with suppress(OSError):
-                return os.pread(self._wakeup_file, _MARK_BYTES, 0)
+                return os.pread(self._wakeup_file, MARK_BYTES, 0)
         return b""
 
 
@@ -255,7 +257,7 @@ class FileListeners:
         loop: the event loop of the listeners.
         waker: calls functions in that loop from the database threads.
         wakeup_file: the path of the wake-up file; ``None``: no other process can change the store.
-        look: returns the version of the store, which changes with the commits of others.
+        mark: the mark of this instance's signals; `notify` wakes its listeners.
     """
 
     def __init__(
@@ -263,13 +265,12 @@ class FileListeners:
         loop: LoopRef,
         waker: LoopWaker,
         wakeup_file: str | None,
-        look: Callable[[], Awaitable[int]],
+        mark: bytes,
     ) -> None:
         self._loop = loop
         self._waker = waker
         self._wakeup_file = wakeup_file
-        self._look = look
-        self._mark: bytes | None = None
+        self._mark = mark
         self._lock = threading.Lock()
         self._kept: dict[Topic, InotifyWatch] = {}
         self._watching: dict[Topic, Callable[[], object]] = {}
@@ -281,10 +282,6 @@ class FileListeners:
             "results": set(),
             "cancels": set(),
         }
-
-    def know(self, mark: bytes) -> None:
-        """Ignore signals for new tasks with this mark: `notify` wakes listeners for them."""
-        self._mark = mark
 
     def are_for(self, topic: Topic) -> bool:
         """Return whether a topic has listeners; from any thread."""
@@ -303,13 +300,19 @@ class FileListeners:
                 subscription.signal()
 
     @contextmanager
-    def listen(self, topic: Topic) -> Iterator[Listener]:
-        """Listen from now on."""
+    def listen(self, topic: Topic, look: Callable[[], Awaitable[int]]) -> Iterator[Listener]:
+        """Listen from now on.
+
+        Args:
+            topic: what for.
+            look: returns the version of the store, which changes with the commits of others. It
+                is used where the wake-up file cannot be watched.
+        """
         subscriptions = self._subscriptions[topic]
         if not subscriptions and topic not in self._watching:
             self._watch(topic)
         has_to_poll = self._wakeup_file is not None and topic not in self._watching
-        subscription = _Subscription(self._look if has_to_poll else None)
+        subscription = _Subscription(look if has_to_poll else None)
         subscriptions.add(subscription)
         try:
             yield subscription
@@ -348,6 +351,10 @@ class FileListeners:
         # A signal before this instance's own is not lost: `notify` comes after the own signal.
         if topic != "tasks" or watch.mark() != self._mark:
             self._signal((topic,))
+
+    def watch_anew_soon(self) -> None:
+        """Have the loop call `watch_anew`; from any thread."""
+        self._waker.post(self.watch_anew)
 
     def watch_anew(self) -> None:
         """Watch the wake-up file that is there now, and wake all listeners; in the loop."""

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from sitq import SQLiteBackend, TaskId
+from sitq.backends.sqlite import _fresh_results
 from sitq.backends.sqlite._database import SQLiteDatabase
 from sitq.backends.sqlite._wakeups import WakeupFile
 from sitq.models import Outcome
@@ -51,6 +52,19 @@ async def ended(backend: SQLiteBackend, count: int = 1) -> list[TaskId[Any]]:
     return [task.id for task in tasks]
 
 
+async def test_listeners_read_them_from_the_store_if_that_is_switched_off(
+    tmp_path: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_fresh_results, "ENABLED", False)
+    async with opened(tmp_path / "q.db") as backend, backend.listen("results") as listener:
+        (task_id,) = await ended(backend)
+        await listener.wait()
+        result = (await backend.get_results([task_id]))[task_id]
+        assert result is not None
+        assert result.value == task_id.encode()
+        assert reads == ["get_results"]
+
+
 async def test_who_listens_gets_them_without_a_look(tmp_path: Path, reads: list[str]) -> None:
     async with opened(tmp_path / "q.db") as backend, backend.listen("results") as listener:
         ids = await ended(backend, 2)
@@ -73,7 +87,7 @@ async def test_they_are_at_hand_before_the_bell_tells_of_them(
 
         def watched_ring(bell: WakeupFile, topics: set[Topic]) -> None:
             if "results" in topics:
-                at_hand.append(list(backend._open_counter.use_from_thread()._fresh))
+                at_hand.append(list(backend._open_counter.use_from_thread().fresh_results._results))
             signal(bell, topics)
 
         monkeypatch.setattr(WakeupFile, "signal", watched_ring)
