@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, ParamSpec, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, Self, TypeVar, overload
 
 import anyio
 
@@ -15,13 +15,8 @@ from sitq.errors import UsageError
 from sitq.models import DEFAULT_QUEUE
 from sitq.protocols import BlockingBackend
 from sitq.queue import TaskQueue
-from sitq.queue._enqueueing import (
-    EnqueueMethods,
-    OptionsMethod,
-    Producer,
-    TransactionQueue,
-    joined,
-)
+from sitq.queue._enqueueing import OptionsMethod, Producer, joined
+from sitq.queue._options import NO_OPTIONS, take_eta
 from sitq.queue._tasks import TaskFactory
 
 if TYPE_CHECKING:
@@ -33,7 +28,6 @@ if TYPE_CHECKING:
     from sitq.models import Result, RetryPolicy, Task, TaskInfo
     from sitq.payload.registry import Call
     from sitq.protocols import Backend, Serializer
-    from sitq.queue import BoundQueue
     from sitq.queue._enqueueing import AnyFunction, AsyncFunction
     from sitq.queue._options import Options
     from sitq.transactions import SyncConnection
@@ -42,32 +36,35 @@ __all__ = ["SyncBoundQueue", "SyncEnqueueMethods", "SyncTaskQueue", "SyncTransac
 
 P = ParamSpec("P")
 R = TypeVar("R")
-Q = TypeVar("Q", bound="BoundQueue | EnqueueMethods")
 
 
-class _InlineQueue(Generic[Q]):
-    """A queue whose coroutines never suspend, for callers without an event loop.
+class _InlineQueue:
+    """A queue that stores calls under some options, while the calling thread is blocked.
 
     Args:
-        queue: the queue.
+        producer: makes and stores the tasks; its coroutines never suspend.
         check: refuses a caller that must not be blocked.
+        options: the options of all of them.
     """
 
-    def __init__(self, queue: Q, check: Callable[[], None]) -> None:
-        self._inner: Final = queue
+    def __init__(
+        self, producer: Producer, check: Callable[[], None], options: Options = NO_OPTIONS
+    ) -> None:
+        self._producer: Final = producer
         self._check: Final = check
-
-    def __repr__(self) -> str:
-        return f"Sync{self._inner!r}"
+        self._options: Final = options
 
     def enqueue_many(self, calls: Iterable[Call[R]]) -> list[TaskId[R]]:
         """See `TaskQueue.enqueue_many`."""
         self._check()
-        return run_inline(self._inner.enqueue_many(calls))
+        return run_inline(self._producer.enqueue_many(calls, self._options))
 
 
-class SyncBoundQueue(_InlineQueue["BoundQueue"]):
+class SyncBoundQueue(_InlineQueue):
     """A queue with options, from `SyncTaskQueue.options`; every keyword goes to the function."""
+
+    def __repr__(self) -> str:
+        return f"SyncBoundQueue({self._producer.backend!r}, {self._options!r})"
 
     @overload
     def enqueue(
@@ -80,15 +77,15 @@ class SyncBoundQueue(_InlineQueue["BoundQueue"]):
     def enqueue(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskId[Any]:
         """See `BoundQueue.enqueue`."""
         self._check()
-        return run_inline(self._inner.enqueue(func, *args, **kwargs))
+        return run_inline(self._producer.enqueue(func, args, kwargs, self._options))
 
 
-class SyncEnqueueMethods(_InlineQueue[EnqueueMethods], OptionsMethod[SyncBoundQueue]):
+class SyncEnqueueMethods(_InlineQueue, OptionsMethod[SyncBoundQueue]):
     """The methods that a queue and a queue bound to a transaction have in common."""
 
     def _bound(self, options: Options) -> SyncBoundQueue:
         self._check()
-        return SyncBoundQueue(self._inner._bound(options), self._check)  # noqa: SLF001
+        return SyncBoundQueue(self._producer, self._check, options)
 
     @overload
     def enqueue(
@@ -109,11 +106,15 @@ class SyncEnqueueMethods(_InlineQueue[EnqueueMethods], OptionsMethod[SyncBoundQu
     def enqueue(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskId[Any]:
         """See `TaskQueue.enqueue`."""
         self._check()
-        return run_inline(self._inner.enqueue(func, *args, **kwargs))
+        options = take_eta(func, kwargs) if "eta" in kwargs else NO_OPTIONS
+        return run_inline(self._producer.enqueue(func, args, kwargs, options))
 
 
 class SyncTransactionQueue(SyncEnqueueMethods):
     """A queue within a transaction of the user's, from `SyncTaskQueue.bind`."""
+
+    def __repr__(self) -> str:
+        return f"SyncTransactionQueue({self._producer.backend!r})"
 
 
 class SyncTaskQueue(SyncEnqueueMethods):
@@ -148,7 +149,7 @@ class SyncTaskQueue(SyncEnqueueMethods):
         else:
             store = partial(_store, self._portal, self._queue, self._backend)
         producer = Producer(self._backend, self._factory, store, _do_nothing)
-        super().__init__(EnqueueMethods(producer), check)
+        super().__init__(producer, check)
 
     def __repr__(self) -> str:
         return f"Sync{self._queue!r}"
@@ -183,7 +184,7 @@ class SyncTaskQueue(SyncEnqueueMethods):
             raise UsageError("bind: this connection has to be awaited: use TaskQueue.bind")
         self._portal.run(self._queue.connect)
         producer = Producer(self._backend, self._factory, transaction.enqueue, _do_nothing)
-        return SyncTransactionQueue(TransactionQueue(producer), self._portal.check)
+        return SyncTransactionQueue(producer, self._portal.check)
 
     @overload
     def get_result(self, task_id: TaskId[R], timeout: float | None = None) -> Result[R] | None: ...

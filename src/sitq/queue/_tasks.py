@@ -53,7 +53,8 @@ class TaskFactory:
     ) -> Sequence[Task]:
         """Make the task of one call; a batch of one."""
         pattern, payload = self._encode(func, args, kwargs, options)
-        return self._sealed(TaskBatch(pattern, [new_task_id()], [payload]))
+        batch = TaskBatch(pattern, [new_task_id()], [payload])
+        return self._sealed(batch) if self._seals else batch
 
     def make_many(self, calls: Iterable[Call[Any]], options: Options) -> Iterator[Sequence[Task]]:
         """Make the tasks of calls, `CHUNK` at a time."""
