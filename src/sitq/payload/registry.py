@@ -406,5 +406,14 @@ def call(func: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs) 
 @overload
 def call(func: Callable[P, Awaitable[R] | R], /, *args: P.args, **kwargs: P.kwargs) -> Call[R]: ...
 def call(func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Call[Any]:
-    """Put a function and its arguments together, checked by type checkers as a call is."""
+    """Put a function and its arguments together, for ``enqueue_many``.
+
+    Type checkers check the arguments as those of a call. Nothing else is checked before the call
+    is enqueued.
+
+    Args:
+        func: an async or plain function that a worker can find by its name.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+    """
     return Call(func, args, kwargs)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, cast, overload
 import anyio
 
 from sitq._loops import LoopRef, refuse_green_threads, run_to_completion
-from sitq._plain import plain
 from sitq._ports import checked_backend, checked_serializer
 from sitq._validation import check_seconds
 from sitq.backends.sqlite import SQLiteBackend
@@ -72,34 +71,21 @@ class BackendHandle:
         self._closed = False
 
     async def open(self) -> None:
-        """Open the backend if it is not open; also after a `close`.
-
-        Raises:
-            BackendError: it cannot be opened.
-            UsageError: it is in use by another event loop.
-        """
+        """Open the backend if it is not open; also after a `close`."""
         self._closed = False
         await self.waiters()
 
     async def use(self) -> None:
-        """Open the backend if it is not open yet.
-
-        The backend refuses a caller in another event loop, or in a forked process.
-
-        Raises:
-            BackendError: it cannot be opened.
-            UsageError: it was closed, or is in use by another event loop.
-        """
+        """Open the backend if it is not open yet; its own methods check loop and process."""
         opening = self._current
         if self._closed or opening is None or not opening.is_open or opening.loop.ended:
             await self.waiters()
 
     async def waiters(self) -> ResultWaiters:
-        """Open the backend if it is not open yet, and return those who wait for its results.
+        """Open the backend if it is not open yet; return what waits for results in this loop.
 
         Raises:
-            BackendError: it cannot be opened.
-            UsageError: it was closed, is in use by another event loop, or by a parent process.
+            UsageError: it was closed, or is in use by another event loop or a parent process.
         """
         while True:
             opening = self._opening()
@@ -111,11 +97,7 @@ class BackendHandle:
                     opening.is_open = True
 
     async def close(self) -> None:
-        """Close the backend; calls that wait for results raise `UsageError`. Idempotent.
-
-        Raises:
-            UsageError: it is in use by another event loop.
-        """
+        """Close the backend; calls that wait for results raise `UsageError`. Idempotent."""
         opening = self._current
         if opening is not None and (opening.loop.inherited or opening.loop.ended):
             opening = self._current = None
@@ -193,7 +175,12 @@ class TaskQueue(EnqueueMethods):
         await self._handle.open()
 
     async def close(self) -> None:
-        """Close the store; calls that wait for results raise `UsageError`. Idempotent."""
+        """Close the store; calls that wait for results raise `UsageError`. Idempotent.
+
+        Raises:
+            UsageError: it is in use by another event loop.
+            BackendError: the store could not be closed in good order.
+        """
         await self._handle.close()
 
     async def __aenter__(self) -> Self:
@@ -303,6 +290,9 @@ class TaskQueue(EnqueueMethods):
         enums as their values. The value is ``None`` if the function is marked with
         ``@task(store_result=False)``.
 
+        Args:
+            result: what `get_result` returned.
+
         Raises:
             TaskFailedError: the task did not succeed; error and remote traceback are in the text.
             SerializationError: the stored value cannot be decoded, or its signature is missing or
@@ -329,9 +319,14 @@ class TaskQueue(EnqueueMethods):
     async def get_task(self, task_id: str) -> TaskInfo:
         """Return what the store knows about a task, in any state.
 
+        Args:
+            task_id: the id that `enqueue` returned.
+
         Raises:
             TaskNotFoundError: the store does not know the task.
+            ValidationError: ``task_id`` is not a text.
             BackendError: the store could not be asked.
+            UsageError: the queue is closed.
         """
         known_id = _checked_id(task_id)
         await self._handle.use()
@@ -347,12 +342,17 @@ class TaskQueue(EnqueueMethods):
         If it raises after that, the status is ``cancelled``; if it returns all the same, its value
         counts and the status is ``success``. It never starts again.
 
+        Args:
+            task_id: the id that `enqueue` returned.
+
         Returns:
             True if the task was not final yet; False if it was: nothing has changed.
 
         Raises:
             TaskNotFoundError: the store does not know the task.
+            ValidationError: ``task_id`` is not a text.
             BackendError: the store could not do it.
+            UsageError: the queue is closed.
         """
         known_id = _checked_id(task_id)
         await self._handle.use()
@@ -366,11 +366,19 @@ class TaskQueue(EnqueueMethods):
         """Enqueue a final task once more, as a new task that is due at once.
 
         The new one has the function, arguments and options of the old one, but no eta and no
-        expiry. If the old one's unique key is held again, the holder's id is returned.
+        expiry.
+
+        Args:
+            task_id: the id of the old task.
+
+        Returns:
+            The id of the new task. If the unique key of the old one is held again: the id of the
+            task that holds it.
 
         Raises:
             TaskNotFoundError: the store does not know the task.
-            UsageError: the task is not final.
+            ValidationError: ``task_id`` is not a text.
+            UsageError: the task is not final, or the queue is closed.
             SerializationError: the task's signature is missing, or does not match.
             BackendError: the store could not do it.
         """
@@ -393,6 +401,7 @@ class TaskQueue(EnqueueMethods):
         Raises:
             ValidationError: ``older_than`` is not a number of seconds.
             BackendError: the store could not do it; what was removed before stays removed.
+            UsageError: the queue is closed.
         """
         seconds = check_seconds("older_than", older_than)
         await self._handle.use()
@@ -409,7 +418,7 @@ def _checked_id(task_id: object) -> TaskId[Any]:
     if not isinstance(task_id, str):
         hint = "give the id that enqueue returned, or its text"
         raise ValidationError(f"task_id: {hint} (got {type(task_id).__name__})")
-    text: str = plain(task_id)
+    text = str.__str__(task_id)  # of a subclass too, without a method of its own
     if not _ID.fullmatch(text):
         hint = "ids look like 0190f5e2-7c3a-7bbb-8000-0123456789ab"
         raise TaskNotFoundError(f"task_id: this text is not the id of any task; {hint}")
