@@ -1,4 +1,4 @@
-"""A crew on each loop and each store."""
+"""Processes on each loop and each store."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.crews import Crew
+from tests.faults.processes import Processes
 
 LONG = "SITQ_SOAK" in os.environ
 KINDS = [("asyncio", "sqlite"), ("trio", "sqlite"), ("asyncio", "postgres")]
@@ -17,8 +17,8 @@ EACH = [*KINDS, ("trio", "postgres")]
 
 
 @pytest.fixture(params=EACH if LONG else KINDS, ids="-".join)
-def company(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Crew]:
+def processes(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Processes]:
     """Processes on one of the two loops, and one of the stores."""
-    company = Crew(request.param[0], tmp_path, request.param[1])
-    yield company
-    company.disband()
+    processes = Processes(request.param[0], tmp_path, request.param[1])
+    yield processes
+    processes.kill_all()

@@ -12,10 +12,10 @@ import anyio
 
 from sitq import TaskQueue, Worker, call
 from sitq.testing import FakeClock
-from tests.faults import crew
+from tests.faults import programs
 from tests.faults.breaking import point
-from tests.faults.crews import Crew, query
 from tests.faults.places import Place, backend_at
+from tests.faults.processes import Processes, query
 
 __all__ = [
     "AGAIN",
@@ -79,28 +79,28 @@ def states(place: Place) -> list[State]:
     return found
 
 
-def die(company: Crew, role: str, place: str, text: str, **settings: float) -> None:
+def die(processes: Processes, role: str, place: str, text: str, **settings: float) -> None:
     """Have a process die at a point, and make sure that it died there."""
-    member = company.hire(role, point("die", place, text), (), **settings)
-    member.wait_for("broken")
-    assert member.process.wait(20) == 9
+    process = processes.start(role, point("die", place, text), (), **settings)
+    process.wait_for("broken")
+    assert process.popen.wait(20) == 9
 
 
-def fill(company: Crew, *functions: Callable[[], object]) -> None:
+def fill(processes: Processes, *functions: Callable[[], object]) -> None:
     """Enqueue one task of each function."""
 
     async def main() -> None:
-        async with TaskQueue(backend_at(company.place)) as queue:
+        async with TaskQueue(backend_at(processes.place)) as queue:
             await queue.enqueue_many([call(function) for function in functions])
 
     anyio.run(main)
 
 
-def reserve(company: Crew, limit: int) -> None:
+def reserve(processes: Processes, limit: int) -> None:
     """Reserve tasks for a worker that will never be heard of again."""
 
     async def main() -> None:
-        backend = backend_at(company.place)
+        backend = backend_at(processes.place)
         await backend.open()
         assert len((await backend.reserve("gone", ["default"], limit, 30.0)).tasks) == limit
         await backend.close()
@@ -111,7 +111,7 @@ def reserve(company: Crew, limit: int) -> None:
 async def drain(place: Place, folder: Path) -> list[list[str]]:
     """Run all that is left in this process; what its log says of the starts."""
     log = folder / "final.log"
-    crew.LOG = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    programs.LOG = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     backend = backend_at(place)
     await backend.open()
     with anyio.fail_after(60):
@@ -120,26 +120,26 @@ async def drain(place: Place, folder: Path) -> list[list[str]]:
             await Worker(backend, max_concurrency=50).drain()
             await anyio.sleep(0.05)
     await backend.close()
-    os.close(crew.LOG)
+    os.close(programs.LOG)
     return [line.split()[1:] for line in log.read_text().splitlines()]
 
 
-def finish_the_work(company: Crew) -> list[State]:
+def finish_the_work(processes: Processes) -> list[State]:
     """Let the leases of the dead end, and run what is left on the same loop."""
 
     async def main() -> None:
         later = FakeClock(datetime.now(UTC) + timedelta(minutes=1))
-        backend = backend_at(company.place, clock=later)
+        backend = backend_at(processes.place, clock=later)
         await backend.open()
         await backend.sweep(max_crashes=3)
         await backend.close()
         with anyio.fail_after(20):
-            while query(company.place, "SELECT 1 FROM tasks WHERE finished_at IS NULL"):
-                await Worker(backend_at(company.place)).drain()
+            while query(processes.place, "SELECT 1 FROM tasks WHERE finished_at IS NULL"):
+                await Worker(backend_at(processes.place)).drain()
 
-    crew.LOG = os.open(os.devnull, os.O_WRONLY)
+    programs.LOG = os.open(os.devnull, os.O_WRONLY)
     try:
-        anyio.run(main, backend=company.loop)
+        anyio.run(main, backend=processes.loop)
     finally:
-        os.close(crew.LOG)
-    return states(company.place)
+        os.close(programs.LOG)
+    return states(processes.place)

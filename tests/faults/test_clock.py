@@ -14,8 +14,8 @@ import pytest
 
 from sitq import SQLiteBackend, TaskQueue, TaskStatus, Worker, current_task
 from sitq.clock import SystemClock
-from tests.faults import crew
-from tests.faults.crews import query
+from tests.faults import programs
+from tests.faults.processes import query
 
 pytestmark = pytest.mark.anyio
 
@@ -40,15 +40,15 @@ GATE: dict[str, anyio.Event] = {}
 
 async def held() -> int:
     """Note the start, and wait for the gate."""
-    STARTS.append((current_task().id, crew.epoch()))
+    STARTS.append((current_task().id, programs.epoch()))
     await GATE["open"].wait()
-    return crew.epoch()
+    return programs.epoch()
 
 
 async def quick() -> int:
     """Note the start."""
-    STARTS.append((current_task().id, crew.epoch()))
-    return crew.epoch()
+    STARTS.append((current_task().id, programs.epoch()))
+    return programs.epoch()
 
 
 @pytest.fixture(autouse=True)
@@ -68,16 +68,16 @@ async def running(
     path: Path, clock: JumpingClock, workers: int, lease: float
 ) -> AsyncIterator[TaskQueue]:
     """A queue and workers that share a clock and a file."""
-    crews = [
+    processes = [
         Worker(SQLiteBackend(path, clock=clock), lease=lease, max_crashes=1000)
         for _ in range(workers)
     ]
     async with TaskQueue(SQLiteBackend(path, clock=clock)) as queue:
         async with anyio.create_task_group() as group:
-            for worker in crews:
+            for worker in processes:
                 await group.start(worker.start)
             yield queue
-            for worker in crews:
+            for worker in processes:
                 await worker.stop()
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from sitq import SQLiteBackend, TaskQueue, Worker
 from sitq.backends.sqlite import _schema, _sql
-from tests.faults import crew
+from tests.faults import programs
 from tests.faults.breaking import point
 from tests.faults.crashes import (
     AGAIN,
@@ -33,15 +33,15 @@ from tests.faults.crashes import (
     reserve,
     states,
 )
-from tests.faults.crews import ROOT, Crew, query
+from tests.faults.processes import ROOT, Processes, query
 
 
 @pytest.fixture(params=LOOPS)
-def company(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Crew]:
+def processes(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Processes]:
     """Processes on one of the two loops."""
-    company = Crew(request.param, tmp_path)
-    yield company
-    company.disband()
+    processes = Processes(request.param, tmp_path)
+    yield processes
+    processes.kill_all()
 
 
 CRASHES = [
@@ -52,50 +52,50 @@ CRASHES = [
     ),
     Crash(
         "reserve, between its statements",
-        [crew.quick] * 3, "worker", "at", _sql.INSERT_LEASES, [NEW] * 3, [ONCE] * 3,
+        [programs.quick] * 3, "worker", "at", _sql.INSERT_LEASES, [NEW] * 3, [ONCE] * 3,
     ),
     Crash(
         "reserve, before the commit",
-        [crew.quick] * 3, "worker", "commit", _sql.INSERT_LEASES, [NEW] * 3, [ONCE] * 3,
+        [programs.quick] * 3, "worker", "commit", _sql.INSERT_LEASES, [NEW] * 3, [ONCE] * 3,
     ),
     Crash(
         "reserve, after the commit",
-        [crew.quick] * 3, "worker", "committed", _sql.INSERT_LEASES, [RUNNING] * 3, [AGAIN] * 3,
+        [programs.quick] * 3, "worker", "committed", _sql.INSERT_LEASES, [RUNNING] * 3, [AGAIN] * 3,
     ),
     Crash(
         "success, before the commit",
-        [crew.quick], "worker", "commit", _sql.SUCCEED_ALIKE, [RUNNING], [AGAIN],
+        [programs.quick], "worker", "commit", _sql.SUCCEED_ALIKE, [RUNNING], [AGAIN],
     ),
     Crash(
         "success, after the commit",
-        [crew.quick], "worker", "committed", _sql.SUCCEED_ALIKE, [ONCE], [ONCE],
+        [programs.quick], "worker", "committed", _sql.SUCCEED_ALIKE, [ONCE], [ONCE],
     ),
     Crash(
         "failure, before the commit",
-        [crew.fail], "worker", "commit", _sql.SET_FINAL, [RUNNING], [("failed", 2, 1, 1)],
+        [programs.fail], "worker", "commit", _sql.SET_FINAL, [RUNNING], [("failed", 2, 1, 1)],
     ),
     Crash(
         "failure, after the commit",
-        [crew.fail], "worker", "committed", _sql.SET_FINAL,
+        [programs.fail], "worker", "committed", _sql.SET_FINAL,
         [("failed", 1, 1, 0)], [("failed", 1, 1, 0)],
     ),
     Crash(
         "retry, before the commit",
-        [crew.fail_once], "worker", "commit", _sql.SET_RETRY,
+        [programs.fail_once], "worker", "commit", _sql.SET_RETRY,
         [RUNNING], [("success", 3, 2, 1)],
     ),
     Crash(
         "retry, after the commit",
-        [crew.fail_once], "worker", "committed", _sql.SET_RETRY,
+        [programs.fail_once], "worker", "committed", _sql.SET_RETRY,
         [("pending", 1, 1, 0)], [("success", 2, 2, 0)],
     ),
     Crash(
         "cancel, before the commit",
-        [crew.quick], "canceller", "commit", _sql.SET_FINAL, [NEW], [ONCE],
+        [programs.quick], "canceller", "commit", _sql.SET_FINAL, [NEW], [ONCE],
     ),
     Crash(
         "cancel, after the commit",
-        [crew.quick], "canceller", "committed", _sql.SET_FINAL,
+        [programs.quick], "canceller", "committed", _sql.SET_FINAL,
         [("cancelled", 0, 0, 0)], [("cancelled", 0, 0, 0)],
     ),
 ]  # fmt: skip
@@ -106,14 +106,14 @@ CASES = alternating(CRASHES)
 
 
 @pytest.mark.parametrize(
-    ("company", "crash"), CASES, indirect=["company"], ids=[f"{a}, {b.name}" for a, b in CASES]
+    ("processes", "crash"), CASES, indirect=["processes"], ids=[f"{a}, {b.name}" for a, b in CASES]
 )
-def test_a_transaction_is_whole_or_has_never_been(company: Crew, crash: Crash) -> None:
+def test_a_transaction_is_whole_or_has_never_been(processes: Processes, crash: Crash) -> None:
     if crash.functions:
-        fill(company, *crash.functions)
-    die(company, crash.role, crash.place, crash.text)
-    assert states(company.database) == crash.found
-    assert finish_the_work(company) == crash.after
+        fill(processes, *crash.functions)
+    die(processes, crash.role, crash.place, crash.text)
+    assert states(processes.database) == crash.found
+    assert finish_the_work(processes) == crash.after
 
 
 @pytest.mark.parametrize(
@@ -121,38 +121,38 @@ def test_a_transaction_is_whole_or_has_never_been(company: Crew, crash: Crash) -
     [("commit", 0, ("success", 2, 1, 1)), ("committed", 1, ("cancelled", 1, 0, 1))],
 )
 def test_a_running_task_is_asked_to_end_or_has_never_been(
-    company: Crew, place: str, flag: int, after: State
+    processes: Processes, place: str, flag: int, after: State
 ) -> None:
     """Once the request is committed, the task never starts again, whatever dies."""
-    fill(company, crew.quick)
-    reserve(company, 1)
-    die(company, "canceller", place, _sql.REQUEST_CANCEL)
-    assert states(company.database) == [RUNNING]
-    assert query(company.database, "SELECT cancelled FROM leases") == [(flag,)]
-    assert finish_the_work(company) == [after]
+    fill(processes, programs.quick)
+    reserve(processes, 1)
+    die(processes, "canceller", place, _sql.REQUEST_CANCEL)
+    assert states(processes.database) == [RUNNING]
+    assert query(processes.database, "SELECT cancelled FROM leases") == [(flag,)]
+    assert finish_the_work(processes) == [after]
 
 
 @pytest.mark.parametrize("place", ["commit", "committed"])
-def test_a_sweep_moves_all_that_it_moves_or_nothing(company: Crew, place: str) -> None:
+def test_a_sweep_moves_all_that_it_moves_or_nothing(processes: Processes, place: str) -> None:
     """It reclaims one task, expires another and prunes a third."""
 
     async def main() -> None:
         soon = datetime.now(UTC) + timedelta(minutes=5)
-        async with TaskQueue(SQLiteBackend(company.database)) as queue:
-            await queue.options(priority=9, result_ttl=60).enqueue(crew.quick)
-            await Worker(SQLiteBackend(company.database)).drain()
-            await queue.options(priority=8).enqueue(crew.quick)
-            await queue.options(expires_at=soon).enqueue(crew.quick)
+        async with TaskQueue(SQLiteBackend(processes.database)) as queue:
+            await queue.options(priority=9, result_ttl=60).enqueue(programs.quick)
+            await Worker(SQLiteBackend(processes.database)).drain()
+            await queue.options(priority=8).enqueue(programs.quick)
+            await queue.options(expires_at=soon).enqueue(programs.quick)
 
     anyio.run(main)
-    reserve(company, 1)
+    reserve(processes, 1)
     before = [ONCE, RUNNING, NEW]
-    assert states(company.database) == before
-    die(company, "sweeper", place, _sql.RECLAIM, ahead=3600.0)
+    assert states(processes.database) == before
+    die(processes, "sweeper", place, _sql.RECLAIM, ahead=3600.0)
     swept = [("pending", 1, 0, 1), ("expired", 0, 0, 0)]
-    assert states(company.database) == (before if place == "commit" else swept)
+    assert states(processes.database) == (before if place == "commit" else swept)
     expired = ONCE if place == "commit" else ("expired", 0, 0, 0)  # a minute is not five
-    assert finish_the_work(company)[-2:] == [AGAIN, expired]
+    assert finish_the_work(processes)[-2:] == [AGAIN, expired]
 
 
 LATEST = _schema.migrations()[-1][0]
@@ -174,19 +174,19 @@ def test_a_new_file_has_its_whole_schema_or_nothing(
     tmp_path: Path, place: str, text: str, version: int
 ) -> None:
     """On one loop only: a file is opened whole in the database thread."""
-    company = Crew("asyncio", tmp_path)
-    die(company, "enqueuer", place, text)
-    assert company.database.exists()
-    assert query(company.database, "PRAGMA integrity_check") == [("ok",)]
-    assert query(company.database, "PRAGMA user_version") == [(version,)]
-    assert query(company.database, "PRAGMA application_id") == [
+    processes = Processes("asyncio", tmp_path)
+    die(processes, "enqueuer", place, text)
+    assert processes.database.exists()
+    assert query(processes.database, "PRAGMA integrity_check") == [("ok",)]
+    assert query(processes.database, "PRAGMA user_version") == [(version,)]
+    assert query(processes.database, "PRAGMA application_id") == [
         (_schema.APPLICATION_ID if version else 0,)
     ]
-    tables = query(company.database, "SELECT name FROM sqlite_schema WHERE type = 'table'")
+    tables = query(processes.database, "SELECT name FROM sqlite_schema WHERE type = 'table'")
     assert sorted(tables) == ([("leases",), ("tasks",)] if version else [])
-    assert company.hire("enqueuer").process.wait(20) == 0
-    assert states(company.database) == [NEW] * 3
-    assert finish_the_work(company) == [ONCE] * 3
+    assert processes.start("enqueuer").popen.wait(20) == 0
+    assert states(processes.database) == [NEW] * 3
+    assert finish_the_work(processes) == [ONCE] * 3
 
 
 MIGRATE = """
@@ -216,22 +216,22 @@ anyio.run(SQLiteBackend(sys.argv[1]).open)
 def test_an_older_store_is_migrated_whole_or_not_at_all(
     tmp_path: Path, place: str, text: str, version: int
 ) -> None:
-    company = Crew("asyncio", tmp_path)
-    fill(company, crew.quick)
+    processes = Processes("asyncio", tmp_path)
+    fill(processes, programs.quick)
     done = subprocess.run(
-        [sys.executable, "-c", MIGRATE, str(company.database)],
+        [sys.executable, "-c", MIGRATE, str(processes.database)],
         env={**os.environ, "PYTHONPATH": str(ROOT), **point("die", place, text)},
         timeout=30,
         check=False,
     )
     assert done.returncode == 9
-    assert states(company.database) == [NEW]
-    with closing(sqlite3.connect(company.database)) as connection:
+    assert states(processes.database) == [NEW]
+    with closing(sqlite3.connect(processes.database)) as connection:
         assert connection.execute("PRAGMA user_version").fetchone() == (version,)
         columns = [row[1] for row in connection.execute("PRAGMA table_info(leases)")]
         assert columns.count("colour") == version - LATEST
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", MIGRATE, str(company.database)]
+    command = [sys.executable, "-c", MIGRATE, str(processes.database)]
     assert subprocess.run(command, env=environment, timeout=30, check=False).returncode == 0
-    assert query(company.database, "PRAGMA user_version") == [(LATEST + 1,)]
-    assert states(company.database) == [NEW]
+    assert query(processes.database, "PRAGMA user_version") == [(LATEST + 1,)]
+    assert states(processes.database) == [NEW]

@@ -26,19 +26,19 @@ from sitq import (
     call,
 )
 from sitq.backends.sqlite import _sql
-from tests.faults import crew
+from tests.faults import programs
 from tests.faults.breaking import point
-from tests.faults.crews import Crew, check_total, query
+from tests.faults.processes import Processes, check_total, query
 
 pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def company(anyio_backend_name: str, tmp_path: Path) -> Iterator[Crew]:
+def processes(anyio_backend_name: str, tmp_path: Path) -> Iterator[Processes]:
     """Processes on the loop of the test."""
-    company = Crew(anyio_backend_name, tmp_path)
-    yield company
-    company.disband()
+    processes = Processes(anyio_backend_name, tmp_path)
+    yield processes
+    processes.kill_all()
 
 
 @pytest.fixture
@@ -85,27 +85,27 @@ async def test_a_read_only_file_system_is_a_typed_error_and_heals(own_disk: Path
     assert query(path, "PRAGMA integrity_check") == [("ok",)]
 
 
-async def test_a_worker_waits_out_a_disk_that_takes_no_writes(company: Crew) -> None:
+async def test_a_worker_waits_out_a_disk_that_takes_no_writes(processes: Processes) -> None:
     """Every write of the worker's process fails, as it does once the kernel has given up a disk."""
-    async with TaskQueue(SQLiteBackend(company.database)) as queue:
-        worker = company.hire("worker", lease=10.0)
+    async with TaskQueue(SQLiteBackend(processes.database)) as queue:
+        worker = processes.start("worker", lease=10.0)
         worker.wait_for("ready")
-        _, most = resource.prlimit(worker.process.pid, resource.RLIMIT_FSIZE)
+        _, most = resource.prlimit(worker.popen.pid, resource.RLIMIT_FSIZE)
         # The log of the test still fits in, no page of the database does.
-        resource.prlimit(worker.process.pid, resource.RLIMIT_FSIZE, (4000, most))
-        ids = await queue.enqueue_many([call(crew.note, 0.0) for _ in range(5)])
+        resource.prlimit(worker.popen.pid, resource.RLIMIT_FSIZE, (4000, most))
+        ids = await queue.enqueue_many([call(programs.note, 0.0) for _ in range(5)])
         with anyio.fail_after(20):
             while "cannot reserve tasks" not in worker.stderr():  # noqa: ASYNC110 - a log
                 await anyio.sleep(0.02)
         assert worker.lines("start") == []
-        assert worker.process.poll() is None
-        resource.prlimit(worker.process.pid, resource.RLIMIT_FSIZE, (most, most))
+        assert worker.popen.poll() is None
+        resource.prlimit(worker.popen.pid, resource.RLIMIT_FSIZE, (most, most))
         for task_id in ids:
             assert await queue.get_result(task_id, timeout=20) is not None
         assert worker.finish() == 0
     assert "Traceback" not in worker.stderr()
     assert worker.stderr().count("cannot reserve tasks") == 1
-    check_total(company.database, set(ids), worker.lines("start"))
+    check_total(processes.database, set(ids), worker.lines("start"))
 
 
 def cut(path: Path) -> None:
@@ -199,49 +199,51 @@ async def test_nothing_more_is_acknowledged_once_the_log_was_removed(tmp_path: P
         assert await Worker(SQLiteBackend(path)).drain() == 1
 
 
-async def test_a_new_store_that_lost_its_log_in_a_crash_is_not_made_anew(company: Crew) -> None:
+async def test_a_new_store_that_lost_its_log_in_a_crash_is_not_made_anew(
+    processes: Processes,
+) -> None:
     """All of it was still in the log: there is nothing left to save, and it says so."""
-    dead = company.hire("enqueuer", point("die", "committed", _sql._INSERT_COLUMNS))
+    dead = processes.start("enqueuer", point("die", "committed", _sql._INSERT_COLUMNS))
     dead.wait_for("broken")
-    assert dead.process.wait(20) == 9
-    company.database.with_name("q.db-wal").unlink()
+    assert dead.popen.wait(20) == 9
+    processes.database.with_name("q.db-wal").unlink()
     with pytest.raises(BackendFormatError, match="was a store of sitq's and is empty now"):
-        await TaskQueue(SQLiteBackend(company.database)).connect()
+        await TaskQueue(SQLiteBackend(processes.database)).connect()
 
 
 async def test_an_old_store_that_lost_its_log_in_a_crash_is_as_it_was_before(
-    company: Crew,
+    processes: Processes,
 ) -> None:
     """SQLite cannot tell: what stood only in the log is gone, the rest is whole."""
-    before = await enqueue(company.database)
-    dead = company.hire("enqueuer", point("die", "committed", _sql._INSERT_COLUMNS))
+    before = await enqueue(processes.database)
+    dead = processes.start("enqueuer", point("die", "committed", _sql._INSERT_COLUMNS))
     dead.wait_for("broken")
-    assert dead.process.wait(20) == 9
-    company.database.with_name("q.db-wal").unlink()
-    async with TaskQueue(SQLiteBackend(company.database)) as queue:
-        assert query(company.database, "PRAGMA integrity_check") == [("ok",)]
-        found = query(company.database, "SELECT id FROM tasks ORDER BY seq")
+    assert dead.popen.wait(20) == 9
+    processes.database.with_name("q.db-wal").unlink()
+    async with TaskQueue(SQLiteBackend(processes.database)) as queue:
+        assert query(processes.database, "PRAGMA integrity_check") == [("ok",)]
+        found = query(processes.database, "SELECT id FROM tasks ORDER BY seq")
         assert found == [(task_id,) for task_id in before]
-        assert await Worker(SQLiteBackend(company.database)).drain() == len(before)
+        assert await Worker(SQLiteBackend(processes.database)).drain() == len(before)
         assert (await queue.get_task(before[0])).status is TaskStatus.SUCCESS
 
 
 async def test_a_second_backend_of_a_process_leaves_the_locks_of_the_first_alone(
-    company: Crew,
+    processes: Processes,
 ) -> None:
     """POSIX locks end when any descriptor of the file is closed, by whoever in the process.
 
     A process that then took itself for the last one would remove the log that is in use.
     """
-    first, second = SQLiteBackend(company.database), SQLiteBackend(company.database)
+    first, second = SQLiteBackend(processes.database), SQLiteBackend(processes.database)
     async with TaskQueue(first) as queue, TaskQueue(second):
         await queue.enqueue(note, 1)
-        log = company.database.with_name("q.db-wal")
+        log = processes.database.with_name("q.db-wal")
         before = log.stat().st_ino
-        assert company.hire("enqueuer").process.wait(20) == 0
+        assert processes.start("enqueuer").popen.wait(20) == 0
         assert log.stat().st_ino == before
         await queue.enqueue(note, 2)
-        counting = [sys.executable, "-c", COUNT, str(company.database)]
+        counting = [sys.executable, "-c", COUNT, str(processes.database)]
         assert (await anyio.run_process(counting)).stdout.strip() == b"5"
 
 

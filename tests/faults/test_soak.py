@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from sitq import SQLiteBackend, TaskQueue, Worker, call
-from tests.faults.crews import Crew, Member, query
+from tests.faults.processes import Process, Processes, query
 
 SECONDS = float(os.environ.get("SITQ_SOAK_SECONDS", "1200"))
 MIB = 1 << 20
@@ -40,17 +40,17 @@ async def test_a_backlog_of_ten_thousand_drains_and_every_result_is_there(tmp_pa
 
 
 @pytest.fixture(params=["asyncio", "trio"])
-def company(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Crew]:
+def processes(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Processes]:
     """Processes on one of the two loops."""
-    company = Crew(request.param, tmp_path)
-    yield company
-    company.disband()
+    processes = Processes(request.param, tmp_path)
+    yield processes
+    processes.kill_all()
 
 
-def memory(member: Member) -> int:
+def memory(process: Process) -> int:
     """The resident memory of a process, in bytes."""
-    assert member.process.poll() is None, member.stderr()
-    pages = Path(f"/proc/{member.process.pid}/statm").read_text().split()[1]
+    assert process.popen.poll() is None, process.stderr()
+    pages = Path(f"/proc/{process.popen.pid}/statm").read_text().split()[1]
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -65,29 +65,29 @@ def rise(samples: list[tuple[float, int]]) -> float:
 @pytest.mark.skipif("SITQ_SOAK" not in os.environ, reason="SITQ_SOAK=1 runs it, for 20 minutes")
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
 @pytest.mark.timeout(SECONDS + 120)
-def test_memory_and_log_stay_bounded_while_the_work_goes_on(company: Crew) -> None:
+def test_memory_and_log_stay_bounded_while_the_work_goes_on(processes: Processes) -> None:
     """After a quarter of the time, less than 1 MiB more in 10 minutes; the log below 64 MiB."""
-    log = company.database.with_name("q.db-wal")
-    members = {
-        "worker": company.hire("worker", lease=30.0),
-        "producer": company.hire("producer", result_ttl=10.0, pause=0.002),
+    log = processes.database.with_name("q.db-wal")
+    started = {
+        "worker": processes.start("worker", lease=30.0),
+        "producer": processes.start("producer", result_ttl=10.0, pause=0.002),
     }
-    for member in members.values():
-        member.wait_for("ready")
+    for process in started.values():
+        process.wait_for("ready")
     start, longest = time.monotonic(), 0
-    samples: dict[str, list[tuple[float, int]]] = {role: [] for role in members}
+    samples: dict[str, list[tuple[float, int]]] = {role: [] for role in started}
     while (now := time.monotonic() - start) < SECONDS:
         longest = max(longest, log.stat().st_size)
         if now > SECONDS / 4:
-            for role, member in members.items():
-                samples[role].append((now, memory(member)))
+            for role, process in started.items():
+                samples[role].append((now, memory(process)))
         time.sleep(min(1.0, SECONDS / 100))
-    done = len(members["worker"].lines("start"))
+    done = len(started["worker"].lines("start"))
     slopes = {role: rise(points) * 600 / MIB for role, points in samples.items()}
     for role, points in samples.items():
         last = points[-1][1] / MIB
         print(f"{role}: {last:.1f} MiB, {slopes[role]:+.2f} MiB per 10 minutes")
-    kept = query(company.database, "SELECT count(*) FROM tasks")[0][0]
+    kept = query(processes.database, "SELECT count(*) FROM tasks")[0][0]
     print(f"{done} tasks in {SECONDS:g} s, {kept} kept, log {longest / MIB:.1f} MiB at most")
     assert longest < 64 * MIB
     assert done > 10 * SECONDS

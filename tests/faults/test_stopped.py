@@ -12,25 +12,25 @@ import pytest
 
 from sitq import BackendBusyError, SQLiteBackend, TaskQueue, TaskStatus, call
 from sitq.backends.sqlite import _database, _sql
-from tests.faults import crew
+from tests.faults import programs
 from tests.faults.breaking import point
-from tests.faults.crews import Crew, check_total, query
+from tests.faults.processes import Processes, check_total, query
 
 
 @pytest.fixture(params=["asyncio", "trio"])
-def company(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Crew]:
+def processes(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Processes]:
     """Processes on one of the two loops."""
-    company = Crew(request.param, tmp_path)
-    yield company
-    company.disband()
+    processes = Processes(request.param, tmp_path)
+    yield processes
+    processes.kill_all()
 
 
-def fill(company: Crew, count: int) -> set[str]:
+def fill(processes: Processes, count: int) -> set[str]:
     async def main() -> set[str]:
-        async with TaskQueue(SQLiteBackend(company.database)) as queue:
-            return set(await queue.enqueue_many([call(crew.note, 0.001)] * count))
+        async with TaskQueue(SQLiteBackend(processes.database)) as queue:
+            return set(await queue.enqueue_many([call(programs.note, 0.001)] * count))
 
-    return anyio.run(main, backend=company.loop)
+    return anyio.run(main, backend=processes.loop)
 
 
 def wait_until_final(database: Path) -> None:
@@ -45,36 +45,36 @@ def wait_until_final(database: Path) -> None:
     "text", [_sql.INSERT_LEASES, _sql.SUCCEED_ALIKE], ids=["reserve", "succeed"]
 )
 def test_a_process_stopped_in_a_transaction_holds_up_writers_until_it_goes_on_or_dies(
-    company: Crew, monkeypatch: pytest.MonkeyPatch, end: signal.Signals, text: str
+    processes: Processes, monkeypatch: pytest.MonkeyPatch, end: signal.Signals, text: str
 ) -> None:
     """Callers are told; readers read on; the other worker lives, and all is done once."""
     monkeypatch.setattr(_database, "BUSY_SECONDS", 0.2)
     lease = 5.0 if end is signal.SIGCONT else 1.0
-    acknowledged = fill(company, 60)
-    stopped = company.hire("worker", point("stop", "commit", text), lease=lease)
+    acknowledged = fill(processes, 60)
+    stopped = processes.start("worker", point("stop", "commit", text), lease=lease)
     stopped.wait_for("broken")
-    other = company.hire("worker", lease=lease)
+    other = processes.start("worker", lease=lease)
 
     async def meet_the_lock() -> None:
-        async with TaskQueue(SQLiteBackend(company.database)) as queue:
+        async with TaskQueue(SQLiteBackend(processes.database)) as queue:
             with pytest.raises(BackendBusyError, match=r"enqueue on .*: database is locked"):
-                await queue.enqueue(crew.note, 0.001)
+                await queue.enqueue(programs.note, 0.001)
             info = await queue.get_task(min(acknowledged))
             assert info.status in {TaskStatus.PENDING, TaskStatus.IN_PROGRESS}
 
-    anyio.run(meet_the_lock, backend=company.loop)
+    anyio.run(meet_the_lock, backend=processes.loop)
     other.wait_for("ready")
-    assert other.process.poll() is None
+    assert other.popen.poll() is None
     assert other.lines("start") == []
     stopped.signal(end)
-    acknowledged |= fill(company, 5)
-    wait_until_final(company.database)
-    for member in company.members if end is signal.SIGCONT else [other]:
-        assert member.finish() == 0
-    figures = check_total(company.database, acknowledged, company.lines("start"))
+    acknowledged |= fill(processes, 5)
+    wait_until_final(processes.database)
+    for process in processes.started if end is signal.SIGCONT else [other]:
+        assert process.finish() == 0
+    figures = check_total(processes.database, acknowledged, processes.lines("start"))
     assert figures["tasks"] == 65
     # Only what the dead one had reserved runs twice, each a crash of its own.
-    ((crashes,),) = query(company.database, "SELECT sum(crashes) FROM tasks")
+    ((crashes,),) = query(processes.database, "SELECT sum(crashes) FROM tasks")
     assert figures["reruns"] <= int(str(crashes))
     if end is signal.SIGCONT or text == _sql.INSERT_LEASES:
         assert figures["reruns"] == 0

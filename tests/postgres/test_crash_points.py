@@ -23,7 +23,7 @@ import pytest
 
 from sitq import TaskQueue
 from sitq.backends.postgres import _schema, _sql
-from tests.faults import crew
+from tests.faults import programs
 from tests.faults.breaking import point
 from tests.faults.crashes import (
     AGAIN,
@@ -40,18 +40,18 @@ from tests.faults.crashes import (
     reserve,
     states,
 )
-from tests.faults.crews import ROOT, Crew, query
 from tests.faults.places import backend_at
+from tests.faults.processes import ROOT, Processes, query
 
 LONG = "SITQ_SOAK" in os.environ
 
 
 @pytest.fixture(params=LOOPS)
-def company(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Crew]:
+def processes(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Processes]:
     """Processes on one of the two loops."""
-    company = Crew(request.param, tmp_path, "postgres")
-    yield company
-    company.disband()
+    processes = Processes(request.param, tmp_path, "postgres")
+    yield processes
+    processes.kill_all()
 
 
 FAILED: State = ("failed", 1, 1, 0)
@@ -66,44 +66,44 @@ CRASHES = [
     ),
     Crash(
         "reserve, before it is asked",
-        [crew.quick] * 3, "worker", "at", _sql.RESERVE, [NEW] * 3, [ONCE] * 3,
+        [programs.quick] * 3, "worker", "at", _sql.RESERVE, [NEW] * 3, [ONCE] * 3,
     ),
     Crash(
         "reserve, when it is answered",
-        [crew.quick] * 3, "worker", "answered", _sql.RESERVE, [RUNNING] * 3, [AGAIN] * 3,
+        [programs.quick] * 3, "worker", "answered", _sql.RESERVE, [RUNNING] * 3, [AGAIN] * 3,
     ),
     Crash(
         "success, before it is asked",
-        [crew.quick], "worker", "at", _sql.SUCCEED, [RUNNING], [AGAIN],
+        [programs.quick], "worker", "at", _sql.SUCCEED, [RUNNING], [AGAIN],
     ),
     Crash(
         "success, when it is answered",
-        [crew.quick], "worker", "answered", _sql.SUCCEED, [ONCE], [ONCE],
+        [programs.quick], "worker", "answered", _sql.SUCCEED, [ONCE], [ONCE],
     ),
     Crash(
         "failure, before it is asked",
-        [crew.fail], "worker", "at", _sql.FINISH, [RUNNING], [("failed", 2, 1, 1)],
+        [programs.fail], "worker", "at", _sql.FINISH, [RUNNING], [("failed", 2, 1, 1)],
     ),
     Crash(
         "failure, when it is answered",
-        [crew.fail], "worker", "answered", _sql.FINISH, [FAILED], [FAILED],
+        [programs.fail], "worker", "answered", _sql.FINISH, [FAILED], [FAILED],
     ),
     Crash(
         "retry, before it is asked",
-        [crew.fail_once], "worker", "at", _sql.FINISH, [RUNNING], [("success", 3, 2, 1)],
+        [programs.fail_once], "worker", "at", _sql.FINISH, [RUNNING], [("success", 3, 2, 1)],
     ),
     Crash(
         "retry, when it is answered",
-        [crew.fail_once], "worker", "answered", _sql.FINISH,
+        [programs.fail_once], "worker", "answered", _sql.FINISH,
         [("pending", 1, 1, 0)], [("success", 2, 2, 0)],
     ),
     Crash(
         "cancel, before it is asked",
-        [crew.quick], "canceller", "at", _sql.CANCEL, [NEW], [ONCE],
+        [programs.quick], "canceller", "at", _sql.CANCEL, [NEW], [ONCE],
     ),
     Crash(
         "cancel, when it is answered",
-        [crew.quick], "canceller", "answered", _sql.CANCEL,
+        [programs.quick], "canceller", "answered", _sql.CANCEL,
         [("cancelled", 0, 0, 0)], [("cancelled", 0, 0, 0)],
     ),
 ]  # fmt: skip
@@ -111,14 +111,16 @@ CASES = alternating(CRASHES)
 
 
 @pytest.mark.parametrize(
-    ("company", "crash"), CASES, indirect=["company"], ids=[f"{a}, {b.name}" for a, b in CASES]
+    ("processes", "crash"), CASES, indirect=["processes"], ids=[f"{a}, {b.name}" for a, b in CASES]
 )
-def test_a_statement_is_carried_out_whole_or_has_never_been(company: Crew, crash: Crash) -> None:
+def test_a_statement_is_carried_out_whole_or_has_never_been(
+    processes: Processes, crash: Crash
+) -> None:
     if crash.functions:
-        fill(company, *crash.functions)
-    die(company, crash.role, crash.place, crash.text)
-    assert states(company.place) == crash.found
-    assert finish_the_work(company) == crash.after
+        fill(processes, *crash.functions)
+    die(processes, crash.role, crash.place, crash.text)
+    assert states(processes.place) == crash.found
+    assert finish_the_work(processes) == crash.after
 
 
 @pytest.mark.parametrize(
@@ -126,15 +128,15 @@ def test_a_statement_is_carried_out_whole_or_has_never_been(company: Crew, crash
     [("at", False, AGAIN), ("answered", True, ("cancelled", 1, 0, 1))],
 )
 def test_a_running_task_is_asked_to_end_or_has_never_been(
-    company: Crew, place: str, flag: bool, after: State
+    processes: Processes, place: str, flag: bool, after: State
 ) -> None:
     """Once the request was answered, the task never starts again, whatever dies."""
-    fill(company, crew.quick)
-    reserve(company, 1)
-    die(company, "canceller", place, _sql.CANCEL)
-    assert states(company.place) == [RUNNING]
-    assert query(company.place, "SELECT cancel_requested FROM tasks") == [(flag,)]
-    assert finish_the_work(company) == [after]
+    fill(processes, programs.quick)
+    reserve(processes, 1)
+    die(processes, "canceller", place, _sql.CANCEL)
+    assert states(processes.place) == [RUNNING]
+    assert query(processes.place, "SELECT cancel_requested FROM tasks") == [(flag,)]
+    assert finish_the_work(processes) == [after]
 
 
 # -- while the server has it in its hands ----------------------------------------------------
@@ -181,23 +183,28 @@ def until(fact: Callable[[], bool]) -> None:
     ],
 )
 def test_what_the_server_has_begun_it_ends_without_who_asked(
-    company: Crew, role: str, word: str, before: list[State], found: list[State], after: list[State]
+    processes: Processes,
+    role: str,
+    word: str,
+    before: list[State],
+    found: list[State],
+    after: list[State],
 ) -> None:
     """SIGKILL while the statement waits within the server, which has not noticed yet."""
-    place = str(company.place)
-    fill(company, *[crew.quick] * len(before))
+    place = str(processes.place)
+    fill(processes, *[programs.quick] * len(before))
     waiting = (
         "SELECT 1 FROM pg_stat_activity WHERE application_name = 'sitq' "
         f"AND wait_event_type = 'Lock' AND query LIKE '%{word}%{place.partition('#')[2]}%'"
     )
     with held(place):
-        member = company.hire(role)
+        process = processes.start(role)
         until(lambda: query(place, waiting) != [])
-        member.kill()
+        process.kill()
         assert states(place) == before
     until(lambda: states(place) != before)
     assert states(place) == found
-    assert finish_the_work(company) == after
+    assert finish_the_work(processes) == after
 
 
 # -- transactions of several statements ------------------------------------------------------
@@ -230,19 +237,19 @@ def test_a_new_store_has_its_whole_schema_or_nothing(
     tmp_path: Path, place: str, text: str, version: int
 ) -> None:
     """On one loop only: the connection's loop opens it, whatever the callers' loop."""
-    company = Crew("asyncio", tmp_path, "postgres")
-    schema = str(company.place).partition("#")[2]
-    die(company, "enqueuer", place, text)
+    processes = Processes("asyncio", tmp_path, "postgres")
+    schema = str(processes.place).partition("#")[2]
+    die(processes, "enqueuer", place, text)
     relations = "SELECT count(*) FROM pg_class WHERE relnamespace = to_regnamespace('{}')"
     is_there = f"SELECT to_regnamespace('{schema}') IS NOT NULL"
-    assert query(company.place, is_there) == [(version > 0,)]
+    assert query(processes.place, is_there) == [(version > 0,)]
     if version:
-        assert query(company.place, "SELECT max(number) FROM migrations") == [(version,)]
+        assert query(processes.place, "SELECT max(number) FROM migrations") == [(version,)]
     else:
-        assert query(company.place, relations.format(schema)) == [(0,)]
-    assert company.hire("enqueuer").process.wait(20) == 0
-    assert states(company.place) == [NEW] * 3
-    assert finish_the_work(company) == [ONCE] * 3
+        assert query(processes.place, relations.format(schema)) == [(0,)]
+    assert processes.start("enqueuer").popen.wait(20) == 0
+    assert states(processes.place) == [NEW] * 3
+    assert finish_the_work(processes) == [ONCE] * 3
 
 
 MIGRATE = """
@@ -270,25 +277,25 @@ anyio.run(places.backend_at(sys.argv[1]).open)
 def test_an_older_store_is_migrated_whole_or_not_at_all(
     tmp_path: Path, place: str, text: str, version: int
 ) -> None:
-    company = Crew("asyncio", tmp_path, "postgres")
-    fill(company, crew.quick)
+    processes = Processes("asyncio", tmp_path, "postgres")
+    fill(processes, programs.quick)
     run = partial(
         subprocess.run,
-        [sys.executable, "-c", MIGRATE, str(company.place)],
+        [sys.executable, "-c", MIGRATE, str(processes.place)],
         timeout=30,
         check=False,
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     assert run(env={**environment, **point("die", place, text)}).returncode == 9
-    assert states(company.place) == [NEW]
+    assert states(processes.place) == [NEW]
     latest = "SELECT max(number) FROM migrations"
-    assert query(company.place, latest) == [(version,)]
-    schema = str(company.place).partition("#")[2]
+    assert query(processes.place, latest) == [(version,)]
+    schema = str(processes.place).partition("#")[2]
     colours = f"SELECT to_regclass('{schema}.colours') IS NOT NULL"
-    assert query(company.place, colours) == [(version > LATEST,)]
+    assert query(processes.place, colours) == [(version > LATEST,)]
     assert run(env=environment).returncode == 0
-    assert query(company.place, latest) == [(LATEST + 1,)]
-    assert states(company.place) == [NEW]
+    assert query(processes.place, latest) == [(LATEST + 1,)]
+    assert states(processes.place) == [NEW]
 
 
 def prepare(place: str) -> None:
@@ -307,41 +314,41 @@ def notes(place: str) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    ("company", "breaks", "found", "after"),
+    ("processes", "breaks", "found", "after"),
     [("asyncio", "before", [RUNNING], [AGAIN]), ("trio", "after", [ONCE], [ONCE])],
-    indirect=["company"],
+    indirect=["processes"],
 )
 def test_a_task_that_completes_itself_has_both_effects_or_none(
-    company: Crew, breaks: str, found: list[State], after: list[State]
+    processes: Processes, breaks: str, found: list[State], after: list[State]
 ) -> None:
-    place = str(company.place)
+    place = str(processes.place)
     prepare(place)
 
     async def main() -> None:
         async with TaskQueue(backend_at(place)) as queue:
-            await queue.enqueue(crew.complete, place, breaks)
+            await queue.enqueue(programs.complete, place, breaks)
 
     anyio.run(main)
-    member = company.hire("worker")
-    member.wait_for("broken")
-    assert member.process.wait(20) == 9
+    process = processes.start("worker")
+    process.wait_for("broken")
+    assert process.popen.wait(20) == 9
     assert states(place) == found
     assert notes(place) == ["paid"] * (breaks == "after")
-    assert finish_the_work(company) == after
+    assert finish_the_work(processes) == after
     assert notes(place) == ["paid"]
 
 
 @pytest.mark.parametrize(
-    ("company", "commits"), [("trio", 0), ("asyncio", 1)], indirect=["company"]
+    ("processes", "commits"), [("trio", 0), ("asyncio", 1)], indirect=["processes"]
 )
 def test_a_task_of_a_users_transaction_is_there_with_the_rest_or_not_at_all(
-    company: Crew, commits: int
+    processes: Processes, commits: int
 ) -> None:
-    place = str(company.place)
+    place = str(processes.place)
     prepare(place)
-    member = company.hire("binder", commits=commits)
-    member.wait_for("broken")
-    assert member.process.wait(20) == 9
+    process = processes.start("binder", commits=commits)
+    process.wait_for("broken")
+    assert process.popen.wait(20) == 9
     assert states(place) == [NEW] * commits
     assert notes(place) == ["ordered"] * commits
-    assert finish_the_work(company) == [ONCE] * commits
+    assert finish_the_work(processes) == [ONCE] * commits

@@ -11,41 +11,43 @@ import anyio
 import pytest
 
 from sitq import TaskQueue, call
-from tests.faults import crew
+from tests.faults import programs
 from tests.faults.crashes import AGAIN, ONCE, State
-from tests.faults.crews import Crew, check_total, query
 from tests.faults.places import backend_at
+from tests.faults.processes import Processes, check_total, query
 
 
 @pytest.fixture
-def company(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Crew]:
+def processes(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Processes]:
     """Processes on one of the two loops."""
-    company = Crew(request.param, tmp_path, "postgres")
-    yield company
-    company.disband()
+    processes = Processes(request.param, tmp_path, "postgres")
+    yield processes
+    processes.kill_all()
 
 
 @pytest.mark.parametrize(
-    ("company", "end", "state"),
+    ("processes", "end", "state"),
     [("asyncio", signal.SIGCONT, ONCE), ("trio", signal.SIGKILL, AGAIN)],
-    indirect=["company"],
+    indirect=["processes"],
 )
 def test_nobody_waits_for_a_process_stopped_between_completion_and_commit(
-    company: Crew, end: signal.Signals, state: State
+    processes: Processes, end: signal.Signals, state: State
 ) -> None:
     """The task is nobody else's until the process goes on or dies, however long that takes."""
-    place = str(company.place)
+    place = str(processes.place)
 
     async def fill() -> set[str]:
         async with TaskQueue(backend_at(place)) as queue:
             await anyio.to_thread.run_sync(query, place, "CREATE TABLE notes (text TEXT)")
-            first = await queue.options(priority=9).enqueue(crew.complete, place, "stands still")
-            return {first, *await queue.enqueue_many([call(crew.note, 0.001)] * 20)}
+            first = await queue.options(priority=9).enqueue(
+                programs.complete, place, "stands still"
+            )
+            return {first, *await queue.enqueue_many([call(programs.note, 0.001)] * 20)}
 
     acknowledged = anyio.run(fill)
-    stopped = company.hire("worker")
+    stopped = processes.start("worker")
     stopped.wait_for("broken")
-    other = company.hire("worker")
+    other = processes.start("worker")
     give_up = time.monotonic() + 20
     rest = "SELECT epoch, lease_end < now() FROM tasks WHERE finished_at IS NULL"
     while query(place, rest) != [(1, True)]:  # all others are done, and its lease is over
@@ -57,9 +59,9 @@ def test_nobody_waits_for_a_process_stopped_between_completion_and_commit(
     while query(place, rest):
         assert time.monotonic() < give_up
         time.sleep(0.02)
-    for member in company.members if end is signal.SIGCONT else [other]:
-        assert member.finish() == 0
+    for process in processes.started if end is signal.SIGCONT else [other]:
+        assert process.finish() == 0
     found = query(place, "SELECT status, epoch, attempts, crashes FROM tasks WHERE priority = 9")
     assert found == [state]
     assert query(place, "SELECT text FROM notes") == [("paid",)]
-    check_total(company.place, acknowledged, company.lines("start"))
+    check_total(processes.place, acknowledged, processes.lines("start"))

@@ -1,4 +1,4 @@
-"""Starting, killing and reading the logs of crew processes."""
+"""Starting, killing and reading the logs of the processes of `programs`."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from sitq import TaskQueue
 from tests.faults.places import Place, backend_at, new_place, query
 
 __all__ = [
-    "CREW",
     "PATIENCE",
+    "PROGRAMS",
     "ROOT",
-    "Crew",
-    "Member",
     "Place",
+    "Process",
+    "Processes",
     "check_total",
     "counts",
     "enqueue",
@@ -30,12 +30,12 @@ __all__ = [
     "wait_for_status",
 ]
 
-CREW = Path(__file__).with_name("crew.py")
+PROGRAMS = Path(__file__).with_name("programs.py")
 ROOT = Path(__file__).parents[2]
 PATIENCE = 40.0
 
 
-class Member:
+class Process:
     """One process and its log."""
 
     def __init__(
@@ -51,8 +51,17 @@ class Member:
         self.log = log
         words = [f"{name}={value}" for name, value in settings.items()]
         with log.with_suffix(".stderr").open("wb") as stderr:
-            self.process = subprocess.Popen(
-                [*through, sys.executable, str(CREW), role, loop, str(database), str(log), *words],
+            self.popen = subprocess.Popen(
+                [
+                    *through,
+                    sys.executable,
+                    str(PROGRAMS),
+                    role,
+                    loop,
+                    str(database),
+                    str(log),
+                    *words,
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
@@ -70,7 +79,7 @@ class Member:
         """Wait until a word stands in the log so many times."""
         give_up = time.monotonic() + PATIENCE
         while len(found := self.lines(word)) < count:
-            late = time.monotonic() > give_up or self.process.poll() is not None
+            late = time.monotonic() > give_up or self.popen.poll() is not None
             if late and len(self.lines(word)) < count:
                 message = f"no {word!r} in the log: {self.stderr()}"
                 raise AssertionError(message)
@@ -83,20 +92,20 @@ class Member:
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal."""
-        self.process.send_signal(number)
+        self.popen.send_signal(number)
 
     def kill(self) -> None:
         """SIGKILL, and wait for the end."""
-        self.process.kill()
-        self.process.wait(PATIENCE)
+        self.popen.kill()
+        self.popen.wait(PATIENCE)
 
     def finish(self) -> int:
         """SIGTERM, and wait for the end."""
-        self.process.terminate()
-        return self.process.wait(PATIENCE)
+        self.popen.terminate()
+        return self.popen.wait(PATIENCE)
 
 
-class Crew:
+class Processes:
     """All processes of a test; what still runs at its end is killed."""
 
     def __init__(
@@ -105,33 +114,33 @@ class Crew:
         self.database = folder / "q.db"  # where the place is a file, this one
         self.place = new_place(store, folder) if place is None else place
         self.folder = folder
-        self.members: list[Member] = []
+        self.started: list[Process] = []
         self.loop = loop
 
-    def hire(
+    def start(
         self,
         role: str,
         broken: Mapping[str, str] | None = None,
         through: Sequence[str] = (),
         **settings: float,
-    ) -> Member:
+    ) -> Process:
         """Start a process, which may be one that breaks at some `breaking.point`.
 
         ``through`` is a command that runs the one which follows it, somewhere else perhaps.
         """
-        log = self.folder / f"{role}-{len(self.members)}.log"
-        member = Member(role, self.loop, self.place, log, broken or {}, settings, through)
-        self.members.append(member)
-        return member
+        log = self.folder / f"{role}-{len(self.started)}.log"
+        process = Process(role, self.loop, self.place, log, broken or {}, settings, through)
+        self.started.append(process)
+        return process
 
     def lines(self, word: str) -> list[list[str]]:
         """What follows a word in all logs."""
-        return [line for member in self.members for line in member.lines(word)]
+        return [line for process in self.started for line in process.lines(word)]
 
-    def disband(self) -> None:
+    def kill_all(self) -> None:
         """Kill what still runs."""
-        for member in self.members:
-            member.kill()
+        for process in self.started:
+            process.kill()
 
 
 def enqueue(place: Place, function: Callable[..., object], *arguments: object) -> str:
@@ -155,9 +164,9 @@ def wait_for_status(place: Place, task_id: str, *statuses: str) -> str:
         time.sleep(0.02)
 
 
-def counts(company: Crew) -> list[tuple[object, ...]]:
+def counts(processes: Processes) -> list[tuple[object, ...]]:
     """Epoch, attempts and crashes of each task."""
-    return query(company.place, "SELECT epoch, attempts, crashes FROM tasks")
+    return query(processes.place, "SELECT epoch, attempts, crashes FROM tasks")
 
 
 def check_total(database: Place, acknowledged: set[str], starts: list[list[str]]) -> dict[str, int]:

@@ -1,8 +1,8 @@
 """Workers and producers as processes of their own, to be killed by the tests.
 
-Run as ``python crew.py ROLE LOOP DATABASE LOG [SETTING...]``. Each writes what it did to its log,
-a line at a time, so that a kill loses at most what it had not done. See `breaking` for how they
-are broken in the middle of a transaction.
+Run as ``python programs.py ROLE LOOP DATABASE LOG [SETTING...]``. Each writes what it did to its
+log, a line at a time, so that a kill loses at most what it had not done. See `breaking` for how
+they are broken in the middle of a transaction.
 """
 
 from __future__ import annotations
@@ -273,6 +273,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     # The functions must have the names by which the tests know them.
-    from tests.faults import crew
+    from tests.faults import programs
 
-    crew.main()
+    programs.main()
