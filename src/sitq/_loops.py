@@ -93,7 +93,7 @@ def _asyncio_loop() -> asyncio.AbstractEventLoop:
 class LoopRef:
     """A reference to a running event loop, for use in any thread."""
 
-    __slots__ = ("_asyncio", "_pid", "_trio")
+    __slots__ = ("_pid", "_trio", "asyncio")
 
     def __init__(self) -> None:
         """Refer to the loop that the caller runs in.
@@ -102,23 +102,14 @@ class LoopRef:
             UsageError: the caller runs in no loop.
         """
         self._trio: Final = _trio_token()
-        self._asyncio: Final = None if self._trio else _asyncio_loop()
+        # The loop itself if it is asyncio's.
+        self.asyncio: Final = None if self._trio else _asyncio_loop()
         self._pid: Final = os.getpid()
 
     @property
     def inherited(self) -> bool:
         """Return whether this process was forked while the loop ran."""
         return self._pid != os.getpid()
-
-    def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, LoopRef)
-            and self._trio is other._trio
-            and self._asyncio is other._asyncio
-        )
-
-    def __hash__(self) -> int:
-        return hash((id(self._trio), id(self._asyncio)))
 
     @property
     def is_here(self) -> bool:
@@ -130,18 +121,13 @@ class LoopRef:
         if self._pid != os.getpid():
             return False
         token = _trio_token()
-        return token is self._trio if token else _asyncio_loop() is self._asyncio
-
-    @property
-    def asyncio(self) -> asyncio.AbstractEventLoop | None:
-        """Return the loop itself if it is asyncio's."""
-        return self._asyncio
+        return token is self._trio if token else _asyncio_loop() is self.asyncio
 
     @property
     def ended(self) -> bool:
         """Return whether the loop has ended."""
-        if self._asyncio is not None:
-            return self._asyncio.is_closed()
+        if self.asyncio is not None:
+            return self.asyncio.is_closed()
         # A look from inside wakes nothing.
         return _trio_token() is not self._trio and not self.call_soon(no_op)
 
@@ -170,9 +156,9 @@ class LoopRef:
 
         Returns a function that ends this, inside the loop too; call it before the file is closed.
         """
-        if self._asyncio is not None:
-            self._asyncio.add_reader(file, function)
-            return partial(self._asyncio.remove_reader, file)
+        if self.asyncio is not None:
+            self.asyncio.add_reader(file, function)
+            return partial(self.asyncio.remove_reader, file)
         import trio
 
         ended = False
@@ -197,8 +183,8 @@ class LoopRef:
 
         Returns a function that revokes this, from the same thread.
         """
-        if self._asyncio is not None:
-            return self._asyncio.call_later(seconds, function).cancel
+        if self.asyncio is not None:
+            return self.asyncio.call_later(seconds, function).cancel
         import trio
 
         scope = trio.CancelScope()
@@ -213,9 +199,9 @@ class LoopRef:
 
     def before_waiting(self, function: Callable[[], object]) -> None:
         """Have the loop call ``function`` before it waits for events again; from its own thread."""
-        if self._asyncio is not None:
+        if self.asyncio is not None:
             # asyncio handles new events only after the callbacks that are already scheduled.
-            self._asyncio.call_soon(function)
+            self.asyncio.call_soon(function)
             return
         import trio
 
@@ -231,8 +217,8 @@ class LoopRef:
         try:
             if self._trio is not None:
                 self._trio.run_sync_soon(function)
-            elif self._asyncio is not None:
-                self._asyncio.call_soon_threadsafe(function)
+            elif self.asyncio is not None:
+                self.asyncio.call_soon_threadsafe(function)
         except (RuntimeError, OSError):  # trio.RunFinishedError; or its socket is closed already
             return False
         return True

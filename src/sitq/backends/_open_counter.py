@@ -115,7 +115,7 @@ class OpenCounter(Generic[S]):
             _inherited.append(state)  # it is the parent's: nothing of it may be touched
             self._count = 0
             return
-        if state.loop != LoopRef():
+        if not state.loop.is_here:
             raise UsageError(self._elsewhere())
         self._count -= 1
         if self._count == 0:
@@ -151,7 +151,7 @@ class OpenCounter(Generic[S]):
                     self._open.abandon()
                 self._count, self._open = 0, None
                 self._holder, self._opening = loop, anyio.Lock()
-            elif holder != loop:
+            elif not holder.is_here:
                 raise UsageError(self._elsewhere())
 
     def _disclaim(self) -> None:

@@ -101,7 +101,7 @@ class BackendHandle:
         opening = self._current
         if opening is not None and (opening.loop.inherited or opening.loop.ended):
             opening = self._current = None
-        if opening is not None and opening.loop != LoopRef():
+        if opening is not None and not opening.loop.is_here:
             raise UsageError("this queue is in use by another event loop: close it there")
         self._closed = True
         if opening is None:

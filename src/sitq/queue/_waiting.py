@@ -80,6 +80,7 @@ class ResultWaiters:
 
     def __init__(self, backend: Backend) -> None:
         self._backend: Final = backend
+        self._clock: Final = backend.clock
         self._waiting: Final[dict[TaskId[Any], set[_Waiter]]] = {}
         self._unseen: Final[dict[TaskId[Any], None]] = {}
         self._leader: _Waiter | None = None
@@ -96,7 +97,7 @@ class ResultWaiters:
             BackendError: the store could not be asked, or does not answer.
         """
         look = partial(self._backend.get_results, (task_id,))
-        results = await with_timeout(self._backend.clock, _LAST_LOOK, look)
+        results = await with_timeout(self._clock, _LAST_LOOK, look)
         if results is None:
             message = f"task {task_id}: the store has not answered for {_LAST_LOOK:g} seconds"
             raise BackendBusyError(message)
@@ -117,7 +118,7 @@ class ResultWaiters:
         if self._pause is not None:
             self._pause.cancel()
         try:
-            await with_timeout(self._backend.clock, timeout, partial(self._take_part, waiter))
+            await with_timeout(self._clock, timeout, partial(self._take_part, waiter))
         finally:
             self._leave(waiter)
         if not (waiter.done or waiter.answered or waiter.error):
@@ -202,7 +203,7 @@ class ResultWaiters:
                     waiter.fault(error)
             pause = min(_FIRST_PAUSE * 2.0 ** min(self._busy_for, 16), _LONGEST_PAUSE)
             self._busy_for += 1
-            await self._backend.clock.sleep(pause)
+            await self._clock.sleep(pause)
             return False
         self._busy_for = 0
         return True
@@ -227,7 +228,7 @@ class ResultWaiters:
                     with anyio.move_on_after(min(youth)):
                         await hear()
                 else:
-                    await with_timeout(self._backend.clock, _LOOK_EVERY, hear)
+                    await with_timeout(self._clock, _LOOK_EVERY, hear)
                     changed = True
         finally:
             self._pause = None

@@ -130,7 +130,7 @@ class _Session:
     async def connect(self) -> None:
         """Forget the listeners of another loop, which ended: nothing can wake them."""
         for topic, listeners in self._listeners.items():
-            self._listeners[topic] = {each for each in listeners if each.loop == self.loop}
+            self._listeners[topic] = {each for each in listeners if each.loop.is_here}
 
     async def close(self) -> None:
         pass
