@@ -19,7 +19,7 @@ from sitq.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
 
-    from sitq.backends._transactions._protocols import Executor
+    from sitq.backends._transactions._user_connection import Executor
 
 __all__ = ["CancellationGuard", "savepoint"]
 

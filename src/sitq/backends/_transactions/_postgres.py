@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from weakref import WeakKeyDictionary
 
+from sitq.backends._transactions._user_connection import DirectUserConnection
 from sitq.errors import UsageError
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     import asyncpg
     import psycopg
 
-    from sitq.backends._transactions._protocols import Executor, Row, Values
+    from sitq.backends._transactions._user_connection import Executor, Row, Values
 
 __all__ = [
     "AT_ONCE_THERE",
@@ -30,11 +31,35 @@ AT_ONCE_THERE: Final = (
     "begin one first, with 'connection.transaction()' say"
 )
 
+# Units of one connection come one after the other: their savepoints must not be mixed up.
+_turns: Final[WeakKeyDictionary[object, asyncio.Lock]] = WeakKeyDictionary()
 
-class AsyncpgExecutor:
-    """Statements of asyncpg."""
+
+class _PostgresUserConnection(DirectUserConnection):
+    database: Final = "postgresql"
+
+
+class _AwaitedUserConnection(_PostgresUserConnection):
+    interruptible = True
+
+    def __init__(self, inner: object | None) -> None:
+        turn = asyncio.Lock()
+        self._turn: Final = turn if inner is None else _turns.setdefault(inner, turn)
+
+    async def run(self, work: Callable[[Executor], Coroutine[Any, Any, T]]) -> T:
+        """See `UserConnection.run`."""
+        async with self._turn:
+            return await work(self)
+
+
+class AsyncpgUserConnection(_AwaitedUserConnection):
+    """An asyncpg connection, of a pool or not."""
+
+    kind = "asyncpg's Connection"
 
     def __init__(self, connection: asyncpg.Connection) -> None:
+        # A pool lends its connection in a wrapping, which is empty once it was given back.
+        super().__init__(getattr(connection, "_con", connection))
         self._connection: Final = connection
 
     async def begin(self) -> None:
@@ -49,8 +74,11 @@ class AsyncpgExecutor:
         return [tuple(row) for row in await self._connection.fetch(statement, *values)]
 
 
-class PsycopgExecutor:
-    """Statements of a ``psycopg.Connection``; nothing of it suspends."""
+class PsycopgUserConnection(_PostgresUserConnection):
+    """A ``psycopg.Connection``; nothing of it suspends."""
+
+    kind = "psycopg.Connection"
+    blocking = True
 
     def __init__(self, connection: psycopg.Connection[Any]) -> None:
         self._connection: Final = connection
@@ -68,10 +96,13 @@ class PsycopgExecutor:
             return cursor.fetchall() if cursor.description else []
 
 
-class AsyncPsycopgExecutor:
-    """Statements of a ``psycopg.AsyncConnection``."""
+class AsyncPsycopgUserConnection(_AwaitedUserConnection):
+    """A ``psycopg.AsyncConnection``."""
+
+    kind = "psycopg.AsyncConnection"
 
     def __init__(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        super().__init__(connection)
         self._connection: Final = connection
 
     async def begin(self) -> None:
@@ -95,64 +126,3 @@ def _check_begins(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[
         raise UsageError("bind: the connection is in pipeline mode: leave the pipeline first")
     if connection.autocommit and connection.info.transaction_status is TransactionStatus.IDLE:
         raise UsageError(f"bind: {AT_ONCE_THERE}")
-
-
-# Units of one connection come one after the other: their savepoints must not be mixed up.
-_turns: Final[WeakKeyDictionary[object, asyncio.Lock]] = WeakKeyDictionary()
-
-
-class _PostgresUserConnection:
-    database: Final = "postgresql"
-
-    def __init__(self, kind: str, executor: Executor) -> None:
-        self.kind: Final = kind
-        self._executor: Final = executor
-
-    async def run(self, work: Callable[[Executor], Coroutine[Any, Any, T]]) -> T:
-        """See `UserConnection.run`."""
-        return await work(self._executor)
-
-
-class _AwaitedUserConnection(_PostgresUserConnection):
-    def __init__(self, kind: str, executor: Executor, connection: object | None) -> None:
-        super().__init__(kind, executor)
-        turn = asyncio.Lock()
-        self._turn: Final = turn if connection is None else _turns.setdefault(connection, turn)
-
-    async def run(self, work: Callable[[Executor], Coroutine[Any, Any, T]]) -> T:
-        """See `UserConnection.run`."""
-        async with self._turn:
-            return await super().run(work)
-
-
-class AsyncpgUserConnection(_AwaitedUserConnection):
-    """An asyncpg connection, of a pool or not."""
-
-    blocking: Final = False
-    interruptible: Final = True
-
-    def __init__(self, connection: asyncpg.Connection) -> None:
-        # A pool lends its connection in a wrapping, which is empty once it was given back.
-        inner = getattr(connection, "_con", connection)
-        super().__init__("asyncpg's Connection", AsyncpgExecutor(connection), inner)
-
-
-class PsycopgUserConnection(_PostgresUserConnection):
-    """A ``psycopg.Connection``."""
-
-    blocking: Final = True
-    interruptible: Final = False
-
-    def __init__(self, connection: psycopg.Connection[Any]) -> None:
-        super().__init__("psycopg.Connection", PsycopgExecutor(connection))
-
-
-class AsyncPsycopgUserConnection(_AwaitedUserConnection):
-    """A ``psycopg.AsyncConnection``."""
-
-    blocking: Final = False
-    interruptible: Final = True
-
-    def __init__(self, connection: psycopg.AsyncConnection[Any]) -> None:
-        executor = AsyncPsycopgExecutor(connection)
-        super().__init__("psycopg.AsyncConnection", executor, connection)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar
 
 import sqlalchemy
 from sqlalchemy import exc, orm
@@ -17,36 +17,30 @@ from sqlalchemy.ext import asyncio as ext
 from sitq._loops import run_inline
 from sitq.backends._transactions._postgres import AT_ONCE_THERE
 from sitq.backends._transactions._sqlite import begin_of, in_thread_of
+from sitq.backends._transactions._user_connection import Executor, UserConnection
 from sitq.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from sitq.backends._transactions._protocols import Executor, Row, UserConnection, Values
+    from sitq.backends._transactions._user_connection import Row, Values
 
-__all__ = ["AsyncAlchemyUserConnection", "SyncAlchemyUserConnection", "user_connection_of"]
+__all__ = ["AlchemyUserConnection", "user_connection_of"]
 
 T = TypeVar("T")
+
+AnyOwner: TypeAlias = sqlalchemy.Connection | orm.Session | ext.AsyncConnection | ext.AsyncSession
 
 _NUMBER: Final = re.compile(r"\$(\d+)")
 
 
 @lru_cache(maxsize=64)
 def _text(statement: str) -> sqlalchemy.TextClause:
-    """A statement in SQLAlchemy's words: values are bound by name."""
+    """Return a statement in SQLAlchemy's form: values are bound by name."""
     return sqlalchemy.text(_NUMBER.sub(r"(:p\1)", statement))
 
 
-def user_connection_of(connection: object) -> UserConnection | None:
-    """Return the link of a connection or session; ``None``: it is none of SQLAlchemy's."""
-    if isinstance(connection, sqlalchemy.Connection | orm.Session):
-        return SyncAlchemyUserConnection(connection)
-    if isinstance(connection, ext.AsyncConnection | ext.AsyncSession):
-        return AsyncAlchemyUserConnection(connection)
-    return None
-
-
-class AlchemyExecutor:
+class AlchemyExecutor(Executor):
     """Statements of a SQLAlchemy ``Connection``; nothing of it suspends for its caller."""
 
     def __init__(self, connection: sqlalchemy.Connection) -> None:
@@ -57,11 +51,16 @@ class AlchemyExecutor:
         connection = self._connection
         if not connection.in_transaction():
             connection.begin()
+        adapted: Any = connection.connection.dbapi_connection
         if connection.dialect.name == "sqlite":
-            begin = _begin_of(connection)
+            # sqlite3 itself begins a transaction with the first write only.
+            if hasattr(adapted, "run_async"):
+                begin = adapted.run_async(lambda driver: in_thread_of(driver, begin_of))
+            else:
+                begin = begin_of(connection.connection.driver_connection)  # type: ignore[arg-type]
             if begin is not None:
                 await self.fetch(begin, {})
-        elif connection.dialect.detect_autocommit_setting(_dbapi(connection)):
+        elif connection.dialect.detect_autocommit_setting(adapted):
             raise UsageError(f"bind: {AT_ONCE_THERE}")
 
     async def fetch(self, statement: str, values: Values = ()) -> list[Row]:
@@ -78,72 +77,36 @@ class AlchemyExecutor:
             raise error.orig from None
 
 
-def _dbapi(connection: sqlalchemy.Connection) -> Any:
-    return connection.connection.dbapi_connection
+class AlchemyUserConnection(UserConnection):
+    """A connection or session; a unit of work of an async one is one of its greenlets."""
 
-
-def _begin_of(connection: sqlalchemy.Connection) -> str | None:
-    """What has to be run for a transaction to be open: sqlite3 waits for the first write."""
-    adapted = _dbapi(connection)
-    if not hasattr(adapted, "run_async"):
-        return begin_of(connection.connection.driver_connection)  # type: ignore[arg-type]
-
-    answer: str | None = adapted.run_async(lambda driver: in_thread_of(driver, begin_of))
-    return answer
-
-
-def _connection_of(owner: sqlalchemy.Connection | orm.Session) -> sqlalchemy.Connection:
-    return owner.connection() if isinstance(owner, orm.Session) else owner
-
-
-def _database_of(owner: sqlalchemy.Connection | orm.Session) -> str:
-    bind = owner.get_bind() if isinstance(owner, orm.Session) else owner
-    return bind.dialect.name
-
-
-class _AlchemyUserConnection:
-    def __init__(self, owner: Any, inner: sqlalchemy.Connection | orm.Session) -> None:
-        self._owner: Final = owner
-        self._inner: Final = inner
-        self.kind: Final = f"SQLAlchemy's {type(owner).__name__}"
+    def __init__(self, owner: AnyOwner) -> None:
+        self._owner: Final[Any] = owner
+        self.kind = f"SQLAlchemy's {type(owner).__name__}"
+        self.blocking = isinstance(owner, sqlalchemy.Connection | orm.Session)
 
     @property
     def database(self) -> Literal["sqlite", "postgresql"] | None:
         """See `UserConnection.database`."""
+        inner = self._owner
+        if isinstance(inner, ext.AsyncSession):
+            inner = inner.sync_session
+        elif isinstance(inner, ext.AsyncConnection):
+            inner = inner.sync_connection
+        if inner is None:
+            raise UsageError("bind: the connection is not open: use 'async with engine.connect()'")
         try:
-            name = _database_of(self._inner)
+            bind = inner.get_bind() if isinstance(inner, orm.Session) else inner
         except exc.SQLAlchemyError as error:
             raise UsageError(f"bind: {self.kind} has no database of its own: {error}") from None
-        if name == "sqlite":
+        if bind.dialect.name == "sqlite":
             return "sqlite"
-        return "postgresql" if name == "postgresql" else None
-
-
-class SyncAlchemyUserConnection(_AlchemyUserConnection):
-    """A ``Connection`` or a ``Session``."""
-
-    blocking: Final = True
-    interruptible: Final = False
-
-    def __init__(self, owner: sqlalchemy.Connection | orm.Session) -> None:
-        super().__init__(owner, owner)
+        return "postgresql" if bind.dialect.name == "postgresql" else None
 
     async def run(self, work: Callable[[Executor], Coroutine[Any, Any, T]]) -> T:
         """See `UserConnection.run`."""
-        return await work(AlchemyExecutor(_usable(self._inner)))
-
-
-class AsyncAlchemyUserConnection(_AlchemyUserConnection):
-    """An ``AsyncConnection`` or an ``AsyncSession``: a unit of work is one of its greenlets."""
-
-    blocking: Final = False
-    interruptible: Final = False
-
-    def __init__(self, owner: ext.AsyncConnection | ext.AsyncSession) -> None:
-        super().__init__(owner, _inner_of(owner))
-
-    async def run(self, work: Callable[[Executor], Coroutine[Any, Any, T]]) -> T:
-        """See `UserConnection.run`."""
+        if self.blocking:
+            return await work(AlchemyExecutor(_usable(self._owner)))
 
         def unit(inner: sqlalchemy.Connection | orm.Session) -> T:
             return run_inline(work(AlchemyExecutor(_usable(inner))))
@@ -152,24 +115,19 @@ class AsyncAlchemyUserConnection(_AlchemyUserConnection):
         return answer
 
 
-def _inner_of(
-    owner: ext.AsyncConnection | ext.AsyncSession,
-) -> sqlalchemy.Connection | orm.Session:
-    if isinstance(owner, ext.AsyncSession):
-        return owner.sync_session
-    if owner.sync_connection is None:
-        raise UsageError("bind: the connection is not open: use 'async with engine.connect()'")
-    return owner.sync_connection
+def user_connection_of(connection: object) -> UserConnection | None:
+    """Return the `UserConnection` of a connection or session of SQLAlchemy's, or ``None``."""
+    return AlchemyUserConnection(connection) if isinstance(connection, AnyOwner) else None
 
 
 def _usable(owner: sqlalchemy.Connection | orm.Session) -> sqlalchemy.Connection:
-    """The connection of a session, or itself.
+    """Return the connection of a session, or the connection itself.
 
     Raises:
         UsageError: it is closed, or its transaction has failed.
     """
     try:
-        connection = _connection_of(owner)
+        connection = owner.connection() if isinstance(owner, orm.Session) else owner
         if connection.closed:
             raise UsageError("bind: the connection is closed")
     except exc.DBAPIError as error:

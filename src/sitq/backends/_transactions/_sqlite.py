@@ -6,6 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from sitq._loops import run_inline
+from sitq.backends._transactions._user_connection import DirectUserConnection, UserConnection
 from sitq.errors import UsageError
 
 if TYPE_CHECKING:
@@ -14,26 +15,20 @@ if TYPE_CHECKING:
 
     import aiosqlite
 
-    from sitq.backends._transactions._protocols import Executor, Row, Values
+    from sitq.backends._transactions._user_connection import Executor, Row, Values
 
-__all__ = ["AT_ONCE", "AiosqliteUserConnection", "SqliteUserConnection", "begin_of", "in_thread_of"]
+__all__ = ["AiosqliteUserConnection", "SqliteUserConnection", "begin_of", "in_thread_of"]
 
 T = TypeVar("T")
 
-AT_ONCE: Final = (
+_AT_ONCE: Final = (
     "the connection stores at once what it writes, and no transaction is open: "
     "begin one first, with execute('BEGIN IMMEDIATE') say"
 )
-_BEGINS: Final = {
-    "": "BEGIN",
-    "DEFERRED": "BEGIN DEFERRED",
-    "IMMEDIATE": "BEGIN IMMEDIATE",
-    "EXCLUSIVE": "BEGIN EXCLUSIVE",
-}
 
 
 def begin_of(connection: sqlite3.Connection) -> str | None:
-    """The statement that sqlite3 would run before an INSERT; ``None``: a transaction is open.
+    """Return what sqlite3 would run before an INSERT, or ``None`` if a transaction is open.
 
     Raises:
         UsageError: it would run none.
@@ -43,12 +38,16 @@ def begin_of(connection: sqlite3.Connection) -> str | None:
     level = connection.isolation_level
     # Since Python 3.12 there is a second switch for the same thing.
     if level is None or getattr(connection, "autocommit", False) is True:
-        raise UsageError(f"bind: {AT_ONCE}")
-    return _BEGINS[level.upper()]
+        raise UsageError(f"bind: {_AT_ONCE}")
+    return f"BEGIN {level}"  # sqlite3 accepts the names of levels only
 
 
-class SqliteExecutor:
-    """Statements of a ``sqlite3.Connection``; nothing of it suspends."""
+class SqliteUserConnection(DirectUserConnection):
+    """A ``sqlite3.Connection``; nothing of it suspends."""
+
+    kind = "sqlite3.Connection"
+    blocking = True
+    database: Final = "sqlite"
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection: Final = connection
@@ -76,28 +75,10 @@ class SqliteExecutor:
             cursor.close()
 
 
-class SqliteUserConnection:
-    """A ``sqlite3.Connection``."""
-
-    kind: Final = "sqlite3.Connection"
-    blocking: Final = True
-    interruptible: Final = False
-    database: Final = "sqlite"
-
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection: Final = connection
-
-    async def run(self, work: Callable[[Executor], Coroutine[Any, Any, T]]) -> T:
-        """See `UserConnection.run`."""
-        return await work(SqliteExecutor(self._connection))
-
-
-class AiosqliteUserConnection:
+class AiosqliteUserConnection(UserConnection):
     """An ``aiosqlite.Connection``: a unit of work runs whole in its thread."""
 
-    kind: Final = "aiosqlite.Connection"
-    blocking: Final = False
-    interruptible: Final = False
+    kind = "aiosqlite.Connection"
     database: Final = "sqlite"
 
     def __init__(self, connection: aiosqlite.Connection) -> None:
@@ -107,7 +88,7 @@ class AiosqliteUserConnection:
         """See `UserConnection.run`."""
 
         def unit(raw: sqlite3.Connection) -> T:
-            return run_inline(work(SqliteExecutor(raw)))
+            return run_inline(work(SqliteUserConnection(raw)))
 
         return await in_thread_of(self._connection, unit)
 

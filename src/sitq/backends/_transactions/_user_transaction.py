@@ -11,7 +11,7 @@ from sitq.backends._transactions._cancellation import CancellationGuard
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
-    from sitq.backends._transactions._protocols import Executor, UserConnection
+    from sitq.backends._transactions._user_connection import Executor, UserConnection
     from sitq.ids import TaskId
     from sitq.models import Lease, Task
 
