@@ -102,7 +102,7 @@ async def test_a_jump_forward_may_cost_a_reclaim_and_never_accepts_two_outcomes(
 
 async def test_a_jump_back_leaves_a_running_task_its_lease(tmp_path: Path) -> None:
     path, clock = tmp_path / "q.db", JumpingClock()
-    async with running(path, clock, workers=2, lease=0.9) as queue:
+    async with running(path, clock, workers=2, lease=2.0) as queue:
         task_id = await queue.enqueue(held)
         await until(lambda: len(STARTS) == 1)
         clock.ahead = -HOUR

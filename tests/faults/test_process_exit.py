@@ -169,7 +169,7 @@ def rows(tmp_path: Path) -> list[tuple[str, int, str | None]]:
 @pytest.mark.parametrize("end", ["return", "raise ValueError", "raise KeyboardInterrupt"])
 def test_the_end_of_an_asyncio_program_hands_all_that_runs_back(tmp_path: Path, end: str) -> None:
     with started(tmp_path, MAIN_ENDS.replace("{end}", end), "asyncio", "waits") as process:
-        _, errors = process.communicate(timeout=40)
+        _, errors = process.communicate(timeout=60)
     assert rows(tmp_path) == [("pending", 0, None)] * 120, errors
 
 
@@ -179,7 +179,7 @@ def test_an_interrupt_hands_all_that_runs_back(tmp_path: Path) -> None:
         assert process.stdout is not None
         process.stdout.readline()
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=40)
+        _, errors = process.communicate(timeout=60)
     assert rows(tmp_path) == [("pending", 0, None)] * 120, errors
 
 
@@ -219,7 +219,7 @@ def test_what_a_task_raises_itself_is_a_failure_of_its_own(
     tmp_path: Path, loop: str, function: str, error: str
 ) -> None:
     with started(tmp_path, DRAINS, loop, function) as process:
-        output, errors = process.communicate(timeout=40)
+        output, errors = process.communicate(timeout=60)
     assert (process.returncode, output) == (0, "1\n"), errors
     assert rows(tmp_path) == [("failed", 1, error)]
 
@@ -234,7 +234,7 @@ def test_a_child_that_a_task_forked_is_no_second_worker(
 ) -> None:
     with started(tmp_path, DRAINS, loop, function) as process:
         try:
-            output, errors = process.communicate(timeout=20)
+            output, errors = process.communicate(timeout=60)
         finally:
             process.kill()
     assert (process.returncode, output) == (0, "1\n"), errors
@@ -247,5 +247,5 @@ def test_a_child_forked_after_the_end_of_the_worker_is_left_alone(
     tmp_path: Path, loop: str
 ) -> None:
     with started(tmp_path, FORKS_AFTERWARDS, loop, "does_nothing") as process:
-        output, errors = process.communicate(timeout=20)
+        output, errors = process.communicate(timeout=60)
     assert (output, errors) == ("7\n7\n", "")

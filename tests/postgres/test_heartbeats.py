@@ -106,9 +106,9 @@ async def test_a_value_counts_though_the_interpreter_was_held_past_the_lease(
 ) -> None:
     backend = PostgresBackend(server.dsn, schema=new_schema())
     async with TaskQueue(backend) as queue, anyio.create_task_group() as group:
-        worker = Worker(backend, lease=LEASE / 2)
+        worker = Worker(backend, lease=LEASE)
         await group.start(worker.start)
-        for _ in range(3):
+        for _ in range(2):
             task_id = await queue.enqueue(hold_interpreter, 1.5 * LEASE)
             assert await queue.get_result(task_id, timeout=20) is not None
             info = await queue.get_task(task_id)

@@ -221,7 +221,7 @@ async def test_who_wants_its_unique_key_waits_and_other_enqueues_do_not(schema: 
 
 # -- a worker --------------------------------------------------------------------------------
 
-SHORT = 0.5
+SHORT = 1.5
 STARTS: list[tuple[str, int, str]] = []
 GATE: dict[str, threading.Event] = {}
 
@@ -290,7 +290,7 @@ async def test_a_transaction_of_two_leases_costs_the_workers_other_tasks_nothing
         async with anyio.create_task_group() as group:
             await group.start(worker.start)
             ids = [await queue.enqueue(pay, dsn(), 2 * SHORT)]
-            ids += [await queue.enqueue(stay, 3 * SHORT) for _ in range(2)]
+            ids += [await queue.enqueue(stay, 2.5 * SHORT) for _ in range(2)]
             ids += [await queue.enqueue(fail_twice) for _ in range(2)]
             with anyio.fail_after(20):
                 results = [await queue.get_result(each) for each in ids]

@@ -62,7 +62,7 @@ def test_processes_that_open_a_new_store_at_once_migrate_it_once() -> None:
         process.stdin.write(b"\n")
         process.stdin.flush()
     for process in processes:
-        _, errors = process.communicate(timeout=50)
+        _, errors = process.communicate(timeout=60)
         assert process.returncode == 0, errors.decode()
     numbers = query(f"SELECT number FROM {schema}.migrations ORDER BY number")
     assert numbers == [(number,) for number, _ in _schema.migrations()]

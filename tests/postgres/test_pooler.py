@@ -102,7 +102,7 @@ async def test_all_that_a_task_may_come_to_works_without_them(pooler: Pooler) ->
     schema = new_schema()
     async with TaskQueue(backend(pooler, schema)) as queue:
         workers = [
-            Worker(backend(pooler, schema), poll_interval=3600.0, lease=0.6, max_concurrency=5)
+            Worker(backend(pooler, schema), poll_interval=3600.0, lease=1.5, max_concurrency=5)
             for _ in range(2)
         ]
         async with anyio.create_task_group() as group:
@@ -121,7 +121,7 @@ async def test_all_that_a_task_may_come_to_works_without_them(pooler: Pooler) ->
                 running = await queue.enqueue(stay)
                 while (await queue.get_task(running)).status is not TaskStatus.IN_PROGRESS:
                     pass
-                await anyio.sleep(1.0)  # real time: it has to be kept beyond its lease
+                await anyio.sleep(2.0)  # real time: it has to be kept beyond its lease
                 assert (await queue.get_task(running)).crashes == 0
                 assert await queue.cancel(running)
                 ended = await queue.get_result(running)

@@ -19,7 +19,7 @@ from tests.worker.gate import until
 pytestmark = pytest.mark.anyio
 
 
-async def returns(listener: Listener, seconds: float = 5) -> bool:
+async def returns(listener: Listener, seconds: float = 20) -> bool:
     """Return whether a wait returns within some seconds."""
     with anyio.move_on_after(seconds):
         await listener.wait()

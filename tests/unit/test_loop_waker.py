@@ -41,7 +41,7 @@ async def test_what_threads_post_is_called_in_the_loop_and_in_order(
         mailbox.post(done.set)
 
     await to_thread.run_sync(post)
-    with anyio.fail_after(5):
+    with anyio.fail_after(20):
         await done.wait()
     mailbox.close()
     assert called == [(number, threading.get_ident()) for number in range(1000)]
@@ -52,7 +52,7 @@ async def test_what_was_posted_before_the_closing_is_called() -> None:
     mailbox.post(done.set)
     mailbox.close()
     mailbox.close()
-    with anyio.fail_after(5):
+    with anyio.fail_after(20):
         await done.wait()
 
 
@@ -60,7 +60,7 @@ async def test_what_is_posted_after_the_closing_is_called_too() -> None:
     mailbox, done = LoopWaker(LoopRef()), anyio.Event()
     mailbox.close()
     await to_thread.run_sync(mailbox.post, done.set)
-    with anyio.fail_after(5):
+    with anyio.fail_after(20):
         await done.wait()
 
 
@@ -84,7 +84,7 @@ async def test_it_does_without_a_file_where_the_system_gives_none(
     monkeypatch.setattr(os, "eventfd", refuse)
     mailbox, done = LoopWaker(LoopRef()), anyio.Event()
     await to_thread.run_sync(mailbox.post, done.set)
-    with anyio.fail_after(5):
+    with anyio.fail_after(20):
         await done.wait()
     mailbox.close()
 
@@ -95,7 +95,7 @@ async def test_it_can_be_opened_where_another_one_was_closed() -> None:
     for _ in range(3):
         mailbox, done = LoopWaker(LoopRef()), anyio.Event()
         mailbox.post(done.set)
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             await done.wait()
         mailbox.close()
 
@@ -134,5 +134,5 @@ async def test_a_collection_in_the_middle_of_a_post_blocks_nobody() -> None:
     with mailbox._lock:
         mailbox.post(called.set)
         mailbox.abandon()
-    with anyio.fail_after(5):
+    with anyio.fail_after(20):
         await called.wait()

@@ -80,6 +80,6 @@ async def test_a_listener_hears_of_changes_after_a_reopening() -> None:
         await backend.close()
         await backend.open()
         await backend.enqueue([Task(id=new_task_id(), function="m:f", payload=b"")])
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             await listener.wait()
     await backend.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import pkgutil
 import subprocess
 import sys
 import textwrap
@@ -15,6 +16,7 @@ import anyio
 import pytest
 from anyio.abc import TaskStatus as TaskStatus_
 
+import sitq.worker
 from sitq import Backend, BackendBusyError, SitqError, SQLiteBackend, TaskQueue, TaskStatus, Worker
 from sitq.backends.memory import MemoryBackend
 from sitq.testing import FaultyBackend
@@ -22,7 +24,8 @@ from tests.worker.gate import GATE, bounded, until
 
 pytestmark = pytest.mark.anyio
 
-LEASE = 0.4
+LEASE = 1.0
+PAST = 1.5 * LEASE
 
 
 def hold_interpreter(seconds: float) -> str:
@@ -49,8 +52,8 @@ async def test_a_value_counts_though_the_interpreter_was_held_past_the_lease(
     async with TaskQueue(backend) as queue, anyio.create_task_group() as group:
         worker = Worker(backend, lease=LEASE, max_concurrency=2)
         await group.start(worker.start)
-        for _ in range(3):
-            task_id = await queue.enqueue(function, 3 * LEASE)
+        for _ in range(2):
+            task_id = await queue.enqueue(function, PAST)
             result = await queue.get_result(task_id, timeout=20)
             info = await queue.get_task(task_id)
             assert result is not None
@@ -67,7 +70,7 @@ async def test_a_neighbour_keeps_its_lease_though_the_interpreter_was_held(
         neighbour = await queue.enqueue(bounded)
         await until(GATE.entered.is_set)
         for _ in range(2):
-            await queue.get_result(await queue.enqueue(hold_interpreter, 3 * LEASE), timeout=20)
+            await queue.get_result(await queue.enqueue(hold_interpreter, PAST), timeout=20)
         GATE.opened.set()
         await queue.get_result(neighbour, timeout=20)
         info = await queue.get_task(neighbour)
@@ -113,7 +116,7 @@ def broken_logging() -> Iterator[None]:
     def raises(_: logging.LogRecord) -> bool:
         raise RuntimeError("the filter's own")
 
-    modules = ["_leases", "_outcomes", "_reporter", "_runner", "_pool", "_run_state"]
+    modules = [module.name for module in pkgutil.iter_modules(sitq.worker.__path__)]
     loggers = [logging.getLogger(f"sitq.worker.{name}") for name in modules]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -142,7 +145,7 @@ async def test_a_filter_that_raises_ends_neither_worker_nor_heartbeats(operation
         failed = await queue.get_result(await queue.enqueue(fail), timeout=20)
         assert failed is not None
         assert failed.status is TaskStatus.FAILED
-        await anyio.sleep(2 * LEASE)  # the lease must be renewed in real time
+        await anyio.sleep(PAST)  # the lease must be renewed in real time
         GATE.opened.set()
         await queue.get_result(held, timeout=20)
         info = await queue.get_task(held)
@@ -156,13 +159,13 @@ WITHOUT_DESCRIPTORS = """
     from sitq import SQLiteBackend, TaskQueue, Worker
 
     async def slow() -> str:
-        await anyio.sleep(1.5)
+        await anyio.sleep(2)
         return "done"
 
     async def main() -> None:
         backend = SQLiteBackend(sys.argv[1])
         async with TaskQueue(backend) as queue, anyio.create_task_group() as group:
-            worker = Worker(backend, lease=0.5)
+            worker = Worker(backend, lease=1.0)
             await group.start(worker.start)
             task_id = await queue.enqueue(slow)
             await queue.get_task(task_id)

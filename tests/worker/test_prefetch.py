@@ -142,7 +142,7 @@ async def test_a_lease_is_given_up_in_time_also_while_a_sweep_waits_for_the_stor
         await queue.options(result_ttl=0.3).enqueue(quick)  # makes a sweep due
         task_id = await queue.enqueue(forever)
         async with anyio.create_task_group() as group:
-            worker = Worker(SQLiteBackend(path), lease=1.5)
+            worker = Worker(SQLiteBackend(path), lease=3.0)
             group.start_soon(getattr(worker, way))
             await started(queue, task_id)
             with locked(path):
@@ -150,7 +150,7 @@ async def test_a_lease_is_given_up_in_time_also_while_a_sweep_waits_for_the_stor
                 await at_rest(worker)
                 ended.append(time.monotonic() - begun)
             group.cancel_scope.cancel()
-    assert ended[0] < 1.5, ended
+    assert ended[0] < 3.0, ended
 
 
 async def test_a_worker_stops_at_once_though_all_threads_of_the_program_are_busy(
@@ -166,7 +166,7 @@ async def test_a_worker_stops_at_once_though_all_threads_of_the_program_are_busy
         for borrower in borrowers:
             limiter.acquire_on_behalf_of_nowait(borrower)
         try:
-            with anyio.fail_after(5):
+            with anyio.fail_after(20):
                 await worker.stop()
         finally:
             for borrower in borrowers:

@@ -209,7 +209,7 @@ def test_the_second_signal_ends_the_worker_at_once_and_hands_tasks_back(
         while (said := line(process)) != "handled":
             assert "lets running tasks finish" in said
         process.send_signal(number)
-        errors = process.communicate(timeout=20)[1]
+        errors = process.communicate(timeout=60)[1]
     assert process.returncode == 128 + number, errors
     info = script.queue.get_task(task_id)
     assert (info.status, info.attempts) == (TaskStatus.PENDING, 0)

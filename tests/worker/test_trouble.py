@@ -76,7 +76,7 @@ async def test_a_failing_operation_is_tried_again_and_logged_once(
 ) -> None:
     backend = FaultyBackend(MemoryBackend())
     with caplog.at_level(logging.INFO):
-        async with TaskQueue(backend) as queue, working(backend, lease=0.3, poll_interval=0.05):
+        async with TaskQueue(backend) as queue, working(backend, lease=1.0, poll_interval=0.05):
             backend.fail(operation, times=3, error=error)
             held_id = await queue.enqueue(held)
             await Gate.entered.wait()
