@@ -139,7 +139,7 @@ class ResultSigningSerializer(SigningSerializer, Protocol):
 
 
 class Sweep(NamedTuple):
-    """The number of tasks that one `Backend.sweep` reclaimed, expired and pruned."""
+    """How many tasks one `Backend.sweep` has reclaimed, expired and pruned."""
 
     reclaimed: int
     expired: int

@@ -112,6 +112,9 @@ class Transaction(Protocol):
 
         A unique key counts as held also by what this transaction has stored itself. Where
         another open transaction has stored a task with the key, this one waits for its end.
+
+        Args:
+            tasks: the tasks; may be empty.
         """
         ...
 
@@ -122,6 +125,10 @@ class Transaction(Protocol):
         current one. From then until the transaction's end nothing else can end or reclaim the
         task, and its lease need not be renewed; after a rollback the lease is the current one as
         before, or may be reclaimed at once if its time has run out meanwhile.
+
+        Args:
+            lease: the lease of the attempt.
+            value: the encoded result.
         """
         ...
 
@@ -132,6 +139,9 @@ class TransactionalBackend(Backend, Protocol):
 
     def join(self, connection: AnyConnection) -> Transaction:
         """Return a `Transaction` on a connection. Neither it nor the backend has to be open yet.
+
+        Args:
+            connection: the user's connection to the store's database.
 
         Raises:
             UsageError: the store cannot write through a connection of this kind.

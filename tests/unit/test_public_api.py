@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import builtins
 import importlib
+import inspect
 import os
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -13,6 +15,9 @@ from pathlib import Path
 import pytest
 
 import sitq
+from sitq.backends.memory import MemoryBackend
+from sitq.backends.postgres import PostgresBackend
+from sitq.testing import FakeClock, FaultyBackend
 
 NAMES = [
     "Backend",
@@ -149,3 +154,34 @@ def test_importing_sitq_needs_no_extra_and_starts_no_loop() -> None:
         "assert not heavy, heavy; assert threading.active_count() == 1"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, timeout=30)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        FakeClock,
+        FaultyBackend,
+        MemoryBackend,
+        PostgresBackend,
+        sitq.Fail,
+        sitq.MsgpackSerializer,
+        sitq.Progress,
+        sitq.ReservedTask,
+        sitq.Result,
+        sitq.Retry,
+        sitq.RetryPolicy,
+        sitq.SQLiteBackend,
+        sitq.SyncTaskQueue,
+        sitq.Task,
+        sitq.TaskInfo,
+        sitq.TaskQueue,
+        sitq.Worker,
+    ],
+)
+def test_help_shows_a_signature_and_what_each_parameter_is(made: type) -> None:
+    parameters = list(inspect.signature(made).parameters)
+    documented = re.findall(r"^    (\w+): ", inspect.getdoc(made) or "", re.MULTILINE)
+    assert parameters
+    assert "args" not in parameters
+    assert "kwargs" not in parameters
+    assert set(parameters) <= set(documented)

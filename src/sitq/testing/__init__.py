@@ -1,4 +1,4 @@
-"""For tests: a clock to move by hand, faults on demand, and the checks that a backend passes."""
+"""For tests: a clock that a test moves, a backend that fails, and the checks of a backend."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["BackendConformance", "FakeClock", "FaultyBackend"]
 
 
 def __getattr__(name: str) -> object:
-    """Load the checks when they are asked for: they need pytest, the rest does not."""
+    """Load the checks on first use: they need pytest, the rest does not."""
     if name != "BackendConformance":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import pytest
 
-    # Their assertions are then told with the values in them, as in any test.
+    # A failed assertion then shows its values, as in any test.
     pytest.register_assert_rewrite("sitq.testing._conformance")
     from sitq.testing._conformance import BackendConformance
 

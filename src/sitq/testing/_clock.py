@@ -39,15 +39,15 @@ class FakeClock:
         return f"FakeClock({self._now.isoformat()})"
 
     def now(self) -> datetime:
-        """The moment that it shows, in UTC."""
+        """Return the moment that it shows, in UTC."""
         return self._now
 
     def monotonic(self) -> float:
-        """Seconds by which it was advanced so far."""
+        """Return the seconds by which it was advanced so far."""
         return self._elapsed / timedelta(seconds=1)
 
     async def sleep(self, seconds: float) -> None:
-        """Return once the clock has been advanced by ``seconds`` from now on."""
+        """Return once the clock has been advanced by ``seconds``, which start now."""
         await anyio.lowlevel.checkpoint()
         woken = SharedEvent()
         with self._lock:
@@ -63,7 +63,7 @@ class FakeClock:
                     self._sleepers.remove(entry)
 
     def advance(self, seconds: float) -> None:
-        """Let time go by: both clocks move on, and those whose sleep is over wake.
+        """Move both clocks on, and end the sleeps that are over.
 
         Args:
             seconds: 0 or more.
@@ -82,12 +82,10 @@ class FakeClock:
             event.set()
 
     def jump(self, seconds: float) -> None:
-        """Set the wall clock, and nothing else: as an administrator or a time server does.
-
-        Sleeps go by the monotonic clock, so none of them ends by it.
+        """Set the wall clock only, as an administrator or a time server does. No sleep ends by it.
 
         Args:
-            seconds: by how much; negative for a jump back.
+            seconds: the length of the jump; negative for a jump back.
         """
         with self._lock:
             self._now += timedelta(seconds=seconds)

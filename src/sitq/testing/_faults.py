@@ -35,7 +35,7 @@ class _Fault:
 
 
 class FaultyBackend(BackendMethods):
-    """Passes everything on to another backend, but for the calls that are to fail.
+    """A backend that passes calls on to another one, except those that are to fail.
 
     Args:
         backend: the one that does the work.
@@ -58,17 +58,17 @@ class FaultyBackend(BackendMethods):
         error: BaseException,
         after: bool = False,
     ) -> None:
-        """Have the next calls of an operation fail; what was asked for before comes first.
+        """Make the next calls of an operation fail, after the faults that were set before.
 
         Args:
             operation: the name of a method of `Backend`, or ``"renew"`` of its lease keepers.
-            times: how many calls, 1 or more.
+            times: the number of calls, 1 or more.
             error: what they raise.
-            after: False: the work is not done. True: it is done, and the caller does not hear of
-                it, as when a connection breaks at the wrong moment.
+            after: False: the work is not done. True: it is done before the error is raised, as
+                when a connection breaks before the answer comes.
 
         Raises:
-            ValidationError: there is no such operation, or ``times`` is less than 1.
+            ValidationError: the operation does not exist, or ``times`` is less than 1.
         """
         if operation not in OPERATIONS:
             message = f"operation: {operation!r} is none of {', '.join(OPERATIONS)}"
@@ -79,12 +79,12 @@ class FaultyBackend(BackendMethods):
             self._faults.setdefault(operation, []).append(_Fault(times, error, after))
 
     def heal(self) -> None:
-        """Forget all faults that are still to come."""
+        """Remove all faults that have not been raised yet."""
         with self._lock:
             self._faults.clear()
 
     def _next(self, operation: str) -> _Fault | None:
-        """The fault of this call; one that comes before the work is raised at once."""
+        """Return the fault of this call; raise one that comes before the work."""
         with self._lock:
             faults = self._faults.get(operation)
             if not faults:
@@ -106,7 +106,7 @@ class FaultyBackend(BackendMethods):
 
     @property
     def clock(self) -> Clock:
-        """The clock of the backend that does the work."""
+        """Return the clock of the backend that does the work."""
         return self._backend.clock
 
     async def open(self) -> None:
