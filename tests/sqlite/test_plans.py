@@ -27,7 +27,6 @@ PLANS = {
     "KEY_HOLDER": "tasks_unique",
     "RELEASE_KEY": BY_KEY,
     "PENDING_QUEUES": "tasks_due",
-    "TOP_PRIORITY": "tasks_due",
     "NEXT_PRIORITY": "tasks_due",
     "DUE": "tasks_due",
     "DUE_KEYS": "tasks_due",
@@ -36,7 +35,6 @@ PLANS = {
     "NEXT_ETA": "tasks_due",
     "MARK_RESERVED": BY_KEY,
     "INSERT_LEASES": BY_KEY,
-    "SET_UNREADABLE": BY_KEY,
     "SUCCEED_BATCH": BY_ID,
     "SUCCEED_ALIKE": BY_ID,
     "DELETE_LEASES": BY_ID,
@@ -60,8 +58,7 @@ PLANS = {
     "INFOS": BY_ID,
     "RESULTS": BY_ID,
     "STORED": BY_ID,
-    "INSERT_UNIQUE_TOLD": None,
-    "SUCCEED_TOLD": BY_ID,
+    "SUCCEED_ONE": BY_ID,
     "SEEN": BY_ID,
 }
 # Asked for by hand, now and then: it looks through the index of what is final.

@@ -24,11 +24,16 @@ __all__ = [
     "MEMORY",
     "WAS_EMPTIED",
     "DatabaseFile",
-    "WriteAheadLog",
+    "Identity",
+    "identity_of",
+    "is_at",
     "is_foreign",
-    "set_aside",
-    "stat_of",
 ]
+
+MEMORY: Final = ":memory:"
+WAS_EMPTIED: Final = "was a store of sitq's and is empty now"
+# The log grows while a reader keeps SQLite from resetting it; afterwards it is cut to this length.
+LOG_LIMIT: Final = 16 * 1024 * 1024
 
 # The formats are at https://www.sqlite.org/walformat.html
 _LOG_HEADER: Final = 32
@@ -40,7 +45,52 @@ _LARGEST_PAGE: Final = 65536
 _TRIES: Final = 5
 _DESCRIPTORS: Final = "/proc/self/fd" if sys.platform == "linux" else "/dev/fd"
 
-_Identity = tuple[int, int]
+Identity = tuple[int, int]
+
+
+def identity_of(status: os.stat_result) -> Identity:
+    """Return what tells a file from all others: its device and number."""
+    return (status.st_dev, status.st_ino)
+
+
+def is_at(path: str, identity: Identity | None) -> bool:
+    """Return whether a path, which is not followed if it is a link, leads to a file."""
+    with suppress(OSError):
+        return identity_of(os.lstat(path)) == identity
+    return False
+
+
+def is_foreign(status: os.stat_result) -> bool:
+    """Return whether a file belongs to another user than this process."""
+    return hasattr(os, "geteuid") and status.st_uid != os.geteuid()
+
+
+def _stat(path: str, *, follow: bool = True) -> os.stat_result:
+    """Return a file's status.
+
+    Raises:
+        BackendConnectionError: it is not there.
+    """
+    try:
+        return os.stat(path, follow_symlinks=follow)
+    except OSError as error:
+        message = f"{path} has disappeared: {error.strerror}"
+        raise BackendConnectionError(message) from error
+
+
+def _remove(path: str, identity: Identity) -> None:
+    """Remove a file beside a database, if it is still the same; raises nothing.
+
+    A write-ahead log with something in it is kept as ``-left``.
+    """
+    with suppress(OSError):
+        status = os.lstat(path)
+        if identity_of(status) != identity:
+            return
+        if path.endswith("-wal") and status.st_size:
+            os.replace(path, f"{path}-left")
+        else:
+            os.unlink(path)
 
 
 class WriteAheadLog:
@@ -56,9 +106,9 @@ class WriteAheadLog:
     def __init__(self, database: str) -> None:
         self._log: Final = f"{database}-wal"
         self._index: Final = f"{database}-shm"
-        self._log_identity: Final = _identity(stat_of(self._log))
-        index = stat_of(self._index)
-        self._index_identity: Final = _identity(index)
+        self._log_identity: Final = identity_of(_stat(self._log))
+        index = _stat(self._index)
+        self._index_identity: Final = identity_of(index)
         self._index_size = index.st_size
         self._harm = ""
         self._file = self._find()
@@ -71,8 +121,8 @@ class WriteAheadLog:
         """
         if self._harm:  # SQLite may have written behind the gap meanwhile
             raise BackendConnectionError(self._harm)
-        index = stat_of(self._index)
-        if _identity(index) != self._index_identity:
+        index = _stat(self._index)
+        if identity_of(index) != self._index_identity:
             raise BackendConnectionError(f"{self._index} was replaced by another file")
         if index.st_size < self._index_size:
             self._refuse(self._index)
@@ -80,8 +130,8 @@ class WriteAheadLog:
         for _ in range(_TRIES):
             # The index is read first: SQLite writes to the log before it writes to the index.
             needed = self._needed()
-            log = stat_of(self._log)
-            if _identity(log) != self._log_identity:
+            log = _stat(self._log)
+            if identity_of(log) != self._log_identity:
                 raise BackendConnectionError(f"{self._log} was replaced by another file")
             if log.st_size >= needed:
                 return
@@ -95,13 +145,8 @@ class WriteAheadLog:
 
         A log that could not be emptied into its database is kept under another name.
         """
-        with suppress(OSError):
-            log = os.lstat(self._log)
-            if _identity(log) == self._log_identity:
-                set_aside(self._log, log)
-        with suppress(OSError):
-            if _identity(os.lstat(self._index)) == self._index_identity:
-                os.unlink(self._index)
+        _remove(self._log, self._log_identity)
+        _remove(self._index, self._index_identity)
 
     def _refuse(self, path: str) -> None:
         self._harm = (
@@ -128,7 +173,7 @@ class WriteAheadLog:
         with suppress(OSError):
             for name in os.listdir(_DESCRIPTORS):
                 with suppress(OSError):
-                    if _identity(os.fstat(int(name))) == self._index_identity:
+                    if identity_of(os.fstat(int(name))) == self._index_identity:
                         return int(name)
         return None
 
@@ -141,41 +186,6 @@ def _needed(header: bytes) -> int:
     if pages == 0:
         return 0
     return _LOG_HEADER + pages * (_PAGE_HEADER + (_LARGEST_PAGE if size == 1 else size))
-
-
-def _identity(status: os.stat_result) -> _Identity:
-    return (status.st_dev, status.st_ino)
-
-
-def set_aside(path: str, status: os.stat_result) -> None:
-    """Remove a file that is beside a database; a log with something in it is kept as ``-left``.
-
-    Raises:
-        OSError: it cannot be done.
-    """
-    if path.endswith("-wal") and status.st_size:
-        os.replace(path, f"{path}-left")
-    else:
-        os.unlink(path)
-
-
-def stat_of(path: str, *, follow: bool = True) -> os.stat_result:
-    """Return a file's status.
-
-    Raises:
-        BackendConnectionError: it is not there.
-    """
-    try:
-        return os.stat(path, follow_symlinks=follow)
-    except OSError as error:
-        message = f"{path} has disappeared: {error.strerror}"
-        raise BackendConnectionError(message) from error
-
-
-MEMORY: Final = ":memory:"
-# The log grows while a reader keeps SQLite from resetting it; afterwards it is cut to this length.
-LOG_LIMIT: Final = 16 * 1024 * 1024
-WAS_EMPTIED: Final = "was a store of sitq's and is empty now"
 
 
 class DatabaseFile:
@@ -202,12 +212,12 @@ class DatabaseFile:
             self._create()
         # Checked before the database file: others create it once the store is complete.
         self.had_wakeup_file: Final = os.path.exists(self.wakeup_file)
-        status = stat_of(path, follow=False)
+        status = _stat(path, follow=False)
         self._check_safe(status)
         if self.had_wakeup_file and status.st_size == 0:
             # SQLite must not open it: it removes the log of an empty file.
             raise BackendFormatError(f"{path} {WAS_EMPTIED}; it was left as it is")
-        self._identity = (status.st_dev, status.st_ino)
+        self._identity = identity_of(status)
 
     @property
     def wakeup_file(self) -> str:
@@ -220,10 +230,7 @@ class DatabaseFile:
             # The files of a store that was removed. With its wake-up file, the new, empty file
             # would be refused, and SQLite would use the old log and index for the new file.
             for path, identity in left:
-                with suppress(OSError):
-                    status = os.lstat(path)
-                    if (status.st_dev, status.st_ino) == identity:
-                        set_aside(path, status)
+                _remove(path, identity)
         try:
             os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         except FileExistsError:
@@ -232,13 +239,12 @@ class DatabaseFile:
             message = f"cannot create {self.path}: {error.strerror}; does its folder exist?"
             raise BackendConnectionError(message) from error
 
-    def _left(self) -> list[tuple[str, tuple[int, int]]]:
+    def _left(self) -> list[tuple[str, Identity]]:
         """Return the store's other files that exist, with their identities."""
         left = []
         for path in (self.wakeup_file, f"{self.path}-wal", f"{self.path}-shm"):
             with suppress(OSError):
-                status = os.lstat(path)
-                left.append((path, (status.st_dev, status.st_ino)))
+                left.append((path, identity_of(os.lstat(path))))
         return left
 
     def _check_safe(self, status: os.stat_result) -> None:
@@ -260,7 +266,7 @@ class DatabaseFile:
     def note_files(self) -> None:
         """Store the identity of the log and the index, for `check_same`."""
         if self._identity is not None:
-            self._size = stat_of(self.path).st_size
+            self._size = _stat(self.path).st_size
             self._log = WriteAheadLog(self.path)
 
     def forget_files(self) -> None:
@@ -270,8 +276,7 @@ class DatabaseFile:
     def is_at(self, path: str) -> bool:
         """Return whether a path leads to this file."""
         with suppress(OSError):
-            status = os.stat(path)
-            return (status.st_dev, status.st_ino) == self._identity
+            return identity_of(os.stat(path)) == self._identity
         return False
 
     def is_replaced(self) -> bool:
@@ -311,8 +316,8 @@ class DatabaseFile:
         """
         if self._identity is None:
             return
-        status = stat_of(self.path)
-        if (status.st_dev, status.st_ino) != self._identity:
+        status = _stat(self.path)
+        if identity_of(status) != self._identity:
             raise BackendConnectionError(f"{self.path} was replaced by another file")
         if status.st_size < self._size:
             self._check_whole(status.st_size)
@@ -361,8 +366,3 @@ class DatabaseFile:
         with suppress(OSError):
             return self._identity is not None and os.stat(f"{self.path}-wal").st_size > LOG_LIMIT
         return False
-
-
-def is_foreign(status: os.stat_result) -> bool:
-    """Return whether a file belongs to another user than this process."""
-    return hasattr(os, "geteuid") and status.st_uid != os.geteuid()

@@ -44,7 +44,7 @@ from sitq.models import (
 from sitq.protocols import Sweep
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from datetime import datetime
 
     from sitq.backends._operations import PruneRequest, ReserveRequest, SweepRequest
@@ -128,18 +128,17 @@ def enqueue(
 
 def _insert_unique(transaction: SQLiteTransaction, task: Task) -> TaskId[Any]:
     values = values_of(task, transaction.now)
-    if transaction.execute(INSERT_UNIQUE, values).rowcount:
+    if transaction.rows(INSERT_UNIQUE, values):
         return task.id
     key = {"key": task.unique_key, "id": task.id, "now": transaction.now}
     holder, seq, change = transaction.execute(KEY_HOLDER, key).fetchone()
     if change is None:
         return TaskId(holder)
     if change == "expire":
-        transaction.execute(_sql.SET_FINAL, {**EXPIRED, "seq": seq, "now": transaction.now})
-        transaction.changed.add("results")
+        _set_final(transaction, seq, "expired")
     else:
         transaction.execute(RELEASE_KEY, {"seq": seq})
-    transaction.execute(INSERT_UNIQUE, values)
+    transaction.rows(INSERT_UNIQUE, values)
     return task.id
 
 
@@ -170,42 +169,29 @@ def sweep(transaction: SQLiteTransaction, limits: list[SweepRequest]) -> list[Sw
 
 
 def _sweep(transaction: SQLiteTransaction, limits: SweepRequest) -> Sweep:
-    now = min(transaction.now, limits.asked_at)
-    bounds = {"now": now, "limit": limits.limit}
+    bounds = {"now": min(transaction.now, limits.asked_at), "limit": limits.limit}
     ended = [seq for (seq,) in transaction.execute(_sql.ENDED_LEASES, bounds).fetchall()]
     if ended:
-        rows = dump_rows(ended)
-        transaction.execute(
-            _sql.RECLAIM,
-            {
-                "rows": rows,
-                "now": transaction.now,
-                "max_crashes": limits.max_crashes,
-                "error": LOST_ERROR,
-            },
-        )
-        transaction.execute(_sql.DELETE_ENDED, {"rows": rows})
-    expired = transaction.execute(_sql.EXPIRE, bounds).rowcount
-    pruned = transaction.execute(_sql.PRUNE, bounds).rowcount
-    if ended:
+        rows = {"rows": dump_rows(ended)}
+        values = {"now": transaction.now, "max_crashes": limits.max_crashes, "error": LOST_ERROR}
+        transaction.execute(_sql.RECLAIM, rows | values)
+        transaction.execute(_sql.DELETE_ENDED, rows)
         transaction.changed.update(("tasks", "results"))
+    expired = transaction.execute(_sql.EXPIRE, bounds).rowcount
     if expired:
         transaction.changed.add("results")
+    pruned = transaction.execute(_sql.PRUNE, bounds).rowcount
     return Sweep(len(ended), expired, pruned)
 
 
 def prune(transaction: SQLiteTransaction, requests: list[PruneRequest]) -> list[int]:
     """Remove final tasks by age."""
-    return [
-        transaction.execute(
-            _sql.PRUNE_OLDER,
-            {
-                "before": transaction.now - round(request.older_than * 1_000_000),
-                "limit": request.limit,
-            },
-        ).rowcount
-        for request in requests
-    ]
+    return [_prune(transaction, *request) for request in requests]
+
+
+def _prune(transaction: SQLiteTransaction, older_than: float, limit: int) -> int:
+    before = transaction.now - round(older_than * 1_000_000)
+    return transaction.execute(_sql.PRUNE_OLDER, {"before": before, "limit": limit}).rowcount
 
 
 def set_progress(transaction: SQLiteTransaction, notes: list[tuple[Lease, Progress]]) -> list[bool]:
@@ -245,13 +231,13 @@ def load_task(transaction: SQLiteTransaction, task_id: TaskId[Any]) -> Task:
     return to_task(rows[0])
 
 
-# A row that was read as JSON.
+# A row that was read as JSON, and where two of its columns are.
 _Row = list[Any]
-_BEFORE_ALL: Final = -(2**63)
-_SMALLEST_CHUNK: Final = 8
-# The index of a column in such a row.
 _TIMEOUT: Final = 10
 _PAYLOAD: Final = 13
+_BEFORE_ALL: Final = -(2**63)
+_SMALLEST_CHUNK: Final = 8
+_ABOVE_ALL_PRIORITIES: Final = 101
 
 
 def reserve(transaction: SQLiteTransaction, requests: list[ReserveRequest]) -> list[Reservation]:
@@ -260,17 +246,17 @@ def reserve(transaction: SQLiteTransaction, requests: list[ReserveRequest]) -> l
 
 
 def _reserve(transaction: SQLiteTransaction, request: ReserveRequest) -> Reservation:
-    rows, wait = _due(transaction, request, transaction.now)
+    rows, wait = _due(transaction, request)
     tasks = _readable(transaction, rows)
-    if tasks:
-        started = _start(transaction, list(tasks))
-        seqs = dump_rows(started)
-        ends_at = transaction.now + round(request.lease * 1_000_000)
-        transaction.execute(
-            _sql.INSERT_LEASES, {"rows": seqs, "worker": request.worker, "ends_at": ends_at}
-        )
-        return Reservation(tuple(tasks[seq] for seq in started), wait)
-    return Reservation((), wait)
+    started = _start(transaction, list(tasks))
+    if started:
+        lease = {
+            "rows": dump_rows(started),
+            "worker": request.worker,
+            "ends_at": transaction.now + round(request.lease * 1_000_000),
+        }
+        transaction.execute(_sql.INSERT_LEASES, lease)
+    return Reservation(tuple(tasks[seq] for seq in started), wait)
 
 
 def _readable(transaction: SQLiteTransaction, rows: list[_Row]) -> dict[int, ReservedTask]:
@@ -289,6 +275,8 @@ def _readable(transaction: SQLiteTransaction, rows: list[_Row]) -> dict[int, Res
 
 def _start(transaction: SQLiteTransaction, seqs: list[int]) -> list[int]:
     """Mark tasks as started, and return those; fail the ones that a CHECK refuses."""
+    if not seqs:
+        return []
     try:
         transaction.execute(_sql.MARK_RESERVED, {"rows": dump_rows(seqs), "now": transaction.now})
     except sqlite3.IntegrityError:
@@ -300,87 +288,72 @@ def _start(transaction: SQLiteTransaction, seqs: list[int]) -> list[int]:
 
 
 def _fail(transaction: SQLiteTransaction, seq: int) -> None:
-    transaction.execute(
-        _sql.SET_UNREADABLE, {"seq": seq, "now": transaction.now, "error": UNREADABLE}
-    )
-    transaction.changed.add("results")
+    _set_final(transaction, seq, "failed", error=UNREADABLE)
 
 
 def _due(
-    transaction: SQLiteTransaction, request: ReserveRequest, now: int
+    transaction: SQLiteTransaction, request: ReserveRequest
 ) -> tuple[list[_Row], float | None]:
     """Return the due rows in order, and the seconds until the next one.
 
     Goes from priority to priority, each a seek in the index, so that tasks that are not due yet
     are never scanned. One row beyond the limit shows whether any are left.
     """
-    levels = {queue: _level(transaction, queue, None) for queue in _queues(transaction, request)}
-    visited: list[tuple[str, int]] = []
+    queues: Iterable[str] = request.queues
+    if request.queues == ALL_QUEUES:
+        queues = [queue for (queue,) in transaction.rows(_sql.PENDING_QUEUES)]
+    levels = {queue: _level(transaction, queue, _ABOVE_ALL_PRIORITIES) for queue in queues}
+    visited: list[dict[str, Any]] = []
     rows: list[_Row] = []
     while any(level is not None for level in levels.values()):
         priority = max(level for level in levels.values() if level is not None)
-        here = [queue for queue, level in levels.items() if level == priority]
+        places: list[dict[str, Any]] = [
+            {"queue": queue, "priority": priority, "now": transaction.now}
+            for queue, level in levels.items()
+            if level == priority
+        ]
         missing = request.limit + 1 - len(rows)
-        if len(here) == 1:
-            rows += _due_at(transaction, here[0], priority, now, missing)
+        if len(places) == 1:
+            found = transaction.rows(_sql.DUE, {**places[0], "limit": missing})
+            rows += _parsed(transaction, found)
         else:
-            rows += _due_among(transaction, here, priority, now, missing)
+            rows += _due_among(transaction, places, missing)
         if len(rows) > request.limit:
             return rows[: request.limit], 0.0
-        for queue in here:
-            visited.append((queue, priority))
-            levels[queue] = _level(transaction, queue, priority)
-    return rows, _wait(transaction, visited, now)
+        visited += places
+        for place in places:
+            levels[place["queue"]] = _level(transaction, place["queue"], priority)
+    etas = [eta for place in visited for (eta,) in transaction.rows(_sql.NEXT_ETA, place)]
+    return rows, (min(etas) - transaction.now) / 1_000_000 if etas else None
 
 
-def _queues(transaction: SQLiteTransaction, request: ReserveRequest) -> list[str]:
-    """Return the queues that may have tasks for a request, each once."""
-    if request.queues == ALL_QUEUES:
-        return [queue for (queue,) in transaction.rows(_sql.PENDING_QUEUES)]
-    return list(dict.fromkeys(request.queues))
-
-
-def _level(transaction: SQLiteTransaction, queue: str, below: int | None) -> int | None:
-    """Return the highest priority in use in a queue, or the highest below another."""
-    if below is None:
-        row = transaction.execute(_sql.TOP_PRIORITY, (queue,)).fetchone()
-    else:
-        row = transaction.execute(_sql.NEXT_PRIORITY, (queue, below)).fetchone()
+def _level(transaction: SQLiteTransaction, queue: str, below: int) -> int | None:
+    """Return the highest priority below another that is in use in a queue."""
+    row = transaction.execute(_sql.NEXT_PRIORITY, (queue, below)).fetchone()
     return None if row is None else row[0]
 
 
-def _due_at(
-    transaction: SQLiteTransaction, queue: str, priority: int, now: int, limit: int
-) -> list[_Row]:
-    """Return the due rows of one queue and one priority."""
-    where = {"queue": queue, "priority": priority, "now": now, "limit": limit}
-    return _parsed(transaction, transaction.rows(_sql.DUE, where))
-
-
 def _due_among(
-    transaction: SQLiteTransaction, queues: list[str], priority: int, now: int, limit: int
+    transaction: SQLiteTransaction, places: list[dict[str, Any]], limit: int
 ) -> list[_Row]:
     """Return the due rows of one priority of several queues, by eta and insertion.
 
     The queues' keys are merged, and read in chunks from the index.
     """
-    chunk = max(_SMALLEST_CHUNK, 2 * limit // len(queues))
-    keys = merge(*(_keys(transaction, queue, priority, now, chunk) for queue in queues))
+    chunk = max(_SMALLEST_CHUNK, 2 * limit // len(places))
+    keys = merge(*(_keys(transaction, {**place, "limit": chunk}) for place in places))
     order = {seq: number for number, (_, seq) in enumerate(islice(keys, limit))}
     rows = _parsed(transaction, transaction.rows(_sql.DUE_ROWS, {"rows": dump_rows(list(order))}))
     return sorted(rows, key=lambda row: order[row[0]])
 
 
-def _keys(
-    transaction: SQLiteTransaction, queue: str, priority: int, now: int, chunk: int
-) -> Iterator[tuple[int, int]]:
+def _keys(transaction: SQLiteTransaction, place: dict[str, Any]) -> Iterator[tuple[int, int]]:
     """Yield eta and number of the due tasks of one queue and one priority, in order."""
-    where = {"queue": queue, "priority": priority, "now": now, "limit": chunk}
     last = (_BEFORE_ALL, 0)
     while True:
-        found = transaction.rows(_sql.DUE_KEYS, {**where, "eta": last[0], "seq": last[1]})
+        found = transaction.rows(_sql.DUE_KEYS, {**place, "eta": last[0], "seq": last[1]})
         yield from found
-        if len(found) < chunk:
+        if len(found) < place["limit"]:
             return
         last = found[-1]
 
@@ -392,28 +365,11 @@ def _parsed(transaction: SQLiteTransaction, found: list[Row]) -> list[_Row]:
     for row in rows:
         if row[_TIMEOUT] is not None:
             row[_TIMEOUT] = float(row[_TIMEOUT])
-        shown = row[_PAYLOAD]
-        # Hexadecimal digits, or NULL for a large payload.
-        row[_PAYLOAD] = _payload(transaction, row[0]) if shown is None else bytes.fromhex(shown)
+        if row[_PAYLOAD] is None:  # it is large
+            row[_PAYLOAD] = transaction.execute(_sql.PAYLOAD, (row[0],)).fetchone()[0]
+        else:
+            row[_PAYLOAD] = bytes.fromhex(row[_PAYLOAD])
     return rows
-
-
-def _payload(transaction: SQLiteTransaction, seq: int) -> bytes:
-    payload: bytes = transaction.execute(_sql.PAYLOAD, (seq,)).fetchone()[0]
-    return payload
-
-
-def _wait(transaction: SQLiteTransaction, levels: list[tuple[str, int]], now: int) -> float | None:
-    etas = [
-        row[0]
-        for queue, priority in levels
-        if (
-            row := transaction.execute(
-                _sql.NEXT_ETA, {"queue": queue, "priority": priority, "now": now}
-            ).fetchone()
-        )
-    ]
-    return (min(etas) - now) / 1_000_000 if etas else None
 
 
 def finish(transaction: SQLiteTransaction, outcomes: list[Outcome]) -> list[bool]:
@@ -468,43 +424,35 @@ def _finish_one(transaction: SQLiteTransaction, outcome: Outcome) -> bool:
     eta = transaction.now + round(outcome.delay * 1_000_000)
     if kind is OutcomeKind.RETRY and max_attempts is not None and attempts >= max_attempts:
         kind = OutcomeKind.FAILURE
-    if cancelled and kind in {OutcomeKind.RETRY, OutcomeKind.RELEASE, OutcomeKind.UNKNOWN_FUNCTION}:
+    if cancelled and kind in _AGAIN:
         kind = OutcomeKind.CANCELLED
+    error = {"error": outcome.error, "traceback": outcome.traceback}
     if kind is OutcomeKind.RETRY:
-        parameters = {
-            "seq": seq, "eta": eta, "error": outcome.error, "traceback": outcome.traceback,
-        }  # fmt: skip
-        transaction.execute(_sql.SET_RETRY, parameters)
+        transaction.execute(_sql.SET_RETRY, {"seq": seq, "eta": eta, **error})
     elif kind is OutcomeKind.RELEASE:
         transaction.execute(_sql.SET_RELEASED, {"seq": seq})
     elif kind is OutcomeKind.UNKNOWN_FUNCTION:
         transaction.execute(_sql.SET_MISSED, {"seq": seq, "eta": eta})
+    elif kind is OutcomeKind.SUCCESS:
+        _set_final(transaction, seq, "success", value=outcome.value or b"")
+    elif kind is OutcomeKind.FAILURE:
+        _set_final(transaction, seq, "failed", **error)
     else:
-        _set_final(transaction, seq, kind, outcome)
+        _set_final(transaction, seq, "cancelled")
     transaction.execute(_sql.DELETE_LEASE, {"seq": seq})
-    transaction.changed.add("results" if kind in _FINAL else "tasks")
+    if kind in _AGAIN:
+        transaction.changed.add("tasks")
     return True
 
 
-_FINAL: Final = {
-    OutcomeKind.SUCCESS: "success",
-    OutcomeKind.FAILURE: "failed",
-    OutcomeKind.CANCELLED: "cancelled",
-}
+# The outcomes after which a task is pending again.
+_AGAIN: Final = {OutcomeKind.RETRY, OutcomeKind.RELEASE, OutcomeKind.UNKNOWN_FUNCTION}
 
 
-def _set_final(
-    transaction: SQLiteTransaction, seq: int, kind: OutcomeKind, outcome: Outcome
-) -> None:
-    parameters = {
-        "seq": seq,
-        "now": transaction.now,
-        "status": _FINAL[kind],
-        "value": (outcome.value or b"") if kind is OutcomeKind.SUCCESS else None,
-        "error": outcome.error if kind is OutcomeKind.FAILURE else None,
-        "traceback": outcome.traceback if kind is OutcomeKind.FAILURE else None,
-    }
-    transaction.execute(_sql.SET_FINAL, parameters)
+def _set_final(transaction: SQLiteTransaction, seq: int, status: str, **columns: Any) -> None:
+    values = {**EXPIRED, "status": status, "seq": seq, "now": transaction.now, **columns}
+    transaction.execute(_sql.SET_FINAL, values)
+    transaction.changed.add("results")
 
 
 def cancel(transaction: SQLiteTransaction, task_ids: list[TaskId[Any]]) -> list[bool]:
@@ -518,9 +466,7 @@ def _cancel(transaction: SQLiteTransaction, task_id: TaskId[Any]) -> bool:
         raise TaskNotFoundError(f"no task has the id {task_id}")
     seq, status = row
     if status == "pending":
-        end = Outcome(task_id=task_id, epoch=0, kind=OutcomeKind.CANCELLED)
-        _set_final(transaction, seq, OutcomeKind.CANCELLED, end)
-        transaction.changed.add("results")
+        _set_final(transaction, seq, "cancelled")
         return True
     if status == "in_progress":
         transaction.execute(_sql.REQUEST_CANCEL, (seq,))

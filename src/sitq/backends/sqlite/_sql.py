@@ -48,12 +48,6 @@ WITH RECURSIVE names (queue) AS (
 SELECT queue FROM names WHERE queue IS NOT NULL
 """
 
-# The highest priority in use among a queue's pending tasks.
-TOP_PRIORITY: Final = """
-SELECT priority FROM tasks WHERE status = 'pending' AND queue = ?
-ORDER BY priority DESC LIMIT 1
-"""
-
 # The next lower priority in use among a queue's pending tasks.
 NEXT_PRIORITY: Final = """
 SELECT priority FROM tasks WHERE status = 'pending' AND queue = ? AND priority < ?
@@ -113,13 +107,6 @@ INSERT_LEASES: Final = """
 INSERT OR REPLACE INTO leases (seq, epoch, worker, ends_at)
 SELECT seq, epoch, :worker, :ends_at FROM tasks
 WHERE seq IN (SELECT value FROM json_each(:rows)) AND status = 'in_progress'
-"""
-
-# Fail a task whose row cannot be read, so that it does not block the others.
-SET_UNREADABLE: Final = f"""
-UPDATE tasks SET status = 'failed', error = :error, traceback = NULL, finished_at = :now,
-                 delete_at = {_DELETE_AT}
-WHERE seq = :seq
 """
 
 # -- finish ----------------------------------------------------------------------------------
@@ -310,7 +297,7 @@ SELECT {select_list(TASK_FIELDS, result_ttl="result_ttl / 1e6")} FROM tasks WHER
 DATABASES: Final = "PRAGMA database_list"
 
 # Store one success, if its epoch is current; returns a row if so.
-SUCCEED_TOLD: Final = f"""
+SUCCEED_ONE: Final = f"""
 UPDATE main.tasks SET status = 'success', value = :value, error = NULL, traceback = NULL,
                  finished_at = :now, delete_at = {_DELETE_AT}
 WHERE id = :id AND status = 'in_progress' AND epoch = :epoch
@@ -351,14 +338,9 @@ INSERT_ONE: Final = f"""{_INSERT_COLUMNS}
 VALUES (:now, {_insert_list(":{}", eta="coalesce(:eta, :now)")})
 """
 
-# Store one task unless its unique key is held by another.
+# Store one task unless its unique key is held by another; returns a row if it was stored.
 INSERT_UNIQUE: Final = f"""{INSERT_ONE}
-ON CONFLICT (unique_key) WHERE {_HOLDS_KEY} DO NOTHING
-"""
-
-# As `INSERT_UNIQUE`; returns a row if the task was stored.
-INSERT_UNIQUE_TOLD: Final = f"""{INSERT_UNIQUE}
-RETURNING id
+ON CONFLICT (unique_key) WHERE {_HOLDS_KEY} DO NOTHING RETURNING id
 """
 
 # The task that holds a unique key, and what to do if it can never start again. "expire": it has

@@ -14,7 +14,7 @@ from sitq.backends.sqlite._errors import is_busy, translate_error
 from sitq.backends.sqlite._file import MEMORY
 from sitq.backends.sqlite._rows import EXPIRED, to_micros
 from sitq.backends.sqlite._sql import (
-    INSERT_UNIQUE_TOLD,
+    INSERT_UNIQUE,
     KEY_HOLDER,
     RELEASE_KEY,
     insertion,
@@ -101,7 +101,7 @@ class _SQLiteUserTransaction(UserTransaction["SQLiteSession"]):
             "value": value,
             "now": to_micros(session.clock.now()),
         }
-        for (seq,) in await executor.fetch(_sql.SUCCEED_TOLD, values):
+        for (seq,) in await executor.fetch(_sql.SUCCEED_ONE, values):
             await executor.fetch(_sql.DELETE_LEASE, {"seq": seq})
             session.expect("results", lease.task_id)
             return True
@@ -125,7 +125,7 @@ async def _insert_unique(
     executor: Executor, session: SQLiteSession, task: Task, now: int
 ) -> TaskId[Any]:
     values = values_of(task, now)
-    if await executor.fetch(INSERT_UNIQUE_TOLD, values):
+    if await executor.fetch(INSERT_UNIQUE, values):
         return task.id
     key = {"key": task.unique_key, "id": task.id, "now": now}
     ((holder, seq, change),) = await executor.fetch(KEY_HOLDER, key)
@@ -137,7 +137,7 @@ async def _insert_unique(
         session.expect("results", holder_id)
     else:
         await executor.fetch(RELEASE_KEY, {"seq": seq})
-    await executor.fetch(INSERT_UNIQUE_TOLD, values)
+    await executor.fetch(INSERT_UNIQUE, values)
     return task.id
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from sitq.backends.sqlite._file import is_foreign
+from sitq.backends.sqlite._file import identity_of, is_at, is_foreign
 from sitq.errors import SitqError
 
 if TYPE_CHECKING:
@@ -76,18 +76,6 @@ def _open(path: str, flags: int) -> int:
     return file
 
 
-def _identity(status: os.stat_result) -> tuple[int, int]:
-    return (status.st_dev, status.st_ino)
-
-
-def _is_at(path: str, identity: tuple[int, int]) -> bool:
-    """Return whether a file is at a path."""
-    try:
-        return _identity(os.lstat(path)) == identity
-    except OSError:
-        return False
-
-
 class WakeupFile:
     """The wake-up file of one store, for those that signal.
 
@@ -104,7 +92,7 @@ class WakeupFile:
         self._mark: Final = mark
         self._file: int | None = None
         self._file = _open(path, os.O_CREAT | os.O_RDWR)
-        self._identity: Final = _identity(os.fstat(self._file))
+        self._identity: Final = identity_of(os.fstat(self._file))
 
     def __del__(self) -> None:
         """Close the file if that was forgotten."""
@@ -112,7 +100,7 @@ class WakeupFile:
 
     def is_current(self) -> bool:
         """Return whether the file is still at its path."""
-        return _is_at(self.path, self._identity)
+        return is_at(self.path, self._identity)
 
     def release(self) -> None:
         """Wake all that still watch this file, after another one was made at its path; close it."""
@@ -161,7 +149,7 @@ class InotifyWatch:
         self._file = file
         try:
             self._wakeup_file = _open(path, os.O_RDONLY)
-            self._identity = _identity(os.fstat(self._wakeup_file))
+            self._identity = identity_of(os.fstat(self._wakeup_file))
             if libc.inotify_add_watch(file, os.fsencode(path), _EVENTS[topic] | _DONT_FOLLOW) < 0:
                 raise OSError(ctypes.get_errno(), "inotify_add_watch", path)  # noqa: TRY301
         except OSError:
@@ -190,7 +178,7 @@ class InotifyWatch:
 
     def is_current(self) -> bool:
         """Return whether the watched file is still at its path."""
-        return _is_at(self._path, self._identity)
+        return is_at(self._path, self._identity)
 
     def forget(self) -> None:
         """Discard the signals so far.
