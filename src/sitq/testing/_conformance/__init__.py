@@ -1,4 +1,4 @@
-"""`BackendConformance`: the `Backend` port as checks that any store can be held to."""
+"""`BackendConformance`: checks of any store against the protocol `Backend`."""
 
 from __future__ import annotations
 
@@ -29,10 +29,12 @@ class BackendConformance(
 ):
     """The checks that every backend passes, for pytest with anyio's plugin.
 
-    Derive a class whose name begins with ``Test`` and say in `make_backend` how a backend on an
-    empty store is made. Every check then runs on asyncio and on trio. A store that two instances
-    can share overrides `make_peer`, and one whose instances cannot wake each other says so in
-    `wakes_peers`; one that forgets its tasks when it is closed says so in `keeps_tasks`; one
-    whose moments are coarser than a microsecond says so in `tick`; one that judges by a server's
-    time overrides `now` and `advance` too.
+    Derive a class whose name begins with ``Test``, and override `make_backend`. Every check then
+    runs on asyncio and on trio. Override what does not fit the store:
+
+    - `make_peer`: two instances can share a store.
+    - `wakes_peers`: a change of one instance does not wake the other.
+    - `keeps_tasks`: the tasks are gone after the last `close`.
+    - `tick`: the store's moments are coarser than a microsecond.
+    - `now` and `advance`: the store judges by a server's clock.
     """

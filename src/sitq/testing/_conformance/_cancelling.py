@@ -34,7 +34,7 @@ class CancelChecks(Suite):
         assert await store.wait() is None
 
     async def test_a_task_that_waits_for_a_retry_is_cancelled_at_once(self, store: Store) -> None:
-        """It is pending too; its last error is not the reason of its end."""
+        """It is pending too. Its result has no error of the last attempt."""
         task = await store.taken()
         await store.end(OutcomeKind.RETRY, task.lease, 5.0)
         assert await store.cancel(task.id) is True
@@ -45,7 +45,7 @@ class CancelChecks(Suite):
         assert await store.take() == []
 
     async def test_a_running_task_is_asked_to_end(self, store: Store) -> None:
-        """It runs on, its holder is told, and asking again is fine."""
+        """It runs on, its lease keeper reports the request, and a second request is fine."""
         task = await store.taken()
         assert await store.cancel(task.id) is True
         assert await store.cancel(task.id) is True
@@ -89,7 +89,7 @@ class ReadChecks(Suite):
     """`Backend.set_progress`, `Backend.get_tasks`, `Backend.get_results`."""
 
     async def test_progress_is_that_of_the_running_attempt(self, store: Store) -> None:
-        """It is told while the attempt runs, replaced by the next, and gone with the attempt."""
+        """It is readable while the attempt runs, and removed when the attempt ends."""
         task = await store.taken()
         assert (await store.info(task.id)).progress is None
         for progress in (Progress(done=0), Progress(done=3, total=9, note="a 'third' ✓")):
@@ -101,7 +101,7 @@ class ReadChecks(Suite):
         assert (await store.info(task.id)).progress is None
 
     async def test_progress_of_another_epoch_is_refused(self, store: Store) -> None:
-        """Of all epochs ever issued, and others, only the current one notes its progress."""
+        """Of all epochs ever issued, and others, only the current one stores progress."""
         task = await store.taken()
         await store.end(OutcomeKind.RELEASE, task.lease)
         late = Progress(done=99)
@@ -126,7 +126,7 @@ class ReadChecks(Suite):
         assert await store.reclaim() == 1
 
     async def test_tasks_are_read_in_order(self, store: Store) -> None:
-        """One answer an id, also for unknown ones and for those asked for twice."""
+        """There is one answer for each id, also for an unknown one and for one given twice."""
         one, two = await store.enqueue([new_task(), new_task()])
         unknown = new_task_id()
         infos = await store.get_tasks([two, unknown, one, two])
@@ -134,7 +134,7 @@ class ReadChecks(Suite):
         assert await store.get_tasks([]) == []
 
     async def test_results_are_read_by_id(self, store: Store) -> None:
-        """An unknown id is left out, a task that is not final has none yet."""
+        """An unknown id is left out; a task that is not final has ``None``."""
         done = await store.taken()
         await store.end(OutcomeKind.SUCCESS, done.lease)
         waiting = await store.add()
@@ -145,7 +145,7 @@ class ReadChecks(Suite):
         assert await store.get_results([]) == {}
 
     async def test_what_one_instance_writes_another_reads(self, store: Store, peer: Store) -> None:
-        """Tasks, unique keys, leases and results are those of the store, not of the instance."""
+        """Tasks, unique keys, leases and results belong to the store, not to the instance."""
         task = await store.taken(unique_key="k")
         assert await peer.info(task.id) == await store.info(task.id)
         assert await peer.add(unique_key="k") == task.id

@@ -25,7 +25,7 @@ _FAR = datetime(2031, 5, 6, 7, 8, 9, 123457, tzinfo=timezone(timedelta(hours=5, 
 
 
 def full_task(**options: Any) -> Task:
-    """A task with every option set."""
+    """Make a task with every option set."""
     return new_task(
         **{
             "function": "pkg.mod:Class.größe",
@@ -47,7 +47,7 @@ def full_task(**options: Any) -> Task:
 
 
 def assert_near(asked: datetime | None, stored: datetime | None) -> None:
-    """A moment that was asked for is stored, to the microsecond before or after."""
+    """Check that a moment was stored, to the microsecond before or after."""
     if asked is not None:
         assert stored is not None
         assert abs(stored - asked) <= timedelta(microseconds=1)
@@ -72,7 +72,7 @@ class EnqueueChecks(Suite):
         task = await store.take_one()
         assert (task.epoch, task.attempt, task.unknown_function_count) == (1, 1, 0)
 
-    async def test_all_that_a_task_says_is_kept(self, store: Store) -> None:
+    async def test_every_field_of_a_task_is_kept(self, store: Store) -> None:
         """Every field comes back from the store, the eta in UTC to the microsecond."""
         task = full_task()
         assert await store.enqueue([task]) == [task.id]
@@ -84,7 +84,7 @@ class EnqueueChecks(Suite):
         assert info.eta.tzinfo is UTC
         assert info.retry_of == task.retry_of
 
-    async def test_all_that_a_task_says_reaches_its_worker(self, store: Store) -> None:
+    async def test_every_field_of_a_task_reaches_its_worker(self, store: Store) -> None:
         """A reservation carries what the task was enqueued with."""
         task = full_task(eta=None, expires_at=None)
         await store.enqueue([task])
@@ -113,7 +113,7 @@ class EnqueueChecks(Suite):
         assert stored.model_copy(update={"eta": None}) == task
 
     async def test_the_ends_of_time_are_moments_as_well(self, store: Store) -> None:
-        """The first and the last of all moments are kept, to a microsecond; neighbours run."""
+        """The first and the last of all moments are kept, to a microsecond."""
         first, last = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
         tasks = [
             new_task(eta=first),
@@ -143,7 +143,7 @@ class EnqueueChecks(Suite):
             await store.load_task(new_task_id())
 
     async def test_ids_come_back_in_order(self, store: Store) -> None:
-        """A batch is answered in the order that it was given in, whatever that order is."""
+        """The ids come in the order of the tasks, whatever their priority."""
         tasks = [new_task(priority=i % 3) for i in range(300)]
         tasks.reverse()
         assert await store.enqueue(tasks) == [task.id for task in tasks]
@@ -167,7 +167,7 @@ class EnqueueChecks(Suite):
         assert await store.get_tasks([task.id]) == [None]
 
     async def test_a_bad_batch_does_not_harm_its_neighbours(self, store: Store) -> None:
-        """Of calls made at the same time, only the wrong one fails."""
+        """Of calls made at the same time, only the wrong one raises."""
         old = await store.add()
         failed: list[TaskId[Any]] = []
 

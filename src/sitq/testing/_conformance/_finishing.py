@@ -1,4 +1,4 @@
-"""Checks of how attempts end, and of the fence around them."""
+"""Checks of how attempts end, and that only the current epoch ends one."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class FinishChecks(Suite):
 
     @pytest.mark.parametrize("kind", ENDS)
     async def test_an_end_is_stored_with_its_result(self, store: Store, kind: OutcomeKind) -> None:
-        """Status, value or error, and times are there together once an end was accepted."""
+        """Status, value or error, and times are stored together."""
         task = await store.taken()
         started = await store.now()
         assert await store.get_results([task.id]) == {task.id: None}
@@ -55,7 +55,7 @@ class FinishChecks(Suite):
 
     @pytest.mark.parametrize("value", [b"", b"\0", b"\0a\0", b"y" * 1_000_000])
     async def test_a_value_is_any_bytes(self, store: Store, value: bytes) -> None:
-        """Values of successes come back byte by byte, also from the midst of a batch."""
+        """Values come back byte by byte, also from the middle of a batch."""
         await store.add_many(3)
         leases = [task.lease for task in await store.take()]
         values = [b"before", value, b"after"]
@@ -65,7 +65,7 @@ class FinishChecks(Suite):
         assert [result and result.value for result in results.values()] == values
 
     async def test_a_retry_keeps_the_error_and_the_attempt(self, store: Store) -> None:
-        """A retry is pending with a later eta; its error is told until an attempt succeeds."""
+        """A retry is pending with a later eta; its error is readable until an attempt succeeds."""
         task = await store.taken()
         now = await store.now()
         assert await store.end(OutcomeKind.RETRY, task.lease, 5.5)
@@ -97,7 +97,7 @@ class FinishChecks(Suite):
         assert await store.take() == []
 
     async def test_without_a_policy_the_worker_decides(self, store: Store) -> None:
-        """A task without a policy of its own is retried as often as it is reported so."""
+        """A task without a policy of its own is retried as often as its worker reports a retry."""
         task_id = await store.add()
         for turn in range(1, 9):
             task = await store.take_one()
@@ -106,7 +106,7 @@ class FinishChecks(Suite):
         assert await store.status(task_id) is TaskStatus.PENDING
 
     async def test_a_release_spends_no_attempt(self, store: Store) -> None:
-        """A release leaves a task pending as it was, so that any number of them is free."""
+        """A released task is pending as it was, after any number of releases."""
         eta = await store.now() - timedelta(seconds=30)
         task_id = await store.add(eta=eta, retry=RetryPolicy(max_attempts=1))
         for epoch in (1, 2, 3):
@@ -118,7 +118,7 @@ class FinishChecks(Suite):
             assert info.error is None
 
     async def test_a_release_keeps_the_error_of_the_attempt_before(self, store: Store) -> None:
-        """What a failed attempt told is not lost by one that was handed back."""
+        """A later attempt that is released does not remove the error."""
         task = await store.taken()
         await store.end(OutcomeKind.RETRY, task.lease)
         again = await store.take_one()
@@ -126,8 +126,8 @@ class FinishChecks(Suite):
         info = await store.info(task.id)
         assert (info.attempts, info.error) == (1, "ValueError: again")
 
-    async def test_a_miss_is_counted_and_spends_no_attempt(self, store: Store) -> None:
-        """Each miss delays the task, and the next worker is told how many there were."""
+    async def test_an_unknown_function_is_counted_and_spends_no_attempt(self, store: Store) -> None:
+        """Each such outcome delays the task, and the next reservation has their number."""
         task_id = await store.add()
         for count in (0, 1, 2):
             task = await store.take_one()
@@ -184,7 +184,7 @@ class FinishChecks(Suite):
 
     @pytest.mark.parametrize("kind", OutcomeKind)
     async def test_a_batch_is_answered_one_by_one(self, store: Store, kind: OutcomeKind) -> None:
-        """Outcomes that are refused do not touch the others, and the first of two counts."""
+        """A refused outcome does not affect the others; of two for one lease the first counts."""
         ids = await store.add_many(3)
         one, two, three = [task.lease for task in await store.take()]
         leases = [one, Lease(new_task_id(), 1), two, Lease(three.task_id, 7), one, three]
@@ -213,7 +213,7 @@ class FinishChecks(Suite):
 
     @pytest.mark.parametrize("kind", OutcomeKind)
     async def test_the_lease_ends_with_the_outcome(self, store: Store, kind: OutcomeKind) -> None:
-        """Afterwards it is not renewed, notes no progress, and is not reclaimed."""
+        """Afterwards it cannot be renewed, stores no progress, and is not reclaimed."""
         task = await store.taken()
         assert await store.end(kind, task.lease)
         assert await store.renew([task.lease]) == [LeaseState.LOST]
@@ -225,7 +225,7 @@ class FinishChecks(Suite):
     async def test_an_outcome_after_the_lease_counts_until_it_is_reclaimed(
         self, store: Store
     ) -> None:
-        """Time alone does not take a lease away; a reclaim does."""
+        """A lease that has run out is current until the task is reclaimed."""
         one, two = await store.add(), await store.add(priority=-1)
         taken = {task.id: task.lease for task in await store.take()}
         await store.advance(LEASE)
@@ -238,7 +238,7 @@ class FinishChecks(Suite):
     async def test_a_task_asked_to_end_does_not_come_back(
         self, store: Store, kind: OutcomeKind
     ) -> None:
-        """What would put it back cancels it; what it reached nevertheless is kept."""
+        """An outcome that would put it back cancels it; a success or failure stands."""
         task = await store.taken()
         assert await store.cancel(task.id)
         assert await store.end(kind, task.lease, 1.0)

@@ -1,4 +1,4 @@
-"""Checks of lease keepers: heartbeats from a thread that no event loop can hold up."""
+"""Checks of lease keepers: heartbeats from a thread, while the event loop may be blocked."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class LeaseChecks(Suite):
     """`LeaseKeeper`."""
 
     async def test_a_renewed_lease_ends_later(self, store: Store) -> None:
-        """It lasts so many seconds from the renewal, and not a moment longer."""
+        """It ends so many seconds after the renewal, not before and not later."""
         task = await store.taken()
         await store.advance(LEASE - 1)
         assert await store.renew([task.lease], 50.0) == [LeaseState.HELD]
@@ -31,7 +31,7 @@ class LeaseChecks(Suite):
         assert await store.reclaim() == 1
 
     async def test_a_keeper_with_nothing_to_renew_makes_itself_ready(self, store: Store) -> None:
-        """It changes nothing, and what it cannot do without is there afterwards."""
+        """It renews no lease, and works afterwards."""
         task = await store.taken()
         assert await store.renew([], 50.0) == []
         await store.advance(LEASE)
@@ -39,7 +39,7 @@ class LeaseChecks(Suite):
         assert await store.renew([task.lease]) == [LeaseState.LOST]
 
     async def test_a_renewal_may_shorten_a_lease(self, store: Store) -> None:
-        """The seconds count from now, whatever was left."""
+        """The seconds count from now, whatever time was left."""
         task = await store.taken()
         assert await store.renew([task.lease], 2.0) == [LeaseState.HELD]
         await store.advance(2)
@@ -48,7 +48,7 @@ class LeaseChecks(Suite):
     async def test_a_lease_that_ran_out_is_current_until_it_is_reclaimed(
         self, store: Store
     ) -> None:
-        """A late heartbeat saves a task that nobody took back."""
+        """A late heartbeat saves a task that has not been reclaimed."""
         task = await store.taken()
         await store.advance(LEASE * 2)
         assert await store.renew([task.lease]) == [LeaseState.HELD]
@@ -58,7 +58,7 @@ class LeaseChecks(Suite):
         assert await store.renew([task.lease]) == [LeaseState.LOST]
 
     async def test_each_lease_is_answered_in_order(self, store: Store) -> None:
-        """Held, to end and lost stand side by side; those that are not lost are renewed."""
+        """One call can have all answers; the leases that are not lost are renewed."""
         await store.add_many(3)
         held, asked, done = [task.lease for task in await store.take()]
         await store.cancel(asked.task_id)
@@ -104,7 +104,7 @@ class LeaseChecks(Suite):
     async def test_an_old_holder_does_not_renew_the_next_attempt(
         self, store: Store, kind: OutcomeKind
     ) -> None:
-        """A heartbeat that comes after the outcome, whatever that was, finds no lease."""
+        """A heartbeat after the outcome, of whatever kind, finds the lease lost."""
         task = await store.taken()
         await store.end(kind, task.lease)
         await store.take()
@@ -114,7 +114,7 @@ class LeaseChecks(Suite):
         assert await store.reclaim() == returned
 
     async def test_leases_are_renewed_while_the_loop_is_blocked(self, store: Store) -> None:
-        """A keeper needs nothing of the event loop, from its making to its end."""
+        """A keeper does not use the event loop, from its creation to its end."""
         task = await store.taken()
         states: list[LeaseState] = []
 
@@ -128,7 +128,7 @@ class LeaseChecks(Suite):
         assert states == [LeaseState.HELD] * 2
 
     async def test_a_keeper_is_closed_twice_without_harm(self, store: Store) -> None:
-        """Closing it again, or unused, does nothing; another one still works."""
+        """Closing it again, or without use, does nothing; another keeper still works."""
         task = await store.taken()
 
         def close_twice() -> None:

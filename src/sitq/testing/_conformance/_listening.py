@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["ListenChecks"]
 
 _ROUNDS: Final = 20
-# Turns of the loop in which a listener that never rests would return about as often.
+# Steps of the loop; a listener that never waits would return about as often.
 _TURNS: Final = 200
 
 
@@ -31,7 +31,7 @@ async def _heard(listener: Listener) -> None:
 
 @asynccontextmanager
 async def _changes(store: Store, topic: Topic) -> AsyncIterator[None]:
-    """Check that a listener to a topic hears of what is done meanwhile."""
+    """Check that a listener is woken by what is done within the context."""
     async with store.backend.listen(topic) as listener:
         yield
         await _heard(listener)
@@ -64,7 +64,7 @@ class ListenChecks(Suite):
 
     @_each_topic
     async def test_a_change_before_the_wait_is_heard(self, store: Store, topic: Topic) -> None:
-        """What was committed since the context was entered ends the next wait at once."""
+        """A change that was committed in the context ends the next wait at once."""
         async with store.backend.listen(topic) as listener:
             for _ in range(3):
                 await _CHANGES[topic](store)
@@ -91,7 +91,7 @@ class ListenChecks(Suite):
 
     @_each_topic
     async def test_every_listener_hears(self, store: Store, topic: Topic) -> None:
-        """One that has heard a change leaves it to the others."""
+        """A change wakes all listeners."""
         async with store.backend.listen(topic) as one, store.backend.listen(topic) as two:
             await _CHANGES[topic](store)
             await _heard(one)
@@ -121,7 +121,7 @@ class ListenChecks(Suite):
 
     @_each_topic
     async def test_a_cancelled_wait_loses_no_change(self, store: Store, topic: Topic) -> None:
-        """However a cancellation and a change meet, one of two waits returns."""
+        """Whichever of a cancellation and a change comes first, one of two waits returns."""
         for steps in range(_ROUNDS):
             async with store.backend.listen(topic) as listener:
                 if not await self._wait_cancelled(store, topic, listener, steps):
@@ -151,7 +151,7 @@ class ListenChecks(Suite):
     async def test_changes_through_another_instance_are_heard(
         self, store: Store, peer: Store, topic: Topic
     ) -> None:
-        """Who shares a store wakes those who listen to it elsewhere, if the store can do that."""
+        """A change of one instance wakes the listeners of another, if `wakes_peers` says so."""
         if not self.wakes_peers:
             pytest.skip("this store does not wake those who listen through another instance")
         async with store.backend.listen(topic) as listener:

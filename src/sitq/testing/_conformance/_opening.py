@@ -1,4 +1,4 @@
-"""Checks of opening and closing, of one moment for a batch, and of callers that are cancelled."""
+"""Checks of opening and closing, of the moment of a batch, and of cancelled callers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _ROUNDS: Final = 24
 
 
 class _RestlessClock(FakeClock):
-    """A clock that has moved on at every look."""
+    """A clock that moves on at every reading."""
 
     def now(self) -> datetime:
         self.jump(0.001)
@@ -75,7 +75,7 @@ class OpenChecks(Suite):
         await closed.backend.close()
 
     async def test_users_at_once_are_all_counted(self, closed: Store) -> None:
-        """Many that open at the same time share one store."""
+        """Users that open at the same time share one store."""
 
         async def use() -> None:
             await closed.backend.open()
@@ -90,7 +90,7 @@ class OpenChecks(Suite):
         await closed.backend.close()
 
     async def test_closing_waits_for_what_is_under_way(self, closed: Store) -> None:
-        """Operations that began before the last ``close`` end as if it came later."""
+        """Operations that began before the last ``close`` end as usual."""
         begun = 0
 
         async def put() -> TaskId[Any] | None:
@@ -112,7 +112,7 @@ class OpenChecks(Suite):
             await closed.backend.close()
 
     async def test_one_loop_at_a_time(self, store: Store, anyio_backend_name: str) -> None:
-        """In a second event loop, while it is open in the first, every use raises `UsageError`."""
+        """While it is open in one event loop, every use in another one raises `UsageError`."""
 
         async def use() -> None:
             for call in (store.backend.open, store.add, store.backend.close):
@@ -152,7 +152,7 @@ class OpenChecks(Suite):
         await store.backend.close()
 
     async def test_a_cancelled_reservation_is_handed_back(self, store: Store) -> None:
-        """However far it had come, its tasks are due again with no attempt spent."""
+        """Wherever it is cancelled, its tasks are due again with no attempt spent."""
         ids = await store.add_many(3)
         for steps in range(0, 300, 3):
             reserved: list[object] = []
@@ -177,7 +177,7 @@ class OpenChecks(Suite):
     async def test_a_cancelled_caller_leaves_no_lock_elsewhere(
         self, store: Store, peer: Store
     ) -> None:
-        """Nor does it hold up another instance."""
+        """The operations of another instance work as well."""
         await self._check_cancelled("enqueue", store, [peer, store])
 
     @staticmethod
@@ -208,7 +208,7 @@ CALLS: Final[dict[str, Callable[[Backend, Lease], Awaitable[object]]]] = {
 
 
 async def _check_not_open(backend: Backend) -> None:
-    """Make sure that a backend refuses all that needs an open one."""
+    """Check that every operation raises `UsageError`."""
     lease = Lease(new_task_id(), 1)
     for verb in VERBS:
         with pytest.raises(UsageError):
@@ -219,7 +219,7 @@ async def _check_not_open(backend: Backend) -> None:
 
 
 async def _cancelled(call: Callable[[], Awaitable[object]], steps: int) -> None:
-    """Call, and cancel the caller after so many turns of the event loop."""
+    """Call, and cancel the caller after so many steps of the event loop."""
 
     async def run() -> None:
         await call()
@@ -233,5 +233,5 @@ async def _cancelled(call: Callable[[], Awaitable[object]], steps: int) -> None:
 
 
 async def _in_another_loop(function: Callable[[], Awaitable[None]], kind: str) -> None:
-    """Run to the end in an event loop of its own, in another thread."""
+    """Run a function in an event loop of its own, in another thread."""
     await anyio.to_thread.run_sync(partial(anyio.run, function, backend=kind))

@@ -1,4 +1,4 @@
-"""Checks of what is reserved, in which order, and what is told of the rest."""
+"""Checks of which tasks are reserved, in which order, and how long the wait for others is."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["ReserveChecks"]
 
 
 def _in_order(tasks: list[Task]) -> list[Task]:
-    """Sort tasks that were inserted as they come: by priority, then eta, then insertion."""
+    """Sort tasks, which are in the order of insertion, by priority and eta."""
     return sorted(tasks, key=lambda task: (-task.priority, task.eta))
 
 
@@ -42,7 +42,7 @@ class ReserveChecks(Suite):
             assert await store.end(OutcomeKind.RETRY, task.lease)
 
     async def test_nothing_starts_before_its_eta(self, store: Store) -> None:
-        """A task is due at its eta, and not a moment earlier."""
+        """A task is due at its eta, not before."""
         task_id = await store.add(eta=await store.later(60))
         async with store.just_before(60):
             assert await store.take() == []
@@ -55,7 +55,7 @@ class ReserveChecks(Suite):
         assert task.eta == eta
 
     async def test_nothing_starts_once_it_has_expired(self, store: Store) -> None:
-        """A task may start until just before it expires; sweeping is not needed for that."""
+        """A task can start until just before it expires, even if no sweep comes."""
         late = await store.later(60)
         early = [await store.add(expires_at=late), await store.add(expires_at=late)]
         async with store.just_before(60):
@@ -65,7 +65,7 @@ class ReserveChecks(Suite):
         assert await store.status(early[1]) is TaskStatus.PENDING
 
     async def test_what_runs_does_not_expire(self, store: Store) -> None:
-        """The end of a task that started in time is accepted after ``expires_at``."""
+        """An outcome is accepted after ``expires_at`` if the task started in time."""
         task = await store.taken(expires_at=await store.later(5))
         await store.advance(6)
         assert (await store.sweep(3)).expired == 0
@@ -96,7 +96,7 @@ class ReserveChecks(Suite):
         assert await store.take_ids(queues=("b", "none")) == left
 
     async def test_the_star_means_every_queue(self, store: Store) -> None:
-        """The order holds over all of them, and a queue that is new belongs to them."""
+        """The order holds over all queues, and a new queue counts too."""
         assert await store.wait(ALL_QUEUES) is None
         later = await store.add(queue="z", eta=await store.later(9), priority=100)
         assert 0 < (await store.wait(ALL_QUEUES) or 0) <= 9
@@ -137,13 +137,13 @@ class ReserveChecks(Suite):
         assert await store.take(1) == []
 
     async def test_no_queues_have_no_tasks(self, store: Store) -> None:
-        """Asked for no queue, or for one that is empty, a store has nothing to wait for."""
+        """Without queues, or with an empty one, there is no wait."""
         await store.add()
         for queues in ((), ("other",)):
             assert await store.reserve("worker", queues, 10, LEASE) == ((), None)
 
     async def test_wait_is_zero_while_due_tasks_are_left(self, store: Store) -> None:
-        """What was left over by the limit is to be fetched at once."""
+        """If the limit leaves due tasks, the wait is 0."""
         await store.enqueue([new_task(), new_task(priority=-5)])
         await store.add(eta=await store.later(9))
         assert await store.wait() == 0
@@ -177,7 +177,7 @@ class ReserveChecks(Suite):
 
     @pytest.mark.parametrize("kind", [OutcomeKind.RETRY, OutcomeKind.UNKNOWN_FUNCTION])
     async def test_wait_counts_a_delayed_return(self, store: Store, kind: OutcomeKind) -> None:
-        """A task put back with a delay is due after it, and not a moment earlier."""
+        """A task put back with a delay is due after it, not before."""
         task = await store.taken()
         now = await store.now()
         assert await store.end(kind, task.lease, 12.0)
@@ -188,13 +188,13 @@ class ReserveChecks(Suite):
         assert await store.take_ids() == [task.id]
 
     async def test_callers_at_once_get_different_tasks(self, store: Store) -> None:
-        """Fifty callers share the tasks out: none twice, none left."""
+        """Fifty callers get each task once, and leave none."""
         ids = await store.add_many(120)
         taken = await at_once([partial(store.take_ids, 3)] * 50)
         assert sorted(chain(*taken)) == sorted(ids)
 
     async def test_two_instances_get_different_tasks(self, store: Store, peer: Store) -> None:
-        """Instances on one store share its tasks out as well."""
+        """So do callers of two instances."""
         ids = await store.add_many(40)
         taken = await at_once([partial(each.take_ids, 4) for each in (store, peer) * 6])
         assert sorted(chain(*taken)) == sorted(ids)

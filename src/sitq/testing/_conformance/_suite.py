@@ -1,4 +1,4 @@
-"""What every group of checks stands on: how a store is made, opened, and moved in time."""
+"""What the checks share: fixtures that make and open a store, and a `Store` with its time."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ T = TypeVar("T")
 
 LEASE: Final = 30.0
 QUEUES: Final = ("default",)
-# How long, in seconds, a check waits for what has to happen; it never waits for nothing to happen.
+# Seconds after which a check fails that waits for an event.
 PATIENCE: Final = 20.0
 # The outcomes that end a task, with its status afterwards; the others make it pending again.
 ENDS: Final = {
@@ -90,7 +90,7 @@ async def at_once(calls: Iterable[Callable[[], Awaitable[T]]]) -> list[T]:
 
 
 class Store(BackendMethods):
-    """A backend in the words of the checks: the verbs of the port, and shorter ones made of them.
+    """A backend with its time: the verbs of the protocol, and short cuts made of them.
 
     Args:
         suite: knows the store's time.
@@ -118,7 +118,7 @@ class Store(BackendMethods):
 
     @asynccontextmanager
     async def just_before(self, seconds: float) -> AsyncIterator[None]:
-        """Do what is within just before a boundary of time, and be on the boundary afterwards."""
+        """Run the context just before a moment, and reach the moment afterwards."""
         await self.advance(seconds - self.tick)
         yield
         await self.advance(self.tick)
@@ -165,7 +165,7 @@ class Store(BackendMethods):
         return task
 
     async def wait(self, queues: Sequence[str] = QUEUES) -> float | None:
-        """Return what a reservation of nothing says about the wait."""
+        """Return the wait of a reservation of no tasks."""
         reservation = await self.reserve("worker", queues, 0, LEASE)
         assert reservation.tasks == ()
         return reservation.wait
@@ -220,15 +220,15 @@ class Store(BackendMethods):
 
 @pytest.mark.anyio
 class Suite:
-    """What a store is asked for by its checks, and what it can say of itself."""
+    """The fixtures of the checks, and what a store declares about itself."""
 
-    #: Seconds on either side of a boundary of time: the smallest step of a clock that tests move.
-    #: A store that judges by the time of a server takes what no check ever lasts.
+    #: The smallest difference of two moments, in seconds. A store that judges by a server's clock,
+    #: which runs on, gives more than a check can take.
     tick: ClassVar[float] = 0.000001
     #: Whether tasks outlive the last ``close`` of an instance.
     keeps_tasks: ClassVar[bool] = True
-    #: Whether a change through one instance wakes those who listen through another one, in this
-    #: process or elsewhere; without that, workers find new tasks by their poll interval.
+    #: Whether a change through one instance wakes the listeners of another one, also in another
+    #: process. Otherwise workers find new tasks by polling.
     wakes_peers: ClassVar[bool] = True
 
     def make_backend(self, clock: FakeClock) -> Backend:

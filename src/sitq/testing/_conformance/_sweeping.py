@@ -1,4 +1,4 @@
-"""Checks of what time does: reclaiming, expiring, pruning."""
+"""Checks of what becomes due with time: reclaiming, expiring, pruning."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class SweepChecks(Suite):
     """`Backend.sweep`, `Backend.prune`."""
 
     async def test_a_lease_is_reclaimed_when_it_ends(self, store: Store) -> None:
-        """At its end, and not a moment earlier, a task is pending as it was, with a crash more."""
+        """At its end, not before, the task is pending as it was, with one crash more."""
         task = await store.taken(retry=RetryPolicy(max_attempts=1), eta=await store.now())
         assert await store.set_progress(task.lease, Progress(done=1))
         async with store.just_before(LEASE):
@@ -65,7 +65,7 @@ class SweepChecks(Suite):
         assert store.same(result.finished_at, await store.now())
 
     async def test_the_cap_is_that_of_the_sweep(self, store: Store) -> None:
-        """With a cap of one the first crash fails; with a high one many do not."""
+        """With a cap of 1 the first crash fails the task; with a high cap many do not."""
         task_id = await store.add()
         for _ in range(4):
             await store.crash(100)
@@ -74,7 +74,7 @@ class SweepChecks(Suite):
         assert await store.status(task_id) is TaskStatus.FAILED
 
     async def test_crashes_are_kept_through_other_ends(self, store: Store) -> None:
-        """A release or a retry in between does not forgive a crash."""
+        """A release or a retry in between does not reset the number of crashes."""
         task_id = await store.add()
         await store.crash(2)
         for kind in (OutcomeKind.RELEASE, OutcomeKind.RETRY, OutcomeKind.UNKNOWN_FUNCTION):
@@ -85,7 +85,7 @@ class SweepChecks(Suite):
         assert await store.status(task_id) is TaskStatus.FAILED
 
     async def test_a_crash_keeps_the_error_of_the_attempt_before(self, store: Store) -> None:
-        """What a failed attempt told is still told after a crash."""
+        """`TaskInfo` still has the error of the failed attempt after a crash."""
         task = await store.taken()
         await store.end(OutcomeKind.RETRY, task.lease)
         await store.crash()
@@ -96,7 +96,7 @@ class SweepChecks(Suite):
     async def test_a_crash_of_a_task_asked_to_end_cancels_it(
         self, store: Store, max_crashes: int
     ) -> None:
-        """It never starts again, and cancelled goes before failed."""
+        """It never starts again. At the cap it is cancelled, not failed."""
         task = await store.taken()
         await store.cancel(task.id)
         await store.advance(LEASE)
@@ -118,7 +118,7 @@ class SweepChecks(Suite):
         assert await store.sweep(3, 1) == NOTHING
 
     async def test_what_expired_is_final(self, store: Store) -> None:
-        """At ``expires_at``, and not a moment earlier, a pending task becomes expired."""
+        """At ``expires_at``, not before, a pending task becomes expired."""
         task_id = await store.add(expires_at=await store.later(10))
         async with store.just_before(10):
             assert await store.sweep(3) == NOTHING
@@ -149,7 +149,7 @@ class SweepChecks(Suite):
 
     @pytest.mark.parametrize("ttl", [0.0, 60.0])
     async def test_a_task_is_gone_after_its_retention(self, store: Store, ttl: float) -> None:
-        """A result is readable for ``result_ttl`` after the end; then all of the task goes."""
+        """A result is readable for ``result_ttl`` after the end; then the whole task is removed."""
         task = await store.taken(result_ttl=ttl)
         assert await store.end(OutcomeKind.SUCCESS, task.lease)
         if ttl:
@@ -170,7 +170,7 @@ class SweepChecks(Suite):
             await store.cancel(task_id)
 
     async def test_only_final_tasks_are_pruned(self, store: Store) -> None:
-        """A retention that is over does not matter to a task that has not ended."""
+        """A task that is not final stays, even with a retention of 0."""
         waiting = await store.add(result_ttl=0.0, eta=await store.later(5000))
         running = await store.taken(result_ttl=0.0)
         await store.advance(LEASE - 1)
@@ -192,7 +192,7 @@ class SweepChecks(Suite):
             assert await store.get_tasks([ids[number]]) == [None]
 
     async def test_one_sweep_does_all_three(self, store: Store) -> None:
-        """What is due of each kind is done and counted in one call."""
+        """One call reclaims, expires and prunes, and counts each."""
         done = await store.taken(result_ttl=1.0)
         await store.end(OutcomeKind.FAILURE, done.lease)
         await store.taken()
@@ -202,7 +202,7 @@ class SweepChecks(Suite):
         assert await store.sweep(3) == Sweep(1, 2, 1)
 
     async def test_prune_goes_by_age(self, store: Store) -> None:
-        """`prune` removes what ended so long ago, and nothing younger, whatever its retention."""
+        """`prune` removes tasks that ended so long ago, and no others, whatever their retention."""
         task = await store.taken(result_ttl=9e6)
         await store.end(OutcomeKind.FAILURE, task.lease)
         async with store.just_before(50):

@@ -18,7 +18,7 @@ class UniqueKeyChecks(Suite):
     """`Backend.enqueue` of tasks with a ``unique_key``."""
 
     async def test_a_key_that_is_held_gives_the_holder(self, store: Store) -> None:
-        """While its holder is pending or in progress, a key lets no other task in."""
+        """While its holder is pending or in progress, no other task with the key is stored."""
         holder = await store.add(unique_key="k")
         second, other = new_task(unique_key="k"), new_task(unique_key="K")
         assert await store.enqueue([second, other]) == [holder, other.id]
@@ -42,7 +42,7 @@ class UniqueKeyChecks(Suite):
         assert await store.take_ids() == ids
 
     async def test_a_holder_that_is_enqueued_again_is_its_own_holder(self, store: Store) -> None:
-        """A task with a key may be sent again after an error that left its fate unknown."""
+        """A task with a key may be enqueued again after an `UnknownOutcomeError`."""
         task = new_task(unique_key="k")
         assert await store.enqueue([task]) == [task.id]
         assert await store.enqueue([task]) == [task.id]
@@ -83,7 +83,7 @@ class UniqueKeyChecks(Suite):
         assert set(ids) == {(await store.take_one()).id}
 
     async def test_a_holder_past_its_expiry_gives_way(self, store: Store) -> None:
-        """One that waits can never start: it expires as the new task is stored, and not before."""
+        """A pending one expires when the new task is stored, not before."""
         old = await store.add(unique_key="k", expires_at=await store.later(10))
         async with store.just_before(10):
             assert await store.add(unique_key="k") == old
@@ -97,7 +97,7 @@ class UniqueKeyChecks(Suite):
         assert await store.add(unique_key="k") == new
 
     async def test_a_holder_that_expired_is_final_at_once(self, store: Store) -> None:
-        """Its error of an earlier attempt goes, and its retention begins, as in a sweep."""
+        """Its error is removed and its retention begins, as in a sweep."""
         expires_at = await store.later(10)
         task = await store.taken(unique_key="k", expires_at=expires_at, result_ttl=5.0)
         assert await store.end(OutcomeKind.RETRY, task.lease)
@@ -110,13 +110,13 @@ class UniqueKeyChecks(Suite):
         assert (await store.sweep(3)).pruned == 1
 
     async def test_a_running_holder_past_its_expiry_keeps_its_key(self, store: Store) -> None:
-        """It has started in time, and may end well while its lease lasts."""
+        """It started in time, and its lease has not ended."""
         task = await store.taken(unique_key="k", expires_at=await store.later(10))
         await store.advance(LEASE - store.tick)
         assert await store.add(unique_key="k") == task.id
 
     async def test_a_lost_holder_past_its_expiry_gives_up_its_key(self, store: Store) -> None:
-        """Nobody will start it again; if its worker reports all the same, that counts."""
+        """It never starts again. If its worker reports an outcome, that counts."""
         task = await store.taken(unique_key="k", expires_at=await store.later(10))
         await store.advance(LEASE)
         new = await store.add(unique_key="k")
@@ -135,7 +135,7 @@ class UniqueKeyChecks(Suite):
     async def test_a_holder_put_off_beyond_its_expiry_gives_up_its_key(
         self, store: Store, kind: OutcomeKind
     ) -> None:
-        """It will expire before it is due; up to that moment it stays as it is."""
+        """It will expire before it is due. Until then it stays pending."""
         for delay, gives_way in ((10 - store.tick, False), (10 + store.tick, True)):
             key = str(gives_way)
             task = await store.taken(unique_key=key, expires_at=await store.later(10))
@@ -150,7 +150,7 @@ class UniqueKeyChecks(Suite):
     async def test_callers_at_once_take_the_place_of_a_stale_holder_once(
         self, store: Store
     ) -> None:
-        """One of many callers expires it and stores; all get the new holder's id."""
+        """One of many callers expires it and stores a task; all get the id of that task."""
         old = await store.add(unique_key="k", expires_at=await store.later(1))
         await store.advance(1)
         ids = await at_once([partial(store.add, unique_key="k")] * 20)
@@ -158,7 +158,7 @@ class UniqueKeyChecks(Suite):
         assert await store.status(old) is TaskStatus.EXPIRED
 
     async def test_a_holder_past_its_expiry_is_its_own_holder(self, store: Store) -> None:
-        """It does not give way to itself, when it is sent again after an error."""
+        """It does not give way to itself if it is enqueued again after an error."""
         task = new_task(unique_key="k", expires_at=await store.later(1))
         assert await store.enqueue([task]) == [task.id]
         await store.advance(1)
@@ -169,7 +169,7 @@ class UniqueKeyChecks(Suite):
     async def test_a_holder_asked_to_end_gives_up_its_key(
         self, store: Store, kind: OutcomeKind | None
     ) -> None:
-        """Fresh work is stored while it still runs, and is the only holder whatever comes."""
+        """A new task is stored while it still runs, and stays the only holder."""
         task = await store.taken(unique_key="k")
         assert await store.cancel(task.id)
         new = await store.add(unique_key="k")
@@ -197,7 +197,7 @@ class UniqueKeyChecks(Suite):
     async def test_a_key_until_the_start_is_free_from_the_reservation_on(
         self, store: Store
     ) -> None:
-        """It is held while the task waits; then another may take it, however the first ends."""
+        """It is held while the task is pending; then another task can take it."""
         options: dict[str, Any] = {"unique_key": "k", "unique_until": "start"}
         first = await store.add(**options)
         assert await store.add(**options) == first
@@ -213,7 +213,7 @@ class UniqueKeyChecks(Suite):
     async def test_a_key_until_the_start_does_not_come_back(
         self, store: Store, kind: OutcomeKind, is_taken: str
     ) -> None:
-        """A task that is put back after a start stays without its key, taken by another or not."""
+        """A task that is put back does not hold it, whether another task does or not."""
         task = await store.taken(unique_key="k", unique_until="start")
         others = [await store.add(unique_key="k")] if is_taken == "before" else []
         assert await store.end(kind, task.lease)
@@ -225,7 +225,7 @@ class UniqueKeyChecks(Suite):
     async def test_a_key_until_the_start_does_not_come_back_with_a_reclaim(
         self, store: Store
     ) -> None:
-        """Nor does it when the worker was lost."""
+        """Nor after a reclaim."""
         task = await store.taken(unique_key="k", unique_until="start")
         other = await store.add(unique_key="k")
         await store.advance(LEASE)
