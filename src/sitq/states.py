@@ -3,11 +3,12 @@
     enqueue ──▶ pending ──reserve──▶ in_progress ──succeed──▶ success
                  │  │ ▲                 │  │  └────fail─────▶ failed
                  │  │ └─retry, release, ┘  │
-                 │  │   miss, reclaim      └─cancel───────────▶ cancelled
+                 │  │   reclaim            └─cancel───────────▶ cancelled
                  │  └──expire──▶ expired
                  └──cancel────▶ cancelled
 
-A task that waits for its eta or for a retry is ``pending`` with a later eta.
+A task that waits for its eta or for a retry is ``pending`` with a later eta. One whose function the
+worker does not know is released.
 """
 
 from __future__ import annotations

@@ -145,10 +145,11 @@ class SyncTaskQueue(SyncEnqueueMethods):
         check = self._portal.check
         if isinstance(self._backend, BlockingBackend):
             check = refuse_event_loop  # the store itself refuses what was opened before a fork
-            store = partial(_store_here, self._portal, self._queue, self._backend)
+            store = partial(_store_here, self._backend)
         else:
-            store = partial(_store, self._portal, self._queue, self._backend)
-        producer = Producer(self._backend, self._factory, store, _do_nothing)
+            store = partial(_store, self._portal, self._backend)
+        self._use: Final = partial(_use, self._portal, self._queue)
+        producer = Producer(self._backend, self._factory, self._use, store, _do_nothing)
         super().__init__(producer, check)
 
     def __repr__(self) -> str:
@@ -183,7 +184,8 @@ class SyncTaskQueue(SyncEnqueueMethods):
         if not transaction.blocking:
             raise UsageError("bind: this connection has to be awaited: use TaskQueue.bind")
         self._portal.run(self._queue.connect)
-        producer = Producer(self._backend, self._factory, transaction.enqueue, _do_nothing)
+        store = transaction.enqueue
+        producer = Producer(self._backend, self._factory, self._use, store, _do_nothing)
         return SyncTransactionQueue(producer, self._portal.check)
 
     @overload
@@ -286,28 +288,23 @@ class SyncTaskQueue(SyncEnqueueMethods):
 
 
 async def _do_nothing() -> None:
-    """Suspend nothing, where a queue of a loop would."""
+    """Let nothing else run: there is no event loop."""
 
 
-async def _store_here(
-    portal: Portal, queue: TaskQueue, backend: BlockingBackend, tasks: Sequence[Task]
-) -> list[TaskId[Any]]:
-    """Store tasks in the caller's thread."""
+async def _use(portal: Portal, queue: TaskQueue) -> None:
+    """Open the store if it is not open yet."""
     if not portal.is_connected:
         portal.connect(queue.connect)
-    return backend.enqueue_blocking(tasks) if tasks else []
 
 
-async def _store(
-    portal: Portal, queue: TaskQueue, backend: Backend, tasks: Sequence[Task]
-) -> list[TaskId[Any]]:
+async def _store_here(backend: BlockingBackend, tasks: Sequence[Task]) -> list[TaskId[Any]]:
+    """Store tasks in the caller's thread."""
+    return backend.enqueue_blocking(tasks)
+
+
+async def _store(portal: Portal, backend: Backend, tasks: Sequence[Task]) -> list[TaskId[Any]]:
     """Store tasks through the loop."""
-
-    async def store() -> list[TaskId[Any]]:
-        await queue.connect()
-        return await backend.enqueue(tasks) if tasks else []
-
-    return portal.run(store)
+    return portal.run(partial(backend.enqueue, tasks))
 
 
 async def _end(queue: TaskQueue, drains: dict[anyio.Event, anyio.CancelScope]) -> None:

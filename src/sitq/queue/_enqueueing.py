@@ -60,6 +60,7 @@ class Producer:
     Args:
         backend: the store, for a ``repr``.
         factory: makes the tasks.
+        use: makes sure that the store is open.
         store: stores tasks and returns their ids.
         pause: lets other tasks of the loop run in the middle of a long batch.
     """
@@ -68,11 +69,13 @@ class Producer:
         self,
         backend: Backend,
         factory: TaskFactory,
+        use: Callable[[], Awaitable[object]],
         store: Callable[[Sequence[Task]], Awaitable[list[TaskId[Any]]]],
         pause: Callable[[], Awaitable[None]] = checkpoint,
     ) -> None:
         self.backend: Final = backend
         self.factory: Final = factory
+        self._use: Final = use
         self._store: Final = store
         self._pause: Final = pause
 
@@ -84,7 +87,9 @@ class Producer:
         options: Options,
     ) -> TaskId[Any]:
         """Store one call."""
-        ids = await self._store(self.factory.make(func, args, kwargs, options))
+        tasks = self.factory.make(func, args, kwargs, options)
+        await self._use()
+        ids = await self._store(tasks)
         if options.unique_key is not None:
             _warn_of_own_key(ids)
         return ids[0]
@@ -96,6 +101,9 @@ class Producer:
             batches.append(batch)
             if len(batch) == CHUNK:
                 await self._pause()
+        await self._use()
+        if not batches:
+            return []
         ids = await self._store(concat(batches))
         if options.unique_key is not None:
             _warn_of_own_key(ids)

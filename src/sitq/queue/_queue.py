@@ -34,10 +34,9 @@ from sitq.queue._waiting import ResultWaiters
 from sitq.states import TaskStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from types import TracebackType
 
-    from sitq.models import Task, TaskInfo
+    from sitq.models import TaskInfo
     from sitq.protocols import Backend, Serializer
     from sitq.transactions import AnyConnection
 
@@ -160,7 +159,8 @@ class TaskQueue(EnqueueMethods):
         self._serializer: Final = checked_serializer(serializer)
         self._handle: Final = BackendHandle(self._backend)
         factory = TaskFactory(self._backend.clock, self._serializer)
-        super().__init__(Producer(self._backend, factory, self._store))
+        producer = Producer(self._backend, factory, self._handle.use, self._backend.enqueue)
+        super().__init__(producer)
 
     def __repr__(self) -> str:
         return f"TaskQueue({self._backend!r})"
@@ -211,16 +211,9 @@ class TaskQueue(EnqueueMethods):
                 else about the connection is checked by the first enqueue.
         """
         transaction = joined(self._backend, connection)
-
-        async def store(tasks: Sequence[Task]) -> list[TaskId[Any]]:
-            await self._handle.use()
-            return await transaction.enqueue(tasks) if tasks else []
-
-        return TransactionQueue(Producer(self._backend, self._producer.factory, store))
-
-    async def _store(self, tasks: Sequence[Task]) -> list[TaskId[Any]]:
-        await self._handle.use()
-        return await self._backend.enqueue(tasks) if tasks else []
+        factory = self._producer.factory
+        producer = Producer(self._backend, factory, self._handle.use, transaction.enqueue)
+        return TransactionQueue(producer)
 
     @overload
     async def get_result(

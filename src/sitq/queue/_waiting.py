@@ -216,7 +216,7 @@ class ResultWaiters:
         """Wait for a change, a new call or the next poll; return the tasks to query."""
         changed = False
 
-        async def hear() -> None:
+        async def listen() -> None:
             nonlocal changed
             await listener.wait()
             changed = True  # also if the scope is cancelled at the same time
@@ -226,9 +226,9 @@ class ResultWaiters:
             with anyio.CancelScope() as self._pause:
                 if youth:
                     with anyio.move_on_after(min(youth)):
-                        await hear()
+                        await listen()
                 else:
-                    await with_timeout(self._clock, _LOOK_EVERY, hear)
+                    await with_timeout(self._clock, _LOOK_EVERY, listen)
                     changed = True
         finally:
             self._pause = None
