@@ -97,30 +97,33 @@ class CommitWatch:
 
     def _has_watched(self) -> bool:
         """Watch until nothing was expected for a while; return False to be called again."""
+        pause, version = _FIRST_PAUSE, None
         try:
             with (
                 closing(self._file.connect()) as connection,
                 closing(WakeupFile(self._file.wakeup_file)) as wakeup_file,
             ):
                 connection.execute("PRAGMA query_only = ON")
-                while self._wait(_IDLE):
-                    self._look_out(connection, wakeup_file)
+                while True:
+                    is_last = self._closed
+                    if self._news.is_set():
+                        self._news.clear()
+                        pause, version = _FIRST_PAUSE, None
+                    is_idle = not self._current()
+                    if not is_idle:
+                        latest = connection.execute(_sql.DATA_VERSION).fetchone()[0]
+                        if latest != version:
+                            version = latest
+                            self._signal(connection, wakeup_file)
+                    has_news = not is_last and self._news.wait(_IDLE if is_idle else pause)
+                    if (is_last or (is_idle and not has_news)) and self._ends():
+                        return True
+                    pause = min(pause * _GROWTH, _LONGEST_PAUSE)
         except sqlite3.OperationalError as error:
             if not is_busy(error):
                 raise
             self._current()
             return self._ends()  # another process opens, recovers or closes the file
-        return True
-
-    def _wait(self, seconds: float) -> bool:
-        """Wait until a commit is expected; return False if none is and the thread is to end."""
-        with self._lock:
-            if self._expected:
-                return True
-        if not self._closed and self._news.wait(seconds):
-            self._news.clear()
-            return True
-        return not self._ends()
 
     def _ends(self) -> bool:
         """Return whether nothing is expected; if so, the next `expect` starts a new thread."""
@@ -130,24 +133,6 @@ class CommitWatch:
             if not self._expected:
                 self._thread = None
             return not self._expected
-
-    def _look_out(self, connection: sqlite3.Connection, wakeup_file: WakeupFile) -> None:
-        """Look until nothing is expected any more, or once more if this is closed."""
-        pause, version = _FIRST_PAUSE, None
-        while self._current():
-            is_last = self._closed
-            if self._news.is_set():
-                self._news.clear()
-                pause, version = _FIRST_PAUSE, None
-            latest = connection.execute(_sql.DATA_VERSION).fetchone()[0]
-            if latest != version:
-                version = latest
-                self._signal(connection, wakeup_file)
-            if is_last:
-                self._ends()
-                return
-            self._news.wait(pause)
-            pause = min(pause * _GROWTH, _LONGEST_PAUSE)
 
     def _current(self) -> list[tuple[Topic, str]]:
         """Return what is still expected."""

@@ -24,7 +24,6 @@ __all__ = [
     "MEMORY",
     "WAS_EMPTIED",
     "DatabaseFile",
-    "Identity",
     "identity_of",
     "is_at",
     "is_foreign",
@@ -45,15 +44,15 @@ _LARGEST_PAGE: Final = 65536
 _TRIES: Final = 5
 _DESCRIPTORS: Final = "/proc/self/fd" if sys.platform == "linux" else "/dev/fd"
 
-Identity = tuple[int, int]
+_Identity = tuple[int, int]
 
 
-def identity_of(status: os.stat_result) -> Identity:
+def identity_of(status: os.stat_result) -> _Identity:
     """Return what tells a file from all others: its device and number."""
     return (status.st_dev, status.st_ino)
 
 
-def is_at(path: str, identity: Identity | None) -> bool:
+def is_at(path: str, identity: _Identity | None) -> bool:
     """Return whether a path, which is not followed if it is a link, leads to a file."""
     with suppress(OSError):
         return identity_of(os.lstat(path)) == identity
@@ -78,7 +77,7 @@ def _stat(path: str, *, follow: bool = True) -> os.stat_result:
         raise BackendConnectionError(message) from error
 
 
-def _remove(path: str, identity: Identity) -> None:
+def _remove(path: str, identity: _Identity) -> None:
     """Remove a file beside a database, if it is still the same; raises nothing.
 
     A write-ahead log with something in it is kept as ``-left``.
@@ -239,7 +238,7 @@ class DatabaseFile:
             message = f"cannot create {self.path}: {error.strerror}; does its folder exist?"
             raise BackendConnectionError(message) from error
 
-    def _left(self) -> list[tuple[str, Identity]]:
+    def _left(self) -> list[tuple[str, _Identity]]:
         """Return the store's other files that exist, with their identities."""
         left = []
         for path in (self.wakeup_file, f"{self.path}-wal", f"{self.path}-shm"):

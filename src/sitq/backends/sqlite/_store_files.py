@@ -65,14 +65,9 @@ class StoreFiles:
         if self.is_file:
             retrying(lambda: _schema.check(file), BUSY_SECONDS)
         connection = retrying(lambda: self._prepared(file), BUSY_SECONDS)
-        try:
-            file.note_files()
-            if self.is_file:
-                self._open_wakeup_file(file)
-                self._commits = CommitWatch(file)
-        except BaseException:
-            connection.close()
-            raise
+        if self.is_file:
+            self._open_wakeup_file(file)
+            self._commits = CommitWatch(file)
         return connection
 
     def is_replaced(self) -> bool:
@@ -132,15 +127,8 @@ class StoreFiles:
 
     def reconnect(self) -> sqlite3.Connection:
         """Open the same file once more, for reads and writes."""
-        file = self.file
-        file.check_same()
-        connection = self._prepared(file)
-        try:
-            file.note_files()
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+        self.file.check_same()
+        return self._prepared(self.file)
 
     def disconnected(self) -> None:
         """Note that the connection for writes was closed: SQLite may have removed the log."""
@@ -156,19 +144,17 @@ class StoreFiles:
         connection = file.connect()
         try:
             if self.is_file:
-                self._use_log(connection)
+                mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+                if mode != "wal":
+                    message = f"{self.path}: no write-ahead log on this file system ({mode})"
+                    raise BackendConnectionError(message)  # noqa: TRY301
             connection.execute(f"PRAGMA synchronous = {self._synchronous}")
             _schema.migrate(connection, self.path)
+            file.note_files()
         except BaseException:
             connection.close()
             raise
         return connection
-
-    def _use_log(self, connection: sqlite3.Connection) -> None:
-        mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
-        if mode != "wal":
-            message = f"{self.path}: no write-ahead log on this file system ({mode})"
-            raise BackendConnectionError(message)
 
     def signal(self, topics: set[Topic]) -> None:
         """Wake the other processes that wait for one of the topics."""

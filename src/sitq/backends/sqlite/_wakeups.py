@@ -260,7 +260,8 @@ class FileListeners:
         self._wakeup_file = wakeup_file
         self._mark = mark
         self._lock = threading.Lock()
-        self._kept: dict[Topic, InotifyWatch] = {}
+        # Kept for the next listener, since closing one takes long; the loop waits for some of them.
+        self._watches: dict[Topic, InotifyWatch] = {}
         self._watching: dict[Topic, Callable[[], object]] = {}
         self._left_at: dict[Topic, float] = {}
         self._ending = False
@@ -316,16 +317,16 @@ class FileListeners:
         if self._wakeup_file is None:
             return
         with self._lock:
-            watch = self._kept.pop(topic, None)
-        if watch is not None:
+            watch = self._watches.get(topic)
+            if watch is None:
+                try:
+                    watch = self._watches[topic] = InotifyWatch(self._wakeup_file, topic)
+                except OSError:  # no inotify, or its limits are used up
+                    return
             watch.forget()
-        else:
-            try:
-                watch = InotifyWatch(self._wakeup_file, topic)
-            except OSError:  # no inotify, or its limits are used up
-                return
-        stop = self._loop.when_readable(watch.fileno(), partial(self._on_signal, topic, watch))
-        self._watching[topic] = partial(self._stop, topic, watch, stop)
+            self._watching[topic] = self._loop.when_readable(
+                watch.fileno(), partial(self._on_signal, topic, watch)
+            )
 
     def _on_signal(self, topic: Topic, watch: InotifyWatch) -> None:
         watch.forget()
@@ -349,22 +350,18 @@ class FileListeners:
         watched = list(self._watching)
         for topic in watched:
             self._unwatch(topic)
-        self._give_up_kept()
+        self._close_idle()
         for topic in watched:
             if self._subscriptions[topic]:
                 self._watch(topic)
         self._signal(self._subscriptions)
 
-    def _give_up_kept(self) -> None:
-        with self._lock:
-            kept, self._kept = self._kept, {}
-        for watch in kept.values():
-            watch.close()
-
     def _unwatch(self, topic: Topic) -> None:
-        stop = self._watching.pop(topic, None)
-        if stop is not None:
-            stop()
+        with self._lock:
+            if topic in self._watching:
+                self._watching.pop(topic)()
+        if self._closed:
+            self._close_idle()
 
     def end(self) -> None:
         """Stop the watches that have no listeners; in the loop, before `close`."""
@@ -373,17 +370,14 @@ class FileListeners:
             if not self._subscriptions[topic]:
                 self._unwatch(topic)
 
-    def _stop(self, topic: Topic, watch: InotifyWatch, stop: Callable[[], object]) -> None:
-        """Keep a watch for the next listener: closing one takes long."""
-        stop()
+    def _close_idle(self) -> None:
         with self._lock:
-            if not self._closed and topic not in self._kept:
-                self._kept[topic] = watch
-                return
-        watch.close()
+            idle = self._watches.keys() - self._watching.keys()
+            watches = [self._watches.pop(topic) for topic in idle]
+        for watch in watches:
+            watch.close()
 
     def close(self) -> None:
-        """Close the kept watches; from any thread."""
-        with self._lock:
-            self._closed = True
-        self._give_up_kept()
+        """Close all watches that are not in use; from any thread."""
+        self._closed = True
+        self._close_idle()
