@@ -170,10 +170,10 @@ async def everything_in(schema: str) -> list[tuple[object, ...]]:
         ("DROP FUNCTION S.reserve", "has lost its functions"),
         ("DROP TABLE S.migrations", "has lost its record of migrations"),
         ("DELETE FROM S.migrations", "has lost its record of migrations"),
-        ("UPDATE S.migrations SET number = -number", "somebody has changed it"),
-        ("UPDATE S.migrations SET number = number + 7", "somebody has changed it"),
-        ("INSERT INTO S.migrations VALUES (0)", "somebody has changed it"),
-        ("ALTER TABLE S.migrations ALTER number TYPE text", "somebody has changed it"),
+        ("UPDATE S.migrations SET number = -number", "another program has changed it"),
+        ("UPDATE S.migrations SET number = number + 7", "another program has changed it"),
+        ("INSERT INTO S.migrations VALUES (0)", "another program has changed it"),
+        ("ALTER TABLE S.migrations ALTER number TYPE text", "another program has changed it"),
     ],
 )
 async def test_a_store_that_has_lost_a_part_is_refused(change: str, what: str) -> None:

@@ -49,11 +49,11 @@ class FlushPolicy(IntEnum):
     """By when a commit is on the disk; the strictest comes last."""
 
     DEFERRED = 0
-    """A power cut may undo it, but then nobody is left who acts by it."""
+    """A power cut can undo it, but then no process is left that relies on it."""
     ACKNOWLEDGED = 1
-    """Others may see it a moment before the caller is told that it is safe."""
+    """Others can see it a moment before it is flushed; the call returns after that."""
     BEFORE_COMMIT = 2
-    """Nobody sees what a power cut could still undo."""
+    """It is visible only when a power cut cannot undo it."""
 
 
 class ReserveRequest(NamedTuple):
@@ -136,7 +136,7 @@ class Verb(Generic[T]):
 ENQUEUE: Final[Verb[list[TaskId[Any]]]] = Verb(
     name="enqueue",
     request=_itself,
-    # A new task that others see early does no harm: only when it is safe, its caller hears of it.
+    # A new task that others see early does no harm: its caller returns when it is safe.
     durability=FlushPolicy.ACKNOWLEDGED,
     lane="enqueue",
     joinable=True,

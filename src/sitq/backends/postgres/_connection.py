@@ -44,7 +44,7 @@ _SETTINGS: Final = {
     "jit": "off",
     "plan_cache_mode": "force_generic_plan",
 }
-# A server that does not hear of its client any more lets its locks go in as short a time.
+# A server that gets no answer from its client releases its locks in as short a time.
 _SERVER_SIDE: Final = {
     "tcp_keepalives_idle": str(_VANISHED // 2),
     "tcp_keepalives_interval": "2",

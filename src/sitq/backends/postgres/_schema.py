@@ -172,7 +172,7 @@ async def _version(ask: Ask, schema: str, name: str) -> int | None:
     if not has_tasks:
         problem = "has lost its tables, or columns of them"
     elif made[:latest] != list(range(1, min(version, latest) + 1)) or not made:
-        problem = "has lost its record of migrations, or somebody has changed it"
+        problem = "has lost its record of migrations, or another program has changed it"
     elif version > latest:
         message = (
             f"{name} was written by a newer sitq (format {version}, this one knows {latest}); "

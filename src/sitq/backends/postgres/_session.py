@@ -54,7 +54,7 @@ class PgSession:
         self.settings: Final = settings
         self.statements: Final = Statements(settings.schema)
         self.birth: list[tuple[Any, ...]] = []
-        """When the store was made, which tells it from every other."""
+        """When the store was made, which identifies it."""
         self._driver_loop = DriverLoop(loop, "sitq-postgres")
         self._guard: asyncio.Task[None] | None = None
         self.pool: Final = Pool(settings.target, settings.pool_size)

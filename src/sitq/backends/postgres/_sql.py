@@ -97,7 +97,7 @@ INSERT_ONE_AND_TELL: Final = f"{INSERT_ONE}RETURNING pg_notify($9::text, $8::tex
 INSERT_UNIQUE: Final = f"""
 SELECT holders, expired,
        (SELECT count(*) FROM (SELECT pg_notify(channel, {_TOKEN})
-                              FROM unnest({_CHANNELS}) AS channel) AS told)
+                              FROM unnest({_CHANNELS}) AS channel) AS notified)
 FROM sitq.enqueue({_MOMENT}, {_BATCH})
 """
 
@@ -106,7 +106,7 @@ TRY_INSERT_UNIQUE: Final = f"""
 SELECT holders, expired,
        (SELECT count(*) FROM (SELECT pg_notify(channel, {_TOKEN})
                               FROM unnest({_CHANNELS}) AS channel
-                              WHERE holders IS NOT NULL) AS told)
+                              WHERE holders IS NOT NULL) AS notified)
 FROM sitq.try_enqueue({_MOMENT}, {_BATCH})
 """
 
@@ -172,8 +172,8 @@ accepted AS (
     FROM moment, unnest($2::text[], $3::int8[], $4::bytea[]) AS batch (id, epoch, value)
     WHERE tasks.id = batch.id AND tasks.lease_end IS NOT NULL AND tasks.epoch = batch.epoch
     RETURNING tasks.id, tasks.epoch, tasks.status),
-told AS (SELECT pg_notify(channel, $5) FROM unnest($6::text[]) AS channel)
-SELECT id, epoch, status, (SELECT count(*) FROM told) FROM accepted
+notified AS (SELECT pg_notify(channel, $5) FROM unnest($6::text[]) AS channel)
+SELECT id, epoch, status, (SELECT count(*) FROM notified) FROM accepted
 """
 
 # Store a batch of outcomes of any kind. Each row is locked before it is read, so that a
@@ -214,8 +214,8 @@ accepted AS (
         {_NO_LEASE}
     FROM mine, moment WHERE tasks.id = mine.id
     RETURNING tasks.id, tasks.epoch, tasks.status),
-told AS (SELECT pg_notify(channel, $9) FROM unnest($10::text[]) AS channel)
-SELECT id, epoch, status, (SELECT count(*) FROM told) FROM accepted
+notified AS (SELECT pg_notify(channel, $9) FROM unnest($10::text[]) AS channel)
+SELECT id, epoch, status, (SELECT count(*) FROM notified) FROM accepted
 UNION ALL
 SELECT tasks.id, tasks.epoch, 'held', 0
 FROM unnest($2::text[], $3::int8[]) AS batch (id, epoch) JOIN sitq.tasks ON tasks.id = batch.id

@@ -55,7 +55,7 @@ to_task: Final = _reader.to_task
 
 
 def pack_blob(parts: Iterable[bytes]) -> tuple[bytes, list[tuple[int, int]]]:
-    """Join parts to one blob and tell where each is: the start (from 1) and the length."""
+    """Join parts to one blob; return it with the start (from 1) and length of each."""
     pieces = list(parts)
     lengths = [len(piece) for piece in pieces]
     starts = accumulate(lengths, initial=1)

@@ -36,7 +36,7 @@ __all__ = ["bind"]
 T = TypeVar("T")
 
 _READ_FIRST: Final = (
-    "; if the transaction has read before, somebody may have written since: "
+    "; if the transaction has read before, another writer may have committed since: "
     "begin it with BEGIN IMMEDIATE"
 )
 

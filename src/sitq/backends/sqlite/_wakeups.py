@@ -199,8 +199,8 @@ class InotifyWatch:
 
 # Seconds between two looks at a store whose wake-up file cannot be watched.
 _LOOK_EVERY = 0.05
-# Seconds for which a watch is kept after its last listener has gone: starting one for each result
-# takes longer than some signals that nobody needs.
+# Seconds for which a watch is kept after its last listener has gone: to start one for each result
+# takes longer than a few unneeded signals.
 _LINGER = 1.0
 
 

@@ -30,11 +30,11 @@ class BackendConformance(
     """The checks that every backend passes, for pytest with anyio's plugin.
 
     Derive a class whose name begins with ``Test``, and override `make_backend`. Every check then
-    runs on asyncio and on trio. Override what does not fit the store:
+    runs on asyncio and on trio. Override what differs in the store:
 
-    - `make_peer`: two instances can share a store.
-    - `wakes_peers`: a change of one instance does not wake the other.
-    - `keeps_tasks`: the tasks are gone after the last `close`.
-    - `tick`: the store's moments are coarser than a microsecond.
-    - `now` and `advance`: the store judges by a server's clock.
+    - `make_peer`, if two instances can share a store;
+    - `wakes_peers`, if a change of one instance does not wake the other;
+    - `keeps_tasks`, if the tasks are gone after the last `close`;
+    - `tick`, if the store's moments are coarser than a microsecond;
+    - `now` and `advance`, if the store judges by a server's clock.
     """
