@@ -100,7 +100,8 @@ class Process:
         self.popen.wait(PATIENCE)
 
     def finish(self) -> int:
-        """SIGTERM, and wait for the end."""
+        """SIGTERM, once the process handles it, and wait for the end."""
+        self.wait_for("ready")
         self.popen.terminate()
         return self.popen.wait(PATIENCE)
 
