@@ -1,10 +1,10 @@
-"""The errors that a store writes into a result itself, when an attempt reported no outcome."""
+"""The errors that stand in a result in place of one of the task's own."""
 
 from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["EXHAUSTED", "LOST_ERROR", "UNREADABLE"]
+__all__ = ["EXHAUSTED", "LOST_ERROR", "UNREADABLE", "UNSTORABLE_ERROR", "UNSTORABLE_VALUE"]
 
 # Of a task whose workers were all lost; to be formatted with their number.
 LOST_ERROR: Final = (
@@ -16,3 +16,6 @@ UNREADABLE: Final = "BackendFormatError: the stored options of this task cannot 
 # writes it too, and has no parameter for it: another signature would stop workers of the version
 # before during a deploy.
 EXHAUSTED: Final = "BackendFormatError: this task has no attempt left, and has not ended"
+# Of an attempt whose error or result the store has refused.
+UNSTORABLE_ERROR: Final = "BackendValueError: the store cannot keep the error of this attempt"
+UNSTORABLE_VALUE: Final = "BackendValueError: the store cannot keep the result of this attempt"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import pydantic
 
@@ -12,7 +11,7 @@ from sitq._loops import run_inline
 from sitq._plain import plain
 from sitq._validation import describe
 from sitq.errors import LeaseLostError, UsageError, ValidationError
-from sitq.models import Outcome, Progress
+from sitq.models import Progress
 from sitq.transactions import TransactionalBackend
 
 if TYPE_CHECKING:
@@ -27,21 +26,26 @@ if TYPE_CHECKING:
 __all__ = ["CURRENT", "AttemptState", "TaskContext", "TaskServices", "current_task"]
 
 
-@dataclass(frozen=True, slots=True)
-class TaskServices:
-    """What all attempts of a worker at one function share.
+class TaskServices(Protocol):
+    """What a worker does for its attempts."""
 
-    Args:
-        backend: where a task completes itself.
-        note: takes the progress that a task reports.
-        encode: encodes what the function returns.
-        seal: seals an outcome, if the serializer does that.
-    """
+    @property
+    def backend(self) -> Backend:
+        """Where a task completes itself."""
 
-    backend: Backend
-    note: Callable[[Lease, Progress], object]
-    encode: Callable[[object], bytes]
-    seal: Callable[[ReservedTask, Outcome], Outcome]
+    @property
+    def note(self) -> Callable[[Lease, Progress], object]:
+        """Takes the progress that a task reports, from any thread."""
+
+    def encode(self, task: ReservedTask, lease: Lease, function: Any, value: object) -> bytes:
+        """Return the value of a success as it is stored.
+
+        Args:
+            task: what is attempted.
+            lease: its lease.
+            function: the task's function, as its worker holds it.
+            value: what the task returns.
+        """
 
 
 class AttemptState:
@@ -59,13 +63,19 @@ class AttemptState:
 class TaskContext:
     """The attempt that the calling code runs in."""
 
-    __slots__ = ("_lease", "_services", "_state", "_task")
+    __slots__ = ("_function", "_lease", "_services", "_state", "_task")
 
     def __init__(
-        self, task: ReservedTask, lease: Lease, services: TaskServices, state: AttemptState
+        self,
+        task: ReservedTask,
+        lease: Lease,
+        function: object,
+        services: TaskServices,
+        state: AttemptState,
     ) -> None:
         self._task: Final = task
         self._lease: Final = lease
+        self._function: Final = function
         self._services: Final = services
         self._state: Final = state
 
@@ -164,9 +174,8 @@ class TaskContext:
         return backend.join(connection)
 
     async def _complete(self, transaction: Transaction, value: object) -> None:
-        outcome = Outcome.success(self.lease, self._services.encode(value))
-        sealed = self._services.seal(self._task, outcome)
-        if await transaction.complete(self.lease, sealed.value or b""):
+        data = self._services.encode(self._task, self._lease, self._function, value)
+        if await transaction.complete(self.lease, data):
             self._state.completed = True
         else:
             again = ", or the task has completed itself already" if self._state.completed else ""

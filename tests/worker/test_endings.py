@@ -14,7 +14,7 @@ from anyio import to_thread
 from sitq import SQLiteBackend, TaskQueue, TaskStatus, UsageError, Worker, current_task
 from sitq._loops import LoopRef
 from sitq.models import Reservation, TaskInfo
-from sitq.worker._attempt import ThreadedCall
+from sitq.worker._calls import ThreadedCall
 from tests.worker.gate import (
     GATE,
     add,
@@ -156,8 +156,8 @@ async def test_a_plain_function_that_ignores_its_cancellation_is_left_at_its_tim
 
 def test_a_call_that_was_left_before_a_thread_began_it_is_not_made() -> None:
     done: list[str] = []
-    call = ThreadedCall(lambda: done.append("freed"))
-    assert not call.leave()
+    call = ThreadedCall()
+    assert not call.leave(lambda: done.append("freed"))
     call.run(done.append, ("called",), {})
     assert done == ["freed"]
 

@@ -6,7 +6,6 @@ import os
 from contextvars import copy_context
 from datetime import timedelta
 from enum import Enum, auto
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from anyio import to_thread
@@ -18,9 +17,8 @@ from sitq.context import CURRENT, AttemptState, TaskContext
 from sitq.errors import SitqError, UsageError, ValidationError
 from sitq.models import Outcome
 from sitq.payload.signing import unseal
+from sitq.worker._calls import Raised, ThreadedCall, end_child, is_awaitable
 from sitq.worker._cancelling import AttemptScope
-from sitq.worker._errors import Raised
-from sitq.worker._exits import end_child, is_awaitable
 from sitq.worker._outcomes import outcome_of_error, outcome_of_mismatch, outcome_of_refusal
 from sitq.worker._reporter import UncommittedOutcome
 
@@ -30,59 +28,10 @@ if TYPE_CHECKING:
     from contextvars import Context
 
     from sitq.models import Lease, ReservedTask
-    from sitq.worker._runtime import FunctionRuntime
+    from sitq.payload.functions import TaskFunction
+    from sitq.worker._runtime import WorkerRuntime
 
-__all__ = ["Attempt", "EndReason", "NoThreadError", "ThreadedCall"]
-
-
-class ThreadedCall:
-    """One call of a plain function in a thread.
-
-    Args:
-        freed: called in the thread when an abandoned call has ended.
-    """
-
-    __slots__ = ("_begun", "_done", "_freed", "_left")
-
-    def __init__(self, freed: Callable[[], object]) -> None:
-        self._freed: Final = freed
-        self._begun = False
-        self._done = False
-        self._left = False
-
-    def run(
-        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Any] | Raised:
-        """Make the call in the thread; return the value in a tuple, or the exception.
-
-        A call that was abandoned before it began is not made: its task may run elsewhere.
-        """
-        self._begun = True
-        ended = (None,) if self._left else _called(function, args, kwargs)
-        self._done = True
-        if self._left:
-            self._freed()
-        return ended
-
-    def leave(self) -> bool:
-        """Abandon the call; return whether a thread still makes it."""
-        self._left = True
-        return self._begun and not self._done
-
-
-def _called(
-    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Any] | Raised:
-    process = os.getpid()
-    try:
-        ended: tuple[Any] | Raised = (function(*args, **kwargs),)
-    except BaseException as error:  # noqa: BLE001 - it is the task's own error
-        if os.getpid() != process:
-            end_child(error)
-        ended = Raised(error)
-    if os.getpid() != process:
-        end_child(None)
-    return ended
+__all__ = ["Attempt", "EndReason", "NoThreadError"]
 
 
 _log: Final = Log(__name__)
@@ -114,7 +63,8 @@ class Attempt:
     Args:
         task: what was reserved.
         lease: its lease.
-        runtime: what all attempts at the function share.
+        function: the function to call.
+        worker: what it shares with the worker's other attempts.
         since: when it began to wait for a place, by the monotonic clock.
     """
 
@@ -123,10 +73,11 @@ class Attempt:
     __slots__ = (
         "_context",
         "_end",
-        "_runtime",
+        "_function",
         "_state",
         "_thread",
         "_timed_out",
+        "_worker",
         "cancelled_from_outside",
         "host",
         "lease",
@@ -138,12 +89,18 @@ class Attempt:
     )
 
     def __init__(
-        self, task: ReservedTask, lease: Lease, runtime: FunctionRuntime, since: float
+        self,
+        task: ReservedTask,
+        lease: Lease,
+        function: TaskFunction[Any],
+        worker: WorkerRuntime,
+        since: float,
     ) -> None:
         self.task: Final = task
         self.lease: Final = lease
         self.since: Final = since
-        self._runtime: Final = runtime
+        self._function: Final = function
+        self._worker: Final = worker
         self._context: TaskContext | None = None
         self._state: Final = AttemptState()
         # The context variables that the function sees; set once it has begun.
@@ -176,9 +133,13 @@ class Attempt:
         """True while an asyncio task runs the attempt."""
         return self.host is not None and not self.host.done()
 
-    def leave(self) -> bool:
-        """Abandon the call of a plain function; return whether a thread still makes it."""
-        return self._thread is not None and self._thread.leave()
+    def leave(self, freed: Callable[[], object]) -> bool:
+        """Abandon the call of a plain function; return whether a thread still makes it.
+
+        Args:
+            freed: called in the thread once the call has ended.
+        """
+        return self._thread is not None and self._thread.leave(freed)
 
     def end(self, why: EndReason) -> None:
         """End the attempt soon; called in the loop. A plain function is only asked to end."""
@@ -229,16 +190,18 @@ class Attempt:
         """
         if self._end is not None:
             return self.interrupted()
-        self._context = TaskContext(self.task, self.lease, self._runtime.services, self._state)
+        self._context = TaskContext(
+            self.task, self.lease, self._function, self._worker, self._state
+        )
         self.variables = copy_context()
         self.variables.run(CURRENT.set, self._context)
         return self.variables.run(self._load_and_run)
 
     def _load_and_run(self) -> Coroutine[Any, Any, Outcome | None] | Outcome | None:
-        task, serializer = self.task, self._runtime.worker.serializer
+        task, serializer = self.task, self._worker.serializer
         try:
             payload = unseal(serializer, task)
-            args, kwargs = self._runtime.function.load_arguments(serializer, payload)
+            args, kwargs = self._function.load_arguments(serializer, payload)
         except ValidationError as error:
             self.raised = error
             return outcome_of_mismatch(task, error)
@@ -250,7 +213,7 @@ class Attempt:
 
     async def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Outcome | None:
         """Call the function within a scope that ends the attempt, and return the outcome."""
-        worker = self._runtime.worker
+        worker = self._worker
         seconds = self.task.timeout
         ended: tuple[Any] | Raised | None = None
         revoke_timeout: Callable[[], object] = no_op
@@ -287,7 +250,7 @@ class Attempt:
         """Return the value in a tuple, or the exception; ``None`` if it has to end already."""
         if self._end is not None:
             return None
-        function = self._runtime.function
+        function = self._function
         process = os.getpid()
         try:
             if function.is_async:
@@ -315,17 +278,16 @@ class Attempt:
     async def _call_in_thread(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any] | Raised:
-        worker = self._runtime.worker
-        call = self._thread = ThreadedCall(partial(worker.freed, self.lease))
+        call = self._thread = ThreadedCall()
         try:
             # The thread's context is a copy, made by anyio, in which no event loop runs.
             ended = await to_thread.run_sync(
                 call.run,
-                self._runtime.function.func,
+                self._function.func,
                 args,
                 kwargs,
                 abandon_on_cancel=True,
-                limiter=worker.limiter,
+                limiter=self._worker.limiter,
             )
         except Exception as error:
             raise NoThreadError from error  # the call itself raises nothing
@@ -358,9 +320,8 @@ class Attempt:
             return None
         if self.completed:
             return self._unless_completed(self._raised(UsageError(_NOT_COMMITTED)))
-        runtime = self._runtime
         try:
-            data = runtime.function.dump_result(runtime.worker.serializer, value)
+            data = self._function.dump_result(self._worker.serializer, value)
             return Outcome.success(self.lease, data)
         except BaseException as error:  # noqa: BLE001 - the value's own code may raise anything
             return self._refused(error)
@@ -372,7 +333,7 @@ class Attempt:
             return False
         if self._end is None:
             self._end = EndReason.SHUTDOWN
-        self._runtime.worker.leave(leaving)
+        self._worker.leave(leaving)
         return True
 
     def _is_given_back(self) -> bool:
@@ -385,7 +346,7 @@ class Attempt:
         if host is None or not self.cancelled_from_outside or not host.cancelling():
             return False
         given_back = self.task.epoch - self.task.attempt
-        return given_back < _MOST_GIVEN_BACK or self._runtime.worker.is_ending
+        return given_back < _MOST_GIVEN_BACK or self._worker.is_ending
 
     def _raised(self, error: BaseException) -> Outcome | None:
         if self._end is None and self._is_given_back():
@@ -406,4 +367,4 @@ class Attempt:
         if self._note_exit(error):
             return Outcome.release(self.lease)
         self.raised = error
-        return outcome_of_error(self.task, self.lease, error, self._runtime.worker.retry)
+        return outcome_of_error(self.task, self.lease, error, self._worker.options.retry)

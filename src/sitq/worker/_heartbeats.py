@@ -15,9 +15,9 @@ from sitq.models import LeaseState
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from sitq._loops import LoopRef
     from sitq.models import Lease
-    from sitq.protocols import Backend, LeaseKeeper
+    from sitq.protocols import LeaseKeeper
+    from sitq.worker._runtime import WorkerRuntime
 
 __all__ = ["Heartbeats"]
 
@@ -35,23 +35,15 @@ class Heartbeats:
     """Renews all leases of one worker.
 
     Args:
-        backend: an open backend.
-        lease: seconds that a lease lasts.
-        loop: the worker's loop.
+        runtime: what the parts of the worker share.
         notify: called in the loop with each lease that is lost or whose task is to be cancelled.
     """
 
-    def __init__(
-        self,
-        backend: Backend,
-        lease: float,
-        loop: LoopRef,
-        notify: Callable[[Lease, LeaseState], None],
-    ) -> None:
-        self._backend = backend
-        self._clock = backend.clock
-        self._lease = lease
-        self._loop = loop
+    def __init__(self, runtime: WorkerRuntime, notify: Callable[[Lease, LeaseState], None]) -> None:
+        self._backend = runtime.backend
+        self._clock = runtime.clock
+        self._lease = runtime.options.lease
+        self._loop = runtime.loop
         self._notify = notify
         self._renewed: dict[Lease, float] = {}
         self._lock = threading.Lock()

@@ -7,7 +7,10 @@ after the last try.
 
 from __future__ import annotations
 
+import os
 import random
+from pathlib import Path
+from traceback import TracebackException
 from typing import TYPE_CHECKING, Final
 
 from sitq._exceptions import exit_of
@@ -15,7 +18,6 @@ from sitq._logging import Log
 from sitq.models import Outcome, OutcomeKind, RetryPolicy
 from sitq.payload.names import one_line
 from sitq.retry import Decision, backoff, decide
-from sitq.worker._errors import error_text, traceback_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from sitq.models import Lease, ReservedTask
 
 __all__ = [
+    "error_text",
     "log_end",
     "outcome_of_error",
     "outcome_of_mismatch",
@@ -32,6 +35,10 @@ __all__ = [
 ]
 
 _log: Final = Log(__name__)
+
+_MAX_ERROR: Final = 4_000
+_MAX_TRACEBACK: Final = 64_000
+_OURS: Final = str(Path(__file__).resolve().parents[1]) + os.sep
 
 
 def outcome_of_error(
@@ -45,7 +52,7 @@ def outcome_of_error(
         error: what the function raised.
         default: the retry policy of tasks that have none of their own.
     """
-    text, trace = error_text(error), traceback_text(error)
+    text, trace = error_text(error), _traceback_text(error)
     policy, attempt = task.retry or default, task.attempt
     try:
         decision = decide(policy, error)
@@ -157,3 +164,64 @@ def _put_back(task: ReservedTask, reason: str, error: str) -> Outcome:
     delay = min(2.0**task.unknown_function_count, _LONGEST_DELAY)
     _log.warning("task %s is put back for %g s: %s", task.id, delay, reason)
     return Outcome.unknown_function(task.lease, delay)
+
+
+def error_text(error: BaseException) -> str:
+    """Return ``"ValueError: text"``, whatever the error's own ``str()`` does."""
+    name = _name_of(type(error))
+    try:
+        text = str.__str__(str(error))  # a subclass may format itself
+    except BaseException as inner:  # noqa: BLE001 - the error's own __str__ is user code
+        _raise_exit(inner)
+        text = f"<str() of it raised {_name_of(type(inner))}>"
+    return _clean(f"{name}: {text}" if text else name, _MAX_ERROR)
+
+
+def _name_of(kind: type[BaseException]) -> str:
+    try:
+        name = str.__str__(kind.__qualname__)
+        if kind.__module__ in {"builtins", "__main__", "__mp_main__"}:
+            return name
+        name = f"{kind.__module__!s}.{name}"
+    except BaseException as inner:  # noqa: BLE001 - a metaclass is user code too
+        _raise_exit(inner)
+        return "Exception"
+    return name
+
+
+def _traceback_text(error: BaseException) -> str | None:
+    """Return the traceback without sitq's own frames, or ``None`` if it cannot be formatted."""
+    try:
+        trace = TracebackException.from_exception(error, compact=True)
+        _only_theirs(trace)
+        return _clean("".join(trace.format()), _MAX_TRACEBACK)
+    except BaseException as inner:  # noqa: BLE001 - the error's own code may raise anything
+        _raise_exit(inner)
+        return None
+
+
+def _raise_exit(inner: BaseException) -> None:
+    """Raise an error again if a signal handler raised it, since it ends the process."""
+    if exit_of(inner) is not None:
+        raise inner
+
+
+def _only_theirs(trace: TracebackException) -> None:
+    """Remove sitq's frames, also from causes, contexts and members of groups."""
+    todo: list[TracebackException | None] = [trace]
+    while todo:
+        each = todo.pop()
+        if each is None:
+            continue
+        each.stack[:] = [frame for frame in each.stack if not frame.filename.startswith(_OURS)]
+        todo += [each.__cause__, each.__context__, *(each.exceptions or ())]
+
+
+def _clean(text: str, limit: int) -> str:
+    """Return a text that every store can keep: valid UTF-8 of bounded length."""
+    if len(text) > limit:
+        half = limit // 2
+        text = (
+            f"{text[:half]}\n[... {len(text) - 2 * half} characters left out ...]\n{text[-half:]}"
+        )
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

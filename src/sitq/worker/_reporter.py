@@ -8,12 +8,14 @@ written by itself, and no other has to wait for it.
 from __future__ import annotations
 
 import random
+from contextvars import copy_context
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 import anyio
 
 from sitq._logging import Log
+from sitq._stored_errors import UNSTORABLE_ERROR, UNSTORABLE_VALUE
 from sitq.errors import (
     BackendBusyError,
     BackendConnectionError,
@@ -26,44 +28,16 @@ from sitq.models import Outcome, OutcomeKind
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sitq.models import Lease
-    from sitq.protocols import Backend
+    from sitq.models import Lease, Progress
+    from sitq.worker._heartbeats import Heartbeats
+    from sitq.worker._runtime import WorkerRuntime
 
-__all__ = [
-    "FailureBackoff",
-    "Reporter",
-    "UncommittedOutcome",
-    "UncommittedOutcomes",
-    "storable_outcome",
-]
+__all__ = ["FailureBackoff", "Reporter", "UncommittedOutcome", "storable_outcome"]
 
 _log: Final = Log(__name__)
 
-_ERROR: Final = "BackendValueError: the store cannot keep the error of this attempt"
-_VALUE: Final = "BackendValueError: the store cannot keep the result of this attempt"
-
-
-def storable_outcome(outcome: Outcome, error: BackendValueError) -> Outcome | None:
-    """Return an outcome that every store can keep: plain text, no value and no traceback.
-
-    A retry stays one. If that is refused as well, a failure replaces it, and ``None`` that one.
-
-    Args:
-        outcome: what the store has refused.
-        error: what the store said; it goes into the log.
-    """
-    if outcome.kind is OutcomeKind.FAILURE and outcome.error in {_ERROR, _VALUE}:
-        return None
-    _log.error(
-        "task %s: the store cannot keep the %s of epoch %d, so a plain one takes its place: %s",
-        outcome.task_id,
-        outcome.kind,
-        outcome.epoch,
-        error,
-    )
-    if outcome.kind is OutcomeKind.RETRY and outcome.error != _ERROR:
-        return Outcome.retry(outcome.lease, outcome.delay, _ERROR)
-    return Outcome.failure(outcome.lease, _VALUE if outcome.kind is OutcomeKind.SUCCESS else _ERROR)
+_PASSING: Final = (BackendBusyError, BackendConnectionError, BackendFullError)
+_GROUP: Final = 1000
 
 
 class UncommittedOutcome(Outcome):
@@ -78,97 +52,27 @@ class UncommittedOutcome(Outcome):
         return cls(**dict(outcome))
 
 
-def _log_end(outcome: Outcome) -> None:
-    """Log that a task has not completed itself after all."""
-    log = {OutcomeKind.FAILURE: _log.error, OutcomeKind.RETRY: _log.warning}
-    log.get(outcome.kind, _log.info)(
-        "task %s: the transaction that completed epoch %d was not committed; it ended as: %s",
-        outcome.task_id,
-        outcome.epoch,
-        outcome.kind,
-    )
+def storable_outcome(outcome: Outcome, error: BackendValueError) -> Outcome | None:
+    """Return an outcome that every store can keep: plain text, no value and no traceback.
 
-
-class UncommittedOutcomes:
-    """Writes uncommitted outcomes, each by itself until the store accepts or refuses it.
-
-    One may be written twice: the second write changes nothing.
-
-    Args:
-        backend: an open backend.
-        done: called with the leases whose outcomes are accepted or refused.
-        backoff: counts the failures.
+    A retry stays one. If that is refused as well, a failure replaces it, and ``None`` that one.
     """
-
-    def __init__(
-        self, backend: Backend, done: Callable[[list[Lease]], None], backoff: FailureBackoff
-    ) -> None:
-        self._backend = backend
-        self._done = done
-        self._backoff = backoff
-        self._waiting: dict[Lease, UncommittedOutcome] = {}
-        self._new: list[UncommittedOutcome] = []
-        self._added = anyio.Event()
-        self._judged = anyio.Event()
-
-    def add(self, outcome: UncommittedOutcome) -> None:
-        """Write an outcome soon."""
-        self._waiting[outcome.lease] = outcome
-        self._new.append(outcome)
-        self._added.set()
-
-    def __contains__(self, lease: Lease) -> bool:
-        return lease in self._waiting
-
-    async def written(self) -> None:
-        """Return once each has been accepted or refused."""
-        while self._waiting:
-            await self._judged.wait()
-
-    async def run(self) -> None:
-        """Write outcomes as they come, until cancelled."""
-        async with anyio.create_task_group() as group:
-            while True:
-                await self._added.wait()
-                self._added = anyio.Event()
-                new, self._new = self._new, []
-                for outcome in new:
-                    group.start_soon(self._write, outcome)
-
-    async def flush(self) -> None:
-        """Write all that wait; called once `run` has ended."""
-        async with anyio.create_task_group() as group:
-            for outcome in list(self._waiting.values()):
-                group.start_soon(self._write, outcome)
-
-    async def _write(self, outcome: Outcome) -> None:
-        is_accepted = False
-        while True:
-            try:
-                (is_accepted,) = await self._backend.finish([outcome])
-            except Exception as error:  # noqa: BLE001 - an unavailable store never ends a worker
-                plain = (
-                    storable_outcome(outcome, error)
-                    if isinstance(error, BackendValueError)
-                    else None
-                )
-                if plain is None:
-                    await anyio.sleep(self._backoff.fail(error))
-                else:
-                    outcome = plain
-            else:
-                break
-        self._backoff.succeed()
-        if is_accepted:
-            _log_end(outcome)
-        del self._waiting[outcome.lease]
-        self._done([outcome.lease])
-        self._judged.set()
-        self._judged = anyio.Event()
-
-
-_PASSING: Final = (BackendBusyError, BackendConnectionError, BackendFullError)
-_GROUP: Final = 1000
+    if outcome.kind is OutcomeKind.FAILURE and outcome.error in {
+        UNSTORABLE_ERROR,
+        UNSTORABLE_VALUE,
+    }:
+        return None
+    _log.error(
+        "task %s: the store cannot keep the %s of epoch %d, so a plain one takes its place: %s",
+        outcome.task_id,
+        outcome.kind,
+        outcome.epoch,
+        error,
+    )
+    if outcome.kind is OutcomeKind.RETRY and outcome.error != UNSTORABLE_ERROR:
+        return Outcome.retry(outcome.lease, outcome.delay, UNSTORABLE_ERROR)
+    is_success = outcome.kind is OutcomeKind.SUCCESS
+    return Outcome.failure(outcome.lease, UNSTORABLE_VALUE if is_success else UNSTORABLE_ERROR)
 
 
 class FailureBackoff:
@@ -202,16 +106,12 @@ class FailureBackoff:
 
 
 class Reporter:
-    """Writes outcomes until each is accepted, refused, or its lease is lost.
+    """Writes outcomes until each is accepted, refused, or its lease is lost; and progress."""
 
-    Args:
-        backend: an open backend.
-        done: called with the leases whose outcomes are accepted or refused.
-    """
-
-    def __init__(self, backend: Backend, done: Callable[[list[Lease]], None]) -> None:
-        self._backend = backend
-        self._done = done
+    def __init__(self, runtime: WorkerRuntime, heartbeats: Heartbeats) -> None:
+        self._runtime = runtime
+        self._backend = runtime.backend
+        self._heartbeats = heartbeats
         self._waiting: dict[Lease, Outcome] = {}
         self._group: dict[Lease, Outcome] = {}
         # Outcomes of an interrupted write, which may have been stored.
@@ -220,16 +120,27 @@ class Reporter:
         self._added = anyio.Event()
         self._empty = anyio.Event()
         self._empty.set()
+        # Uncommitted outcomes, each of which is written by itself.
+        self._uncommitted: dict[Lease, Outcome] = {}
+        self._judged = anyio.Event()
+        # Starts a task that writes one, while the reporter runs.
+        self._start_writer: Callable[[Outcome], None] | None = None
+        self._progress: dict[Lease, Progress] = {}
+        self._progressed = anyio.Event()
+        runtime.note = self._note_progress
         self._deadline = float("inf")
         self._sending = anyio.CancelScope()
         self._backoff = FailureBackoff("store outcomes", longest=2.0)
-        self._uncommitted = UncommittedOutcomes(backend, done, self._backoff)
 
     def add(self, lease: Lease, outcome: Outcome) -> None:
         """Write the outcome of a lease soon."""
+        if self._progress:
+            self._progress.pop(lease, None)
         # `isinstance` on a pydantic model takes as long as the rest of this method.
         if type(outcome) is UncommittedOutcome:
-            self._uncommitted.add(outcome)
+            self._uncommitted[lease] = outcome
+            if self._start_writer is not None:
+                self._start_writer(outcome)
             return
         self._waiting[lease] = outcome
         if len(self._waiting) == 1 and not self._writing:
@@ -272,20 +183,32 @@ class Reporter:
     async def written(self) -> None:
         """Return once nothing waits to be written."""
         await self._empty.wait()
-        await self._uncommitted.written()
+        while self._uncommitted:
+            await self._judged.wait()
 
     async def run(self) -> None:
         """Write outcomes as they come, until cancelled."""
-        async with anyio.create_task_group() as group:
-            group.start_soon(self._uncommitted.run)
-            while True:
-                await self._added.wait()
-                await self._flush()
+        try:
+            async with anyio.create_task_group() as group:
+                # The callers are attempts, whose contexts are not for the writers.
+                context = copy_context()
+
+                def start_writer(outcome: Outcome) -> None:
+                    context.run(lambda: group.start_soon(self._write_alone, outcome))
+
+                self._start_writer = start_writer
+                while True:
+                    await self._added.wait()
+                    await self._flush()
+        finally:
+            self._start_writer = None
 
     async def flush(self) -> None:
         """Write all that waits; called once `run` has ended."""
         await self._flush()
-        await self._uncommitted.flush()
+        async with anyio.create_task_group() as group:
+            for outcome in list(self._uncommitted.values()):
+                group.start_soon(self._write_alone, outcome)
 
     def limit_time(self, seconds: float) -> float:
         """Limit the time that is left for writing; return the deadline by the loop's clock."""
@@ -319,7 +242,9 @@ class Reporter:
                 self._waiting = group | self._waiting
                 return self._backoff.fail(error)
             if len(group) == 1:
-                return self._try_again(*group.popitem(), error)
+                ((lease, outcome),) = group.items()
+                self._waiting[lease], pause = self._next_try(outcome, error)
+                return pause
             # One of the group may be the reason, so each is written by itself.
             return await self._write_each(group)
         except BaseException:
@@ -360,7 +285,8 @@ class Reporter:
                 try:
                     accepted = await self._send([outcome])
                 except Exception as error:  # noqa: BLE001 - see above
-                    pause = max(pause, self._try_again(lease, outcome, error))
+                    self._waiting[lease], longer = self._next_try(outcome, error)
+                    pause = max(pause, longer)
                 else:
                     self._note_accepted({lease: outcome}, accepted)
                 del rest[lease]
@@ -369,14 +295,44 @@ class Reporter:
             raise
         return pause
 
-    def _try_again(self, lease: Lease, outcome: Outcome, error: Exception) -> float:
-        """Keep an outcome that failed by itself for another try; return the seconds to pause."""
+    def _next_try(self, outcome: Outcome, error: Exception) -> tuple[Outcome, float]:
+        """Return what to write after an outcome failed by itself, and the seconds to pause."""
         plain = storable_outcome(outcome, error) if isinstance(error, BackendValueError) else None
-        self._waiting[lease] = plain or outcome
-        return 0.0 if plain else self._backoff.fail(error)
+        return (outcome, self._backoff.fail(error)) if plain is None else (plain, 0.0)
+
+    async def _write_alone(self, outcome: Outcome) -> None:
+        """Write an uncommitted outcome until the store accepts or refuses it.
+
+        It may be written twice: the second write changes nothing.
+        """
+        is_accepted: bool | None = None
+        while is_accepted is None:
+            try:
+                (is_accepted,) = await self._backend.finish([outcome])
+            except Exception as error:  # noqa: BLE001 - an unavailable store never ends a worker
+                outcome, pause = self._next_try(outcome, error)
+                await anyio.sleep(pause)
+        self._backoff.succeed()
+        if is_accepted:
+            log = {OutcomeKind.FAILURE: _log.error, OutcomeKind.RETRY: _log.warning}
+            log.get(outcome.kind, _log.info)(
+                "task %s: the transaction that completed epoch %d was not committed; "
+                "it ended as: %s",
+                outcome.task_id,
+                outcome.epoch,
+                outcome.kind,
+            )
+        self._uncommitted.pop(outcome.lease, None)
+        self._note_stored([outcome.lease])
+        self._judged.set()
+        self._judged = anyio.Event()
+
+    def _note_stored(self, leases: list[Lease]) -> None:
+        self._heartbeats.remove(leases)
+        self._runtime.freed()
 
     def _note_accepted(self, group: dict[Lease, Outcome], accepted: list[bool]) -> None:
-        self._done(list(group))
+        self._note_stored(list(group))
         for outcome, was_accepted in zip(group.values(), accepted, strict=True):
             if not was_accepted and outcome.lease not in self._unsure:
                 _log.warning(
@@ -385,3 +341,21 @@ class Reporter:
                     outcome.kind,
                     outcome.epoch,
                 )
+
+    def _note_progress(self, lease: Lease, progress: Progress) -> None:
+        """Keep the progress of a task until it is stored. Any thread may call it."""
+        self._progress[lease] = progress
+        self._runtime.loop.call_soon(self._progressed.set)
+
+    async def write_progress(self) -> None:
+        """Write the progress of running tasks as it comes, until cancelled."""
+        while True:
+            await self._progressed.wait()
+            self._progressed = anyio.Event()
+            while self._progress:
+                # `popitem` is atomic. Tasks in threads add entries meanwhile.
+                lease, progress = self._progress.popitem()
+                try:
+                    await self._backend.set_progress(lease, progress)
+                except Exception as error:  # noqa: BLE001 - the next progress may be stored
+                    _log.warning("task %s: its progress was not stored: %s", lease.task_id, error)

@@ -18,11 +18,9 @@ if TYPE_CHECKING:
     from sitq.models import Reservation
     from sitq.payload.functions import TaskFunction
     from sitq.payload.registry import Registry
-    from sitq.protocols import Backend
     from sitq.worker._heartbeats import Heartbeats
-    from sitq.worker._options import WorkerOptions
     from sitq.worker._runner_pool import RunnerPool
-    from sitq.worker._runtime import FunctionRuntime
+    from sitq.worker._runtime import WorkerRuntime
 
 __all__ = ["FULL_SWEEP", "Reserver"]
 
@@ -40,40 +38,30 @@ _DEFERENCE_SECONDS: Final = 0.1
 class Reserver:
     """Reserves tasks when some may be due, and leaves a pending reservation otherwise.
 
-    Args:
-        worker_id: the name of the leases' holder.
-        backend: an open backend.
-        registry: the functions that may run.
-        options: the worker's settings.
-        heartbeats: renews the leases.
-        reporter: writes the outcomes of tasks that cannot run.
-        pool: runs the tasks.
-        drain: end when nothing is due any more.
+    With ``drain`` it ends when nothing is due any more.
     """
 
     def __init__(
         self,
-        worker_id: str,
-        backend: Backend,
+        runtime: WorkerRuntime,
         registry: Registry,
-        options: WorkerOptions,
         heartbeats: Heartbeats,
         reporter: Reporter,
         pool: RunnerPool,
         *,
         drain: bool,
     ) -> None:
-        self._id = worker_id
+        backend = runtime.backend
+        self._id = runtime.worker_id
+        self._runtime = runtime
         self._backend = backend
-        self._clock = backend.clock
+        self._clock = runtime.clock
         self._registry = registry
-        self._options = options
+        self._options = runtime.options
         self._heartbeats = heartbeats
         self._reporter = reporter
         self._pool = pool
         self._drain = drain
-        # The error that ends a drain.
-        self.error: Exception | None = None
         self._stopping = False
         self._reserve_backoff = FailureBackoff("reserve tasks", longest=5.0)
         self._woken = anyio.Event()
@@ -82,6 +70,7 @@ class Reserver:
         self._look_at = float("-inf")
         # A drain waits in it until all outcomes are written.
         self._writing = anyio.CancelScope()
+        runtime.freed = self._freed
 
     def stop(self) -> None:
         """Reserve no more tasks."""
@@ -93,7 +82,7 @@ class Reserver:
         """Reserve when there is room and tasks may be due, until stopped or drained."""
         if self._drain:
             await self._sweep_all()
-        while not (self._stopping or self.error):
+        while not (self._stopping or self._runtime.error):
             self._woken = anyio.Event()
             self._pool.wake()
             if not await self._reserve_some():
@@ -112,7 +101,7 @@ class Reserver:
             wait = await self._reserve(room)
         except Exception as error:  # noqa: BLE001 - an unavailable store never ends a worker
             if self._drain:
-                self.error = error
+                self._runtime.error = error
                 return False
             self._look_in(self._reserve_backoff.fail(error))
             return True
@@ -151,7 +140,7 @@ class Reserver:
                 if self._stopping:
                     return
         except Exception as error:  # noqa: BLE001 - raised at the end of the run
-            self.error = error
+            self._runtime.error = error
 
     async def _reserve(self, room: int) -> float | None:
         asked_at = self._clock.monotonic()
@@ -179,22 +168,19 @@ class Reserver:
         """Hand reserved tasks to the pool; their leases were requested at `asked_at`."""
         leases = [task.lease for task in reservation.tasks]
         self._heartbeats.add(leases, asked_at)
-        runtimes: dict[str, FunctionRuntime | None] = {}
+        functions: dict[str, TaskFunction[Any] | None] = {}
         similar: dict[str, list[str]] = {}
         for task, lease in zip(reservation.tasks, leases, strict=True):
             name = task.function
-            if name not in runtimes:
-                function = self._find(name)
-                runtimes[name] = None if function is None else self._pool.runtime(function)
-                if function is None:
+            if name not in functions:
+                functions[name] = self._find(name)
+                if functions[name] is None:
                     similar[name] = self._registry.similar_names(name)
-            runtime = runtimes[name]
-            if runtime is None:
-                outcome = outcome_of_unknown_function(task, similar[name])
-                self._pool.unknown_function_at = self._clock.monotonic()
-                self._reporter.add(lease, self._pool.sealed(task, outcome) or outcome)
+            function = functions[name]
+            if function is not None:
+                self._pool.launch(task, lease, function)
             else:
-                self._pool.launch(task, lease, runtime)
+                self._pool.put_back(task, outcome_of_unknown_function(task, similar[name]))
 
     def _find(self, name: str) -> TaskFunction[Any] | None:
         """Return the function of a stored name, or `None` if this worker does not know it.
@@ -220,7 +206,7 @@ class Reserver:
                     self._id, self._options.queues, 0, self._options.lease
                 )
             except Exception as error:  # noqa: BLE001 - raised at the end of the run
-                self.error = error
+                self._runtime.error = error
                 return False
             if reservation.wait != 0.0 and not self._pool.busy:
                 return False
@@ -250,7 +236,7 @@ class Reserver:
             self._due = True
             self._look_in(None)  # in case there is no room now
 
-    def freed(self) -> None:
+    def _freed(self) -> None:
         """Wake up if tasks may be due, since the pool may have room."""
         if self._due or self._drain:
             self._woken.set()

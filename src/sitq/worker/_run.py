@@ -10,7 +10,7 @@ import anyio
 
 from sitq._exceptions import exit_of
 from sitq._logging import Log
-from sitq._loops import LoopRef, SharedEvent
+from sitq._loops import SharedEvent
 from sitq.errors import SitqError
 from sitq.models import LeaseState, Outcome
 from sitq.worker._attempt import EndReason
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from anyio.abc import TaskStatus
 
     from sitq.context import TaskContext
-    from sitq.models import Lease, Progress, ReservedTask
+    from sitq.models import Lease, ReservedTask
     from sitq.payload.registry import Registry
-    from sitq.protocols import Backend, Clock, Serializer, Topic
-    from sitq.worker._options import WorkerOptions
+    from sitq.protocols import Clock, Topic
+    from sitq.worker._runtime import WorkerRuntime
 
 __all__ = ["WorkerRun", "warn_of_saturation"]
 
@@ -98,60 +98,24 @@ class WorkerRun:
     """The state of one run of a worker, from `start` to its end.
 
     Args:
-        worker_id: random, new for each run.
-        backend: an open backend.
-        serializer: rebuilds arguments, encodes results.
+        runtime: what the parts of the worker share.
         registry: the functions that may run.
-        options: the worker's settings.
         drain: end when nothing is due any more.
     """
 
-    def __init__(
-        self,
-        worker_id: str,
-        backend: Backend,
-        serializer: Serializer,
-        registry: Registry,
-        options: WorkerOptions,
-        *,
-        drain: bool,
-    ) -> None:
+    def __init__(self, runtime: WorkerRuntime, registry: Registry, *, drain: bool) -> None:
         self.finished: Final = SharedEvent()
-        # The error that ends the run.
-        self._error: BaseException | None = None
-        self._services: anyio.CancelScope | None = None
-        self._id = worker_id
-        self._backend = backend
-        self._clock = backend.clock
-        self._options = options
-        self._loop = LoopRef()
+        self._runtime = runtime
+        self._backend = runtime.backend
+        self._clock = runtime.clock
+        self._options = runtime.options
         # When the next sweep began to wait, by the monotonic clock.
         self._waits_since: float | None = None
-        self._progress: dict[Lease, Progress] = {}
-        self._progressed = anyio.Event()
-        self._heartbeats = Heartbeats(backend, options.lease, self._loop, self._note_lease_state)
-        self._reporter = Reporter(backend, self._note_stored)
-        self._pool = RunnerPool(
-            serializer,
-            options,
-            backend,
-            self._loop,
-            self._heartbeats,
-            self._report,
-            self._take_progress,
-            self._wake_reserver,
-            worker_id,
-            self._leave,
-        )
+        self._heartbeats = Heartbeats(runtime, self._note_lease_state)
+        self._reporter = Reporter(runtime, self._heartbeats)
+        self._pool = RunnerPool(runtime, self._heartbeats, self._reporter)
         self._reserver = Reserver(
-            worker_id,
-            backend,
-            registry,
-            options,
-            self._heartbeats,
-            self._reporter,
-            self._pool,
-            drain=drain,
+            runtime, registry, self._heartbeats, self._reporter, self._pool, drain=drain
         )
 
     @property
@@ -161,19 +125,19 @@ class WorkerRun:
 
     def stop(self) -> None:
         """Reserve no more tasks, and end the run. Any thread may call it."""
-        self._loop.call_soon(self._reserver.stop)
+        self._runtime.loop.call_soon(self._reserver.stop)
 
     async def run(self, task_status: TaskStatus[None]) -> None:
         """Work until stopped, drained, or cancelled."""
         try:
             await self._heartbeats.start()
             async with anyio.create_task_group() as services:
-                self._services = services.cancel_scope
-                services.start_soon(self._end_with_heartbeats, services.cancel_scope)
+                self._runtime.services = services.cancel_scope
+                services.start_soon(self._end_with_heartbeats)
                 services.start_soon(self._reporter.run)
                 services.start_soon(self._listen, "tasks", self._reserver.look_again)
                 services.start_soon(self._listen, "cancels", self._heartbeats.renew_now)
-                services.start_soon(self._note_progress)
+                services.start_soon(self._reporter.write_progress)
                 services.start_soon(self._watch)
                 services.start_soon(self._sweep)
                 try:
@@ -199,7 +163,7 @@ class WorkerRun:
             leaving = exit_of(group)
             if leaving is None or _is_cancelled():
                 raise  # asyncio has seen it, and ends its loop
-            self._error = self._error or leaving
+            self._runtime.leave(leaving)
         finally:
             # Even a cancelled run writes its outcomes and releases its leases.
             self._pool.hand_back(at_once=True)
@@ -209,8 +173,8 @@ class WorkerRun:
                 # A shield does not stop asyncio's own cancellation. The leases must not be
                 # renewed for ever.
                 self._heartbeats.stop()
-        if (error := self._error or self._reserver.error) is not None:
-            raise error
+        if self._runtime.error is not None:
+            raise self._runtime.error
 
     async def _write_the_rest(self) -> None:
         """Write the remaining outcomes, for a few seconds at most, and end the heartbeats."""
@@ -224,44 +188,20 @@ class WorkerRun:
             self._heartbeats.stop()
             await self._heartbeats.ended()
         if scope.cancelled_caught:
-            _log.warning("worker %s ends with outcomes that could not be stored", self._id)
+            _log.warning(
+                "worker %s ends with outcomes that could not be stored", self._runtime.worker_id
+            )
 
-    def _leave(self, error: BaseException) -> None:
-        """End the run with the exception that a signal handler has raised."""
-        self._error = self._error or error
-        if self._services is not None:
-            self._services.cancel()
-
-    async def _end_with_heartbeats(self, services: anyio.CancelScope) -> None:
+    async def _end_with_heartbeats(self) -> None:
         """End the run with an error if the heartbeat thread ends."""
         cause = await self._heartbeats.ended()
         error = SitqError("the worker's heartbeat thread has ended by an error of its own")
         error.__cause__ = cause
-        self._error = self._error or error
-        services.cancel()
-
-    def _note_stored(self, leases: list[Lease]) -> None:
-        self._heartbeats.remove(leases)
-        self._reserver.freed()
-
-    def _wake_reserver(self) -> None:
-        self._reserver.freed()
+        self._runtime.leave(error)
 
     def runs(self, context: TaskContext) -> bool:
         """Return whether this worker runs an attempt. Any thread may call it."""
         return self._pool.runs(context)
-
-    # -- reporting ---------------------------------------------------------------------------
-
-    def _report(self, lease: Lease, outcome: Outcome | None) -> None:
-        if self._progress:
-            self._progress.pop(lease, None)
-        if outcome is None:
-            self._heartbeats.remove((lease,))
-        else:
-            self._reporter.add(lease, outcome)
-
-    # -- services --------------------------------------------------------------------------
 
     async def _listen(self, topic: Topic, heard: Callable[[], object]) -> None:
         backoff = FailureBackoff(f"listen for {topic}", longest=5.0)
@@ -356,26 +296,6 @@ class WorkerRun:
         if self._waits_since is None:
             self._waits_since = now
         return now - self._waits_since < max(_LONGEST_WAIT, self._options.lease)
-
-    def _take_progress(self, lease: Lease, progress: Progress) -> None:
-        """Keep the progress of a task until it is stored. Any thread may call it."""
-        self._progress[lease] = progress
-        self._loop.call_soon(self._wake_progress)
-
-    def _wake_progress(self) -> None:
-        self._progressed.set()
-
-    async def _note_progress(self) -> None:
-        while True:
-            await self._progressed.wait()
-            self._progressed = anyio.Event()
-            while self._progress:
-                # `popitem` is atomic. Tasks in threads add entries meanwhile.
-                lease, progress = self._progress.popitem()
-                try:
-                    await self._backend.set_progress(lease, progress)
-                except Exception as error:  # noqa: BLE001 - the next progress may be stored
-                    _log.warning("task %s: its progress was not stored: %s", lease.task_id, error)
 
 
 def _is_cancelled() -> bool:

@@ -7,7 +7,6 @@ released for other workers.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
 import weakref
@@ -21,32 +20,26 @@ import anyio.lowlevel
 
 from sitq._exceptions import exit_of
 from sitq._logging import Log
-from sitq.context import TaskServices
 from sitq.models import Outcome, OutcomeKind
-from sitq.payload.serialization import may_seal_results
-from sitq.payload.signing import seal_outcome
 from sitq.worker._attempt import Attempt, EndReason, NoThreadError
 from sitq.worker._attempt_tasks import STARTS_EAGERLY, AttemptTask, Nurseries
-from sitq.worker._errors import error_text
-from sitq.worker._exits import end_child
+from sitq.worker._calls import end_child
 from sitq.worker._interpreter_yield import InterpreterYield
-from sitq.worker._outcomes import log_end
+from sitq.worker._outcomes import error_text, log_end
 from sitq.worker._prefetch import MAX_PREFETCH, PREFETCH_TIMEOUT, PrefetchLimit
 from sitq.worker._reporter import UncommittedOutcome
-from sitq.worker._runtime import FunctionRuntime, WorkerRuntime
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Coroutine
 
     from anyio.abc import TaskStatus
 
-    from sitq._loops import LoopRef
     from sitq.context import TaskContext
-    from sitq.models import Lease, Progress, ReservedTask
+    from sitq.models import Lease, ReservedTask
     from sitq.payload.functions import TaskFunction
-    from sitq.protocols import Backend, Serializer
     from sitq.worker._heartbeats import Heartbeats
-    from sitq.worker._options import WorkerOptions
+    from sitq.worker._reporter import Reporter
+    from sitq.worker._runtime import WorkerRuntime
 
 __all__ = ["RunnerPool"]
 
@@ -76,77 +69,32 @@ if hasattr(os, "register_at_fork"):
 
 
 class RunnerPool:
-    """Runs reserved tasks, at most ``max_concurrency`` at a time.
+    """Runs reserved tasks, at most ``max_concurrency`` at a time."""
 
-    Args:
-        serializer: rebuilds arguments, encodes results.
-        options: the worker's settings.
-        backend: the store, for its clock and for tasks that complete themselves.
-        loop: the worker's loop.
-        heartbeats: renews the leases.
-        report: takes each outcome, and ``None`` for an attempt whose lease is lost.
-        note: takes the progress that tasks report, from any thread.
-        freed: called when there is room for more.
-        worker_id: for the log.
-        leave: ends the worker with the exception of a signal handler.
-    """
-
-    def __init__(
-        self,
-        serializer: Serializer,
-        options: WorkerOptions,
-        backend: Backend,
-        loop: LoopRef,
-        heartbeats: Heartbeats,
-        report: Callable[[Lease, Outcome | None], None],
-        note: Callable[[Lease, Progress], object],
-        freed: Callable[[], None],
-        worker_id: str,
-        leave: Callable[[BaseException], object],
-    ) -> None:
-        self._serializer = serializer
-        self._seals = may_seal_results(serializer)
-        self._options = options
-        self._backend = backend
-        self._clock = backend.clock
-        self._loop = loop
+    def __init__(self, runtime: WorkerRuntime, heartbeats: Heartbeats, reporter: Reporter) -> None:
+        self._runtime = runtime
         self._heartbeats = heartbeats
-        self._report = report
-        self._note = note
-        self._freed = freed
-        self._worker_id = worker_id
-        self._leave = leave
+        self._reporter = reporter
+        self._clock = runtime.clock
+        self._places = runtime.options.max_concurrency
         self._process, self._thread = os.getpid(), threading.get_ident()
         _LIVE_POOLS.add(self)
         # How many attempts have started.
         self.started = 0
         # When a task of an unknown function was last put back, by the monotonic clock.
         self.unknown_function_at = float("-inf")
-        self._runtime = WorkerRuntime(
-            serializer,
-            options.retry,
-            backend.clock,
-            loop,
-            anyio.CapacityLimiter(options.max_concurrency),
-            grace=min(options.cancel_grace, options.lease),
-            # anyio's cancel scope of this loop: looking it up takes as long as a short task.
-            scope=type(anyio.CancelScope()),
-            host=asyncio.current_task() if loop.asyncio is not None else None,
-            freed=self._thread_ended,
-            leave=leave,
-        )
         self._prefetched: deque[Attempt] = deque()
         self._running: dict[Lease, Attempt] = {}
         # The thread of an abandoned call keeps its place until it ends.
         self._abandoned_threads: dict[Lease, Attempt] = {}
         # On trio, where the attempts run.
-        self._nurseries = Nurseries(self._runtime.grace) if loop.asyncio is None else None
-        is_eager = loop.asyncio is not None and STARTS_EAGERLY
-        self._turn = _EAGER_TURN if is_eager else _TURN
+        loop = runtime.loop.asyncio
+        self._nurseries = Nurseries(runtime.grace) if loop is None else None
+        self._turn = _EAGER_TURN if loop is not None and STARTS_EAGERLY else _TURN
         self._woken = anyio.Event()
         self._ended = anyio.Event()
-        self.interpreter_yield: Final = InterpreterYield(backend)
-        self._prefetch = PrefetchLimit(backend.clock)
+        self.interpreter_yield: Final = InterpreterYield(runtime.backend)
+        self._prefetch = PrefetchLimit(runtime.clock)
 
     @property
     def busy(self) -> bool:
@@ -156,8 +104,7 @@ class RunnerPool:
     @property
     def idle_places(self) -> int:
         """How many attempts could start at once."""
-        taken = len(self._running) + len(self._abandoned_threads)
-        return self._options.max_concurrency - taken
+        return self._places - len(self._running) - len(self._abandoned_threads)
 
     def take_all_places(self) -> list[ReservedTask]:
         """Return the running tasks, or an empty list while a place is free."""
@@ -174,7 +121,7 @@ class RunnerPool:
         Most of a reservation's cost does not depend on how many tasks it reserves. So tasks are
         not reserved one by one.
         """
-        ahead = self._prefetch.limit(self._options.max_concurrency - len(self._abandoned_threads))
+        ahead = self._prefetch.limit(self._places - len(self._abandoned_threads))
         idle, waiting = self.idle_places, len(self._prefetched)
         enough = waiting >= max(idle, ahead // 2)
         return 0 if enough else self._bounded(max(0, idle + ahead - waiting))
@@ -187,7 +134,7 @@ class RunnerPool:
         """
         if not (room and self._prefetch.is_paused):
             return room
-        return max(0, min(room, self._options.max_concurrency - len(self._heartbeats.kept())))
+        return max(0, min(room, self._places - len(self._heartbeats.kept())))
 
     def runs(self, context: TaskContext) -> bool:
         """Return whether an attempt is running here. Any thread may call it."""
@@ -203,33 +150,25 @@ class RunnerPool:
         """End a child process that a task forked, once it comes back to the worker's loop."""
         if threading.get_ident() == self._thread:  # only the forking thread exists in the child
             # Before the loop waits: the events of its descriptors belong to the parent.
-            self._loop.before_waiting(partial(end_child, None))
+            self._runtime.loop.before_waiting(partial(end_child, None))
 
-    def runtime(self, function: TaskFunction[Any]) -> FunctionRuntime:
-        """Return what all attempts at a function share."""
-        return FunctionRuntime(
-            function,
-            TaskServices(
-                self._backend,
-                self._note,
-                partial(function.dump_result, self._serializer),
-                partial(seal_outcome, self._serializer),
-            ),
-            self._runtime,
-        )
-
-    def launch(self, task: ReservedTask, lease: Lease, runtime: FunctionRuntime) -> None:
+    def launch(self, task: ReservedTask, lease: Lease, function: TaskFunction[Any]) -> None:
         """Run a reserved task as soon as there is a place for it."""
-        now = self._clock.monotonic()
         if task.crashes:
             self._prefetch.pause()
             if self.idle_places <= len(self._prefetched):
                 # One of the tasks that were lost together kills its worker. If it does so again,
                 # that worker must not hold the others.
-                self._report(lease, Outcome.release(lease))
+                self._reporter.add(lease, Outcome.release(lease))
                 return
-        self._prefetched.append(Attempt(task, lease, runtime, now))
+        now = self._clock.monotonic()
+        self._prefetched.append(Attempt(task, lease, function, self._runtime, now))
         self.wake()
+
+    def put_back(self, task: ReservedTask, outcome: Outcome) -> None:
+        """Report the outcome of a task whose function is unknown here."""
+        self.unknown_function_at = self._clock.monotonic()
+        self._reporter.add(task.lease, self._runtime.sealed(task, outcome))
 
     def wake(self) -> None:
         """Start waiting attempts, if there is a place."""
@@ -243,9 +182,9 @@ class RunnerPool:
             self._start_some()
             if not self._prefetched or self.idle_places <= 0:
                 self._woken = anyio.Event()
-                self._freed()
+                self._runtime.freed()
             elif len(self._prefetched) < MAX_PREFETCH // 2:
-                self._freed()
+                self._runtime.freed()
             # Attempts that never wait must not block the loop.
             await anyio.lowlevel.checkpoint()
             self.interpreter_yield.end_turn()
@@ -272,7 +211,7 @@ class RunnerPool:
             if begun is None or isinstance(begun, Outcome):
                 self._conclude(attempt, begun)
                 return
-            loop = self._loop.asyncio
+            loop = self._runtime.loop.asyncio
             if loop is not None:
                 call = self._run_attempt(attempt, begun, started_at)
                 AttemptTask(call, attempt, loop)
@@ -298,12 +237,12 @@ class RunnerPool:
                 if leaving is None:
                     outcome = _not_run(attempt, error)
                 else:
-                    self._leave(leaving)
+                    self._runtime.leave(leaving)
                     outcome = Outcome.release(attempt.lease)
             self._settle(attempt, self._clock.monotonic() - started_at)
             self._conclude(attempt, outcome)
         except BaseException as error:  # noqa: BLE001 - a signal handler's: no user code runs here
-            self._leave(error)
+            self._runtime.leave(error)
             self._drop(attempt)
         finally:
             attempt.host = None  # breaks the cycle of references between the two
@@ -329,43 +268,37 @@ class RunnerPool:
         self._prefetch.note(seconds)
         if seconds > _LONG:
             self.hand_back()
-        if attempt.leave():
+        if attempt.leave(partial(self._thread_ended, attempt.lease)):
             self._abandoned_threads[attempt.lease] = attempt
-
-    def sealed(self, task: ReservedTask, outcome: Outcome | None) -> Outcome | None:
-        """Return an outcome as it is stored: sealed, if the serializer seals."""
-        if outcome is None or not self._seals:
-            return outcome
-        try:
-            return seal_outcome(self._serializer, task, outcome)
-        except Exception as error:  # noqa: BLE001 - a serializer may be user code
-            return Outcome.failure(outcome.lease, error_text(error))
 
     def _conclude(self, attempt: Attempt, outcome: Outcome | None) -> None:
         """Report the outcome of an attempt, and free its place."""
         if self._running.pop(attempt.lease, None) is None:
             return
-        self._report(attempt.lease, self.sealed(attempt.task, outcome))
+        if outcome is None:
+            self._heartbeats.remove((attempt.lease,))
+        else:
+            self._reporter.add(attempt.lease, self._runtime.sealed(attempt.task, outcome))
         if outcome is not None and outcome.kind is not OutcomeKind.SUCCESS:
             if outcome.kind is OutcomeKind.UNKNOWN_FUNCTION:
                 self.started -= 1  # its function was not called
                 self.unknown_function_at = self._clock.monotonic()
             if type(outcome) is not UncommittedOutcome:  # the reporter logs it if it is accepted
-                log_end(attempt.task, outcome, attempt.raised, self._worker_id)
+                log_end(attempt.task, outcome, attempt.raised, self._runtime.worker_id)
         self.wake()
         if not self._prefetched:
-            self._freed()
+            self._runtime.freed()
         if not self._running:
             self._ended.set()
 
     def _thread_ended(self, lease: Lease) -> None:
         """Free the place of an abandoned call; called in its thread."""
-        self._loop.call_soon(partial(self._give_up, lease))
+        self._runtime.loop.call_soon(partial(self._give_up, lease))
 
     def _give_up(self, lease: Lease) -> None:
         self._abandoned_threads.pop(lease, None)
         self.wake()
-        self._freed()
+        self._runtime.freed()
 
     def end(self, lease: Lease, why: EndReason) -> None:
         """End an attempt that runs; one that waits does not start."""
@@ -376,8 +309,11 @@ class RunnerPool:
         for waiting in self._prefetched:
             if waiting.lease == lease:
                 self._prefetched.remove(waiting)
-                kind = Outcome.cancelled if why is EndReason.CANCEL else Outcome.release
-                self._report(lease, None if why is EndReason.LEASE_LOST else kind(lease))
+                if why is EndReason.LEASE_LOST:
+                    self._heartbeats.remove((lease,))
+                else:
+                    kind = Outcome.cancelled if why is EndReason.CANCEL else Outcome.release
+                    self._reporter.add(lease, kind(lease))
                 return
 
     def hand_back(self, *, at_once: bool = False) -> None:
@@ -386,7 +322,7 @@ class RunnerPool:
         while self._prefetched and (at_once or self._prefetched[0].since < too_long):
             attempt = self._prefetched.popleft()
             self._prefetch.note_timeout()
-            self._report(attempt.lease, Outcome.release(attempt.lease))
+            self._reporter.add(attempt.lease, Outcome.release(attempt.lease))
 
     async def finish(self, seconds: float, cleanup_seconds: float) -> None:
         """Let running attempts finish for a while, then end them.
@@ -406,7 +342,7 @@ class RunnerPool:
             with anyio.CancelScope(shield=True):
                 self._runtime.closing = True
                 self.hand_back(at_once=True)
-                if self._loop.asyncio is not None:
+                if self._runtime.loop.asyncio is not None:
                     for attempt in list(self._running.values()):
                         if not attempt.is_hosted:
                             self._drop(attempt)

@@ -1,71 +1,99 @@
-"""What attempts share: all of one worker, and all at one function."""
+"""The settings of a worker, and what its parts and its attempts share."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import asyncio
+from typing import TYPE_CHECKING, Annotated, Any
+
+import anyio
+from pydantic import BaseModel, ConfigDict, Field
+
+from sitq._loops import LoopRef, no_op
+from sitq._validation import PositiveSeconds, Seconds, ServedQueue
+from sitq.models import Outcome, RetryPolicy
+from sitq.payload.serialization import may_seal_results
+from sitq.payload.signing import seal_outcome
+from sitq.worker._outcomes import error_text
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable
 
-    import anyio
-
-    from sitq._loops import LoopRef
-    from sitq.context import TaskServices
-    from sitq.models import Lease, RetryPolicy
+    from sitq.models import Lease, Progress, ReservedTask
     from sitq.payload.functions import TaskFunction
-    from sitq.protocols import Clock, Serializer
+    from sitq.protocols import Backend, Serializer
 
-__all__ = ["FunctionRuntime", "WorkerRuntime"]
+__all__ = ["WorkerOptions", "WorkerRuntime"]
 
 
-@dataclass(slots=True)
-class WorkerRuntime:
-    """What all attempts of one worker share.
+class WorkerOptions(BaseModel):
+    """See `sitq.Worker`."""
 
-    Args:
-        serializer: rebuilds arguments, encodes results.
-        retry: the policy of tasks that have none of their own.
-        clock: the worker's clock.
-        loop: the worker's loop.
-        limiter: the worker's threads.
-        grace: seconds that the clean-up of a cancelled attempt may take.
-        scope: the class of the loop's cancel scopes.
-        host: the worker's asyncio task; ``None`` on trio.
-        freed: called in a thread with the lease of an abandoned call that has ended.
-        leave: ends the worker with the exception of a signal handler.
-        closing: whether the worker has begun to end.
-    """
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", defer_build=True)
 
-    serializer: Serializer
+    queues: tuple[ServedQueue, ...]
+    max_concurrency: Annotated[int, Field(ge=1, le=10_000)]
+    poll_interval: PositiveSeconds
+    lease: Annotated[PositiveSeconds, Field(ge=0.1)]
+    shutdown_timeout: Seconds
+    cancel_grace: Seconds
     retry: RetryPolicy | None
-    clock: Clock
-    loop: LoopRef
-    limiter: anyio.CapacityLimiter
-    grace: float
-    scope: type[anyio.CancelScope]
-    host: asyncio.Task[Any] | None
-    freed: Callable[[Lease], object]
-    leave: Callable[[BaseException], object]
-    closing: bool = False
+    max_crashes: Annotated[int, Field(ge=1, le=1000)]
+
+
+class WorkerRuntime:
+    """What the parts of one run of a worker share, and all its attempts."""
+
+    def __init__(
+        self, worker_id: str, backend: Backend, serializer: Serializer, options: WorkerOptions
+    ) -> None:
+        self.worker_id = worker_id
+        self.backend = backend
+        self.clock = backend.clock
+        self.serializer = serializer
+        self.options = options
+        self.loop = LoopRef()
+        # Bounds the threads of plain functions.
+        self.limiter = anyio.CapacityLimiter(options.max_concurrency)
+        # Seconds that the clean-up of a cancelled attempt may take.
+        self.grace = min(options.cancel_grace, options.lease)
+        # anyio's cancel scope of this loop: looking it up takes as long as a short task.
+        self.scope = type(anyio.CancelScope())
+        # The worker's own task, on asyncio.
+        self._host = asyncio.current_task() if self.loop.asyncio is not None else None
+        self._seals = may_seal_results(serializer)
+        # Takes the progress that tasks report, from any thread; the reporter sets it.
+        self.note: Callable[[Lease, Progress], object]
+        # Called when there may be room for more tasks; the reserver sets it.
+        self.freed: Callable[[], object] = no_op
+        # True once the worker has begun to end.
+        self.closing = False
+        # The error that ends the worker, and the scope of its services.
+        self.error: BaseException | None = None
+        self.services: anyio.CancelScope | None = None
 
     @property
     def is_ending(self) -> bool:
         """True if the worker ends, or asyncio cancels its task along with all others."""
-        return self.closing or (self.host is not None and self.host.cancelling() > 0)
+        return self.closing or (self._host is not None and self._host.cancelling() > 0)
 
+    def leave(self, error: BaseException) -> None:
+        """End the worker with an error: that of the heartbeats, or of a signal handler."""
+        self.error = self.error or error
+        if self.services is not None:
+            self.services.cancel()
 
-@dataclass(frozen=True, slots=True)
-class FunctionRuntime:
-    """What all attempts at one function share.
+    def encode(
+        self, task: ReservedTask, lease: Lease, function: TaskFunction[Any], value: object
+    ) -> bytes:
+        """Return the value of a success as it is stored: encoded, and sealed if need be."""
+        outcome = Outcome.success(lease, function.dump_result(self.serializer, value))
+        return seal_outcome(self.serializer, task, outcome).value or b""
 
-    Args:
-        function: the function to call.
-        services: what the function may reach through `current_task`.
-        worker: what it shares with the attempts at other functions.
-    """
-
-    function: TaskFunction[Any]
-    services: TaskServices
-    worker: WorkerRuntime
+    def sealed(self, task: ReservedTask, outcome: Outcome) -> Outcome:
+        """Return an outcome as it is stored: sealed, if the serializer seals."""
+        if not self._seals:
+            return outcome
+        try:
+            return seal_outcome(self.serializer, task, outcome)
+        except Exception as error:  # noqa: BLE001 - a serializer may be user code
+            return Outcome.failure(outcome.lease, error_text(error))

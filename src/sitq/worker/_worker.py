@@ -19,8 +19,8 @@ from sitq.errors import UsageError, ValidationError
 from sitq.models import ALL_QUEUES, DEFAULT_QUEUE, RetryPolicy
 from sitq.payload.registry import Registry, default_registry
 from sitq.worker._background import BackgroundService
-from sitq.worker._options import WorkerOptions
 from sitq.worker._run import WorkerRun
+from sitq.worker._runtime import WorkerOptions, WorkerRuntime
 from sitq.worker._script import EventLoop, run_script
 
 if TYPE_CHECKING:
@@ -204,15 +204,10 @@ class Worker:
         if self._run_state is not None:
             raise UsageError("this worker is running already; stop() it first, or make another")
         refuse_green_threads("a worker")
-        worker_id = secrets.token_hex(8)
-        run = self._run_state = WorkerRun(
-            worker_id,
-            self._backend,
-            self._serializer,
-            self._registry,
-            self._options,
-            drain=drain,
+        runtime = WorkerRuntime(
+            secrets.token_hex(8), self._backend, self._serializer, self._options
         )
+        run = self._run_state = WorkerRun(runtime, self._registry, drain=drain)
         try:
             await self._backend.open()
             try:
