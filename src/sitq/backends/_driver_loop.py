@@ -11,7 +11,7 @@ import atexit
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import anyio
 
@@ -36,23 +36,6 @@ _CLOSED: Final = "the backend was closed during this call"
 _RUNNING: Final[set[asyncio.Task[Any]]] = set()
 # What waits for the end of a loop; these do not wait for each other.
 _GUARDS: Final[set[asyncio.Task[Any]]] = set()
-
-
-class _Answer(Generic[T]):
-    """A place for what a unit of work returns or raises."""
-
-    __slots__ = ("error", "value")
-
-    def __init__(self) -> None:
-        self.error: BaseException | None = None
-        self.value: list[T] = []
-
-    def result(self) -> T:
-        if self.error is not None:
-            raise self.error
-        if not self.value:
-            raise UsageError(_CLOSED)  # cancelled before the first step
-        return self.value[0]
 
 
 def start_driver_thread(name: str) -> LoopThread:
@@ -97,18 +80,20 @@ class DriverLoop:
 
     def __init__(self, loop: LoopRef, name: str) -> None:
         self._callers: Final = loop
-        native = loop.asyncio
-        self._thread: Final = start_driver_thread(name) if native is None else None
+        self._thread: LoopThread | None = None
         self._forget: Callable[[], object] = no_op
-        if self._thread is not None:
+        if loop.asyncio is not None:
+            self._loop = loop.asyncio
+        else:
+            self._thread = start_driver_thread(name)
             self._forget = loop.at_end(partial(stop_driver_thread_soon, self._thread))
-        self._loop: Final = self._thread.loop if self._thread is not None else _present(native)
+            self._loop = self._thread.loop
         self._tasks: Final[set[asyncio.Task[Any]]] = set()
         self._is_ending = self._thread is not None
 
     @property
     def is_ending(self) -> bool:
-        """Whether a cancellation of a task in this loop is to be obeyed.
+        """Return whether a cancellation of a task in this loop is to be obeyed.
 
         At the end of the callers' loop, asyncio cancels every task, also those that callers wait
         for while they clean up; such a cancellation is ignored.
@@ -166,21 +151,20 @@ class DriverLoop:
 
     async def run(self, work: Callable[..., Awaitable[T]], *parameters: Any) -> T:
         """Do some work to its end, whatever becomes of the caller, and return what it returned."""
-        answer = _Answer[T]()
         if self._thread is None:
-            await asyncio.shield(self._begin(partial(_carry_out, answer, work, parameters)))
+            future = Future[T]()
+            await asyncio.shield(self._begin(partial(_fulfil, future, work, parameters)))
         else:
             done = anyio.Event()
-            tell = partial(self._callers.call_soon, done.set)
-            unit = partial(_carry_out, answer, work, parameters)
             try:
-                self._loop.call_soon_threadsafe(self._begin, unit, tell)
+                future = self.submit(work, *parameters)
             except RuntimeError:
                 raise UsageError(_CLOSED) from None
+            future.add_done_callback(lambda _: self._callers.call_soon(done.set))
             await done.wait()
-        return answer.result()
+        return future.result()
 
-    def submit(self, work: Callable[[], Coroutine[Any, Any, T]]) -> Future[T]:
+    def submit(self, work: Callable[..., Awaitable[T]], *parameters: Any) -> Future[T]:
         """Do some work; from any other thread, which may block until it is done.
 
         Raises:
@@ -189,10 +173,11 @@ class DriverLoop:
         future = Future[T]()
 
         def end() -> None:
-            if not future.done():
+            if not future.done():  # cancelled before the first step
                 future.set_exception(UsageError(_CLOSED))
 
-        self._loop.call_soon_threadsafe(self._begin, partial(_settle, future, work), end)
+        unit = partial(_fulfil, future, work, parameters)
+        self._loop.call_soon_threadsafe(self._begin, unit, end)
         return future
 
     def tell(self, function: Callable[[], object]) -> None:
@@ -203,10 +188,7 @@ class DriverLoop:
             self._callers.call_soon(function)
 
     async def rest(self, seconds: float, keep: set[asyncio.Task[Any]]) -> bool:
-        """Return once nothing runs any more but the caller and ``keep``; from here.
-
-        False if it has not come to that in time.
-        """
+        """Wait until nothing runs but the caller and ``keep``; return False if it takes longer."""
         give_up = self._loop.time() + seconds
         while others := self._others(keep):
             rest = give_up - self._loop.time()
@@ -280,32 +262,15 @@ class DriverLoop:
             task.cancel()
 
 
-async def _carry_out(
-    answer: _Answer[T],
-    work: Callable[..., Awaitable[T]],
-    parameters: tuple[Any, ...],
+async def _fulfil(
+    future: Future[T], work: Callable[..., Awaitable[T]], parameters: tuple[Any, ...]
 ) -> None:
     try:
-        answer.value.append(await work(*parameters))
+        future.set_result(await work(*parameters))
     except asyncio.CancelledError:
-        answer.error = UsageError(_CLOSED)
-    except BaseException as error:  # noqa: BLE001 - it belongs to the caller
-        answer.error = error
-
-
-async def _settle(future: Future[T], work: Callable[[], Coroutine[Any, Any, T]]) -> None:
-    try:
-        result = await work()
+        future.set_exception(UsageError(_CLOSED))
     except BaseException as error:  # noqa: BLE001 - it belongs to the caller
         future.set_exception(error)
-    else:
-        future.set_result(result)
-
-
-def _present(loop: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEventLoop:
-    if loop is None:
-        raise RuntimeError("there is no loop")
-    return loop
 
 
 def _is_running(loop: asyncio.AbstractEventLoop) -> bool:

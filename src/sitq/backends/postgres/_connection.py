@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
     from datetime import datetime
 
-__all__ = ["ConnectTarget", "OpenTransaction", "PgConnection", "Row", "connect"]
+__all__ = ["ConnectTarget", "PgConnection", "Row", "connect"]
 
 Row = Any
 
@@ -67,7 +67,7 @@ _GONE: Final = (
     OSError,
     EOFError,
     asyncpg.InterfaceError,
-    asyncpg.InternalClientError,  # a good-bye of the server's came while nothing was asked
+    asyncpg.InternalClientError,  # the server ended it between two statements
     asyncpg.PostgresConnectionError,
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
@@ -89,21 +89,6 @@ class ConnectTarget(NamedTuple):
 
     def __repr__(self) -> str:
         return f"Target({redacted_dsn(self.dsn)})"
-
-
-class OpenTransaction:
-    """The statements of one transaction."""
-
-    def __init__(self, connection: asyncpg.Connection) -> None:
-        self._connection = connection
-
-    async def fetch(self, sql: str, *parameters: Any) -> list[Row]:
-        """Run one statement, and return what it gives."""
-        return await self._connection.fetch(sql, *parameters)
-
-    async def run(self, script: str) -> None:
-        """Run any number of statements."""
-        await self._connection.execute(script)
 
 
 class PgConnection:
@@ -145,21 +130,18 @@ class PgConnection:
         return "on" in {getattr(self._reports, name, "off") for name in _READ_ONLY}
 
     async def fetch(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
-        """Run one statement in a transaction of its own, and return what it gives.
+        """Run one statement, in a transaction of its own unless one is open; return its rows.
 
         Raises:
             LostError: the connection has ended; the statement may have been carried out.
         """
         try:
-            if self._prepared:
+            if self._prepared or self._connection.is_in_transaction():
                 return await self._connection.fetch(sql, *parameters)
             return await self._fetch_in_transaction(sql, parameters)
         except _GONE as error:
             self.terminate()
             raise LostError(_first_line(error)) from error
-        except TimeoutError as error:
-            self.terminate()
-            raise LostError("the server did not answer in time") from error
         except asyncpg.PostgresError as error:
             if self._connection.is_closed():
                 raise LostError(_first_line(error)) from error
@@ -186,16 +168,20 @@ class PgConnection:
         return rows
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[OpenTransaction]:
-        """Several statements, all or none of which count; each sees what others have committed."""
+    async def transaction(self) -> AsyncIterator[None]:
+        """Begin a transaction, and end it; each statement sees what others have committed."""
         try:
             async with self._connection.transaction(isolation="read_committed"):
                 if not self._prepared:
                     await self._connection.execute(self._local)
-                yield OpenTransaction(self._connection)
+                yield
         except _GONE as error:
             self.terminate()
             raise LostError(_first_line(error)) from error
+
+    async def run_script(self, script: str) -> None:
+        """Run any number of statements in the open transaction."""
+        await self._connection.execute(script)
 
     async def listen(self, channels: Sequence[str], heard: Callable[[str, str], None]) -> None:
         """Call ``heard`` with channel and text of each notification from now on."""
@@ -238,14 +224,14 @@ class PgConnection:
         raise LostError("the server has not let go of a lost connection yet")
 
     async def close(self) -> None:
-        """Say good-bye, or hang up."""
+        """Close the connection, in order if the server answers."""
         try:
             await self._connection.close(timeout=_CLOSE_SECONDS)
-        except Exception:  # noqa: BLE001 - whatever it is, it is over
+        except Exception:  # noqa: BLE001 - it is closed in any case
             self.terminate()
 
     def terminate(self) -> None:
-        """Hang up."""
+        """Close the connection without a message to the server."""
         with suppress(Exception):
             self._connection.terminate()
 
@@ -262,15 +248,15 @@ async def connect(target: ConnectTarget) -> PgConnection:
     if target.prepared:
         settings |= _SETTINGS | _SERVER_SIDE | _limits(target)
     connection = await _connect_to_one(target, settings)
-    link = PgConnection(connection, target)
+    own = PgConnection(connection, target)
     try:
         _watch(connection)
         _teach_arrays(connection)
-        await link.identify()
+        await own.identify()
     except BaseException:
-        link.terminate()
+        own.terminate()
         raise
-    return link
+    return own
 
 
 async def _connect_to_one(target: ConnectTarget, settings: dict[str, str]) -> asyncpg.Connection:
@@ -281,7 +267,7 @@ async def _connect_to_one(target: ConnectTarget, settings: dict[str, str]) -> as
         try:
             connection = await asyncpg.connect(
                 target.dsn,
-                # One that has vanished without a word must leave time for the others.
+                # One that has vanished must leave time for the others.
                 timeout=_CONNECT_SECONDS / len(servers),
                 statement_cache_size=100 if target.prepared else 0,
                 command_timeout=target.timeout and target.timeout + _GRACE,
@@ -290,7 +276,7 @@ async def _connect_to_one(target: ConnectTarget, settings: dict[str, str]) -> as
             )
         except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError):
             raise
-        except (asyncpg.PostgresError, *_GONE, TimeoutError, ValueError) as error:
+        except (asyncpg.PostgresError, *_GONE, ValueError) as error:
             # Of a server that takes no writes nothing more can be said: another one's error can.
             if failure is None or not isinstance(error, asyncpg.TargetServerAttributeNotMatched):
                 failure = error
@@ -304,9 +290,7 @@ def _unreachable(error: Exception | None) -> Exception:
     """Return what is raised where no server of a URL can be had."""
     if error is None or not isinstance(error, (*_GONE, ValueError)):
         return error or LostError("there is no server")
-    if isinstance(error, TimeoutError):
-        text = "the server did not answer in time"
-    elif isinstance(error, asyncpg.TargetServerAttributeNotMatched):
+    if isinstance(error, asyncpg.TargetServerAttributeNotMatched):
         text = "none of the servers is one that takes writes"
     elif isinstance(error, asyncpg.InterfaceError | ValueError):
         # What the driver says of a URL may quote it.
@@ -366,10 +350,11 @@ def _teach_arrays(connection: asyncpg.Connection) -> None:
 
 
 def _first_line(error: BaseException) -> str:
+    if isinstance(error, TimeoutError):
+        return "the server did not answer in time"
     text = str(error.args[0]) if error.args else ""
     if isinstance(error, asyncpg.InternalClientError | asyncpg.InterfaceError):
-        # Its text is about states within the driver.
-        return "the connection was lost"
+        return "the connection was lost"  # its text is about states within the driver
     if isinstance(error, OSError):
         text = error.strerror or str(error)
     return text.partition("\n")[0] or type(error).__name__

@@ -1,4 +1,4 @@
-"""What PostgreSQL's errors mean in sitq's words.
+"""Errors of PostgreSQL and its driver as errors of sitq.
 
 The server's details and hints may quote rows and keys, so only its messages are passed on.
 """
@@ -87,7 +87,9 @@ def translate_error(operation: str, place: str, error: BaseException) -> BaseExc
         return error
     where = f"{operation} on {place}"
     if isinstance(error, LostError | OSError | EOFError):
-        return _caused(BackendConnectionError(f"{where}: {_text(error)}"), error)
+        lost = BackendConnectionError(f"{where}: {str(error) or type(error).__name__}")
+        lost.__cause__ = error
+        return lost
     state = sqlstate_of(error)
     if state:
         kind = _KINDS.get(state) or _KINDS.get(state[:2], BackendError)
@@ -119,12 +121,3 @@ def server_message(error: BaseException) -> str:
     if getattr(error, "severity", "") is None:  # no server has said this
         return "the driver cannot send one of the values"
     return str(error.args[0]) if error.args else ""
-
-
-def _text(error: BaseException) -> str:
-    return str(error) or type(error).__name__
-
-
-def _caused(error: BackendError, cause: BaseException) -> BackendError:
-    error.__cause__ = cause
-    return error

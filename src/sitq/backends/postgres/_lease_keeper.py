@@ -106,4 +106,4 @@ class PostgresLeaseKeeper:
         """See `sitq.protocols.LeaseKeeper.close`."""
         thread, self._thread = self._thread, None
         if thread is not None:
-            stop_driver_thread(thread)  # which hangs up
+            stop_driver_thread(thread)  # which closes the connection

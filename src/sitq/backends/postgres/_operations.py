@@ -144,7 +144,7 @@ async def _insert(transaction: PgTransaction, tasks: Sequence[Task]) -> None:
     else:
         values = (transaction.moment, tasks.ids[0], *common, tasks.payloads[0])
         if channels:
-            await transaction.rows(_sql.INSERT_ONE_AND_TELL, *values, token, channels[0])
+            await transaction.rows(_sql.INSERT_ONE_AND_NOTIFY, *values, token, channels[0])
         else:
             await transaction.rows(_sql.INSERT_ONE, *values)
 

@@ -116,7 +116,7 @@ class OperationRunner:
         If the callers' loop ends meanwhile, it goes on, for callers that clean up.
 
         Raises:
-            BackendError: it failed, in the words of sitq.
+            BackendError: it failed.
         """
         try:
             return await self._write(operation, items)

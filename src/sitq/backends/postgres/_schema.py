@@ -88,13 +88,10 @@ if TYPE_CHECKING:
 
 Migration = tuple[int, str]
 
-# So many parts of a store make one.
-_ENOUGH: Final = 2
-
 
 @cache
 def migrations() -> tuple[Migration, ...]:
-    """The migrations, in order: number and script."""
+    """Return number and script of each migration, in order."""
     folder = resources.files("sitq.backends.postgres") / "migrations"
     scripts = sorted(
         (entry.name, entry.read_text(encoding="utf-8"))
@@ -119,7 +116,7 @@ async def prepare(
     async def ask(sql: str, *parameters: Any) -> list[Row]:
         return await connection.fetch(statements[sql], parameters)
 
-    encoding = (await ask(ENCODING))[0][0]
+    ((encoding,),) = await ask(ENCODING)
     if encoding != "UTF8":
         message = (
             f"the database of {place} stores texts as {encoding}, which cannot hold all of them: "
@@ -136,33 +133,29 @@ async def prepare(
             "with migrate=True"
         )
         raise BackendFormatError(message)
-    async with connection.transaction() as transaction:
-
-        async def ask_within(sql: str, *parameters: Any) -> list[Row]:
-            return await transaction.fetch(statements[sql], *parameters)
-
-        await ask_within(LOCK_MIGRATIONS, schema)
-        # Others may have been here before.
-        version = await _version(ask_within, schema, name)
+    async with connection.transaction():
+        await ask(LOCK_MIGRATIONS, schema)
+        # Another process may have migrated meanwhile.
+        version = await _version(ask, schema, name)
         if version is None:
-            await transaction.run(statements[CREATE_SCHEMA])
+            await connection.run_script(statements[CREATE_SCHEMA])
         if not version:
-            await transaction.run(statements[CREATE_RECORD])
+            await connection.run_script(statements[CREATE_RECORD])
         for number, script in migrations():
             if number > (version or 0):
-                await transaction.run(statements[script])
-                await ask_within(RECORD_MIGRATION, number)
+                await connection.run_script(statements[script])
+                await ask(RECORD_MIGRATION, number)
 
 
 async def _version(ask: Ask, schema: str, name: str) -> int | None:
-    """The number of the last migration; 0 for an empty schema, ``None`` for one that is not there.
+    """Return the number of the last migration; 0: an empty schema, ``None``: there is none.
 
-    A store is known by any two of its three parts: what has one of them or none is foreign.
+    A store is recognised by any two of its three parts.
     """
-    exists, used, *parts = (await ask(PRESENT, schema))[0]
+    ((exists, used, *parts),) = await ask(PRESENT, schema)
     if not used:
         return 0 if exists else None
-    if sum(parts) < _ENOUGH:
+    if sum(parts) < 2:  # noqa: PLR2004 - see above
         raise BackendFormatError(f"{name} belongs to another program; it was left as it is")
     has_record, has_tasks, has_functions = parts
     latest = migrations()[-1][0]

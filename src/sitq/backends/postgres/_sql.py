@@ -90,7 +90,7 @@ VALUES ($2::text, $3::text, $4::int2, {_MOMENT}, $5::text, $6::float8, {_MOMENT}
 """
 
 # The same, and notify a channel.
-INSERT_ONE_AND_TELL: Final = f"{INSERT_ONE}RETURNING pg_notify($9::text, $8::text)"
+INSERT_ONE_AND_NOTIFY: Final = f"{INSERT_ONE}RETURNING pg_notify($9::text, $8::text)"
 
 # Store a batch of tasks, some with unique keys; return the ids of the tasks that hold the keys, and
 # how many earlier holders have expired.
@@ -353,8 +353,8 @@ RESTORE_SEARCH_PATH: Final = """
 SELECT pg_catalog.set_config('search_path', $1, true)
 """
 
-# Whether there is a store of this name where a connection leads to.
-# The rest of the row tells whether the connection reads and writes values as drivers do.
+# Whether there is a store of this name where a connection leads to; and values of the types whose
+# codecs a user may have replaced.
 IS_THERE: Final = """
 SELECT to_regclass(quote_ident($1::text) || '.migrations') IS NOT NULL,
     $1::text, 'epoch'::timestamptz, 1::bigint, decode('73', 'hex')

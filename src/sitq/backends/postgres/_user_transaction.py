@@ -43,11 +43,11 @@ def bind(connection: object, place: str, session: Callable[[], PgSession]) -> Tr
     Raises:
         UsageError: the connection is none that leads to PostgreSQL.
     """
-    link = user_connection_of(connection)
-    if link.database != "postgresql":
-        message = f"bind: {link.kind} does not lead to PostgreSQL; the tasks are there"
+    own = user_connection_of(connection)
+    if own.database != "postgresql":
+        message = f"bind: {own.kind} does not lead to PostgreSQL; the tasks are there"
         raise UsageError(message)
-    return _PgUserTransaction(link, place, session)
+    return _PgUserTransaction(own, place, session)
 
 
 class _PgUserTransaction(UserTransaction["PgSession"]):
