@@ -8,7 +8,7 @@ from typing import Any
 import pydantic
 import pytest
 
-from sitq import Retry, RetryPolicy, Task, TaskQueue, ValidationError, task
+from sitq import Retry, RetryPolicy, Task, TaskQueue, ValidationError, Worker, task
 from sitq._validation import describe
 from sitq.backends.memory import MemoryBackend
 from sitq.ids import new_task_id
@@ -19,6 +19,7 @@ KEY = "give 1 to 256 characters of text, no control characters, as str"
 SECONDS = "give seconds from 0 up to ten years, as int or float"
 POSITIVE = "give seconds of more than 0, up to ten years, as int or float"
 PRIORITY = "give an int from -100 to 100"
+RETRY = "give a RetryPolicy, such as RetryPolicy(max_attempts=3)"
 
 REFUSED: list[tuple[str, Any, str]] = [
     ("queue", "no blanks", f"queue: {QUEUE} (got str)"),
@@ -40,6 +41,21 @@ REFUSED_KEYS: list[tuple[str, Any, str]] = [
     ("unique_key", "\ud800", f"unique_key: {KEY} (got str)"),
     ("unique_key", b"key", f"unique_key: {KEY} (got bytes)"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"), [(3, "int"), ({"max_attempts": 3}, "dict"), (RetryPolicy, "ModelMetaclass")]
+)
+def test_a_retry_policy_is_refused_with_one_wording(value: Any, kind: str) -> None:
+    backend = MemoryBackend()
+    for prefix, give in (
+        ("@task: ", lambda: task(retry=value)),
+        ("Worker: ", lambda: Worker(backend, retry=value)),
+        ("", lambda: TaskQueue(backend).options(retry=value)),
+    ):
+        with pytest.raises(ValidationError) as caught:
+            give()
+        assert str(caught.value) == f"{prefix}retry: {RETRY} (got {kind})"
 
 
 @pytest.mark.parametrize(("name", "value", "text"), REFUSED)

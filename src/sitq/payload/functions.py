@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sitq.payload._values import ValueCodec
     from sitq.protocols import Serializer
 
-__all__ = ["NOT_STORED", "TaskDefaults", "TaskFunction"]
+__all__ = ["NOT_STORED", "TaskDefaults", "TaskFunction", "check_retry"]
 
 # The value of a success whose function has ``store_result=False``: no payload is empty.
 NOT_STORED: Final = b""
@@ -54,6 +54,22 @@ class TaskDefaults(Model):
     priority: Priority | None = None
     result_ttl: Seconds | None = None
     store_result: bool = True
+
+
+def check_retry(name: str, value: object) -> RetryPolicy:
+    """Return a policy that is given as an option, as one of this very class.
+
+    Args:
+        name: the option's name, for the error.
+        value: the value to check.
+
+    Raises:
+        ValidationError: it is not a retry policy.
+    """
+    if not isinstance(value, RetryPolicy):
+        hint = "give a RetryPolicy, such as RetryPolicy(max_attempts=3)"
+        raise ValidationError(f"{name}: {hint} (got {type(value).__name__})")
+    return value.as_plain()
 
 
 class TaskFunction(Generic[R_co]):

@@ -13,8 +13,7 @@ from sitq._plain import plain
 from sitq._validation import describe
 from sitq.errors import ValidationError
 from sitq.ids import R_co
-from sitq.models import RetryPolicy
-from sitq.payload.functions import TaskDefaults, TaskFunction
+from sitq.payload.functions import TaskDefaults, TaskFunction, check_retry
 from sitq.payload.names import (
     address_of,
     check_kind,
@@ -27,6 +26,8 @@ from sitq.payload.names import (
 
 if TYPE_CHECKING:
     from types import ModuleType
+
+    from sitq.models import RetryPolicy
 
 
 __all__ = [
@@ -362,7 +363,7 @@ def task(
     )
     try:
         defaults = TaskDefaults(
-            retry=retry.as_plain() if isinstance(retry, RetryPolicy) else retry,
+            retry=None if retry is None else check_retry("@task: retry", retry),
             timeout=plain(timeout),
             queue=plain(queue),
             priority=plain(priority),

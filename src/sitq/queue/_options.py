@@ -16,12 +16,14 @@ from sitq._validation import (
     check_seconds,
 )
 from sitq.errors import ValidationError
-from sitq.models import RetryPolicy
 from sitq.payload._signatures import spelled_out
+from sitq.payload.functions import check_retry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import NoReturn
+
+    from sitq.models import RetryPolicy
 
 __all__ = [
     "NO_OPTIONS",
@@ -161,12 +163,6 @@ def _delay(name: str, value: object) -> timedelta:
         raise ValidationError(f"{error}; a timedelta is accepted too") from None
 
 
-def _retry(name: str, value: object) -> RetryPolicy:
-    if not isinstance(value, RetryPolicy):
-        _refuse(name, value, "give a RetryPolicy, such as RetryPolicy(max_attempts=3)")
-    return value.as_plain()
-
-
 def _until(name: str, value: object) -> str | None:
     if not isinstance(value, str) or value not in {"end", "start"}:
         _refuse(name, value, 'give "end" or "start"')
@@ -212,7 +208,7 @@ _CHECKS: Final[Mapping[str, Callable[[str, object], object]]] = MappingProxyType
         "queue": check_queue,
         "priority": check_priority,
         "timeout": check_positive_seconds,
-        "retry": _retry,
+        "retry": check_retry,
         "unique_key": check_key,
         "unique_until": _until,
         "expires_at": _moment,

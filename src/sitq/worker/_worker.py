@@ -17,6 +17,7 @@ from sitq._validation import describe
 from sitq.context import CURRENT
 from sitq.errors import UsageError, ValidationError
 from sitq.models import ALL_QUEUES, DEFAULT_QUEUE, RetryPolicy
+from sitq.payload.functions import check_retry
 from sitq.payload.registry import Registry, default_registry
 from sitq.worker._background import BackgroundService
 from sitq.worker._run import WorkerRun
@@ -92,7 +93,7 @@ class Worker:
                 lease=plain(lease),
                 shutdown_timeout=plain(shutdown_timeout),
                 cancel_grace=plain(cancel_grace),
-                retry=retry.as_plain() if isinstance(retry, RetryPolicy) else retry,
+                retry=None if retry is None else check_retry("Worker: retry", retry),
                 max_crashes=plain(max_crashes),
             )
         except pydantic.ValidationError as error:
