@@ -57,7 +57,8 @@ PYTHON_TESTS = [
     "tests/properties/test_closing.py",
     "tests/conformance/test_backends.py",
     "tests/worker",
-    "tests/examples",
+    "tests/examples/test_basic.py",
+    "tests/examples/test_fastapi_app.py",
     "tests/sqlite",
     "tests/unit",
 ]

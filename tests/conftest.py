@@ -13,7 +13,7 @@ import pytest
 from hypothesis import settings
 
 settings.register_profile(
-    "ci", max_examples=50, stateful_step_count=30, deadline=None, print_blob=True
+    "ci", max_examples=30, stateful_step_count=30, deadline=None, print_blob=True
 )
 settings.register_profile("quick", settings.get_profile("ci"), max_examples=20)
 settings.register_profile("nightly", settings.get_profile("ci"), max_examples=500)
