@@ -24,6 +24,7 @@ PLANS = {
     "INSERT_ALIKE": None,
     "INSERT_BATCH": None,
     "INSERT_UNIQUE": None,
+    "INSERT_UNIQUE_RETURNING": None,
     "KEY_HOLDER": "tasks_unique",
     "RELEASE_KEY": BY_KEY,
     "PENDING_QUEUES": "tasks_due",

@@ -128,7 +128,7 @@ def enqueue(
 
 def _insert_unique(transaction: SQLiteTransaction, task: Task) -> TaskId[Any]:
     values = values_of(task, transaction.now)
-    if transaction.rows(INSERT_UNIQUE, values):
+    if transaction.execute(INSERT_UNIQUE, values).rowcount:
         return task.id
     key = {"key": task.unique_key, "id": task.id, "now": transaction.now}
     holder, seq, change = transaction.execute(KEY_HOLDER, key).fetchone()
@@ -138,7 +138,7 @@ def _insert_unique(transaction: SQLiteTransaction, task: Task) -> TaskId[Any]:
         _set_final(transaction, seq, "expired")
     else:
         transaction.execute(RELEASE_KEY, {"seq": seq})
-    transaction.rows(INSERT_UNIQUE, values)
+    transaction.execute(INSERT_UNIQUE, values)
     return task.id
 
 

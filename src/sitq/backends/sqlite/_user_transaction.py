@@ -14,7 +14,7 @@ from sitq.backends.sqlite._errors import is_busy, translate_error
 from sitq.backends.sqlite._file import MEMORY
 from sitq.backends.sqlite._rows import EXPIRED, to_micros
 from sitq.backends.sqlite._sql import (
-    INSERT_UNIQUE,
+    INSERT_UNIQUE_RETURNING,
     KEY_HOLDER,
     RELEASE_KEY,
     insertion,
@@ -125,7 +125,7 @@ async def _insert_unique(
     executor: Executor, session: SQLiteSession, task: Task, now: int
 ) -> TaskId[Any]:
     values = values_of(task, now)
-    if await executor.fetch(INSERT_UNIQUE, values):
+    if await executor.fetch(INSERT_UNIQUE_RETURNING, values):
         return task.id
     key = {"key": task.unique_key, "id": task.id, "now": now}
     ((holder, seq, change),) = await executor.fetch(KEY_HOLDER, key)
@@ -137,7 +137,7 @@ async def _insert_unique(
         session.expect("results", holder_id)
     else:
         await executor.fetch(RELEASE_KEY, {"seq": seq})
-    await executor.fetch(INSERT_UNIQUE, values)
+    await executor.fetch(INSERT_UNIQUE_RETURNING, values)
     return task.id
 
 
