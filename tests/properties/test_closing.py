@@ -57,7 +57,7 @@ async def call(queue: TaskQueue, step: str) -> str:
 async def check(queue: TaskQueue, backend: Any, ids: set[str]) -> None:
     """All is closed by a close, and what was acknowledged is there after an opening."""
     await queue.close()
-    assert backend._open_counter.count == 0
+    assert backend._open_counter._count == 0
     if isinstance(backend, SQLiteBackend):  # what is in memory ends with the last close
         async with queue:
             for task_id in ids:

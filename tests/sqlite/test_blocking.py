@@ -26,7 +26,7 @@ from sitq import (
     UsageError,
     Worker,
 )
-from sitq.backends.sqlite import _database, _durability, _store_files
+from sitq.backends.sqlite import _database, _durability, _file
 from sitq.backends.sqlite._database import SQLiteDatabase
 from sitq.backends.sqlite._operations import SQLiteTransaction
 from sitq.backends.sqlite._writer import Writer
@@ -62,7 +62,7 @@ def writers(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 def test_the_caller_writes_where_nobody_else_does(
     queue: SyncTaskQueue, writers: list[tuple[str, int]]
 ) -> None:
-    with database_of(queue)._connection._usage._lock:
+    with database_of(queue)._connection.usage._lock:
         pass  # the connection's own thread has opened the file, and gives it back
     task_id = queue.enqueue(add, 1, 2)
     assert writers == [(threading.current_thread().name, 1)]
@@ -132,7 +132,7 @@ async def test_a_worker_elsewhere_is_woken(tmp_path: Path) -> None:
 
 Place = tuple[type, str]
 PLACES: list[Place] = [
-    (_store_files.StoreFiles, "check"),
+    (_file.DatabaseFile, "check_same"),
     (_durability.Durability, "prepare"),
     (_durability.Durability, "committed"),
     (_durability.Durability, "flush"),
@@ -167,18 +167,18 @@ def test_a_handler_that_interrupts_an_enqueue_is_refused_another(
     queue: SyncTaskQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queue.enqueue(add, 1, 2)
-    original = _store_files.StoreFiles.check
+    original = _file.DatabaseFile.check_same
     refused: list[UsageError] = []
 
-    def check(self: _store_files.StoreFiles) -> None:
-        monkeypatch.setattr(_store_files.StoreFiles, "check", original)
+    def check(self: _file.DatabaseFile) -> None:
+        monkeypatch.setattr(_file.DatabaseFile, "check_same", original)
         try:
             queue.enqueue(add, 3, 4)
         except UsageError as error:
             refused.append(error)
         original(self)
 
-    monkeypatch.setattr(_store_files.StoreFiles, "check", check)
+    monkeypatch.setattr(_file.DatabaseFile, "check_same", check)
     task_id = queue.enqueue(add, 5, 6)
     assert len(refused) == 1
     assert queue.get_task(task_id).status is TaskStatus.PENDING

@@ -80,11 +80,6 @@ class OpenCounter(Generic[S]):
         if state is not None and state.pid == os.getpid():
             state.abandon()
 
-    @property
-    def count(self) -> int:
-        """The number of users."""
-        return self._count
-
     async def enter(self) -> None:
         """Count a user in; the first one connects.
 

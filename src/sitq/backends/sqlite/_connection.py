@@ -41,13 +41,13 @@ class SQLiteConnection(aiosqlite.Connection):
     def __init__(
         self,
         connector: Callable[[], sqlite3.Connection],
-        closed: Callable[[], None],
+        closed: Callable[[], None] = no_op,
     ) -> None:
         super().__init__(connector, iter_chunk_size=64)
         self._closed = closed
         # A garbage collection may come while it is held, and end the connection.
         self._posting = threading.RLock()
-        self._usage = _Usage()
+        self.usage: Final = _Usage()
         self._has_ended = False
         self._is_closed = False
         self._thread.daemon = True
@@ -69,11 +69,6 @@ class SQLiteConnection(aiosqlite.Connection):
             raise UsageError("the backend is closed; open it again (connect) before using it")
         return self._connection
 
-    @property
-    def is_closed(self) -> bool:
-        """True once it was closed for good."""
-        return self._is_closed
-
     def post(self, function: Callable[[], object]) -> None:
         """Queue a function that raises nothing for the thread.
 
@@ -81,39 +76,22 @@ class SQLiteConnection(aiosqlite.Connection):
         """
         with self._posting:
             if not self._has_ended:
-                self._tx.put_nowait((None, _Once(function, self._usage)))
+                self._tx.put_nowait((None, _Once(function, self.usage)))
                 return
         function()
 
-    def lend(self, function: Callable[[], T]) -> T | None:
-        """Call a function in the caller's own thread, if the connection is not in use.
-
-        What it raises is raised here. It must leave the connection as the thread may find it.
-
-        Returns:
-            What it returned; ``None`` if the connection is in use: nothing was called.
-
-        Raises:
-            UsageError: the caller has interrupted a use of its own.
-        """
-        return self._usage.try_call(function)
-
-    def refuse_nested(self) -> None:
-        """Refuse a caller that has interrupted its thread's own use of the connection.
-
-        Raises:
-            UsageError: it has.
-        """
-        self._usage.refuse_nested()
-
     def attach(self, connector: Callable[[], sqlite3.Connection] | None = None) -> None:
-        """Connect; in the thread.
-
-        Args:
-            connector: opens the database this time.
-        """
+        """Connect, as ``connector`` does it this time; in the thread."""
         self._connection = (connector or self._connector)()
         _open.add(self._connection)
+
+    def reopened(
+        self, connector: Callable[[], sqlite3.Connection] | None = None
+    ) -> sqlite3.Connection:
+        """Return the connection itself, opened again if it was dropped; in the thread."""
+        if self._connection is None and not self._is_closed:
+            self.attach(connector)
+        return self.opened
 
     def drop(self) -> None:
         """Close, to connect again later; in the thread. Its open transaction is rolled back."""
@@ -169,7 +147,16 @@ class _Usage:
             return self._call(function)
 
     def try_call(self, function: Callable[[], T]) -> T | None:
-        """Call a function unless another thread uses the connection; see `lend`."""
+        """Call a function in the caller's own thread, if the connection is not in use.
+
+        What it raises is raised here. It must leave the connection as the thread may find it.
+
+        Returns:
+            What it returned; ``None`` if the connection is in use: nothing was called.
+
+        Raises:
+            UsageError: the caller has interrupted a use of its own.
+        """
         self.refuse_nested()
         try:
             if not self._lock.acquire(blocking=False):
@@ -192,7 +179,7 @@ class _Usage:
             self._thread = before
 
     def refuse_nested(self) -> None:
-        """See `SQLiteConnection.refuse_nested`."""
+        """Refuse a caller that has interrupted its thread's own use of the connection."""
         if self._thread == threading.get_ident():
             raise UsageError(
                 "a signal handler or a finalizer cannot enqueue while it interrupts the store's "

@@ -12,7 +12,6 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sitq._loops import no_op
 from sitq.backends._batch_queue import BatchQueue, BlockingRequest, Request, wake_all
 from sitq.backends.sqlite._connection import SQLiteConnection
 from sitq.backends.sqlite._errors import BUSY_SECONDS, is_busy, retrying, translate_error
@@ -117,10 +116,10 @@ class SQLiteDatabase(BatchQueue):
         If the connection is idle, the caller's own thread runs it.
         """
         if self._scheduled:
-            self._connection.refuse_nested()  # the thread would wait for itself
+            self._connection.usage.refuse_nested()  # the thread would wait for itself
         else:
             run = partial(self._writer.write_alone, operation, items)
-            answers = self._connection.lend(run)
+            answers = self._connection.usage.try_call(run)
             if answers is not None:
                 return answers
         request = BlockingRequest[T](self._loop, operation, items)
@@ -197,7 +196,7 @@ class SQLiteDatabase(BatchQueue):
             run = partial(self._read_over_writer, unit, parameters)
             return await self._ask(unit.__name__, run, self._connection)
         if self._reader is None:
-            self._reader = SQLiteConnection(self._store.connect_for_reads, no_op)
+            self._reader = SQLiteConnection(self._store.connect_for_reads)
         run = partial(self._read, self._reader, unit, parameters)
         return await self._ask(unit.__name__, run, self._reader)
 
@@ -208,19 +207,18 @@ class SQLiteDatabase(BatchQueue):
         self, reader: SQLiteConnection, unit: Callable[..., T], parameters: tuple[Any, ...]
     ) -> T:
         try:
-            self._store.check()
+            self._store.file.check_same()
         except BackendError:
-            if self._store.is_replaced():
+            if self._store.file.is_replaced():
                 reader.drop()
                 self._connection.post(self._writer.try_to_move)
             raise
         if self._store.file is not self._read_from:
             reader.drop()
             self._read_from = self._store.file
-        if not reader.is_open and not reader.is_closed:
-            reader.attach()
+        connection = reader.reopened()
         try:
-            return unit(SQLiteTransaction(reader.opened, self._clock.now()), *parameters)
+            return unit(SQLiteTransaction(connection, self._clock.now()), *parameters)
         except SitqError:
             raise
         except BaseException as error:
@@ -239,13 +237,12 @@ class SQLiteDatabase(BatchQueue):
         """
         if not self._store.is_file or not self._store.file.log_is_long():
             return
-        connection = SQLiteConnection(self._store.connect_for_reads, no_op)
+        connection = SQLiteConnection(self._store.connect_for_reads)
 
         def shorten() -> None:
-            if not connection.is_open:  # this function is called again while the file is locked
-                connection.attach()
+            opened = connection.reopened()
             for mode in ("PASSIVE", "TRUNCATE"):  # TRUNCATE blocks writers for a moment
-                busy, *_ = connection.opened.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+                busy, *_ = opened.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
                 if busy:
                     return
 

@@ -48,7 +48,7 @@ _Identity = tuple[int, int]
 
 
 def identity_of(status: os.stat_result) -> _Identity:
-    """Return what tells a file from all others: its device and number."""
+    """Return the device and the number of a file, which no other file has."""
     return (status.st_dev, status.st_ino)
 
 

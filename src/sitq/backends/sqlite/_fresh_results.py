@@ -1,7 +1,7 @@
 """Hand the results of tasks that have just ended to those that wait here, without a read.
 
 Whoever waits for a result reads it from the store, in another thread, once it is woken. Here the
-writing thread reads the results after its commit, before it wakes anybody.
+writing thread reads the results after its commit, before it wakes listeners.
 
 Measured by 3,600 round trips in one process, with and without it in turn, on tmpfs: the lower
 quantiles (2 %, 10 %, 25 %) are 7 to 11 % lower with it. It changes no result.

@@ -37,13 +37,13 @@ dump_rows: Final = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def to_micros(moment: datetime) -> int:
-    """Microseconds since 1970, exactly."""
+    """Return the microseconds since 1970, exactly."""
     return (moment - _EPOCH) // _MICROSECOND
 
 
 @lru_cache(maxsize=16)  # what was stored by one transaction has one moment
 def from_micros(micros: int) -> datetime:
-    """The moment, aware, in UTC."""
+    """Return the moment, aware, in UTC."""
     return _EPOCH + timedelta(0, 0, micros)
 
 

@@ -51,11 +51,6 @@ class StoreFiles:
             raise UsageError("the backend is not open")
         return self._file
 
-    def check(self) -> None:
-        """Make sure that the paths still lead to the files that were opened; see `DatabaseFile`."""
-        if self._file is not None:
-            self._file.check_same()
-
     def connect(self) -> sqlite3.Connection:
         """Check, open and migrate the file."""
         self._file = DatabaseFile(self.path)
@@ -69,10 +64,6 @@ class StoreFiles:
             self._open_wakeup_file(file)
             self._commits = CommitWatch(file)
         return connection
-
-    def is_replaced(self) -> bool:
-        """Return whether another file has been put in the place of the one that is open."""
-        return self._file is not None and self._file.is_replaced()
 
     def finish(self, connection: sqlite3.Connection) -> None:
         """Copy the log into the database file, after another file has replaced that.
@@ -129,10 +120,6 @@ class StoreFiles:
         """Open the same file once more, for reads and writes."""
         self.file.check_same()
         return self._prepared(self.file)
-
-    def disconnected(self) -> None:
-        """Note that the connection for writes was closed: SQLite may have removed the log."""
-        self.file.forget_files()
 
     def connect_for_reads(self) -> sqlite3.Connection:
         """Open the same file once more, for reads."""

@@ -208,25 +208,23 @@ class Writer:
             if roll_back(self.connection.opened):
                 return self.connection.opened
             self._replace()
-        if not self.connection.is_open and not self.connection.is_closed:
-            self.connection.attach(self._store.reconnect)
-        return self.connection.opened
+        return self.connection.reopened(self._store.reconnect)
 
     def _replace(self) -> None:
         """Close a connection that cannot be rolled back, which releases its locks."""
         if not self._store.is_file:
             return  # the tasks of a store in memory would be lost
         self.connection.drop()
-        self._store.disconnected()
+        self._store.file.forget_files()  # SQLite may have removed the log
         self._durability.renew()
 
     def _ready(self) -> sqlite3.Connection:
         """Return the connection to the file that is at the path now, as `usable` does."""
         try:
             connection = self.usable()
-            self._store.check()
+            self._store.file.check_same()
         except BackendError:
-            if not self._store.is_replaced():
+            if not self._store.file.is_replaced():
                 raise
             return self._move()
         if self._store.renew_wakeup_file():
