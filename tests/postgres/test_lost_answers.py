@@ -252,12 +252,12 @@ async def test_a_server_that_falls_silent_is_given_up_in_time(
     proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_runner, "_SEARCH_SECONDS", 0.2)
+    backend = await opened(proxy.dsn, statement_timeout=1.0)
     monkeypatch.setattr(_connection, "_CONNECT_SECONDS", 0.3)
-    backend = await opened(proxy.dsn, statement_timeout=0.3)
     proxy.fall_silent()
     # It depends on whether a notification that had been put off met the silence first.
     told = "outcome is unknown|did not answer in time"
-    with anyio.fail_after(10), pytest.raises(BackendConnectionError, match=told):
+    with anyio.fail_after(20), pytest.raises(BackendConnectionError, match=told):
         await backend.enqueue([new_task()])
     await backend.close()
 

@@ -179,7 +179,7 @@ async def test_listeners_hear_again_after_their_connection_was_cut(server: Serve
 async def test_a_statement_that_takes_too_long_is_a_busy_store(server: Server) -> None:
     schema = new_schema()
     separator = "&" if "?" in server.dsn else "?"
-    backend = await opened(f"{server.dsn}{separator}statement_timeout=200", schema)
+    backend = await opened(f"{server.dsn}{separator}statement_timeout=1000", schema)
     (task_id,) = await backend.enqueue([new_task()])
     locked, done = threading.Event(), threading.Event()
 

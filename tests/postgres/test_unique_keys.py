@@ -75,12 +75,12 @@ async def test_a_call_that_waits_for_a_key_keeps_no_other_key_waiting() -> None:
 
 
 async def test_a_call_that_waits_for_a_key_ends_with_the_statement_timeout() -> None:
-    backend = PostgresBackend(dsn(), schema=new_schema(), statement_timeout=0.2)
+    backend = PostgresBackend(dsn(), schema=new_schema(), statement_timeout=1.0)
     await backend.open()
     task = new_task(unique_key="held")
     with closing(psycopg.connect(dsn())) as connection:
         await backend.join(connection).enqueue([new_task(unique_key="held")])
-        with anyio.fail_after(8), pytest.raises(BackendBusyError, match="statement timeout"):
+        with anyio.fail_after(20), pytest.raises(BackendBusyError, match="statement timeout"):
             await backend.enqueue([task])
         connection.rollback()
     assert await backend.get_tasks([task.id]) == [None]
