@@ -88,11 +88,7 @@ class Request(Generic[O]):
             self._event.set_result(None)
 
     def result(self) -> list[O]:
-        """Return the answers.
-
-        Raises:
-            BaseException: why there are none.
-        """
+        """Return the answers."""
         if self.error is not None:
             raise self.error
         return cast("list[O]", self.answers)

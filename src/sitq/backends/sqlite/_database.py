@@ -58,11 +58,7 @@ class SQLiteDatabase(BatchQueue):
         self._is_closing = False
 
     async def connect(self) -> None:
-        """Open the connection for writes.
-
-        Raises:
-            BackendError: it could not be opened.
-        """
+        """Open the connection for writes."""
         try:
             await self._ask("connect", self._connection.attach, self._connection)
         except BaseException:
@@ -179,11 +175,7 @@ class SQLiteDatabase(BatchQueue):
                 self._waker.post(partial(wake_all, waiting))
 
     async def flush(self) -> None:
-        """Flush what was committed and is not on the disk yet.
-
-        Raises:
-            BackendError: the flush failed.
-        """
+        """Flush what was committed and is not on the disk yet."""
         if self._writer.is_behind:
             await self._ask("flush", self._writer.flush, self._connection)
 
@@ -231,9 +223,6 @@ class SQLiteDatabase(BatchQueue):
 
         This uses a connection and a thread of its own: copying the log takes long, and neither
         writes nor reads wait for it.
-
-        Raises:
-            BackendError: the checkpoint failed.
         """
         if not self._store.is_file or not self._store.file.log_is_long():
             return

@@ -55,12 +55,7 @@ class Durability:
     def prepare(
         self, connection: sqlite3.Connection, operations: Iterable[Callable[..., Any]]
     ) -> None:
-        """Make ready for a transaction that carries out some operations.
-
-        Raises:
-            OSError: the log cannot be opened, with no file descriptor left, say.
-            sqlite3.Error: the connection cannot be set up.
-        """
+        """Make ready for a transaction that carries out some operations."""
         if self._log is None:
             return
         if self._file is None:

@@ -65,11 +65,7 @@ def is_foreign(status: os.stat_result) -> bool:
 
 
 def _stat(path: str, *, follow: bool = True) -> os.stat_result:
-    """Return a file's status.
-
-    Raises:
-        BackendConnectionError: it is not there.
-    """
+    """Return a file's status."""
     try:
         return os.stat(path, follow_symlinks=follow)
     except OSError as error:
@@ -97,9 +93,6 @@ class WriteAheadLog:
 
     Args:
         database: the database's path. The process keeps a connection to it open.
-
-    Raises:
-        BackendConnectionError: one of the files is not there.
     """
 
     def __init__(self, database: str) -> None:
@@ -113,11 +106,7 @@ class WriteAheadLog:
         self._file = self._find()
 
     def check(self) -> None:
-        """Check that both are still the same files, and as long as SQLite takes them to be.
-
-        Raises:
-            BackendConnectionError: one was removed, replaced or cut short.
-        """
+        """Check that both are still the same files, and as long as SQLite takes them to be."""
         if self._harm:  # SQLite may have written behind the gap meanwhile
             raise BackendConnectionError(self._harm)
         index = _stat(self._index)

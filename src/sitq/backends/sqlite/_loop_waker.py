@@ -91,9 +91,6 @@ class _WakeSlot:
     """The posted functions, and the eventfd that wakes the loop.
 
     A loop that has stopped may never remove the file: it is closed once the loop is collected.
-
-    Raises:
-        OSError: the system gives no eventfd.
     """
 
     def __init__(self) -> None:

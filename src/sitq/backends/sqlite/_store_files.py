@@ -42,11 +42,7 @@ class StoreFiles:
 
     @property
     def file(self) -> DatabaseFile:
-        """The file.
-
-        Raises:
-            UsageError: it is not open.
-        """
+        """The file."""
         if self._file is None:
             raise UsageError("the backend is not open")
         return self._file
@@ -84,11 +80,7 @@ class StoreFiles:
             raise BackendConnectionError(message)
 
     def move(self) -> sqlite3.Connection:
-        """Open the file that has replaced the store's file.
-
-        Raises:
-            BackendError: it is no store, or cannot be opened.
-        """
+        """Open the file that has replaced the store's file."""
         self.close()
         file = DatabaseFile(self.path, create=False)
         self.file.remove_log()

@@ -60,9 +60,6 @@ def _open(path: str, flags: int) -> int:
     """Open a wake-up file; refuse anything else at its path.
 
     Opening a named pipe would block, and a link may lead to a file of another program.
-
-    Raises:
-        OSError: it cannot be opened, or is not a plain file of this user's.
     """
     file = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
     try:
@@ -82,9 +79,6 @@ class WakeupFile:
     Args:
         path: its path.
         mark: what a signal for new tasks writes: 8 bytes, by which an instance knows its own.
-
-    Raises:
-        OSError: the file cannot be opened, or is not one that is safe to write to.
     """
 
     def __init__(self, path: str, mark: bytes = bytes(MARK_BYTES)) -> None:
@@ -127,11 +121,7 @@ class WakeupFile:
 
 
 class InotifyWatch:
-    """An inotify watch of one topic of a wake-up file.
-
-    Raises:
-        OSError: files cannot be watched here.
-    """
+    """An inotify watch of one topic of a wake-up file."""
 
     def __init__(self, path: str, topic: Topic) -> None:
         self._path: Final = path

@@ -140,12 +140,7 @@ class Writer:
         return self._durability.is_behind
 
     def flush(self) -> None:
-        """Flush all commits so far.
-
-        Raises:
-            OSError: the flush failed.
-            sqlite3.Error: the log could not be emptied after an earlier flush had failed.
-        """
+        """Flush all commits so far."""
         self._durability.flush(self.connection.opened)
 
     def _publish(self, transaction: SQLiteTransaction) -> None:
