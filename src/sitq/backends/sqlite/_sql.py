@@ -401,7 +401,7 @@ def insertion(tasks: Sequence[Task], now: int) -> tuple[str, dict[str, Any]]:
         if len(tasks) == 1:
             return INSERT_ONE, values_of(tasks[0], now)
         return INSERT_BATCH, _batch_values(tasks, now)
-    if len(tasks) == 1:
+    if len(tasks.ids) == 1:
         (task_id,), (payload,) = tasks.ids, tasks.payloads
         one = {"id": task_id, "payload": payload, "now": now}
         return INSERT_ONE, _columns(tasks.pattern) | one
