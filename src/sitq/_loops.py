@@ -236,10 +236,6 @@ class SharedEvent:
         self._set = False
         self._waiting: list[tuple[LoopRef, anyio.Event]] = []
 
-    def is_set(self) -> bool:
-        """Return whether it has been set."""
-        return self._set
-
     def set(self) -> None:
         """Set the event: all waiting calls return, and later ones return at once."""
         with self._lock:

@@ -27,6 +27,7 @@ __all__ = ["CHUNK", "TaskFactory", "make_repeat"]
 
 # How many calls of a batch are encoded before other tasks of the loop run.
 CHUNK: Final = 200
+_TASK_OPTIONS: Final = OPTION_NAMES - {"delay"}
 
 
 class TaskFactory:
@@ -115,11 +116,12 @@ class TaskFactory:
         Raises:
             ValidationError: the delay ends after ``expires_at``, or after the year 9999.
         """
+        defaults = vars(function.defaults)
         fields: dict[str, Any] = {}
-        for name in OPTION_NAMES - {"delay"}:
+        for name in _TASK_OPTIONS:
             value = getattr(options, name)
             if value is None:
-                value = getattr(function.defaults, name, None)
+                value = defaults.get(name)
             if value is not None:
                 fields[name] = value
         if options.delay is not None:
