@@ -46,7 +46,7 @@ def run(command: list[str], folder: Path) -> tuple[str, str]:
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=100,
         check=False,
     )
     assert EXPECTED_LOG.fullmatch(done.stderr), f"{done.stdout}\n{done.stderr}"

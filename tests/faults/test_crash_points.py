@@ -221,7 +221,7 @@ def test_an_older_store_is_migrated_whole_or_not_at_all(
     done = subprocess.run(
         [sys.executable, "-c", MIGRATE, str(processes.database)],
         env={**os.environ, "PYTHONPATH": str(ROOT), **point("die", place, text)},
-        timeout=30,
+        timeout=100,
         check=False,
     )
     assert done.returncode == 9

@@ -282,7 +282,7 @@ def test_an_older_store_is_migrated_whole_or_not_at_all(
     run = partial(
         subprocess.run,
         [sys.executable, "-c", MIGRATE, str(processes.place)],
-        timeout=30,
+        timeout=100,
         check=False,
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

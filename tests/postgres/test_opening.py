@@ -359,7 +359,7 @@ def test_a_forgotten_close_does_no_harm(
         check=True,
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=100,
     )
     assert "Warning" not in done.stderr
     assert "Exception" not in done.stderr

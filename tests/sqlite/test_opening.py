@@ -264,7 +264,7 @@ def test_a_forked_process_is_refused_and_leaves_the_block_all_the_same(
         [sys.executable, "-W", "ignore", str(script), loop, str(tmp_path / "q.db")],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=100,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")

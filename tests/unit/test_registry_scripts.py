@@ -44,7 +44,7 @@ print(name_of(job))
 
 def run(*args: str, cwd: Path) -> list[str]:
     done = subprocess.run(
-        [sys.executable, *args], cwd=cwd, capture_output=True, text=True, check=True, timeout=50
+        [sys.executable, *args], cwd=cwd, capture_output=True, text=True, check=True, timeout=100
     )
     assert done.stderr == ""
     return done.stdout.split("\n")[:-1]

@@ -203,7 +203,7 @@ def run_pytest(folder: Path, source: str, *options: str) -> str:
         [*command, "-c", "/dev/null", "--rootdir", str(folder), *options, str(file)],
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=100,
         cwd=folder,
         check=False,
     )

@@ -201,7 +201,7 @@ def test_leases_are_renewed_with_no_descriptor_left(
         ],
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=100,
         check=False,
     )
     assert ended.stdout.split() == ["success", "1", "0"], ended.stderr
