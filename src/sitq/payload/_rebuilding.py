@@ -15,7 +15,7 @@ from typing import Any, Final
 from sitq.errors import SerializationError
 from sitq.payload._limits import KeyBudget
 from sitq.payload._msgpack import LEAVES
-from sitq.payload._stored_form import is_tagged, nodes, without_names
+from sitq.payload._stored_form import field_names, is_tagged, nodes, without_names
 
 __all__ = ["RebuildLimits"]
 
@@ -41,7 +41,7 @@ _SAFE_KEYS: Final = frozenset(
     {"str", "bytes", "bool", "none", "enum", "literal", "date", "time", "datetime", "timedelta"}
 )
 _UNIONS: Final = frozenset({"union"})
-_RECORDS: Final = frozenset({"model", "dataclass", "typed-dict", "named-tuple", "call"})
+_RECORDS: Final = frozenset({"model", "dataclass", "typed-dict", "named-tuple"})
 _COLLECTIONS: Final = {each.__name__: each for each in (dict, list, tuple, set, frozenset)}
 # The keys of core schemas that hold another schema for the same value.
 _INNER: Final = frozenset(
@@ -145,15 +145,13 @@ def _steps(
             yield from _steps(each, definitions, seen)
     if not isinstance(schema, Mapping):
         return
-    kind, fields = schema.get("type"), schema.get("fields", schema.get("arguments_schema"))
+    kind = schema.get("type")
     if kind == "definition-ref":
         ref = schema["schema_ref"]
         if ref not in seen:
             yield from _steps(definitions.get(ref), definitions, seen | {ref})
-    elif isinstance(fields, Mapping):
-        yield from fields
-    elif isinstance(fields, list):
-        yield from (each if isinstance(each, str) else each["name"] for each in fields)
+    elif names := field_names(schema):
+        yield from names
     elif kind in _COLLECTIONS:
         yield _COLLECTIONS[kind]
     else:

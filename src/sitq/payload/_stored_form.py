@@ -6,16 +6,21 @@ A value may have been stored by another version, with its fields and members in 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final
 
+import pydantic
+import pydantic_core
 from pydantic import BaseModel, RootModel
 from pydantic_core import PydanticCustomError, SchemaValidator, core_schema
 
+from sitq._plain import plain as plain_of
 from sitq.payload._limits import KeyBudget
+from sitq.payload._msgpack import LEAVES
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -27,8 +32,10 @@ __all__ = [
     "UNKNOWN_FIELD",
     "Validate",
     "by_name",
+    "field_names",
     "is_tagged",
     "nodes",
+    "simplify",
     "stored_validator",
     "without_names",
 ]
@@ -38,8 +45,6 @@ TAG: Final = "sitq:"
 _NAMED_KEYS: Final = (Enum, tuple, frozenset)
 # The most frequent types of leaves.
 _NAMELESS: Final = frozenset({type(None), bool, int, float, str})
-
-Simplify = Callable[[Any], Any]
 
 
 def is_tagged(plain: Any) -> bool:
@@ -75,87 +80,139 @@ def without_names(plain: Any) -> Any:
     return plain
 
 
-def by_name(value: Any, plain: Any, simplify: Simplify) -> Any:
+@cache
+def _substitutes() -> tuple[tuple[Any, Callable[[Any], object]], ...]:
+    """Return the types that serializers do not know, and how to dump each for pydantic to read.
+
+    Built at the first use: naming pydantic's network types loads many modules.
+    """
+    import fractions
+    import ipaddress
+
+    return (
+        (str, str.__str__),
+        (int, int.__int__),
+        (float, float.__float__),
+        ((bytes, bytearray, memoryview), bytes),
+        (Mapping, dict),
+        (tuple, tuple),
+        ((list, deque), list),
+        (set, set),
+        (frozenset, frozenset),
+        (
+            (
+                ipaddress.IPv4Address,
+                ipaddress.IPv6Address,
+                ipaddress.IPv4Network,
+                ipaddress.IPv6Network,
+                ipaddress.IPv4Interface,
+                ipaddress.IPv6Interface,
+                pydantic.AnyUrl,
+                pydantic_core.Url,
+                pydantic_core.MultiHostUrl,
+                fractions.Fraction,
+                complex,
+            ),
+            str,
+        ),
+        (re.Pattern, lambda value: value.pattern),
+        ((pydantic.SecretStr, pydantic.SecretBytes), lambda value: value.get_secret_value()),
+    )
+
+
+def simplify(value: Any) -> Any:
+    """Replace a value that serializers do not know by one that pydantic reads it from."""
+    kind = type(value)
+    if kind in LEAVES:
+        return value
+    if kind is list:
+        return [simplify(item) for item in value]
+    if kind is dict:
+        return {simplify(key): simplify(item) for key, item in value.items()}
+    if kind in {tuple, set, frozenset}:
+        return kind(map(simplify, value))
+    if isinstance(value, Enum):
+        return simplify(value.value)
+    exact = plain_of(value)
+    if type(exact) in LEAVES:
+        return exact
+    for base, replace in _substitutes():
+        if isinstance(value, base):
+            return simplify(replace(value))
+    return value
+
+
+def by_name(value: Any, plain: Any) -> Any:
     """Return ``plain`` with the names of fields and members added.
 
     Args:
         value: a value.
         plain: what it was turned into; where the shapes differ, it is left as it is.
-        simplify: turns into a plain value what can be the key of a dict.
     """
     kind = type(value)
     if kind in _NAMELESS:
         return plain
     if isinstance(value, Enum):
         return _member_by_name(value, plain)
-    if type(plain) is dict:
-        return _of_dict(value, plain, simplify)
     if isinstance(value, RootModel):
-        return by_name(value.root, plain, simplify)
+        return by_name(value.root, plain)
+    if type(plain) is dict:
+        return _of_dict(value, plain)
     if (
         type(plain) in {list, tuple}
         and isinstance(value, list | tuple | deque)
         and len(value) == len(plain)
     ):
         pairs = zip(value, plain, strict=True)
-        items = [by_name(inner, item, simplify) for inner, item in pairs]
+        items = [by_name(inner, item) for inner, item in pairs]
         fields = getattr(kind, "_fields", None)
         if isinstance(value, tuple) and type(plain) is tuple and fields:
             return dict(zip(fields, items, strict=True))
         return type(plain)(items)
     is_set = type(plain) in {set, frozenset} and isinstance(value, set | frozenset)
     if is_set and any(isinstance(item, _NAMED_KEYS) for item in value):
-        return type(plain)(_key(item, simplify) for item in value)
+        return type(plain)(_key(item) for item in value)
     return plain
 
 
-def _of_dict(value: Any, plain: dict[Any, Any], simplify: Simplify) -> Any:
-    kind = type(value)
-    if isinstance(value, RootModel):
-        return by_name(value.root, plain, simplify)
+def _of_dict(value: Any, plain: dict[Any, Any]) -> Any:
     if isinstance(value, BaseModel):
         extra = value.model_extra
         fields = {**vars(value), **extra} if extra else vars(value)
-        named = _fields_by_name(fields, plain, simplify)
+        named = _fields_by_name(fields, plain)
         unset = plain.keys() - value.model_fields_set
         if unset and TAG not in named:
             named[TAG] = " ".join(sorted(unset))
         return named
-    if dataclasses.is_dataclass(kind):
-        names = [field.name for field in dataclasses.fields(kind)]
-        return _fields_by_name(
-            {each: getattr(value, each, None) for each in names}, plain, simplify
-        )
+    if dataclasses.is_dataclass(value):
+        names = [field.name for field in dataclasses.fields(value)]
+        return _fields_by_name({each: getattr(value, each, None) for each in names}, plain)
     if isinstance(value, Mapping) and len(value) == len(plain):
         pairs = zip(plain.items(), value.items(), strict=True)
         return {
-            _key(given, simplify) if isinstance(given, _NAMED_KEYS) else key: by_name(
-                inner, item, simplify
-            )
+            _key(given) if isinstance(given, _NAMED_KEYS) else key: by_name(inner, item)
             for (key, item), (given, inner) in pairs
         }
     return plain
 
 
-def _fields_by_name(
-    fields: Mapping[str, Any], plain: dict[Any, Any], simplify: Simplify
-) -> dict[Any, Any]:
+def _fields_by_name(fields: Mapping[str, Any], plain: dict[Any, Any]) -> dict[Any, Any]:
     return {
-        name: by_name(fields[name], item, simplify) if name in fields else item
+        name: by_name(fields[name], item) if name in fields else item
         for name, item in plain.items()
     }
 
 
-def _key(value: Any, simplify: Simplify) -> Any:
+def _key(value: Any) -> Any:
     """Return the plain value for what can be a key: one that has a hash."""
     if isinstance(value, Enum):
         return _member_by_name(value, simplify(value))
     if isinstance(value, tuple):
-        items = [_key(item, simplify) for item in value]
+        items = [_key(item) for item in value]
         fields = getattr(type(value), "_fields", None)
         return (TAG, *zip(fields, items, strict=True)) if fields else tuple(items)
     if isinstance(value, frozenset):
-        return frozenset(_key(item, simplify) for item in value)
+        return frozenset(_key(item) for item in value)
     return simplify(value)
 
 
@@ -170,6 +227,7 @@ UNKNOWN_FIELD: Final = "sitq_unknown_field"
 OTHER_MEMBER: Final = "sitq_other_member"
 ROUNDED: Final = "sitq_rounded"
 _FIELDS: Final = frozenset({"model-fields", "typed-dict", "dataclass-args"})
+_CONFIGURED: Final = frozenset({"model", "dataclass", "typed-dict"})
 # The parts of a core schema that do not validate, or that hold values.
 _KEPT: Final = frozenset(
     {"cls", "config", "default", "expected", "members", "metadata", "serialization"}
@@ -186,13 +244,13 @@ _PLAIN: Final = frozenset(
 # Values under these were stored in another form: as JSON, or by a serializer of the user's.
 _REWRITTEN: Final = frozenset({"json", "lax-or-strict"})
 _SERIALIZERS: Final = frozenset({"format", "function-plain", "function-wrap", "to-string"})
-_NAMED_TUPLES: Final = frozenset({"call", "named-tuple"})
 
 
 def stored_validator(adapter: TypeAdapter[Any]) -> Validate:
     """Return a validator for stored plain values, which have fields by name."""
     # The validators that pydantic has built for the models' classes lack these rules.
-    validator = SchemaValidator(_Rules().applied(adapter.core_schema, {}), _use_prebuilt=False)
+    schema = _ruled(adapter.core_schema, {}, lax=False)
+    validator = SchemaValidator(schema, _use_prebuilt=False)
     return partial(validator.validate_python, by_alias=False, by_name=True)
 
 
@@ -209,47 +267,47 @@ def nodes(schema: object) -> Iterator[Mapping[str, Any]]:
             yield from nodes(each)
 
 
-class _Rules:
-    """Copies a core schema with the rules of what is stored.
+def field_names(node: Mapping[str, Any]) -> list[str]:
+    """Return the names of the fields of a part of a core schema."""
+    fields = node.get("fields", ())
+    if isinstance(fields, Mapping):
+        return [*fields]
+    return [each if isinstance(each, str) else each["name"] for each in fields]
+
+
+def _ruled(schema: Any, config: Mapping[str, Any], *, lax: bool) -> Any:
+    """Copy a core schema with the rules of what is stored.
 
     Args:
-        lax: True where plain values may have been written in another form.
+        schema: the core schema, or a part of it.
+        config: that of the model around.
+        lax: whether plain values may have been written in another form.
     """
-
-    def __init__(self, *, lax: bool = False) -> None:
-        self._lax: Final = lax
-
-    def applied(self, schema: Any, config: Mapping[str, Any]) -> Any:
-        """Return the copy; ``config`` is that of the model around."""
-        if isinstance(schema, list | tuple):
-            return type(schema)(self.applied(each, config) for each in schema)
-        if not isinstance(schema, Mapping):
-            return schema
-        kind = schema.get("type")
-        if _is_path(schema):
-            return {**schema, "strict": True}
-        if not self._lax and _is_rewritten(schema):
-            return _Rules(lax=True).applied(schema, config)
-        if kind in {"model", "dataclass"}:
-            config = schema.get("config") or {}
-        elif kind == "typed-dict":
-            config = schema.get("config") or config
-        copy = {key: self._entry(key, value, config) for key, value in schema.items()}
-        allows = schema.get("extra_behavior") or config.get("extra_fields_behavior")
-        if kind in _FIELDS and allows != "allow":
-            copy["extra_behavior"] = "forbid"
-        if "config" in copy:
-            copy["config"] = {**copy["config"], "strict": False}
-        # A strict model accepts instances only.
-        copy["strict"] = kind in _PLAIN and not self._lax
-        return _with_checks(copy, refuses=allows != "allow", lax=self._lax)
-
-    def _entry(self, key: str, value: Any, config: Mapping[str, Any]) -> Any:
-        if key in _KEPT:
-            return value
+    if isinstance(schema, list | tuple):
+        return type(schema)(_ruled(each, config, lax=lax) for each in schema)
+    if not isinstance(schema, Mapping):
+        return schema
+    if _is_path(schema):
+        return {**schema, "strict": True}
+    kind = schema.get("type")
+    lax = lax or _is_rewritten(schema)
+    if kind in _CONFIGURED:
+        config = schema.get("config") or (config if kind == "typed-dict" else {})
+    copy = dict(schema)
+    for key in schema.keys() - _KEPT:
+        value = schema[key]
         if key in _BY_NAME and isinstance(value, Mapping):
-            return {name: self.applied(each, config) for name, each in value.items()}
-        return self.applied(value, config)
+            copy[key] = {name: _ruled(each, config, lax=lax) for name, each in value.items()}
+        else:
+            copy[key] = _ruled(value, config, lax=lax)
+    allows = schema.get("extra_behavior") or config.get("extra_fields_behavior")
+    if kind in _FIELDS and allows != "allow":
+        copy["extra_behavior"] = "forbid"
+    if "config" in copy:
+        copy["config"] = {**copy["config"], "strict": False}
+    # A strict model accepts instances only.
+    copy["strict"] = kind in _PLAIN and not lax
+    return _with_checks(copy, refuses=allows != "allow", lax=lax)
 
 
 def _is_rewritten(schema: Mapping[str, Any]) -> bool:
@@ -270,28 +328,28 @@ def _with_checks(node: dict[str, Any], *, refuses: bool, lax: bool) -> Any:
     kind = node.get("type")
     if kind == "model":
         node = _checked_before(node) if node.get("custom_init") and refuses else node
-        return node if node.get("root_model") else _wrapped(node, _with_fields_set)
+        return (
+            node
+            if node.get("root_model")
+            else _before(node, _with_fields_set, core_schema.no_info_wrap_validator_function)
+        )
     if kind == "float" and not lax:
         return _before(node, _exact_float)
     if kind == "literal":
         return _before(node, partial(_one_of, node["expected"]))
     if kind == "enum":
         return _before(node, partial(_member, node["cls"]))
-    if kind in _NAMED_TUPLES:
+    if kind == "named-tuple":
         return _before(node, _fields_of)
     return node
 
 
-def _before(node: dict[str, Any], check: Callable[[Any], Any]) -> Any:
-    ref = node.pop("ref", None)
-    return core_schema.no_info_before_validator_function(check, node, ref=ref)
-
-
-def _wrapped(
-    node: dict[str, Any], call: Callable[[Any, core_schema.ValidatorFunctionWrapHandler], Any]
+def _before(
+    node: dict[str, Any],
+    check: Callable[..., Any],
+    around: Callable[..., Any] = core_schema.no_info_before_validator_function,
 ) -> Any:
-    ref = node.pop("ref", None)
-    return core_schema.no_info_wrap_validator_function(call, node, ref=ref)
+    return around(check, node, ref=node.pop("ref", None))
 
 
 def _with_fields_set(value: Any, handler: core_schema.ValidatorFunctionWrapHandler) -> Any:

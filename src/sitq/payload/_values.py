@@ -8,16 +8,14 @@ import pathlib
 import re
 import types
 from contextlib import suppress
-from enum import Enum
-from functools import cache, reduce
+from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Any, Final, TypeVar, Union, cast, get_args, get_origin
 
 import pydantic
-import pydantic_core
 from pydantic_core import core_schema
 
-from sitq._plain import plain, plain_member
+from sitq._plain import plain_member
 from sitq._validation import with_article
 from sitq.errors import SerializationError, ValidationError
 from sitq.ids import TaskId
@@ -29,13 +27,15 @@ from sitq.payload._stored_form import (
     ROUNDED,
     UNKNOWN_FIELD,
     by_name,
+    field_names,
     is_tagged,
     nodes,
+    simplify,
     stored_validator,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from pydantic import TypeAdapter
     from pydantic_core import ErrorDetails
@@ -80,8 +80,8 @@ _KNOWN_ERRORS: Final = frozenset(
 )
 _UNKNOWN: Final = frozenset({"extra_forbidden", "unexpected_keyword_argument", UNKNOWN_FIELD})
 _FIELD_NAME: Final = re.compile(r"\bfield_name='(\w+)'")
-# The parts of core schemas whose names are stored. Before pydantic 2.14 a "call" is a NamedTuple.
-_NAMED: Final = frozenset({"call", "enum", "literal", "model", "named-tuple"})
+# The parts of core schemas whose names are stored.
+_NAMED: Final = frozenset({"enum", "literal", "model", "named-tuple"})
 _MAX_ERRORS: Final = 1000
 _SHOWN: Final = 3
 _LONGEST_NAME: Final = 100
@@ -189,7 +189,7 @@ class ValueCodec:
         adapter = self._build()
         valid = _validate(self._check, value, self._fields)
         try:
-            plain = _simplify(
+            plain = simplify(
                 adapter.dump_python(
                     valid, mode="python", by_alias=False, round_trip=True, warnings="error"
                 )
@@ -215,7 +215,7 @@ class ValueCodec:
     def _read_back(self, valid: Any, plain: object) -> tuple[object, Any]:
         """Return the plain value to store, with names if these can be read, and what it becomes."""
         if self._has_names:
-            named = by_name(valid, plain, _simplify)
+            named = by_name(valid, plain)
             # In a union another member may accept the form with names and leave it unchanged.
             with suppress(ValidationError):
                 back = self.load(named)
@@ -249,8 +249,9 @@ class ValueCodec:
             try:
                 self._adapter = pydantic.TypeAdapter(self._annotation)
                 schema = self._adapter.core_schema
-                self._fields = frozenset(_field_names(schema))
-                kinds = {node.get("type") for node in nodes(schema)}
+                parts = [*nodes(schema)]
+                self._fields = frozenset(name for part in parts for name in field_names(part))
+                kinds = {part.get("type") for part in parts}
                 self._limits = RebuildLimits(schema)
                 self._has_names = not _NAMED.isdisjoint(kinds)
             except Exception as error:  # noqa: BLE001 - hooks of types are the user's code
@@ -317,81 +318,6 @@ def _reason(item: ErrorDetails) -> str:
         known = isinstance(name, str) and name.isidentifier() and len(name) <= _LONGEST_NAME
         return f"unknown field {name!r}" if known else "a field that it does not know"
     return item["msg"] if kind in _KNOWN_ERRORS else "its validator refused it"
-
-
-def _field_names(schema: object) -> Iterator[str]:
-    if isinstance(schema, collections.abc.Mapping):
-        fields = schema.get("fields")
-        if isinstance(fields, collections.abc.Mapping):
-            yield from fields
-        elif isinstance(fields, list):
-            yield from (each if isinstance(each, str) else each["name"] for each in fields)
-        schema = [*schema.values()]
-    if isinstance(schema, list | tuple):
-        for each in schema:
-            yield from _field_names(each)
-
-
-@cache
-def _substitutes() -> tuple[tuple[Any, Callable[[Any], object]], ...]:
-    """Return the types that serializers do not know, and how to dump each for pydantic to read.
-
-    Built at the first use: naming pydantic's network types loads many modules.
-    """
-    import fractions
-    import ipaddress
-
-    return (
-        (str, str.__str__),
-        (int, int.__int__),
-        (float, float.__float__),
-        ((bytes, bytearray, memoryview), bytes),
-        (collections.abc.Mapping, dict),
-        (tuple, tuple),
-        ((list, collections.deque), list),
-        (set, set),
-        (frozenset, frozenset),
-        (
-            (
-                ipaddress.IPv4Address,
-                ipaddress.IPv6Address,
-                ipaddress.IPv4Network,
-                ipaddress.IPv6Network,
-                ipaddress.IPv4Interface,
-                ipaddress.IPv6Interface,
-                pydantic.AnyUrl,
-                pydantic_core.Url,
-                pydantic_core.MultiHostUrl,
-                fractions.Fraction,
-                complex,
-            ),
-            str,
-        ),
-        (re.Pattern, lambda value: value.pattern),
-        ((pydantic.SecretStr, pydantic.SecretBytes), lambda value: value.get_secret_value()),
-    )
-
-
-def _simplify(value: Any) -> Any:
-    """Replace a value that serializers do not know by one that pydantic reads it from."""
-    kind = type(value)
-    if kind in LEAVES:
-        return value
-    if kind is list:
-        return [_simplify(item) for item in value]
-    if kind is dict:
-        return {_simplify(key): _simplify(item) for key, item in value.items()}
-    if kind in {tuple, set, frozenset}:
-        return kind(map(_simplify, value))
-    if isinstance(value, Enum):
-        return _simplify(value.value)
-    exact = plain(value)
-    if type(exact) in LEAVES:
-        return exact
-    for base, replace in _substitutes():
-        if isinstance(value, base):
-            return _simplify(replace(value))
-    return value
 
 
 def _eager(annotation: Any) -> Any:
