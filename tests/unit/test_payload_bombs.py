@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typing_extensions import TypeAliasType
 
-from sitq import SerializationError, SitqError
+from sitq import SerializationError, SitqError, ValidationError
 from sitq.payload._values import ValueCodec
 from sitq.payload.functions import TaskFunction
 from sitq.payload.serialization import MsgpackSerializer
@@ -240,6 +240,22 @@ def test_large_values_that_are_quick_to_read_are_carried(value: pydantic.BaseMod
 def test_nested_values_are_carried_where_few_types_read_each(annotation: Any, value: Any) -> None:
     codec = ValueCodec(annotation)
     assert codec.load(serializer.loads(serializer.dumps(codec.dump(value)))) == value
+
+
+class Waiting(pydantic.BaseModel):
+    hosts: list[DefinedLater]  # type: ignore[name-defined] # noqa: F821
+
+
+def test_a_model_that_is_defined_later_has_limits_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    codec = ValueCodec(Waiting)
+    for _ in range(2):
+        with pytest.raises(ValidationError, match="not fully defined"):
+            codec.load({"hosts": []})
+    monkeypatch.setitem(globals(), "DefinedLater", ipaddress.IPv6Interface)
+    Waiting.model_rebuild()
+    assert codec.load({"hosts": ["::1"]}) == Waiting(hosts=[ipaddress.IPv6Interface("::1")])
+    with pytest.raises(SerializationError, match="more than 5,000 texts"):
+        codec.load({"hosts": ["::1"] * 5_001})
 
 
 def gather(*numbers: float) -> None:

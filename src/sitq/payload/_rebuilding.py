@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from sitq.errors import SerializationError
@@ -59,13 +59,13 @@ class RebuildLimits:
     """Limits on the plain values of one annotation.
 
     Args:
-        schema: pydantic's core schema of the annotation.
+        parts: all parts of pydantic's core schema of the annotation.
     """
 
     __slots__ = ("_builds_keys", "_has", "_max_values", "_tries")
 
-    def __init__(self, schema: object) -> None:
-        found = [node for node in nodes(schema) if isinstance(node.get("type"), str)]
+    def __init__(self, parts: Iterable[Mapping[str, Any]]) -> None:
+        found = [node for node in parts if isinstance(node.get("type"), str)]
         self._has: Final = frozenset(filter(None, map(_class_of, found)))
         kinds = {node.get("type") for node in found}
         choices = sum(len(node["choices"]) for node in found if node["type"] in _UNIONS)

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pydantic
 import pydantic_core
@@ -21,9 +21,6 @@ from pydantic_core import PydanticCustomError, SchemaValidator, core_schema
 from sitq._plain import plain as plain_of
 from sitq.payload._limits import KeyBudget
 from sitq.payload._msgpack import LEAVES
-
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
 
 __all__ = [
     "OTHER_MEMBER",
@@ -246,11 +243,10 @@ _REWRITTEN: Final = frozenset({"json", "lax-or-strict"})
 _SERIALIZERS: Final = frozenset({"format", "function-plain", "function-wrap", "to-string"})
 
 
-def stored_validator(adapter: TypeAdapter[Any]) -> Validate:
+def stored_validator(schema: object) -> Validate:
     """Return a validator for stored plain values, which have fields by name."""
     # The validators that pydantic has built for the models' classes lack these rules.
-    schema = _ruled(adapter.core_schema, {}, lax=False)
-    validator = SchemaValidator(schema, _use_prebuilt=False)
+    validator = SchemaValidator(_ruled(schema, {}, lax=False), _use_prebuilt=False)
     return partial(validator.validate_python, by_alias=False, by_name=True)
 
 

@@ -8,7 +8,7 @@ import pathlib
 import re
 import types
 from contextlib import suppress
-from functools import reduce
+from functools import partial, reduce
 from operator import or_
 from typing import TYPE_CHECKING, Any, Final, TypeVar, Union, cast, get_args, get_origin
 
@@ -37,7 +37,6 @@ from sitq.payload._stored_form import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pydantic import TypeAdapter
     from pydantic_core import ErrorDetails
 
     from sitq.payload._stored_form import Validate
@@ -103,28 +102,13 @@ class ValueCodec:
         problem: why no value can be stored; ``None`` if values can be.
     """
 
-    __slots__ = (
-        "_adapter",
-        "_annotation",
-        "_fields",
-        "_fits",
-        "_has_names",
-        "_limits",
-        "_problem",
-        "_read",
-        "label",
-        "leaves",
-    )
+    __slots__ = ("_annotation", "_fits", "_form", "_problem", "label", "leaves")
 
     def __init__(self, annotation: object, label: str = "", problem: str | None = None) -> None:
         self.label: Final = label
         self._annotation: Final = _eager(annotation)
         self._problem: Final = problem
-        self._adapter: TypeAdapter[Any] | None = None
-        self._limits: RebuildLimits | None = None
-        self._read: Validate | None = None
-        self._fields: frozenset[str] = frozenset()
-        self._has_names = False
+        self._form: _Form | None = None
         self._fits: Final = None if problem else _fitter(self._annotation)
         leaves = LEAVES if annotation in _ANYTHING else _leaves(annotation)
         # The types whose values are stored unchanged.
@@ -164,13 +148,10 @@ class ValueCodec:
             return plain
         if self._fits is not None and self._fits(plain):
             return _untagged(plain)
-        adapter = self._build()
-        if self._read is None:
-            self._read = stored_validator(adapter)
+        form = self._form or self._build()
         try:
-            if self._limits is not None:
-                self._limits.check(plain)
-            return _untagged(_validate(self._read, plain, self._fields))
+            form.limits.check(plain)
+            return _untagged(_validate(form.read, plain, form.fields))
         except RecursionError:
             raise SerializationError("the value is nested too deeply") from None
 
@@ -182,29 +163,24 @@ class ValueCodec:
         """
         if self._fits is not None and self._fits(plain):
             return 0.0
-        self._build()
-        return 0.0 if self._limits is None else self._limits.check(plain)
+        return (self._form or self._build()).limits.check(plain)
 
     def _dump(self, value: Any) -> object:
-        adapter = self._build()
-        valid = _validate(self._check, value, self._fields)
+        form = self._form or self._build()
+        valid = _validate(form.check, value, form.fields)
         try:
-            plain = simplify(
-                adapter.dump_python(
-                    valid, mode="python", by_alias=False, round_trip=True, warnings="error"
-                )
-            )
+            plain = simplify(form.write(valid))
         except RecursionError:
             raise
         except Exception as error:  # noqa: BLE001 - serializers of models are the user's code
             named = _FIELD_NAME.search(str(error))
-            where = f"at {named[1]}: " if named and named[1] in self._fields else ""
+            where = f"at {named[1]}: " if named and named[1] in form.fields else ""
             raise SerializationError(
                 f"{where}{with_article(type(value))} cannot be turned into plain values "
                 f"({type(error).__name__}); pass plain values instead"
             ) from None
-        plain, back = self._read_back(valid, plain)
-        found = None if valid is value else loss(value, back, self._fields)
+        plain, back = self._read_back(form, valid, plain)
+        found = None if valid is value else loss(value, back, form.fields)
         if found:
             raise ValidationError(
                 f"the value is not just what the annotation says: {found}; convert it first, "
@@ -212,9 +188,9 @@ class ValueCodec:
             )
         return plain
 
-    def _read_back(self, valid: Any, plain: object) -> tuple[object, Any]:
+    def _read_back(self, form: _Form, valid: Any, plain: object) -> tuple[object, Any]:
         """Return the plain value to store, with names if these can be read, and what it becomes."""
-        if self._has_names:
+        if form.has_names:
             named = by_name(valid, plain)
             # In a union another member may accept the form with names and leave it unchanged.
             with suppress(ValidationError):
@@ -227,40 +203,50 @@ class ValueCodec:
             raise SerializationError(
                 f"{with_article(type(valid))} could not be read back: {error}"
             ) from None
-        found = difference(valid, back, self._fields)
+        found = difference(valid, back, form.fields)
         if found:
             raise SerializationError(f"the value would not come back as what it is: {found}")
         return plain, back
 
-    def _check(self, value: object) -> Any:
-        # Fields are stored by name, whatever their aliases are.
-        return self._build().validate_python(value, strict=True, by_alias=False, by_name=True)
+    def _build(self) -> _Form:
+        if self._problem:
+            raise ValidationError(self._problem)
+        name = name_of_annotation(self._annotation)
+        if _is_lazy(self._annotation):
+            raise ValidationError(
+                f"values of {name} are produced while they are read and cannot be stored; "
+                "annotate a list or a Sequence"
+            )
+        try:
+            self._form = form = _Form(self._annotation)
+        except Exception as error:  # noqa: BLE001 - hooks of types are the user's code
+            reason = str(error).split("\n", 1)[0].split(". ", 1)[0]
+            raise ValidationError(
+                f"the annotation {name} cannot be used ({reason}); "
+                "annotate plain types, pydantic models or dataclasses"
+            ) from None
+        return form
 
-    def _build(self) -> TypeAdapter[Any]:
-        if self._adapter is None:
-            if self._problem:
-                raise ValidationError(self._problem)
-            name = name_of_annotation(self._annotation)
-            if _is_lazy(self._annotation):
-                raise ValidationError(
-                    f"values of {name} are produced while they are read and cannot be stored; "
-                    "annotate a list or a Sequence"
-                )
-            try:
-                self._adapter = pydantic.TypeAdapter(self._annotation)
-                schema = self._adapter.core_schema
-                parts = [*nodes(schema)]
-                self._fields = frozenset(name for part in parts for name in field_names(part))
-                kinds = {part.get("type") for part in parts}
-                self._limits = RebuildLimits(schema)
-                self._has_names = not _NAMED.isdisjoint(kinds)
-            except Exception as error:  # noqa: BLE001 - hooks of types are the user's code
-                reason = str(error).split("\n", 1)[0].split(". ", 1)[0]
-                raise ValidationError(
-                    f"the annotation {name} cannot be used ({reason}); "
-                    "annotate plain types, pydantic models or dataclasses"
-                ) from None
-        return self._adapter
+
+class _Form:
+    """How pydantic checks, writes and reads the values of an annotation."""
+
+    __slots__ = ("check", "fields", "has_names", "limits", "read", "write")
+
+    def __init__(self, annotation: Any) -> None:
+        adapter = pydantic.TypeAdapter[Any](annotation)
+        parts = [*nodes(adapter.core_schema)]
+        # Fields are stored by name, whatever their aliases are.
+        self.check: Final = partial(
+            adapter.validator.validate_python, strict=True, by_alias=False, by_name=True
+        )
+        self.write: Final = partial(
+            adapter.serializer.to_python, by_alias=False, round_trip=True, warnings="error"
+        )
+        self.read: Final = stored_validator(adapter.core_schema)
+        self.limits: Final = RebuildLimits(parts)
+        self.fields: Final = frozenset(name for part in parts for name in field_names(part))
+        self.has_names: Final = any(part.get("type") in _NAMED for part in parts)
 
 
 def _untagged(value: Any) -> Any:
