@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from sitq._validation import with_article
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
 __all__ = ["advice_for"]
 
@@ -53,7 +53,7 @@ def advice_for(value: object) -> str:
     shown.
     """
     try:
-        found = next(_unusual(value), None)
+        found = _find_unusual(value)
     except Exception:  # noqa: BLE001 - the user's attributes and iterators
         return ""
     if found is None:
@@ -63,8 +63,8 @@ def advice_for(value: object) -> str:
     return "".join(f"; {part}" for part in (where, _advice(kind)) if part)
 
 
-def _unusual(value: object) -> Iterator[tuple[tuple[str, ...], type]]:
-    """Walk through a value, up to a limit, and yield each unusual type with its path."""
+def _find_unusual(value: object) -> tuple[tuple[str, ...], type] | None:
+    """Walk through a value, up to a limit, and return the first unusual type with its path."""
     left = _MOST
     waiting: list[tuple[tuple[str, ...], object, int]] = [((), value, 0)]
     while waiting and left:
@@ -73,9 +73,9 @@ def _unusual(value: object) -> Iterator[tuple[tuple[str, ...], type]]:
         kind = type(each)
         inner = _parts(each, kind) if depth < _DEEPEST else []
         if inner is None:
-            yield path, kind
-            continue
+            return path, kind
         waiting += [((*path, *step), part, depth + 1) for step, part in reversed(inner[:left])]
+    return None
 
 
 def _parts(value: Any, kind: type) -> list[tuple[tuple[str, ...], object]] | None:

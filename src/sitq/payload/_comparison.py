@@ -55,11 +55,6 @@ def loss(given: Any, back: Any, fields: Container[str] = _ANY_FIELD) -> str | No
     A validator may turn a value into another. These changes are losses: only the class is dropped
     (a member of a ``StrEnum`` becomes a ``str``), keys vanish, a number is rounded, or a dict or
     list is read as a model or NamedTuple.
-
-    Args:
-        given: the value.
-        back: what it has become.
-        fields: keys of dicts that are names of fields, and may be shown.
     """
     return _described(_loss(given, back), fields)
 

@@ -34,13 +34,12 @@ _LARGE_EXPONENT: Final = re.compile(r"\s*[+-]?[\d_.]+[eE][+-]?\d{4,}\s*")
 _NUMERIC: Final = re.compile(r"[\d_.+\-eE/\s]*")
 _INT: Final = re.compile(r"\s*[+-]?[\d_]{1,4300}\s*")
 _UUID: Final = re.compile(r"\s*(?:urn:uuid:)?\{?[0-9a-fA-F-]{32,36}\}?\s*")
-_SLOW_KINDS: Final = frozenset({"url", "multi-host-url", "fraction"})
+_SLOW_KINDS: Final = frozenset({"url", "multi-host-url"})
 _SLOW_MODULES: Final = ("pydantic.", "pydantic", "ipaddress", "pathlib", "fractions", "zoneinfo")
 # Keys of these types have hashes that cannot be predicted, or are too few to collide.
 _SAFE_KEYS: Final = frozenset(
     {"str", "bytes", "bool", "none", "enum", "literal", "date", "time", "datetime", "timedelta"}
 )
-_UNIONS: Final = frozenset({"union"})
 _RECORDS: Final = frozenset({"model", "dataclass", "typed-dict", "named-tuple"})
 _COLLECTIONS: Final = {each.__name__: each for each in (dict, list, tuple, set, frozenset)}
 # The keys of core schemas that hold another schema for the same value.
@@ -56,11 +55,7 @@ _Step = str | type
 
 
 class RebuildLimits:
-    """Limits on the plain values of one annotation.
-
-    Args:
-        parts: all parts of pydantic's core schema of the annotation.
-    """
+    """Limits on the plain values of one annotation."""
 
     __slots__ = ("_builds_keys", "_has", "_max_values", "_tries")
 
@@ -68,18 +63,14 @@ class RebuildLimits:
         found = [node for node in parts if isinstance(node.get("type"), str)]
         self._has: Final = frozenset(filter(None, map(_class_of, found)))
         kinds = {node.get("type") for node in found}
-        choices = sum(len(node["choices"]) for node in found if node["type"] in _UNIONS)
+        choices = sum(len(node["choices"]) for node in found if node["type"] == "union")
         is_bounded = bool(choices) or not _RECORDS.isdisjoint(kinds)
         self._max_values: Final = _MAX_MODEL_VALUES // max(choices, 1) if is_bounded else None
         self._builds_keys: Final = any(map(_builds_keys, found))
         self._tries: Final = _tries(found)
 
     def check(self, plain: object) -> float:
-        """Check a plain value before it is rebuilt; return which share of the limits it uses.
-
-        Raises:
-            SerializationError: rebuilding it would take too long.
-        """
+        """Check a plain value before it is rebuilt; return which share of the limits it uses."""
         if not self._has and self._max_values is None and not self._builds_keys:
             return 0.0
         values = 0
@@ -105,8 +96,7 @@ class RebuildLimits:
         if "slow" in self._has:
             yield len(texts), _MAX_SLOW_TEXTS, "texts"
         if "zone" in self._has:
-            few = len(texts) <= _MAX_ZONES
-            yield len(texts) if few else len(set(texts)), _MAX_ZONES, "texts"
+            yield len(set(texts)), _MAX_ZONES, "texts"
         if "pattern" in self._has:
             wide = sum(text.count("[") for text in texts if _is_wide(text))
             yield wide, _MAX_WIDE_SETS, "sets of characters beyond ASCII"
@@ -126,7 +116,7 @@ def _tries(found: list[Mapping[str, Any]]) -> dict[_Step, int]:
     definitions = {node["ref"]: node for node in found if isinstance(node.get("ref"), str)}
     tries: dict[_Step, int] = {}
     for union in found:
-        if union["type"] not in _UNIONS:
+        if union["type"] != "union":
             continue
         steps = Counter(_steps(union["choices"], definitions, frozenset()))
         for step, count in steps.items():
@@ -171,10 +161,8 @@ def _refuse(what: str) -> None:
 def _class_of(node: Mapping[str, Any]) -> str | None:
     """Return how long a node takes for a text; ``None``: not long."""
     kind = node["type"]
-    if kind == "json":
-        return "json"
-    if kind == "fraction":
-        return "fraction"
+    if kind in {"json", "fraction"}:
+        return str(kind)
     if kind in _SLOW_KINDS:
         return "slow"
     if not kind.startswith("function-"):

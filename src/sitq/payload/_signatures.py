@@ -29,16 +29,7 @@ _MAX_ARGUMENTS: Final = 10_000
 
 
 class Signature:
-    """A function's parameters and return value, with their codecs.
-
-    Args:
-        func: the function.
-        label: what errors call it.
-
-    Raises:
-        TypeError: Python knows no signature of it.
-        ValueError: likewise.
-    """
+    """A function's parameters and return value, with their codecs."""
 
     __slots__ = (
         "_bind",
@@ -128,12 +119,7 @@ class Signature:
 
 
 def spelled_out(func: Callable[..., Any]) -> inspect.Signature:
-    """Return a function's signature, with the keywords that an ``Unpack`` stands for.
-
-    Raises:
-        TypeError: Python knows no signature of it.
-        ValueError: likewise.
-    """
+    """Return a function's signature, with the keywords that an ``Unpack`` stands for."""
     signature = inspect.signature(func)
     return _Scope(func).spell_out(signature)
 

@@ -156,11 +156,7 @@ class ValueCodec:
             raise SerializationError("the value is nested too deeply") from None
 
     def share(self, plain: Any) -> float:
-        """Return the share of the annotation's limits that this value uses.
-
-        Raises:
-            SerializationError: it exceeds the limits.
-        """
+        """Return the share of the annotation's limits that this value uses."""
         if self._fits is not None and self._fits(plain):
             return 0.0
         return (self._form or self._build()).limits.check(plain)

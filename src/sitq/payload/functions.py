@@ -73,13 +73,7 @@ def check_retry(name: str, value: object) -> RetryPolicy:
 
 
 class TaskFunction(Generic[R_co]):
-    """A function that tasks can run, under its stored name.
-
-    Args:
-        name: the stored name.
-        func: the function.
-        defaults: the options of its tasks unless an enqueue says otherwise.
-    """
+    """A function that tasks can run, under its stored name."""
 
     __slots__ = ("_signature", "defaults", "func", "is_async", "label", "name")
 
@@ -100,11 +94,7 @@ class TaskFunction(Generic[R_co]):
         return f"TaskFunction({self.name!r})"
 
     def takes_keyword(self, name: str) -> bool:
-        """Return whether an argument may be given by this name.
-
-        Raises:
-            ValidationError: Python knows no signature of the function.
-        """
+        """Return whether an argument may be given by this name."""
         signature = self._signature or self._inspect()
         return name in signature.named or signature.rest_named is not None
 
@@ -183,12 +173,7 @@ class TaskFunction(Generic[R_co]):
         return tuple(values), kwargs
 
     def dump_result(self, serializer: Serializer, value: Any) -> bytes:
-        """Encode the function's result; an empty value if its results are not stored.
-
-        Raises:
-            ValidationError: it is not what the return annotation says.
-            SerializationError: it cannot be stored, or is too large.
-        """
+        """Encode the function's result, as `dump_arguments` does; empty if results are not stored."""
         if not self.defaults.store_result:
             return NOT_STORED
         codec = (self._signature or self._inspect()).result
@@ -196,12 +181,7 @@ class TaskFunction(Generic[R_co]):
         return _encode(serializer, codec, plain, value)
 
     def load_result(self, serializer: Serializer, data: bytes) -> R_co:
-        """Decode the function's result; ``None`` if it was not stored.
-
-        Raises:
-            SerializationError: the data is malformed.
-            ValidationError: what it holds does not fit the return annotation (any more).
-        """
+        """Decode the function's result; ``None`` if it was not stored."""
         if data == NOT_STORED:
             return cast("R_co", None)
         codec = (self._signature or self._inspect()).result

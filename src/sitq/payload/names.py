@@ -1,6 +1,7 @@
 """Stored names: ``module:qualified.name``, from a function to its name and back.
 
-A name is resolved only among the modules that this process has imported; it imports none.
+A name is resolved only among the modules that this process has imported; it imports none. What is
+refused raises a `ValidationError` that says what to do.
 """
 
 from __future__ import annotations
@@ -45,11 +46,7 @@ _SLOT_WRAPPERS: Final = (
 
 
 def name_of(func: Any) -> str:
-    """Return the stored name of a function.
-
-    Raises:
-        ValidationError: it has none: a worker could not find it by its name.
-    """
+    """Return the stored name of a function."""
     name = check_kind(func)
     check_reachable(func)
     return name
@@ -61,11 +58,7 @@ def one_line(text: str, most: int = _MOST_SHOWN) -> str:
 
 
 def check_kind(func: Any) -> str:
-    """Return the name that a function has if it is where its name says.
-
-    Raises:
-        ValidationError: it is a kind of callable that no name leads to.
-    """
+    """Return the name that a function has if it is where its name says."""
     reason = _unusable(func)
     if reason is not None:
         raise ValidationError(reason)
@@ -81,11 +74,7 @@ def check_kind(func: Any) -> str:
 
 
 def check_reachable(func: Any) -> None:
-    """Check that a function's name leads back to it.
-
-    Raises:
-        ValidationError: the name resolves to something else, or to nothing.
-    """
+    """Check that a function's name leads back to it."""
     module, qualname = address_of(func)
     found = look_up(module, qualname)
     if found is func or (isinstance(func, types.MethodType) and found == func):
@@ -105,11 +94,7 @@ def check_reachable(func: Any) -> None:
 
 
 def check_names(name: object, aliases: object) -> tuple[str | None, tuple[str, ...]]:
-    """Check the names that a function is given, and return them as plain texts.
-
-    Raises:
-        ValidationError: one is not a text, or has characters that are not allowed.
-    """
+    """Check the names that a function is given, and return them as plain texts."""
     if name is not None and not (isinstance(name, str) and _NAME.fullmatch(name)):
         raise ValidationError(
             "@task: name: give 1 to 200 letters, digits and _ . : / - as str "

@@ -142,12 +142,7 @@ class Registry:
         return difflib.get_close_matches(wanted, among, n=_MOST_SIMILAR, cutoff=cutoff)
 
     def mark(self, func: Callable[..., Any]) -> None:
-        """Add a function while its module still defines it; its name is resolved later.
-
-        Raises:
-            ValidationError: it is a kind of callable that no name leads to, or another function
-                has one of its names.
-        """
+        """Add a function while its module still defines it; its name is resolved later."""
         for name in self._claim(func, check_kind(func)):
             self.marked[name] = func
 
@@ -185,11 +180,7 @@ class Registry:
         return None
 
     def _check_claim(self, name: str, func: Callable[..., Any]) -> None:
-        """Check that no other function has this name, where ``@task`` gave it to one of them.
-
-        Raises:
-            ValidationError: one has.
-        """
+        """Check that no other function has this name, where ``@task`` gave it to one of them."""
         owner = self._owner(name)
         if owner is None or _is_same(owner, func) or _is_gone(owner):
             return

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sitq.models import Outcome, ReservedTask, Result, Task
     from sitq.protocols import Serializer
 
-__all__ = ["MsgpackSerializer", "may_seal", "may_seal_results"]
+__all__ = ["MsgpackSerializer", "may_seal"]
 
 _MAX_DEPTH: Final = 256
 # The values of a smaller payload cost too little to be counted.
@@ -197,18 +197,14 @@ class MsgpackSerializer:
         )
 
 
-def may_seal(serializer: Serializer) -> bool:
-    """Return whether a serializer may change a task's payload; an unknown class may."""
+def may_seal(serializer: Serializer, method: str = "seal") -> bool:
+    """Return whether a serializer may change tasks, or outcomes with ``seal_outcome``.
+
+    A class that is not known here may.
+    """
     if type(serializer) is MsgpackSerializer:
         return serializer._signer is not None  # noqa: SLF001 - its own module
-    return getattr(serializer, "seal", None) is not None
-
-
-def may_seal_results(serializer: Serializer) -> bool:
-    """Return whether a serializer may change outcomes; an unknown class may."""
-    if type(serializer) is MsgpackSerializer:
-        return serializer._signer is not None  # noqa: SLF001 - its own module
-    return getattr(serializer, "seal_outcome", None) is not None
+    return getattr(serializer, method, None) is not None
 
 
 def _is_flat(value: Any) -> bool:

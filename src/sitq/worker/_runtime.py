@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sitq._loops import LoopRef, no_op
 from sitq._validation import PositiveSeconds, Seconds, ServedQueue
 from sitq.models import Outcome, RetryPolicy
-from sitq.payload.serialization import may_seal_results
+from sitq.payload.serialization import may_seal
 from sitq.payload.signing import seal_outcome
 from sitq.worker._outcomes import error_text
 
@@ -60,7 +60,7 @@ class WorkerRuntime:
         self.scope = type(anyio.CancelScope())
         # The worker's own task, on asyncio.
         self._host = asyncio.current_task() if self.loop.asyncio is not None else None
-        self._seals = may_seal_results(serializer)
+        self._seals = may_seal(serializer, "seal_outcome")
         # Takes the progress that tasks report, from any thread; the reporter sets it.
         self.note: Callable[[Lease, Progress], object]
         # Called when there may be room for more tasks; the reserver sets it.
