@@ -26,6 +26,7 @@ import typing_extensions
 
 from sitq.errors import SerializationError, ValidationError
 from sitq.models import RetryPolicy
+from sitq.payload._signatures import Signature
 from sitq.payload.functions import TaskDefaults, TaskFunction
 from sitq.payload.serialization import MsgpackSerializer
 from tests.unit.function_samples import User
@@ -445,3 +446,15 @@ def test_defaults_hold_the_options_given() -> None:
     assert function.defaults.retry == policy
     assert function.defaults.priority == 3
     assert function.defaults.queue is None
+
+
+def test_of_the_calls_that_fit_a_signature_a_bounded_number_is_kept() -> None:
+    def any_names(*_values: int, **_named: int) -> None: ...
+
+    signature = Signature(any_names, "any_names()")
+    for number in range(300):
+        codecs, named = signature.codecs((0, f"n{number}"), (), {f"n{number}": 1})
+        assert (codecs, [*named]) == ([], [f"n{number}"])
+        assert len(signature.codecs(200, (1,) * 200, {})[0]) == 200
+    assert len(signature.shapes) == 100
+    assert 200 not in signature.shapes

@@ -223,7 +223,7 @@ def _items(container: Any) -> list[Any]:
 
 
 def _as_key(item: Any) -> Any:
-    """Return what pydantic may make of an item that is to be a key; ``None``: it has no say."""
+    """Return the key that pydantic may make of an item; ``None``: its hash cannot be predicted."""
     kind = type(item)
     if kind is str:
         if _INT.fullmatch(item):

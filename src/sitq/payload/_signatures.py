@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import sys
 import typing
 from typing import TYPE_CHECKING, Any, Final, ParamSpecArgs, ParamSpecKwargs
 
@@ -26,6 +25,12 @@ _QUALIFIERS: Final = (
 _OPTIONAL: Final = (typing.NotRequired, typing_extensions.NotRequired)
 _REQUIRED: Final = (typing.Required, typing_extensions.Required)
 _MAX_ARGUMENTS: Final = 10_000
+# Names in payloads may be any, so the shapes of calls that are kept are bounded.
+_MAX_KEPT: Final = 100
+_MAX_KEPT_ARGUMENTS: Final = 100
+
+Shape = int | tuple[int | str, ...]
+Codecs = tuple[list[ValueCodec], dict[str, ValueCodec]]
 
 
 class Signature:
@@ -34,14 +39,12 @@ class Signature:
     __slots__ = (
         "_bind",
         "_label",
-        "_needed",
-        "_places",
+        "_positional",
         "_rest",
         "named",
-        "positional",
-        "positional_counts",
         "rest_named",
         "result",
+        "shapes",
     )
 
     def __init__(self, func: Callable[..., Any], label: str) -> None:
@@ -49,13 +52,12 @@ class Signature:
         signature = scope.spell_out(inspect.signature(func))
         self._bind: Final = signature.bind
         self._label: Final = label
-        self.positional: Final[list[ValueCodec]] = []
-        self.named: Final[dict[str, ValueCodec]] = {}
+        self._positional: Final[list[ValueCodec]] = []
         self._rest: list[ValueCodec] = []
+        self.named: Final[dict[str, ValueCodec]] = {}
         self.rest_named: ValueCodec | None = None
-        # By name: the most positional arguments after which it may be given by keyword.
-        self._places: Final[dict[str, int]] = {}
-        required: list[tuple[int, str]] = []
+        # What `codecs` has found: a call fits by its shape, whatever the values are.
+        self.shapes: Final[dict[Shape, Codecs]] = {}
         for name, parameter in signature.parameters.items():
             codec = scope.codec(f"{label}: parameter {name!r}", parameter.annotation)
             if parameter.kind is parameter.VAR_POSITIONAL:
@@ -63,59 +65,42 @@ class Signature:
             elif parameter.kind is parameter.VAR_KEYWORD:
                 self.rest_named = codec
             else:
-                place = sys.maxsize
                 if parameter.kind is not parameter.KEYWORD_ONLY:
-                    place = len(self.positional)
-                    self.positional.append(codec)
+                    self._positional.append(codec)
                 if parameter.kind is not parameter.POSITIONAL_ONLY:
                     self.named[name] = codec
-                    self._places[name] = place
-                if parameter.default is parameter.empty:
-                    required.append((place, name))
-        # By number of positional arguments: the keywords that a call needs.
-        self._needed: Final[dict[int, frozenset[str]]] = {}
-        for count in range(len(self.positional) + 1):
-            names = frozenset(name for place, name in required if place >= count)
-            if names <= self.named.keys():
-                self._needed[count] = names
-        # The numbers of positional arguments that fit without keywords.
-        self.positional_counts: Final = frozenset(
-            count for count, names in self._needed.items() if not names
-        )
         # A worker awaits an awaitable result of a plain function too.
         self.result: Final = scope.codec(
             f"{label}: the return value", signature.return_annotation, awaited=True
         )
 
-    def codecs(
-        self, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> tuple[list[ValueCodec], dict[str, ValueCodec]]:
+    def codecs(self, shape: Shape, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Codecs:
         """Return the codecs for the arguments of a call, by position and by name.
+
+        Args:
+            shape: the number of positional arguments, and the names of the others.
+            args: the positional arguments.
+            kwargs: the others.
 
         Raises:
             TypeError: the call does not fit; the text says why.
             SerializationError: it has too many arguments, or a name that is not a str.
         """
-        count, places = len(args), self._places
-        needed = self._needed.get(count)
-        if needed is not None and kwargs.keys() >= needed:
-            for name in kwargs:
-                if places.get(name, -1) < count:
-                    break  # only Python's binding can judge the call
-            else:
-                return self.positional, self.named
+        size = len(args) + len(kwargs)
         if not {str}.issuperset(map(type, kwargs)):
             raise SerializationError(f"{self._label}: the name of an argument is not a str")
-        if count + len(kwargs) > _MAX_ARGUMENTS:
+        if size > _MAX_ARGUMENTS:
             raise SerializationError(
                 f"{self._label}: more than {_MAX_ARGUMENTS:,} arguments; pass one list of them"
             )
         self._bind(*args, **kwargs)
-        more = self._rest * (count - len(self.positional))
         named = self.named
         if self.rest_named is not None:
             named = dict.fromkeys(kwargs, self.rest_named) | named
-        return self.positional + more, named
+        found = (self._positional + self._rest * (len(args) - len(self._positional)), named)
+        if size <= _MAX_KEPT_ARGUMENTS and len(self.shapes) < _MAX_KEPT:
+            self.shapes[shape] = found
+        return found
 
 
 def spelled_out(func: Callable[..., Any]) -> inspect.Signature:

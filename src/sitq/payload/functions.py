@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from typing import TYPE_CHECKING, Any, Final, Generic, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
 from sitq._validation import Model, PositiveSeconds, Priority, QueueName, Seconds
 from sitq.errors import SerializationError, ValidationError
@@ -20,10 +20,13 @@ from sitq.payload._signatures import Signature
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
+    from sitq.payload._signatures import Shape
     from sitq.payload._values import ValueCodec
     from sitq.protocols import Serializer
 
 __all__ = ["NOT_STORED", "TaskDefaults", "TaskFunction", "check_retry"]
+
+T = TypeVar("T")
 
 # The value of a success whose function has ``store_result=False``: no payload is empty.
 NOT_STORED: Final = b""
@@ -112,13 +115,11 @@ class TaskFunction(Generic[R_co]):
             SerializationError: one cannot be stored, or they are too large together.
         """
         signature = self._signature or self._inspect()
-        codecs, named = signature.positional, signature.named
-        if kwargs or len(args) not in signature.positional_counts:
-            try:
-                codecs, named = signature.codecs(args, kwargs)
-            except TypeError as error:
-                message = f"{self.label}: {error}; its signature says what fits"
-                raise ValidationError(message) from None
+        shape: Shape = (len(args), *kwargs) if kwargs else len(args)
+        try:
+            codecs, named = signature.shapes.get(shape) or signature.codecs(shape, args, kwargs)
+        except TypeError as error:
+            raise ValidationError(f"{self.label}: {error}; its signature says what fits") from None
         plain = [
             value if type(value) in codecs[place].leaves else _dump(codecs[place], value)
             for place, value in enumerate(args)
@@ -154,26 +155,28 @@ class TaskFunction(Generic[R_co]):
         args, kwargs = envelope
         if type(args) is not list or type(kwargs) is not dict:
             raise SerializationError(f"{self.label}: the payload holds no arguments")
-        codecs, named = signature.positional, signature.named
-        if kwargs or len(args) not in signature.positional_counts:
-            try:
-                codecs, named = signature.codecs(args, kwargs)
-            except TypeError as error:
-                message = f"the stored arguments do not fit its signature: {error}"
-                raise ValidationError(f"{self.label}: {message}") from None
+        shape: Shape = (len(args), *kwargs) if kwargs else len(args)
+        try:
+            codecs, named = signature.shapes.get(shape) or signature.codecs(shape, args, kwargs)
+        except TypeError as error:
+            raise ValidationError(
+                f"{self.label}: the stored arguments do not fit its signature: {error}"
+            ) from None
         if len(payload) > _SMALL and len(args) + len(kwargs) > 1:
             self._check_together(_paired(codecs, args, named, kwargs))
         values = [
-            plain if type(plain) in codec.leaves else _load(codec, plain)
+            plain if type(plain) in codec.leaves else _named(codec, codec.load, plain)
             for codec, plain in zip(codecs, args, strict=False)
         ]
         for name, plain in kwargs.items():
             codec = named[name]
-            kwargs[name] = plain if type(plain) in codec.leaves else _load(codec, plain)
+            kwargs[name] = (
+                plain if type(plain) in codec.leaves else _named(codec, codec.load, plain)
+            )
         return tuple(values), kwargs
 
     def dump_result(self, serializer: Serializer, value: Any) -> bytes:
-        """Encode the function's result, as `dump_arguments` does; empty if results are not stored."""
+        """Encode the function's result; the value is empty if its results are not stored."""
         if not self.defaults.store_result:
             return NOT_STORED
         codec = (self._signature or self._inspect()).result
@@ -186,11 +189,13 @@ class TaskFunction(Generic[R_co]):
             return cast("R_co", None)
         codec = (self._signature or self._inspect()).result
         plain = serializer.loads(data)
-        return cast("R_co", plain if type(plain) in codec.leaves else _load(codec, plain))
+        return cast(
+            "R_co", plain if type(plain) in codec.leaves else _named(codec, codec.load, plain)
+        )
 
     def _check_together(self, arguments: Iterator[tuple[ValueCodec, Any]]) -> None:
         """Check that all arguments together can be rebuilt in the time that one may take."""
-        shares = [_share(codec, plain) for codec, plain in arguments]
+        shares = [_named(codec, codec.share, plain) for codec, plain in arguments]
         if math.fsum(shares) > 1:  # sum() rounds at each step before Python 3.12
             raise SerializationError(f"{self.label}: {_TOO_DEAR}")
 
@@ -199,7 +204,7 @@ class TaskFunction(Generic[R_co]):
             self._signature = signature = Signature(self.func, self.label)
         except (TypeError, ValueError, NameError) as error:
             raise ValidationError(
-                f"{self.label}: it has no signature that Python can tell "
+                f"{self.label}: Python finds no signature of it "
                 f"({type(error).__name__}); wrap it in a function of your own"
             ) from None
         return signature
@@ -234,16 +239,10 @@ def _encode(serializer: Serializer, codec: ValueCodec, plain: object, value: obj
         raise _refused(codec, value, error) from None
 
 
-def _load(codec: ValueCodec, plain: object) -> Any:
+def _named(codec: ValueCodec, method: Callable[[Any], T], plain: object) -> T:
+    """Call a method of a codec; an error names the parameter."""
     try:
-        return codec.load(plain)
-    except (ValidationError, SerializationError) as error:
-        raise type(error)(f"{codec.label}: {error}") from None
-
-
-def _share(codec: ValueCodec, plain: object) -> float:
-    try:
-        return codec.share(plain)
+        return method(plain)
     except (ValidationError, SerializationError) as error:
         raise type(error)(f"{codec.label}: {error}") from None
 
