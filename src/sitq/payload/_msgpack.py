@@ -22,12 +22,12 @@ from sitq.errors import SerializationError
 from sitq.payload._limits import KeyBudget
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Mapping
+    from collections.abc import Callable, Collection, Hashable, Mapping
 
     Write = Callable[[Any], bytes]
     Read = Callable[[bytes, "Reader"], Any]
 
-__all__ = ["CONTAINERS", "LEAVES", "Reader", "cannot_store", "pack"]
+__all__ = ["CONTAINERS", "LEAVES", "Reader", "cannot_store", "items_of", "pack"]
 
 M = TypeVar("M", datetime, time)
 S = TypeVar("S", set[Any], frozenset[Any])
@@ -173,6 +173,11 @@ def _extension(value: Any) -> msgpack.ExtType:
         raise cannot_store(type(value))
     code, write = known
     return msgpack.ExtType(code, write(value))
+
+
+def items_of(container: Any) -> Collection[Any]:
+    """Return what a container holds: of a dict, its keys and its values."""
+    return [*container, *container.values()] if type(container) is dict else container
 
 
 def cannot_store(kind: type) -> SerializationError:

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from sitq.errors import SerializationError
 from sitq.payload._limits import KeyBudget
-from sitq.payload._msgpack import LEAVES
+from sitq.payload._msgpack import CONTAINERS, LEAVES, items_of
 from sitq.payload._stored_form import field_names, is_tagged, nodes, without_names
 
 __all__ = ["RebuildLimits"]
@@ -78,7 +78,7 @@ class RebuildLimits:
         texts: list[str] = [plain] if type(plain) is str else []
         for container, times in _containers(plain, self._tries):
             values += times * len(container)
-            texts += [item for item in _items(container) if type(item) is str]
+            texts += [item for item in items_of(container) if type(item) is str]
             if self._builds_keys and len(container) > 1:
                 kind = dict if type(container) is dict else set
                 key_budget.take(container, kind, convert=_as_key)
@@ -198,10 +198,10 @@ def _containers(plain: object, tries: Mapping[_Step, int]) -> Iterator[tuple[Any
     waiting = [(plain, 1)]
     while waiting:
         each, times = waiting.pop()
-        if type(each) not in {list, tuple, set, frozenset, dict}:
+        if type(each) not in CONTAINERS:
             continue
         yield each, times
-        items = _items(each)
+        items = items_of(each)
         if LEAVES.issuperset(map(type, items)):
             continue
         if tries and type(each) is dict:
@@ -214,12 +214,6 @@ def _containers(plain: object, tries: Mapping[_Step, int]) -> Iterator[tuple[Any
         else:
             more = times * tries.get(type(each), 1)
             waiting += [(item, more) for item in items if type(item) not in LEAVES]
-
-
-def _items(container: Any) -> list[Any]:
-    if type(container) is dict:
-        return [*container, *container.values()]
-    return [*container]
 
 
 def _as_key(item: Any) -> Any:

@@ -20,7 +20,7 @@ from sitq._validation import with_article
 from sitq.errors import SerializationError, ValidationError
 from sitq.ids import TaskId
 from sitq.payload._comparison import difference, loss
-from sitq.payload._msgpack import CONTAINERS, LEAVES
+from sitq.payload._msgpack import CONTAINERS, LEAVES, items_of
 from sitq.payload._rebuilding import RebuildLimits
 from sitq.payload._stored_form import (
     OTHER_MEMBER,
@@ -257,7 +257,7 @@ def _untagged(value: Any) -> Any:
             raise ValidationError(
                 "it holds what a model or a member of an enum is stored as, and it is none here"
             )
-        items = [*each, *each.values()] if type(each) is dict else each
+        items = items_of(each)
         if not LEAVES.issuperset(map(type, items)):
             waiting += [item for item in items if type(item) not in LEAVES]
     return value

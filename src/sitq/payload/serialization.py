@@ -5,13 +5,12 @@ There is no pickle: reading a payload never runs code that the payload names.
 
 from __future__ import annotations
 
-from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 from msgpack.exceptions import ExtraData
 
 from sitq.errors import SerializationError, ValidationError
-from sitq.payload._msgpack import CONTAINERS, LEAVES, Reader, cannot_store, pack
+from sitq.payload._msgpack import CONTAINERS, LEAVES, Reader, cannot_store, items_of, pack
 from sitq.payload.signing import Signer, is_signed
 
 if TYPE_CHECKING:
@@ -181,7 +180,7 @@ class MsgpackSerializer:
                 if kind not in CONTAINERS:
                     raise cannot_store(kind)
                 if item:
-                    children = _children(item)
+                    children = items_of(item)
                     if not LEAVES.issuperset(map(type, children)):
                         inner += [child for child in children if type(child) not in LEAVES]
             if not inner:
@@ -219,9 +218,3 @@ def _is_flat(value: Any) -> bool:
         elif kind not in LEAVES and (kind is not dict or item):
             return False
     return True
-
-
-def _children(container: Any) -> list[object]:
-    if type(container) is dict:
-        return [*chain(container, container.values())]
-    return container if type(container) is list else [*container]
