@@ -22,7 +22,6 @@ __all__ = [
     "address_of",
     "check_kind",
     "check_names",
-    "check_reachable",
     "look_up",
     "name_of",
     "one_line",
@@ -46,10 +45,24 @@ _SLOT_WRAPPERS: Final = (
 
 
 def name_of(func: Any) -> str:
-    """Return the stored name of a function."""
+    """Return the stored name of a function, once it is certain that the name leads back to it."""
     name = check_kind(func)
-    check_reachable(func)
-    return name
+    module, qualname = address_of(func)
+    found = look_up(module, qualname)
+    if found is func or (isinstance(func, types.MethodType) and found == func):
+        return name
+    shown = f"{module}.{qualname}"
+    if found is None:
+        raise ValidationError(
+            f"{shown} does not exist (any more): a worker finds a function by its name; "
+            "define it at the top level of its module, under the name of its def"
+        )
+    if _is_mock(found):
+        raise ValidationError(f"{shown} is replaced by a mock: {_INSTEAD_OF_MOCKS}")
+    raise ValidationError(
+        f"{shown} is another object than the function given, which was replaced there or is "
+        "wrapped by a decorator: use the one that the name leads to"
+    )
 
 
 def one_line(text: str, most: int = _MOST_SHOWN) -> str:
@@ -71,26 +84,6 @@ def check_kind(func: Any) -> str:
             "to a module"
         )
     return f"{where}:{qualname}"
-
-
-def check_reachable(func: Any) -> None:
-    """Check that a function's name leads back to it."""
-    module, qualname = address_of(func)
-    found = look_up(module, qualname)
-    if found is func or (isinstance(func, types.MethodType) and found == func):
-        return
-    shown = f"{module}.{qualname}"
-    if found is None:
-        raise ValidationError(
-            f"{shown} does not exist (any more): a worker finds a function by its name; "
-            "define it at the top level of its module, under the name of its def"
-        )
-    if _is_mock(found):
-        raise ValidationError(f"{shown} is replaced by a mock: {_INSTEAD_OF_MOCKS}")
-    raise ValidationError(
-        f"{shown} is another object than the function given, which was replaced there or is "
-        "wrapped by a decorator: use the one that the name leads to"
-    )
 
 
 def check_names(name: object, aliases: object) -> tuple[str | None, tuple[str, ...]]:
@@ -172,7 +165,8 @@ def _unusable_object(func: Any) -> str | None:
 
 
 def _unusable_function(func: Any) -> str | None:
-    if not (_is_text(func, "__qualname__") and _is_text(func, "__module__")):
+    texts = [getattr(func, each, None) for each in ("__qualname__", "__module__")]
+    if not all(isinstance(text, str) for text in texts):
         return f"{with_article(type(func))} without a name: define a function that calls it"
     shown = func.__qualname__
     if shown.endswith("<lambda>"):
@@ -185,7 +179,3 @@ def _unusable_function(func: Any) -> str | None:
     if inspect.isgeneratorfunction(func) or inspect.isasyncgenfunction(func):
         return f"{shown} is a generator function: return a list instead of yielding"
     return None
-
-
-def _is_text(func: Any, attribute: str) -> bool:
-    return isinstance(getattr(func, attribute, None), str)

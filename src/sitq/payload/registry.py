@@ -18,7 +18,6 @@ from sitq.payload.names import (
     address_of,
     check_kind,
     check_names,
-    check_reachable,
     look_up,
     name_of,
     one_line,
@@ -99,8 +98,7 @@ class Registry:
         """
         for path, entry in _offered(module):
             try:
-                check_kind(entry)
-                check_reachable(entry)
+                name_of(entry)
             except Exception:  # noqa: BLE001, S112 - classes and callable objects, some with code
                 continue  # of their own that runs at any attribute
             added = self.add(entry)
