@@ -176,29 +176,18 @@ def _headers(name: str, value: object) -> Mapping[str, str]:
     )
     if not isinstance(value, dict | MappingProxyType):
         _refuse(name, value, hint)
-    headers = {plain(key): plain(text) for key, text in _items(value)}
+    # A proxy may wrap any mapping; for a dict, a subclass's own method is not called.
+    items = dict.items(value) if isinstance(value, dict) else value.items()
+    headers = {plain(key): plain(text) for key, text in items}
     size = 0
     for text in (*headers.keys(), *headers.values()):
-        length = _bytes_of(text) if isinstance(text, str) else None
-        if length is None:
+        try:
+            size += len(str.encode(text))
+        except (TypeError, UnicodeEncodeError):
             _refuse(name, text, f"{hint}; one key or value is no such text")
-        size += length
     if len(headers) > _MAX_HEADERS or size > _MAX_HEADER_BYTES:
         _refuse(name, value, f"{hint}; these are {len(headers):,} entries and {size:,} bytes")
     return headers
-
-
-def _items(headers: dict[object, object] | MappingProxyType[object, object]) -> Any:
-    # A proxy may wrap any mapping; for a dict, a subclass's own method is not called.
-    return dict.items(headers) if isinstance(headers, dict) else headers.items()
-
-
-def _bytes_of(text: str) -> int | None:
-    """Return the text's length in UTF-8; ``None`` if it cannot be encoded."""
-    try:
-        return len(text.encode())
-    except UnicodeEncodeError:
-        return None
 
 
 _CHECKS: Final[Mapping[str, Callable[[str, object], object]]] = MappingProxyType(

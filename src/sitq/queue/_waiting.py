@@ -118,7 +118,10 @@ class ResultWaiters:
         if self._pause is not None:
             self._pause.cancel()
         try:
-            await with_timeout(self._clock, timeout, partial(self._take_part, waiter))
+            if timeout is None:
+                await self._take_part(waiter)
+            else:
+                await with_timeout(self._clock, timeout, partial(self._take_part, waiter))
         finally:
             self._leave(waiter)
         if not (waiter.done or waiter.answered or waiter.error):
