@@ -105,18 +105,6 @@ class SweepChecks(Suite):
         assert (result.status, result.error) == (TaskStatus.CANCELLED, None)
         assert await store.take() == []
 
-    async def test_the_oldest_leases_are_reclaimed_first(self, store: Store) -> None:
-        """The limit of a sweep holds; those whose lease ended first go first."""
-        ids = []
-        for lease in (5.0, 3.0, 4.0):
-            ids.append(await store.add())
-            assert len(await store.take(lease=lease)) == 1
-        await store.advance(10)
-        for number in (1, 2, 0):
-            assert await store.sweep(3, 1) == Sweep(1, 0, 0)
-            assert await store.status(ids[number]) is TaskStatus.PENDING
-        assert await store.sweep(3, 1) == NOTHING
-
     async def test_what_expired_is_final(self, store: Store) -> None:
         """At ``expires_at``, not before, a pending task becomes expired."""
         task_id = await store.add(expires_at=await store.later(10))
@@ -138,14 +126,6 @@ class SweepChecks(Suite):
         assert (await store.sweep(3)).expired == 1
         result = await store.result(task.id)
         assert (result.status, result.attempts) == (TaskStatus.EXPIRED, 1)
-
-    async def test_the_oldest_expire_first(self, store: Store) -> None:
-        """The limit of a sweep holds for expiring too."""
-        ids = [await store.add(expires_at=await store.later(s)) for s in (5, 3, 4)]
-        await store.advance(10)
-        for number in (1, 2, 0):
-            assert await store.sweep(3, 1) == Sweep(0, 1, 0)
-            assert await store.status(ids[number]) is TaskStatus.EXPIRED
 
     @pytest.mark.parametrize("ttl", [0.0, 60.0])
     async def test_a_task_is_gone_after_its_retention(self, store: Store, ttl: float) -> None:
@@ -179,17 +159,25 @@ class SweepChecks(Suite):
         assert await store.status(waiting) is TaskStatus.PENDING
         assert await store.status(running.id) is TaskStatus.IN_PROGRESS
 
-    async def test_the_retention_that_ended_first_is_pruned_first(self, store: Store) -> None:
-        """The limit of a sweep holds for pruning too."""
-        ids = []
-        for ttl in (5.0, 3.0, 4.0):
-            task = await store.taken(result_ttl=ttl)
+    async def test_the_oldest_of_each_kind_go_first(self, store: Store) -> None:
+        """A sweep takes up to its limit of each kind: those that became due first."""
+        ages = (5.0, 3.0, 4.0)
+        ended, expiring, running = [], [], []
+        for age in ages:
+            task = await store.taken(result_ttl=age)
             await store.end(OutcomeKind.SUCCESS, task.lease)
-            ids.append(task.id)
+            ended.append(task.id)
+        for age in ages:
+            expiring.append(await store.add(queue="other", expires_at=await store.later(age)))
+            running.append(await store.add())
+            assert await store.take_ids(lease=age) == running[-1:]
         await store.advance(10)
         for number in (1, 2, 0):
-            assert await store.sweep(3, 1) == Sweep(0, 0, 1)
-            assert await store.get_tasks([ids[number]]) == [None]
+            assert await store.sweep(3, 1) == Sweep(1, 1, 1)
+            assert await store.status(running[number]) is TaskStatus.PENDING
+            assert await store.status(expiring[number]) is TaskStatus.EXPIRED
+            assert await store.get_tasks([ended[number]]) == [None]
+        assert await store.sweep(3, 1) == NOTHING
 
     async def test_one_sweep_does_all_three(self, store: Store) -> None:
         """One call reclaims, expires and prunes, and counts each."""
