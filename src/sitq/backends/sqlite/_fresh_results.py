@@ -46,7 +46,9 @@ class FreshResults:
 
     def _read(self, transaction: SQLiteTransaction) -> dict[TaskId[Any], Result[Any] | None]:
         ended = transaction.ended
-        if not (ENABLED and 0 < len(ended) <= _MOST and self._listeners.are_for("results")):
+        if not (ENABLED and 0 < len(ended) <= _MOST and "results" in transaction.changed):
+            return {}
+        if not self._listeners.are_for("results"):
             return {}
         try:
             return get_results(transaction, ended)
