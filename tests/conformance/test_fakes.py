@@ -55,7 +55,7 @@ def test_a_clock_stands_still() -> None:
     assert clock.now().tzinfo is UTC
 
 
-def test_a_clock_starts_where_it_is_told_to() -> None:
+def test_a_clock_starts_where_it_is_set() -> None:
     start = datetime(2024, 2, 29, 23, tzinfo=timezone(timedelta(hours=-5)))
     assert FakeClock(start).now() == start
     assert FakeClock(start).now().tzinfo is UTC

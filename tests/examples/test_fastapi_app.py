@@ -73,7 +73,7 @@ def test_a_report_is_ordered_written_and_read_over_http(service: Service) -> Non
     }
 
 
-def test_a_report_that_fails_tells_why(service: Service) -> None:
+def test_a_report_that_fails_says_why(service: Service) -> None:
     with httpx.Client(base_url=service.address, timeout=30) as client:
         order = client.post("/reports", json={"title": "Q2", "numbers": []})
         state = client.get(f"/reports/{order.json()['task_id']}", params={"wait": 10}).json()

@@ -39,7 +39,7 @@ async def note(number: int) -> int:
     return number
 
 
-async def test_a_caller_is_told_that_the_store_stays_locked(
+async def test_a_caller_gets_an_error_while_the_store_stays_locked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_database, "BUSY_SECONDS", 0.2)

@@ -162,7 +162,7 @@ def test_the_end_of_the_loop_lets_go(anyio_backend_name: str) -> None:
     wait_until(lambda: not forgotten.is_left())
 
 
-async def test_a_backend_that_nobody_has_any_more_lets_go() -> None:
+async def test_a_backend_that_is_collected_closes_its_connections() -> None:
     forgotten = Forgotten()
     await forgotten.use()
     with anyio.fail_after(20):

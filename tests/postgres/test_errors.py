@@ -21,7 +21,9 @@ from tests.postgres.servers import dsn
         ("SELECT make_interval(secs => $1::float8)", 1e300),
     ],
 )
-def test_a_value_that_can_never_be_stored_is_told_as_such(statement: str, value: object) -> None:
+def test_a_value_that_can_never_be_stored_has_an_error_of_its_own(
+    statement: str, value: object
+) -> None:
     async def ask() -> Exception:
         connection = await asyncpg.connect(dsn())
         try:

@@ -99,7 +99,9 @@ async def test_the_others_leases_are_renewed_and_that_one_is_neither_held_nor_lo
     assert await renew(held, [held.lease, held.other]) == [known, LeaseState.HELD]
 
 
-async def test_a_lease_that_is_not_current_is_lost_whoever_holds_the_task(held: Held) -> None:
+async def test_a_lease_that_is_not_current_is_lost_although_a_transaction_holds_the_task(
+    held: Held,
+) -> None:
     old = Lease(held.lease.task_id, held.lease.epoch - 1)
     states = await renew(held, [old, held.lease])
     assert states == [LeaseState.LOST, LeaseState.UNKNOWN]
@@ -180,7 +182,7 @@ async def test_a_batch_with_that_one_is_judged_for_the_others_at_once(held: Held
     assert answers == [[True, True, False, False]]
 
 
-async def test_nobody_takes_it_back_after_its_lease_as_long_as_the_transaction_is_open(
+async def test_it_is_not_reclaimed_while_the_transaction_is_open(
     held: Held,
 ) -> None:
     late = FakeClock(datetime.now(UTC) + timedelta(hours=1))

@@ -197,7 +197,7 @@ async def test_what_an_awaited_connection_is_used_for_meets_none_of_them(
     await connection.close()
 
 
-def test_the_functions_of_a_store_have_the_rights_and_the_names_of_nobody_else(
+def test_the_functions_of_a_store_run_with_their_callers_rights_and_fixed_names(
     place: Server,
 ) -> None:
     """They run with the caller's rights, and what they use is looked up in one place."""

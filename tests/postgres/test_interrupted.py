@@ -108,7 +108,7 @@ async def test_without_descriptors_what_is_connected_goes_on() -> None:
     await backend.close()
 
 
-async def test_a_change_that_nobody_can_be_told_of_is_acknowledged(
+async def test_a_change_is_acknowledged_although_its_listeners_cannot_be_woken(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fail(*_: object) -> None:
@@ -209,7 +209,7 @@ def test_a_statement_under_way_at_the_end_of_asyncio_run_has_its_true_answer() -
 
 @pytest.mark.parametrize("steps", range(6))
 @pytest.mark.parametrize("call", ["enqueue", "listen"])
-def test_what_asyncio_run_cancels_before_its_first_step_keeps_nobody_waiting(
+def test_what_asyncio_run_cancels_before_its_first_step_blocks_no_call(
     call: str, steps: int
 ) -> None:
     """The driver's tasks begin a moment after the call that needs them."""
@@ -283,7 +283,7 @@ async def test_every_call_ends_when_closing_meets_cancellations(seed: int) -> No
     assert threading.active_count() <= threads + 2  # those of anyio's for blocking calls
 
 
-async def test_a_call_that_comes_after_the_closing_is_told_so() -> None:
+async def test_a_call_after_the_closing_raises_usage_error() -> None:
     backend = await opened(dsn())
     database = backend._open_counter.use().database
     await backend.close()

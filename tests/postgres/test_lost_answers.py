@@ -47,7 +47,7 @@ async def test_an_enqueue_whose_answer_is_lost_is_stored_once(proxy: Proxy, lose
 
 
 @both
-async def test_an_enqueue_with_keys_whose_answer_is_lost_tells_the_holders(
+async def test_an_enqueue_with_keys_whose_answer_is_lost_returns_the_holders(
     proxy: Proxy, loses: Loses
 ) -> None:
     backend = await opened(proxy.dsn)
@@ -77,7 +77,7 @@ async def test_a_reservation_whose_answer_is_lost_is_found_again(
 
 @both
 @pytest.mark.parametrize("kind", OutcomeKind)
-async def test_an_outcome_whose_answer_is_lost_is_told_as_it_was(
+async def test_an_outcome_whose_answer_is_lost_is_answered_as_it_was(
     proxy: Proxy, loses: Loses, kind: OutcomeKind
 ) -> None:
     backend = await opened(proxy.dsn)
@@ -173,7 +173,7 @@ async def test_an_enqueue_whose_commit_comes_after_the_search_is_stored_once(
 
 
 @pytest.mark.parametrize("change", ["success", "failure", "cancel"])
-async def test_an_end_whose_commit_comes_after_the_search_is_told_as_it_was(
+async def test_an_end_whose_commit_comes_after_the_search_is_answered_as_it_was(
     proxy: Proxy, server: Server, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     """Behind a pooler: the lost statement holds its locks until its commit arrives."""

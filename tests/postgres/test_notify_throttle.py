@@ -76,7 +76,7 @@ async def test_a_flood_of_enqueues_is_no_flood_of_notifications() -> None:
     assert len(topics) <= seconds / QUIET + 2
 
 
-async def test_each_change_is_told_once_by_topic_where_changes_are_rare() -> None:
+async def test_rare_changes_are_notified_once_each_by_topic() -> None:
     schema = new_schema()
     backend = PostgresBackend(dsn(), schema=schema)
     await backend.open()
@@ -95,7 +95,7 @@ async def test_each_change_is_told_once_by_topic_where_changes_are_rare() -> Non
     assert topics == ["tasks", "cancels", "results", "results"]
 
 
-async def test_what_was_put_off_is_told_at_the_close() -> None:
+async def test_deferred_notifications_are_sent_at_the_close() -> None:
     schema = new_schema()
     with heard(schema) as topics:
         async with TaskQueue(PostgresBackend(dsn(), schema=schema)) as queue:
@@ -104,7 +104,7 @@ async def test_what_was_put_off_is_told_at_the_close() -> None:
     assert topics == ["tasks", "tasks"]
 
 
-def test_a_timer_that_rings_early_tells_all_the_same() -> None:
+def test_a_timer_that_ends_early_notifies_as_well() -> None:
     """Too early for the topic, it rings again; what was put off is not forgotten."""
     sent: list[list[str]] = []
 
@@ -165,7 +165,7 @@ async def test_where_notifications_do_not_arrive_changes_are_seen(topic: Topic) 
     await second.close()
 
 
-async def test_a_look_tells_of_nothing_where_nothing_changes() -> None:
+async def test_a_look_finds_nothing_where_nothing_changes() -> None:
     backend = PostgresBackend(dsn(), schema=new_schema())
     await backend.open()
     listeners = backend._open_counter.use().listeners

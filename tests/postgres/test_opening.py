@@ -118,7 +118,7 @@ async def test_a_store_of_the_first_format_keeps_its_tasks_and_their_keys(
     await check_keys(PostgresBackend(dsn(), schema=schema), *old)
 
 
-async def test_a_store_that_is_not_there_is_not_made_without_being_told_to() -> None:
+async def test_a_missing_store_is_not_made_with_migrate_false() -> None:
     schema = new_schema()
     with pytest.raises(BackendFormatError, match="is not there, and migrate=False"):
         await PostgresBackend(dsn(), schema=schema, migrate=False).open()

@@ -111,7 +111,7 @@ BY_ID = ["succeed", "finish", "renew", "progress"]
 
 
 @pytest.mark.parametrize(("name", "sql", "values"), [c for c in CALLS if c[0] in BY_ID], ids=BY_ID)
-def test_rows_are_found_by_their_ids_though_statistics_tell_of_none_that_runs(
+def test_rows_are_found_by_their_ids_though_statistics_know_none_that_runs(
     schema: str, name: str, sql: str, values: str
 ) -> None:
     query(f"ANALYZE {schema}.tasks")

@@ -87,7 +87,7 @@ async def test_a_row_that_cannot_start_is_failed_too_when_the_answer_was_lost(ch
         assert statuses == [("failed",), ("in_progress",), ("in_progress",)]
 
 
-async def test_a_row_that_is_never_due_keeps_nobody_from_working() -> None:
+async def test_a_row_that_is_never_due_blocks_no_reservation() -> None:
     async with store() as (backend, schema):
         never, one = await backend.enqueue([new_task() for _ in range(2)])
         await ask(f"UPDATE {schema}.tasks SET eta = 'infinity' WHERE id = '{never}'")

@@ -74,7 +74,7 @@ def with_options(options: str) -> str:
 
 
 @pytest.mark.anyio
-async def test_a_url_may_carry_what_the_backend_is_told() -> None:
+async def test_a_url_may_carry_the_options_of_the_backend() -> None:
     schema = new_schema()
     url = with_options(f"schema={schema}&migrate=true&pool_size=1&application_name=mine")
     async with sitq.TaskQueue(sitq.connect(url)) as queue:

@@ -30,7 +30,7 @@ def processes(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Proces
     [("asyncio", signal.SIGCONT, ONCE), ("trio", signal.SIGKILL, AGAIN)],
     indirect=["processes"],
 )
-def test_nobody_waits_for_a_process_stopped_between_completion_and_commit(
+def test_a_process_stopped_between_completion_and_commit_blocks_no_other(
     processes: Processes, end: signal.Signals, state: State
 ) -> None:
     """The task is nobody else's until the process goes on or dies, however long that takes."""

@@ -231,7 +231,7 @@ async def test_a_server_that_is_not_there_is_a_connection_error() -> None:
     assert "secret" not in repr(error.value.__cause__)
 
 
-def test_a_driver_in_disorder_is_told_as_a_lost_connection(server: Server) -> None:
+def test_a_driver_in_disorder_is_a_lost_connection(server: Server) -> None:
     async def ask_twice_at_once() -> BaseException | list[Any]:
         link = await connect(ConnectTarget(server.dsn, prepared=True, timeout=None))
         questions = (link.fetch("SELECT pg_sleep(1)"), link.fetch("SELECT 1"))

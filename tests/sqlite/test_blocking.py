@@ -59,7 +59,7 @@ def writers(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     return seen
 
 
-def test_the_caller_writes_where_nobody_else_does(
+def test_the_caller_writes_while_no_other_call_does(
     queue: SyncTaskQueue, writers: list[tuple[str, int]]
 ) -> None:
     with database_of(queue)._connection.usage._lock:
@@ -259,7 +259,7 @@ while True:
 
 
 @pytest.mark.parametrize("threads", [0, 3])
-def test_what_a_killed_producer_was_told_is_there(tmp_path: Path, threads: int) -> None:
+def test_what_a_killed_producer_got_acknowledged_is_there(tmp_path: Path, threads: int) -> None:
     """Interrupted again and again, then killed: each id that it printed is in the store."""
     (tmp_path / "producer.py").write_text(PRODUCER)
     printed: set[str] = set()

@@ -67,7 +67,7 @@ async def test_a_task_is_on_the_disk_when_enqueue_returns(tmp_path: Path, disk: 
     await backend.close()
 
 
-async def test_the_holder_of_a_key_is_on_the_disk_before_its_id_is_told(
+async def test_the_holder_of_a_key_is_on_the_disk_before_its_id_is_returned(
     tmp_path: Path, disk: Disk
 ) -> None:
     backend = SQLiteBackend(tmp_path / "q.db")

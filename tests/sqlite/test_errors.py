@@ -21,7 +21,9 @@ from sitq.errors import BackendValueError
         ("INSERT INTO few VALUES (?)", 7),
     ],
 )
-def test_a_value_that_can_never_be_stored_is_told_as_such(statement: str, value: Any) -> None:
+def test_a_value_that_can_never_be_stored_has_an_error_of_its_own(
+    statement: str, value: Any
+) -> None:
     with closing(sqlite3.connect(":memory:")) as connection:
         connection.execute("CREATE TABLE few (number CHECK (number < 3))")
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 1000)

@@ -271,7 +271,7 @@ async def test_a_closed_backend_says_how_to_open_it(tmp_path: Path) -> None:
         backend.lease_keeper()
 
 
-def test_a_forked_child_is_told_to_make_its_own(tmp_path: Path) -> None:
+def test_a_forked_child_has_to_make_its_own(tmp_path: Path) -> None:
     script = f"""
 import anyio, os
 from sitq.backends.sqlite import SQLiteBackend

@@ -156,7 +156,7 @@ async def test_without_a_safe_wake_up_file_news_is_found_by_polling(
 
 
 @pytest.mark.parametrize("stand_in", STANDINS)
-async def test_a_wake_up_file_that_is_swapped_blocks_nobody(
+async def test_a_wake_up_file_that_is_swapped_blocks_no_process(
     tmp_path: Path, stand_in: Callable[[Path, Path], None]
 ) -> None:
     path, precious = tmp_path / "q.db", tmp_path / "precious"

@@ -78,7 +78,7 @@ async def test_who_listens_gets_them_without_a_look(tmp_path: Path, reads: list[
         assert reads == ["get_results"]
 
 
-async def test_they_are_at_hand_before_the_bell_tells_of_them(
+async def test_they_are_at_hand_before_the_wake_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     signal, at_hand = WakeupFile.signal, list[list[str]]()
@@ -113,7 +113,7 @@ async def test_what_is_asked_for_besides_them_is_looked_for(
         assert reads == ["get_results"]
 
 
-async def test_nobody_listens(tmp_path: Path, reads: list[str]) -> None:
+async def test_without_listeners_nothing_is_kept(tmp_path: Path, reads: list[str]) -> None:
     async with opened(tmp_path / "q.db") as backend:
         async with backend.listen("results"):
             ids = await ended(backend)

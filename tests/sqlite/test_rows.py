@@ -105,7 +105,7 @@ async def test_a_result_that_cannot_be_read_is_an_error_for_its_own_waiter_only(
     assert len(errors) == 1
 
 
-async def test_a_row_that_cannot_be_told_of_is_a_typed_error_without_values(
+async def test_a_row_that_cannot_be_read_is_a_typed_error_without_values(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "q.db"

@@ -78,7 +78,7 @@ async def test_ones_own_changes_are_heard_too(tmp_path: Path, way: str) -> None:
     await backend.close()
 
 
-async def test_a_bell_that_rings_in_vain_is_not_watched_for_long(
+async def test_a_wake_up_file_that_signals_in_vain_is_not_watched_for_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_wakeups, "_LINGER", 0.0)
@@ -165,7 +165,7 @@ async def test_a_wake_up_file_that_was_removed_is_made_anew(
         await backend.close()
 
 
-async def test_a_store_that_is_gone_wakes_nobody(tmp_path: Path, way: str) -> None:
+async def test_a_store_that_is_gone_wakes_no_listener(tmp_path: Path, way: str) -> None:
     path = tmp_path / "q.db"
     backend = SQLiteBackend(path)
     await backend.open()

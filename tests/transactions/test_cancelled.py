@@ -126,7 +126,7 @@ class TestOfAnyKind:
 
 
 @pytest.mark.parametrize("kind", ["asyncpg", "psycopg AsyncConnection"])
-async def test_one_that_waits_for_somebody_elses_transaction_need_not_go_on_waiting(
+async def test_a_wait_for_another_transaction_can_be_cancelled(
     queue: TaskQueue,
     place: Place,
     own: Own,

@@ -81,7 +81,7 @@ async def test_what_was_rolled_back_is_not_expected_for_ever(
     assert rings == []
 
 
-async def test_the_bell_rings_once_a_transaction_however_much_it_brings(
+async def test_a_transaction_signals_once_however_many_tasks_it_stores(
     queue: TaskQueue,
     own: sqlite3.Connection,
     rings: list[set[str]],

@@ -76,7 +76,7 @@ async def test_a_commit_is_the_success_and_its_waiters_are_woken(
     assert caplog.records == []
 
 
-async def test_nobody_sees_the_success_before_the_commit(
+async def test_the_success_is_not_visible_before_the_commit(
     queue: TaskQueue, place: Place, own: Own
 ) -> None:
     task_id = await queue.enqueue(pay_and_forget, 7)

@@ -166,7 +166,7 @@ async def test_a_connection_of_another_thread_is_refused(queue: TaskQueue, place
         thread.submit(own.close).result()
 
 
-async def test_a_closed_queue_is_told_of(place: Place, connection: sqlite3.Connection) -> None:
+async def test_a_closed_queue_is_refused(place: Place, connection: sqlite3.Connection) -> None:
     queue = TaskQueue(place.backend())
     bound = queue.bind(connection)
     await bound.enqueue(add, 1, 2)  # the first use connects by itself

@@ -98,7 +98,7 @@ async def test_a_closed_connection_is_refused(queue: TaskQueue, place: PostgresP
         await queue.bind(own).enqueue(add, 1, 2)
 
 
-async def test_a_transaction_that_has_failed_before_is_told_of(
+async def test_a_transaction_that_has_failed_before_is_refused(
     queue: TaskQueue, place: PostgresPlace
 ) -> None:
     with psycopg.connect(place.dsn) as own:

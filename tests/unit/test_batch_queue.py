@@ -18,7 +18,7 @@ class Raising(Request[None]):
 
 
 @pytest.mark.anyio
-async def test_one_that_cannot_be_woken_keeps_nobody_waiting() -> None:
+async def test_a_caller_that_cannot_be_woken_blocks_no_other() -> None:
     loop = LoopRef()
     batch = [Request[None](loop, list, ()), Raising(loop, list, ()), Request[None](loop, list, ())]
     with pytest.raises(MemoryError):

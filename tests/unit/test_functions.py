@@ -374,7 +374,7 @@ def test_a_function_without_a_signature_is_refused() -> None:
         through(max, 1)
 
 
-def test_coroutine_functions_are_told_apart_and_a_plain_wrapper_is_none_of_them() -> None:
+def test_coroutine_functions_are_recognised_and_a_plain_wrapper_is_none_of_them() -> None:
     assert [task(func).is_async for func in (add, greet, wrapped, wrapped_async, declared)] == [
         False,
         True,

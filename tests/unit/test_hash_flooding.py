@@ -160,7 +160,7 @@ LARGE = random.Random(1)
     ],
     ids=["consecutive", "multiples", "random"],
 )
-def test_ints_that_nobody_chose_are_carried_however_many(numbers: Any) -> None:
+def test_ints_that_were_not_chosen_are_carried_however_many(numbers: Any) -> None:
     found = set(numbers)
     assert serializer.loads(serializer.dumps(found)) == found
     assert serializer.loads(serializer.dumps(frozenset(found))) == found

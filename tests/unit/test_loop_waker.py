@@ -64,7 +64,7 @@ async def test_what_is_posted_after_the_closing_is_called_too() -> None:
         await done.wait()
 
 
-async def test_a_mailbox_that_nobody_has_any_more_leaves_no_file() -> None:
+async def test_a_waker_that_is_collected_leaves_no_file() -> None:
     before = open_files()
     mailboxes = [LoopWaker(LoopRef()) for _ in range(20)]
     await to_thread.run_sync(mailboxes.clear)
@@ -128,7 +128,7 @@ def test_what_is_left_when_its_loop_has_ended_leaves_no_file() -> None:
     assert open_files() == before
 
 
-async def test_a_collection_in_the_middle_of_a_post_blocks_nobody() -> None:
+async def test_a_collection_in_the_middle_of_a_post_blocks_no_thread() -> None:
     """It may collect what holds the mailbox, which is then abandoned in the thread that posts."""
     mailbox, called = LoopWaker(LoopRef()), anyio.Event()
     with mailbox._lock:

@@ -29,7 +29,7 @@ class Opened:
 
 
 @pytest.mark.anyio
-async def test_a_child_that_has_closed_is_still_told_of_the_fork(
+async def test_a_child_that_has_closed_still_gets_the_error_about_the_fork(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     users = OpenCounter(lambda: "the store", Opened, "they may share it")

@@ -83,7 +83,7 @@ async def test_what_is_no_number_of_seconds_is_refused_as_a_timeout(timeout: Any
             await queue.result(task_id, timeout=timeout)
 
 
-async def test_a_failed_task_tells_status_error_and_remote_traceback() -> None:
+async def test_a_failed_task_has_status_error_and_remote_traceback() -> None:
     async with spied_queue() as (queue, backend, _):
         task_id = await queue.enqueue(add, 1, 2)
         await finish(backend, error="ValueError: no")

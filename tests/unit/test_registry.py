@@ -143,7 +143,7 @@ def test_a_reloaded_function_replaces_the_old_one(monkeypatch: pytest.MonkeyPatc
         registry.add(old_func)
 
 
-def test_a_registry_asks_its_parent_and_tells_it_nothing() -> None:
+def test_a_registry_asks_its_parent_and_adds_nothing_to_it() -> None:
     parent = Registry()
     child = Registry(parent=parent)
     name = parent.add(samples.add).name
@@ -156,7 +156,7 @@ def test_a_registry_asks_its_parent_and_tells_it_nothing() -> None:
     "name",
     ["", "os:system", f"{HERE}:add", f"{HERE}:nope", "nope", ":", "a:b:c", "/etc/passwd:x"],
 )
-def test_a_name_that_nobody_added_is_not_known(name: str) -> None:
+def test_a_name_that_was_not_added_is_not_known(name: str) -> None:
     assert Registry().get(name) is None
 
 

@@ -317,7 +317,7 @@ def test_a_script_that_forgets_the_close_ends_by_itself_without_a_word(tmp_path:
     assert (done.returncode, done.stdout, done.stderr) == (0, "pending\n", "")
 
 
-def test_after_a_fork_the_child_is_told_to_make_its_own_and_can_end(tmp_path: Path) -> None:
+def test_after_a_fork_the_child_has_to_make_its_own_and_can_end(tmp_path: Path) -> None:
     done = run_script(
         tmp_path,
         """

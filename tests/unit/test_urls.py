@@ -84,7 +84,9 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("url", "text"), WRONG)
-def test_a_wrong_url_is_told_what_to_give_and_shows_no_secret(url: str, text: str) -> None:
+def test_the_error_of_a_wrong_url_says_what_to_give_and_shows_no_secret(
+    url: str, text: str
+) -> None:
     with pytest.raises(ValidationError, match=text) as caught:
         sitq.connect(url)
     shown = "".join(traceback.format_exception(caught.value))

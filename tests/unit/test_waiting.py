@@ -203,7 +203,7 @@ async def test_an_unknown_id_ends_its_own_wait_only() -> None:
         assert good.result is not None
 
 
-async def test_a_task_pruned_while_somebody_waits_is_not_found() -> None:
+async def test_a_task_that_is_pruned_during_a_wait_is_not_found() -> None:
     async with spied_queue() as (queue, backend, clock), anyio.create_task_group() as group:
         task_id = await queue.enqueue(add, 1, 2)
         waiter = Waiter()

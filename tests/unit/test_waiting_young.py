@@ -68,7 +68,7 @@ async def test_a_short_timeout_is_one_look(monkeypatch: pytest.MonkeyPatch) -> N
         assert len(backend.looks) == 1
 
 
-async def test_an_unknown_id_is_told_soon() -> None:
+async def test_an_unknown_id_is_an_error_soon() -> None:
     async with spied_queue() as (queue, _, _):
         with anyio.fail_after(20), pytest.raises(TaskNotFoundError):
             await queue.get_result(new_task_id())

@@ -77,7 +77,7 @@ async def test_a_cancelled_body_hands_running_tasks_back_at_once(
     assert (info.status, info.attempts) == (TaskStatus.PENDING, 0)
 
 
-async def test_a_store_that_cannot_be_opened_is_told_at_the_start(tmp_path: Path) -> None:
+async def test_a_store_that_cannot_be_opened_is_an_error_at_the_start(tmp_path: Path) -> None:
     worker = Worker(SQLiteBackend(tmp_path / "missing" / "q.db"))
     with pytest.raises(BackendConnectionError):
         async with worker:

@@ -133,7 +133,7 @@ async def test_a_cancellation_out_of_thin_air_is_a_failure(
     assert "CancelledError" in str(result.error)
 
 
-async def test_an_error_that_cannot_even_be_told_is_a_failed_task(
+async def test_an_error_that_cannot_be_made_text_is_a_failed_task(
     queue: TaskQueue, tmp_path: Path
 ) -> None:
     async with working(tmp_path):

@@ -127,7 +127,7 @@ async def test_an_attempt_cancelled_before_its_first_step_is_handed_back(
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_a_worker_cancelled_before_its_first_step_keeps_nobody_waiting(
+async def test_a_worker_cancelled_before_its_first_step_blocks_no_call(
     tmp_path: Path,
 ) -> None:
     worker = Worker(SQLiteBackend(tmp_path / "q.db", synchronous="NORMAL"))

@@ -143,7 +143,7 @@ def archives(root: Path) -> list[Way]:
 
 
 @pytest.mark.parametrize("make", [scripts, modules, mains, archives])
-def test_whoever_loads_the_file_runs_the_tasks_of_all_who_do(
+def test_each_way_to_load_the_file_runs_the_tasks_of_all_others(
     tmp_path: Path, make: Callable[[Path], list[Way]]
 ) -> None:
     ways = make(tmp_path)

@@ -61,7 +61,7 @@ async def test_tasks_that_take_all_places_are_named_once_a_minute(
         await worker.stop()
 
 
-async def test_nobody_is_warned_of_long_tasks_that_nobody_waits_behind(
+async def test_there_is_no_warning_about_long_tasks_while_no_others_wait(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     clock = FakeClock()

@@ -168,7 +168,7 @@ def line(process: subprocess.Popen[str]) -> str:
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_a_drain_runs_what_is_due_and_tells_how_many(script: Script, loop: str) -> None:
+def test_a_drain_runs_what_is_due_and_returns_how_many(script: Script, loop: str) -> None:
     ids = [script.enqueue("quick") for _ in range(3)]
     with script.process(loop, "drain") as process:
         assert [line(process) for _ in range(4)] == ["quick", "quick", "quick", "started 3"]

@@ -191,7 +191,7 @@ def test_a_bad_option_is_named(options: dict[str, Any], name: str) -> None:
         ([5], r"queues\.0: give 1 to 128 characters.*got int"),
     ],
 )
-def test_bad_names_of_queues_are_told_in_one_sentence(queues: Any, text: str) -> None:
+def test_bad_names_of_queues_are_refused_with_one_sentence(queues: Any, text: str) -> None:
     with pytest.raises(ValidationError, match=text) as caught:
         Worker(SQLiteBackend("q.db"), queues=queues)
     assert "; " not in str(caught.value)
