@@ -75,12 +75,10 @@ _GONE: Final = (
 
 
 class ConnectTarget(NamedTuple):
-    """What to connect to, and how.
+    """What to connect to, and how; the DSN may hold a password.
 
-    Args:
-        dsn: where; may hold a password.
-        prepared: whether statements may be prepared, and settings kept, for a connection's life.
-        timeout: seconds that a statement may take; ``None``: no limit of sitq's.
+    If not ``prepared``, neither statements nor settings outlive a transaction. ``timeout`` is in
+    seconds a statement.
     """
 
     dsn: str
@@ -263,7 +261,7 @@ async def _connect_to_one(target: ConnectTarget, settings: dict[str, str]) -> as
     """Connect to the first server of the URL that can be had and is of the kind that is wanted."""
     servers = servers_of(target.dsn)
     failure: Exception | None = None
-    for number, address in servers.attempts():
+    for server in list(servers):
         try:
             connection = await asyncpg.connect(
                 target.dsn,
@@ -272,7 +270,7 @@ async def _connect_to_one(target: ConnectTarget, settings: dict[str, str]) -> as
                 statement_cache_size=100 if target.prepared else 0,
                 command_timeout=target.timeout and target.timeout + _GRACE,
                 server_settings=settings,
-                **address,
+                **server,
             )
         except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError):
             raise
@@ -281,7 +279,8 @@ async def _connect_to_one(target: ConnectTarget, settings: dict[str, str]) -> as
             if failure is None or not isinstance(error, asyncpg.TargetServerAttributeNotMatched):
                 failure = error
         else:
-            servers.note(number)
+            # From now on, it is the first to be tried.
+            servers[:] = sorted(servers, key=lambda each: each is not server)
             return connection
     raise _unreachable(failure)
 

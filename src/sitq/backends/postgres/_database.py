@@ -11,7 +11,7 @@ import random
 import time
 from functools import partial
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import anyio
 
@@ -35,13 +35,7 @@ _JOINABLE: Final = {operation for operation, verb in _VERBS.items() if verb.join
 
 
 class Lane(BatchQueue):
-    """Requests that are carried out one after another, by a task of the driver's loop.
-
-    Args:
-        loop: the event loop of all callers.
-        driver_loop: the driver's loop.
-        runner: carries operations out.
-    """
+    """Requests that are carried out one after another, by a task of the driver's loop."""
 
     def __init__(self, loop: LoopRef, driver_loop: DriverLoop, runner: OperationRunner) -> None:
         super().__init__(loop)
@@ -126,14 +120,7 @@ class Lane(BatchQueue):
 
 
 class PgDatabase:
-    """Run the operations of one store; in the callers' loop.
-
-    Args:
-        loop: the event loop of all callers.
-        driver_loop: the driver's loop.
-        runner: carries operations out.
-        timeout: seconds that a statement may take; ``None``: no limit of sitq's.
-    """
+    """Run the operations of one store; in the callers' loop."""
 
     def __init__(
         self,
@@ -163,46 +150,13 @@ class PgDatabase:
         Raises:
             BackendBusyError: an item was locked for as long as a statement may take.
         """
-        answers = await self._submit(operation, items, compensate)
-        if None in answers and (held := _VERBS[operation].held) != "never":
-            limit = self._timeout if held == "until_timeout" else None
-            await self._insist(operation, items, answers, limit)
-        return cast("list[T]", answers)
-
-    async def _submit(
-        self,
-        operation: Callable[..., Awaitable[list[T | None]]],
-        items: Sequence[Any],
-        compensate: Compensate[Any] | None = None,
-    ) -> list[T | None]:
         await self._begin_call()
-        return await self._lanes[_VERBS[operation].lane].write(operation, items, compensate)
-
-    async def _begin_call(self) -> None:
-        await self._reserving.compensated()
-        if self._is_shut:
-            raise UsageError("the backend was closed during this call")
-
-    async def _insist(
-        self,
-        operation: Callable[..., Awaitable[list[T | None]]],
-        items: Sequence[Any],
-        answers: list[T | None],
-        limit: float | None,
-    ) -> None:
-        """Run an operation again until no item is locked, and fill in the answers.
-
-        Args:
-            operation: returns ``None`` for an item that is locked.
-            items: its arguments, one for each answer.
-            answers: the first answers; each ``None`` is replaced.
-            limit: seconds to wait; ``None``: no limit.
-
-        Raises:
-            BackendBusyError: the limit has passed.
-        """
+        verb = _VERBS[operation]
+        lane = self._lanes[verb.lane]
+        answers: list[Any] = await lane.write(operation, items, compensate)
+        limit = self._timeout if verb.held == "until_timeout" else None
         pause, begun = FIRST_PAUSE / 10, time.monotonic()
-        while held := [place for place, answer in enumerate(answers) if answer is None]:
+        while None in answers and verb.held != "never":
             if limit is not None and time.monotonic() - begun > limit:
                 raise BackendBusyError(
                     f"{operation.__name__} on {self._runner.place}: an open transaction of another "
@@ -210,9 +164,17 @@ class PgDatabase:
                 )
             await anyio.sleep(random.uniform(pause / 2, pause))
             pause = min(pause * 2, LONGEST_PAUSE)
-            again = await self._submit(operation, [items[place] for place in held])
+            await self._begin_call()
+            held = [place for place, answer in enumerate(answers) if answer is None]
+            again: list[Any] = await lane.write(operation, [items[place] for place in held])
             for place, answer in zip(held, again, strict=True):
                 answers[place] = answer
+        return answers
+
+    async def _begin_call(self) -> None:
+        await self._reserving.compensated()
+        if self._is_shut:
+            raise UsageError("the backend was closed during this call")
 
     async def read(self, operation: Callable[..., Awaitable[T]], *parameters: Any) -> T:
         """Run an operation that changes nothing."""

@@ -13,7 +13,7 @@ from sitq.errors import ValidationError
 if TYPE_CHECKING:
     from urllib.parse import SplitResult
 
-__all__ = ["Servers", "redacted_dsn", "servers_of", "split"]
+__all__ = ["redacted_dsn", "servers_of", "split"]
 
 # Options of libpq's that asyncpg does not know: it would send them to the server.
 _FOREIGN: Final = {
@@ -30,7 +30,7 @@ _DEFAULT: Final = "read-write"
 
 
 def redacted_dsn(dsn: str) -> str:
-    """A DSN as it may be shown: without password and options.
+    """Return a DSN as it may be shown: without password and options.
 
     Raises:
         ValidationError: it is none.
@@ -65,41 +65,12 @@ def split(dsn: str) -> tuple[SplitResult, dict[str, list[str]]]:
     return parts, options
 
 
-class Servers:
-    """The servers of a DSN, which are passed to the driver one after the other.
-
-    Args:
-        addresses: host and port of each; none where the driver finds the one server itself.
-        wanted: which kind of server is wanted; ``None``: what the driver does by itself.
-    """
-
-    def __init__(self, addresses: list[tuple[str, int]], wanted: str | None) -> None:
-        self._addresses: Final = addresses
-        self._wanted: Final = wanted
-        self._last = 0
-
-    def __len__(self) -> int:
-        return max(1, len(self._addresses))
-
-    def attempts(self) -> list[tuple[int, dict[str, object]]]:
-        """Return number and arguments of each server, beginning with the last one that was good."""
-        if not self._addresses:
-            return [(0, {})]
-        numbers = sorted(range(len(self)), key=lambda number: number != self._last)
-        return [
-            (number, {"host": host, "port": port, "target_session_attrs": self._wanted})
-            for number in numbers
-            for host, port in [self._addresses[number]]
-        ]
-
-    def note(self, number: int) -> None:
-        """Try this one first from now on."""
-        self._last = number
-
-
 @lru_cache(maxsize=64)
-def servers_of(dsn: str) -> Servers:
-    """Return the servers of a DSN; what is learnt about them is shared."""
+def servers_of(dsn: str) -> list[dict[str, object]]:
+    """Return the driver's arguments for each server of a DSN; the list is shared.
+
+    They are empty for a single server, which the driver finds itself.
+    """
     parts, options = split(dsn)
     texts = parts.netloc.rpartition("@")[2].split(",")
     hosts = [_HOST.fullmatch(text) for text in texts]
@@ -113,10 +84,13 @@ def servers_of(dsn: str) -> Servers:
     given = next(iter(options.get("target_session_attrs", ())), None)
     wanted = given or os.environ.get("PGTARGETSESSIONATTRS") or _DEFAULT
     if len(names) == 1 or not all(names) or len(names) != len(ports) or wanted not in _WANTED:
-        return Servers([], None)
+        return [{}]
     default = os.environ.get("PGPORT") or "5432"
     try:
         numbers = [int(port or default) for port in ports]
     except ValueError:  # the driver says what is wrong
-        return Servers([], None)
-    return Servers(list(zip(names, numbers, strict=True)), wanted)
+        return [{}]
+    return [
+        {"host": name, "port": number, "target_session_attrs": wanted}
+        for name, number in zip(names, numbers, strict=True)
+    ]

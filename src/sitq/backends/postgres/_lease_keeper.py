@@ -29,12 +29,7 @@ KEEPER_SECONDS = 5.0
 class PostgresLeaseKeeper:
     """Renews leases over a connection of its own, made by the first renewal.
 
-    If the server has no connection left for it, it borrows one of the pool's.
-
-    Args:
-        driver_loop: the pool's loop.
-        pool: the connections of the store.
-        runner: begins the transactions.
+    If the server has no connection left for it, it borrows one of the pool's, in their loop.
     """
 
     def __init__(self, driver_loop: DriverLoop, pool: Pool, runner: OperationRunner) -> None:
@@ -66,7 +61,7 @@ class PostgresLeaseKeeper:
     def _renew_over_own(self, leases: Sequence[Lease], seconds: float) -> list[LeaseState]:
         if self._thread is None:
             self._thread = start_driver_thread("sitq-postgres-heartbeats")
-            self._thread.submit(when_cancelled(self._hang_up))
+            self._thread.submit(when_cancelled(self._terminate))
         future = self._thread.submit(self._renew_twice(leases, seconds))
         try:
             return future.result(3 * KEEPER_SECONDS)
@@ -86,7 +81,7 @@ class PostgresLeaseKeeper:
             if not isinstance(error, LostError) and not is_read_only(error):
                 raise
             # The server has gone, or another one takes the writes now. Renewing twice is fine.
-            self._hang_up()
+            self._terminate()
             return await self._renew_once(leases, seconds)
 
     async def _renew_once(self, leases: Sequence[Lease], seconds: float) -> list[LeaseState]:
@@ -97,7 +92,7 @@ class PostgresLeaseKeeper:
             return []
         return await renew(self._runner.transaction(self._connection), leases, seconds)
 
-    def _hang_up(self) -> None:
+    def _terminate(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.terminate()

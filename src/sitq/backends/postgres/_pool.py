@@ -18,12 +18,7 @@ __all__ = ["Pool"]
 
 
 class Pool:
-    """Connections that are lent for a statement each; the one used last is lent first.
-
-    Args:
-        target: what to connect to.
-        size: the largest number of connections.
-    """
+    """Connections that are lent for a statement each; the one used last is lent first."""
 
     def __init__(self, target: ConnectTarget, size: int) -> None:
         self.target = target

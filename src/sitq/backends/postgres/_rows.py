@@ -43,22 +43,19 @@ to_task: Final = _reader.to_task
 
 
 def storable(text: str | None) -> str | None:
-    r"""A text that PostgreSQL can take: a NUL character, which it cannot, becomes ``\x00``."""
+    r"""Return a text that PostgreSQL can store: a NUL character becomes ``\x00``."""
     if text is None or _NUL not in text:
         return text
     return text.replace(_NUL, "\\x00")
 
 
 def _finite(moment: datetime) -> datetime:
-    """A moment as it is stored: the first and the last one of all come a microsecond nearer."""
+    """Return a moment as it is stored: the first and last of all are a microsecond nearer."""
     return max(_FIRST, min(moment, _LAST))
 
 
 def common_columns(pattern: Task) -> tuple[Any, ...] | None:
-    """What tasks like this one have in common, if they are due at once and have no more options.
-
-    Queue, priority, function and retention; ``None`` if they have other options.
-    """
+    """Return queue, priority, function and retention; ``None`` if there are other options."""
     return None if any(_others(pattern)) else _common(pattern)
 
 

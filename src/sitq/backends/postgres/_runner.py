@@ -63,13 +63,7 @@ _SEARCHES: Final[Mapping[Callable[..., Any], Callable[..., Awaitable[Any]]]] = {
 class OperationRunner:
     """Run operations on a pool of connections, and notify listeners of what they have changed.
 
-    Args:
-        driver_loop: the driver's loop.
-        pool: the connections.
-        throttle: decides what is notified when.
-        listeners: the listeners of this instance.
-        statements: the statements for the schema.
-        clock: a test's clock; ``None``: the server's clock is used.
+    With a ``clock``, operations get the time from it, else from the server.
     """
 
     def __init__(

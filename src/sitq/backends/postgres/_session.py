@@ -28,15 +28,7 @@ _PATIENCE: Final = 5.0
 
 
 class Settings(NamedTuple):
-    """The checked parameters of a backend.
-
-    Args:
-        target: what to connect to.
-        schema: the schema.
-        pool_size: the largest number of connections, beside one to listen.
-        migrate: whether to bring the schema up to date.
-        clock: a test's clock; ``None``: the server's clock is used.
-    """
+    """The checked parameters of a backend; see `PostgresBackend`."""
 
     target: ConnectTarget
     schema: str

@@ -50,13 +50,7 @@ def channels_of(schema: str) -> dict[str, Topic]:
 
 
 class NotifyThrottle:
-    """Decide which topics are notified when; in the driver's loop.
-
-    Args:
-        driver_loop: the driver's loop.
-        pool: lends a connection for deferred notifications.
-        schema: the schema, for the names of the channels.
-    """
+    """Decide which topics are notified when; in the driver's loop."""
 
     def __init__(self, driver_loop: DriverLoop, pool: Pool, schema: str) -> None:
         self.token: Final = secrets.token_hex(4)
@@ -133,14 +127,7 @@ class _Subscription:
 
 
 class ServerListeners:
-    """The listeners of one open store; they share a connection, which the first one opens.
-
-    Args:
-        driver_loop: the driver's loop; what runs in the background runs there.
-        pool: lends connections for polling, where notifications do not arrive.
-        token: the text of this instance's own notifications.
-        schema: the schema, for the names of the channels.
-    """
+    """The listeners of one open store; they share a connection, which the first one opens."""
 
     def __init__(self, driver_loop: DriverLoop, pool: Pool, token: str, schema: str) -> None:
         self._driver_loop = driver_loop
