@@ -13,7 +13,8 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from sitq import TaskQueue, TaskStatus
-from sitq.backends._transactions import CancellationGuard, _cancellation
+from sitq.backends._transactions import _cancellation
+from sitq.backends._transactions._cancellation import CancellationGuard
 from sitq.transactions import TransactionalBackend
 from tests.transactions.kinds import AWAITED, AWAITED_POSTGRES, Own, opened
 from tests.transactions.places import Place

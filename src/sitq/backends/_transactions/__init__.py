@@ -10,7 +10,6 @@ import sys
 
 import aiosqlite
 
-from sitq.backends._transactions._cancellation import CancellationGuard, savepoint
 from sitq.backends._transactions._postgres import (
     AsyncpgUserConnection,
     AsyncPsycopgUserConnection,
@@ -22,12 +21,10 @@ from sitq.backends._transactions._user_transaction import UserTransaction
 from sitq.errors import UsageError
 
 __all__ = [
-    "CancellationGuard",
     "Executor",
     "Row",
     "UserConnection",
     "UserTransaction",
-    "savepoint",
     "user_connection_of",
 ]
 

@@ -133,20 +133,15 @@ _TRIES: Final = 3
 
 
 async def savepoint(
-    executor: Executor, work: Coroutine[Any, Any, T], guard: CancellationGuard
+    executor: Executor, work: Callable[[], Coroutine[Any, Any, T]], guard: CancellationGuard
 ) -> T:
     """Run an operation in a savepoint; if it raises, roll back to the savepoint."""
-    try:
-        await executor.fetch("SAVEPOINT sitq")
-    except BaseException:
-        work.close()
-        raise
+    await executor.fetch("SAVEPOINT sitq")
     try:
         with guard.work():
-            answer = await work
+            answer = await work()
         await executor.fetch("RELEASE SAVEPOINT sitq")
     except BaseException:
-        work.close()
         await _roll_back(executor)
         raise
     return answer

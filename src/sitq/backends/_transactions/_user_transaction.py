@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
-from sitq.backends._transactions._cancellation import CancellationGuard
+from sitq.backends._transactions._cancellation import CancellationGuard, savepoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -54,7 +54,9 @@ class UserTransaction(ABC, Generic[S]):
         guard = CancellationGuard(interruptible=self._connection.interruptible)
 
         async def unit(executor: Executor) -> T:
-            return await self._within(executor, session, work, guard)
+            await self._begin(executor, session)
+            within = partial(self._within, executor, session, work)
+            return await savepoint(executor, within, guard)
 
         try:
             if self._connection.blocking:
@@ -76,15 +78,18 @@ class UserTransaction(ABC, Generic[S]):
             await self._find(executor, session)
             self._checked = session
 
-    @abstractmethod
+    async def _begin(self, executor: Executor, session: S) -> None:  # noqa: ARG002 - for stores
+        """Make sure that a transaction is open."""
+        await executor.begin()
+
     async def _within(
         self,
         executor: Executor,
         session: S,
         work: Callable[[Executor, S], Coroutine[Any, Any, T]],
-        guard: CancellationGuard,
     ) -> T:
-        """Begin, check and work, in the order that the database needs; undo all on an error."""
+        """Do the work, within a savepoint."""
+        return await work(executor, session)
 
     @abstractmethod
     async def _find(self, executor: Executor, session: S) -> None:

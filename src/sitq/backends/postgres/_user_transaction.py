@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from sitq.backends._transactions import UserTransaction, savepoint, user_connection_of
+from sitq.backends._transactions import UserTransaction, user_connection_of
 from sitq.backends.postgres import _sql
 from sitq.backends.postgres._errors import server_message, sqlstate_of, translate_error
 from sitq.backends.postgres._rows import columns
@@ -16,7 +16,7 @@ from sitq.ids import TaskId
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
-    from sitq.backends._transactions import CancellationGuard, Executor, Row
+    from sitq.backends._transactions import Executor, Row
     from sitq.backends.postgres._session import PgSession
     from sitq.models import Lease, Task
     from sitq.protocols import Topic
@@ -58,18 +58,13 @@ class _PgUserTransaction(UserTransaction["PgSession"]):
         executor: Executor,
         session: PgSession,
         work: Callable[[Executor, PgSession], Coroutine[Any, Any, T]],
-        guard: CancellationGuard,
     ) -> T:
-        async def unit() -> T:
-            # Where it raises, the savepoint has the user's path back too.
-            ((path, _),) = await executor.fetch(_sql.PIN_SEARCH_PATH)
-            await self._check(executor, session)
-            answer = await work(executor, session)
-            await executor.fetch(_sql.RESTORE_SEARCH_PATH, (path,))
-            return answer
-
-        await executor.begin()
-        return await savepoint(executor, unit(), guard)
+        # If it raises, the savepoint restores the user's path too.
+        ((path, _),) = await executor.fetch(_sql.PIN_SEARCH_PATH)
+        await self._check(executor, session)
+        answer = await work(executor, session)
+        await executor.fetch(_sql.RESTORE_SEARCH_PATH, (path,))
+        return answer
 
     async def _find(self, executor: Executor, session: PgSession) -> None:
         schema = session.settings.schema

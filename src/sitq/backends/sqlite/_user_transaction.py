@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 from sitq._task_batch import concat as join_tasks
 from sitq._task_batch import has_keys, ids_of
-from sitq.backends._transactions import UserTransaction, savepoint, user_connection_of
+from sitq.backends._transactions import UserTransaction, user_connection_of
 from sitq.backends.sqlite import _sql
 from sitq.backends.sqlite._errors import is_busy, translate_error
 from sitq.backends.sqlite._file import MEMORY
@@ -24,16 +24,14 @@ from sitq.errors import UsageError
 from sitq.ids import TaskId
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Callable, Sequence
 
-    from sitq.backends._transactions import CancellationGuard, Executor
+    from sitq.backends._transactions import Executor
     from sitq.backends.sqlite._session import SQLiteSession
     from sitq.models import Lease, Task
     from sitq.transactions import Transaction
 
 __all__ = ["bind"]
-
-T = TypeVar("T")
 
 _READ_FIRST: Final = (
     "; if the transaction has read before, another writer may have committed since: "
@@ -58,16 +56,9 @@ def bind(connection: object, path: str, session: Callable[[], SQLiteSession]) ->
 class _SQLiteUserTransaction(UserTransaction["SQLiteSession"]):
     """A transaction on a SQLite file."""
 
-    async def _within(
-        self,
-        executor: Executor,
-        session: SQLiteSession,
-        work: Callable[[Executor, SQLiteSession], Coroutine[Any, Any, T]],
-        guard: CancellationGuard,
-    ) -> T:
+    async def _begin(self, executor: Executor, session: SQLiteSession) -> None:
         await self._check(executor, session)
         await executor.begin()
-        return await savepoint(executor, work(executor, session), guard)
 
     async def _find(self, executor: Executor, session: SQLiteSession) -> None:
         for _, name, path in await executor.fetch(_sql.DATABASES, {}):
