@@ -225,7 +225,7 @@ async def stop_on(signals: AsyncIterator[signal.Signals], one: Worker) -> None:
 async def producer(database: str, settings: dict[str, float]) -> None:
     """Enqueue for ever, and log what was acknowledged; go on without the store if told to."""
     pause, ttl = settings.get("pause", 0.005), settings.get("result_ttl")
-    trouble = (BackendConnectionError,) if settings.get("stubborn") else ()
+    ignored = (BackendConnectionError,) if settings.get("stubborn") else ()
     async with TaskQueue(backend_at(database)) as queue:
         write("ready", os.getpid())
         number = 0
@@ -233,7 +233,7 @@ async def producer(database: str, settings: dict[str, float]) -> None:
             number += 1
             try:
                 ids = await enqueue(queue, number, ttl)
-            except trouble:
+            except ignored:
                 write("refused", number)
                 ids = []
             for task_id in ids:

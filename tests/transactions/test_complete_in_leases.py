@@ -70,7 +70,7 @@ async def test_heartbeats_before_the_store_has_judged_warn_of_nothing(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The function has ended, and what it comes to waits for a store in trouble."""
+    """The function has ended, and its outcome waits for an unavailable store."""
     renew, finish = FileLeaseKeeper.renew, SQLiteBackend.finish
     lost = threading.Event()
 

@@ -1,4 +1,4 @@
-"""A store in trouble: typed errors for callers, patience in the worker, nothing lost."""
+"""An unavailable store: callers get typed errors, the worker waits, nothing is lost."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ import anyio, os
 from sitq import SQLiteBackend, TaskQueue
 async def main():
     queue = TaskQueue(SQLiteBackend({str(path)!r}))
-    from tests.faults.test_store_trouble import note
+    from tests.faults.test_unavailable_store import note
     for number in range(50):
         print(await queue.enqueue(note, number), flush=True)
     os._exit(9)

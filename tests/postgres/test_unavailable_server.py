@@ -173,7 +173,7 @@ async def test_listeners_hear_again_after_their_connection_was_cut(server: Serve
     await first.close()
 
 
-# -- other trouble ---------------------------------------------------------------------------
+# -- other failures -------------------------------------------------------------------------
 
 
 async def test_a_statement_that_takes_too_long_is_a_busy_store(server: Server) -> None:
