@@ -19,7 +19,7 @@ from sitq.models import Outcome
 from sitq.payload.signing import unseal
 from sitq.worker._calls import Raised, ThreadedCall, end_child, is_awaitable
 from sitq.worker._cancelling import AttemptScope
-from sitq.worker._outcomes import outcome_of_error, outcome_of_mismatch, outcome_of_refusal
+from sitq.worker._outcomes import error_text, outcome_of_error, outcome_of_mismatch
 from sitq.worker._reporter import UncommittedOutcome
 
 if TYPE_CHECKING:
@@ -361,7 +361,8 @@ class Attempt:
             return Outcome.release(self.lease)
         if issubclass(type(error), SitqError):  # other errors may quote the refused value
             self.raised = error
-        return outcome_of_refusal(self.lease, error)
+        # Its traceback would show none of the task's own code.
+        return Outcome.failure(self.lease, error_text(error))
 
     def _failed(self, error: BaseException) -> Outcome:
         if self._note_exit(error):

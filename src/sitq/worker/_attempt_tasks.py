@@ -46,9 +46,6 @@ class Nurseries:
     """Starts attempts on trio, each in a nursery that no other attempt uses at the same time.
 
     A shield keeps the worker's own cancellation from them.
-
-    Args:
-        grace: seconds that the clean-up of a cancelled attempt may take.
     """
 
     def __init__(self, grace: float) -> None:
@@ -75,49 +72,36 @@ class Nurseries:
         for place in self._idle:
             place.is_over.set()
 
-    def start(
-        self, attempt: Attempt, run_attempt: Callable[..., Awaitable[None]], *arguments: Any
-    ) -> None:
+    def start(self, attempt: Attempt, run_attempt: Callable[[], Awaitable[None]]) -> None:
         """Start an attempt in a copy of its context; `run` has to be running.
 
         Args:
             attempt: the attempt; its scope is set.
-            run_attempt: runs the attempt, which is its first argument; raises nothing.
-            arguments: the other positional arguments.
+            run_attempt: runs the attempt; raises nothing.
         """
         while self._idle:
             place = self._idle.pop()
             if not place.nursery.cancel_scope.cancel_called:
-                self._start_in(place, attempt, run_attempt, arguments)
+                self._start_in(place, attempt, run_attempt)
                 return
             place.is_over.set()
         if self._outer is not None:
-            self._outer.start_soon(self._open, attempt, run_attempt, arguments)
+            self._outer.start_soon(self._open, attempt, run_attempt)
 
     def _start_in(
-        self,
-        place: _Place,
-        attempt: Attempt,
-        run_attempt: Callable[..., Awaitable[None]],
-        arguments: tuple[Any, ...],
+        self, place: _Place, attempt: Attempt, run_attempt: Callable[[], Awaitable[None]]
     ) -> None:
         attempt.scope = place.scope
         start_soon = place.nursery.start_soon
-        attempt.variables.run(start_soon, self._run_attempt, place, attempt, run_attempt, arguments)
+        attempt.variables.run(start_soon, self._run_attempt, place, attempt, run_attempt)
 
-    async def _open(
-        self,
-        attempt: Attempt,
-        run_attempt: Callable[..., Awaitable[None]],
-        arguments: tuple[Any, ...],
-    ) -> None:
+    async def _open(self, attempt: Attempt, run_attempt: Callable[[], Awaitable[None]]) -> None:
         """Open a place for an attempt and for later ones."""
         scope, is_over = AttemptScope(anyio.CancelScope, self._grace), self._trio.Event()
         try:
             with scope.outer, scope.inner:
                 async with self._trio.open_nursery() as nursery:
-                    place = _Place(scope, nursery, is_over)
-                    self._start_in(place, attempt, run_attempt, arguments)
+                    self._start_in(_Place(scope, nursery, is_over), attempt, run_attempt)
                     # A cancelled attempt would end the nursery, which would cancel it again.
                     with self._trio.CancelScope(shield=True):
                         await is_over.wait()
@@ -125,13 +109,9 @@ class Nurseries:
             _log.warning("a task left a nursery open; what runs in it belongs to no task any more")
 
     async def _run_attempt(
-        self,
-        place: _Place,
-        attempt: Attempt,
-        run_attempt: Callable[..., Awaitable[None]],
-        arguments: tuple[Any, ...],
+        self, place: _Place, attempt: Attempt, run_attempt: Callable[[], Awaitable[None]]
     ) -> None:
-        await run_attempt(attempt, *arguments)
+        await run_attempt()
         left_open = self._trio.current_effective_deadline() < inf
         if left_open and not place.scope.cancel_called:
             _log.warning("task %s left a cancel scope open", attempt.lease.task_id)
@@ -148,13 +128,7 @@ _EAGERLY: Final[dict[str, Any]] = {"eager_start": True} if STARTS_EAGERLY else {
 
 
 class AttemptTask(asyncio.Task[None]):
-    """The asyncio task of one attempt.
-
-    Args:
-        call: runs the attempt.
-        attempt: notes when other code than its own cancels the task.
-        loop: the worker's loop.
-    """
+    """The asyncio task of one attempt."""
 
     __slots__ = ("_attempt", "_call")
 
@@ -176,9 +150,8 @@ class AttemptTask(asyncio.Task[None]):
                 **_EAGERLY,
             )
         except BaseException:
-            attempt.host = (
-                None  # a task whose initialization failed crashes the interpreter when it is used
-            )
+            # A task whose initialization failed crashes the interpreter when it is used.
+            attempt.host = None
             raise
 
     @property

@@ -41,7 +41,7 @@ class Heartbeats:
 
     def __init__(self, runtime: WorkerRuntime, notify: Callable[[Lease, LeaseState], None]) -> None:
         self._backend = runtime.backend
-        self._clock = runtime.clock
+        self._monotonic = runtime.monotonic
         self._lease = runtime.options.lease
         self._loop = runtime.loop
         self._notify = notify
@@ -115,7 +115,7 @@ class Heartbeats:
 
     def behind(self) -> list[Lease]:
         """Return the leases that are about to expire: a margin of their time is left, or less."""
-        too_old = self._clock.monotonic() - self._lease * (1 - _MARGIN)
+        too_old = self._monotonic() - self._lease * (1 - _MARGIN)
         with self._lock:
             return [lease for lease, renewed in self._renewed.items() if renewed <= too_old]
 
@@ -129,7 +129,7 @@ class Heartbeats:
         Args:
             interval: seconds between two calls, while the process runs normally.
         """
-        now, margin = self._clock.monotonic(), self._lease * _MARGIN
+        now, margin = self._monotonic(), self._lease * _MARGIN
         if self._looked_at is not None and now - self._looked_at > interval + margin:
             self._patient_until = now + max(margin, _SHORTEST_PATIENCE)
             self._wake.set()
@@ -169,7 +169,7 @@ class Heartbeats:
                 leases = list(self._renewed)
             if not leases:
                 continue
-            asked_at = self._clock.monotonic()
+            asked_at = self._monotonic()
             try:
                 states = keeper.renew(leases, self._lease)
             except Exception as error:  # noqa: BLE001 - an unavailable store never ends a worker

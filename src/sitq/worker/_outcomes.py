@@ -30,7 +30,6 @@ __all__ = [
     "log_end",
     "outcome_of_error",
     "outcome_of_mismatch",
-    "outcome_of_refusal",
     "outcome_of_unknown_function",
 ]
 
@@ -68,16 +67,6 @@ def outcome_of_error(
     if delay is None:
         delay = backoff(policy, attempt, random.random())
     return Outcome.retry(lease, delay, text, trace)
-
-
-def outcome_of_refusal(lease: Lease, error: BaseException) -> Outcome:
-    """Return the failure of a task whose arguments or result sitq itself refused.
-
-    Args:
-        lease: the lease of the attempt.
-        error: the reason; its traceback would show none of the task's own code.
-    """
-    return Outcome.failure(lease, error_text(error))
 
 
 def log_end(

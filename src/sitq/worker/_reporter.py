@@ -225,45 +225,40 @@ class Reporter:
         self._writing = True
         try:
             while self._waiting:
-                pause = await self._write()
+                self._group = self._next_group()
+                try:
+                    pause = await self._write(self._group)
+                except BaseException:
+                    # asyncio's own cancellation, which a shield does not stop. The last flush
+                    # writes them again, and the store refuses those that it has.
+                    self._unsure.update(self._group)
+                    self._waiting = self._group | self._waiting
+                    raise
+                finally:
+                    self._group = {}
                 if pause:
                     await anyio.sleep(pause)
         finally:
             self._writing = False
             self._update()
 
-    async def _write(self) -> float:
+    async def _write(self, group: dict[Lease, Outcome]) -> float:
         """Write one group; return the seconds to pause if that failed."""
-        group = self._group = self._next_group()
         try:
             accepted = await self._send(list(group.values()))
+        except _PASSING as error:
+            self._waiting = group | self._waiting
+            return self._backoff.fail(error)
         except Exception as error:  # noqa: BLE001 - an unavailable store never ends a worker
-            if isinstance(error, _PASSING):
-                self._waiting = group | self._waiting
-                return self._backoff.fail(error)
-            if len(group) == 1:
-                ((lease, outcome),) = group.items()
-                self._waiting[lease], pause = self._next_try(outcome, error)
-                return pause
-            # One of the group may be the reason, so each is written by itself.
-            return await self._write_each(group)
-        except BaseException:
-            self._take_back(group)
-            raise
-        finally:
-            self._group = {}
+            if len(group) > 1:
+                # One of the group may be the reason, so each is written by itself.
+                return max([await self._write({each: group[each]}) for each in group])
+            ((lease, outcome),) = group.items()
+            self._waiting[lease], pause = self._next_try(outcome, error)
+            return pause
         self._backoff.succeed()
         self._note_accepted(group, accepted)
         return 0.0
-
-    def _take_back(self, group: dict[Lease, Outcome]) -> None:
-        """Keep outcomes whose write was interrupted by asyncio's own cancellation.
-
-        A shield does not stop that one. The last flush writes them again, and the store refuses
-        those that it has.
-        """
-        self._unsure.update(group)
-        self._waiting = group | self._waiting
 
     async def _send(self, outcomes: list[Outcome]) -> list[bool]:
         """Write outcomes to the store; only the deadline of `limit_time` interrupts that."""
@@ -276,24 +271,6 @@ class Reporter:
             group, self._waiting = self._waiting, {}
             return group
         return {lease: self._waiting.pop(lease) for lease in list(islice(self._waiting, _GROUP))}
-
-    async def _write_each(self, group: dict[Lease, Outcome]) -> float:
-        pause = 0.0
-        rest = dict(group)
-        try:
-            for lease, outcome in group.items():
-                try:
-                    accepted = await self._send([outcome])
-                except Exception as error:  # noqa: BLE001 - see above
-                    self._waiting[lease], longer = self._next_try(outcome, error)
-                    pause = max(pause, longer)
-                else:
-                    self._note_accepted({lease: outcome}, accepted)
-                del rest[lease]
-        except BaseException:
-            self._take_back(rest)
-            raise
-        return pause
 
     def _next_try(self, outcome: Outcome, error: Exception) -> tuple[Outcome, float]:
         """Return what to write after an outcome failed by itself, and the seconds to pause."""

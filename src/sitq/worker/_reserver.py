@@ -56,6 +56,7 @@ class Reserver:
         self._runtime = runtime
         self._backend = backend
         self._clock = runtime.clock
+        self._monotonic = runtime.monotonic
         self._registry = registry
         self._options = runtime.options
         self._heartbeats = heartbeats
@@ -121,17 +122,14 @@ class Reserver:
             wait = None
         self._look_in(wait)
         is_timed = wait is not None and wait <= self._options.poll_interval
-        if (
-            is_timed
-            and self._clock.monotonic() - self._pool.unknown_function_at < _DEFERRING_SECONDS
-        ):
+        if is_timed and self._monotonic() - self._pool.unknown_function_at < _DEFERRING_SECONDS:
             self._look_at += _DEFERENCE_SECONDS
 
     def _look_in(self, seconds: float | None) -> None:
         """Reserve again after so many seconds, or after a poll's interval if that is shorter."""
         poll = self._options.poll_interval
         pause = poll if seconds is None else min(poll, seconds)
-        self._look_at = self._clock.monotonic() + pause
+        self._look_at = self._monotonic() + pause
 
     async def _sweep_all(self) -> None:
         """Sweep the store before a drain, which does not sweep periodically."""
@@ -143,7 +141,7 @@ class Reserver:
             self._runtime.error = error
 
     async def _reserve(self, room: int) -> float | None:
-        asked_at = self._clock.monotonic()
+        asked_at = self._monotonic()
         options = self._options
         with self._pool.interpreter_yield.reserving():
             reservation = await self._backend.reserve(self._id, options.queues, room, options.lease)
@@ -230,9 +228,9 @@ class Reserver:
         await anyio.lowlevel.checkpoint()
         await anyio.lowlevel.checkpoint()
         if not self._woken.is_set():
-            pause = max(self._look_at - self._clock.monotonic(), 0.0)
+            pause = max(self._look_at - self._monotonic(), 0.0)
             await with_timeout(self._clock, pause, self._woken.wait)
-        if self._clock.monotonic() >= self._look_at:
+        if self._monotonic() >= self._look_at:
             self._due = True
             self._look_in(None)  # in case there is no room now
 

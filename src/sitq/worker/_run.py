@@ -108,6 +108,7 @@ class WorkerRun:
         self._runtime = runtime
         self._backend = runtime.backend
         self._clock = runtime.clock
+        self._monotonic = runtime.monotonic
         self._options = runtime.options
         # When the next sweep began to wait, by the monotonic clock.
         self._waits_since: float | None = None
@@ -292,7 +293,7 @@ class WorkerRun:
         if not behind and not self._reporter.is_failing:
             self._waits_since = None
             return False
-        now = self._clock.monotonic()
+        now = self._monotonic()
         if self._waits_since is None:
             self._waits_since = now
         return now - self._waits_since < max(_LONGEST_WAIT, self._options.lease)

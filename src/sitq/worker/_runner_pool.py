@@ -26,11 +26,10 @@ from sitq.worker._attempt_tasks import STARTS_EAGERLY, AttemptTask, Nurseries
 from sitq.worker._calls import end_child
 from sitq.worker._interpreter_yield import InterpreterYield
 from sitq.worker._outcomes import error_text, log_end
-from sitq.worker._prefetch import MAX_PREFETCH, PREFETCH_TIMEOUT, PrefetchLimit
 from sitq.worker._reporter import UncommittedOutcome
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
 
     from anyio.abc import TaskStatus
 
@@ -54,6 +53,15 @@ _LONGEST_TURN: Final = 0.002
 _LONG: Final = 0.005
 # Seconds until a plain function is tried again after no thread could be started.
 _NO_THREAD: Final = 1.0
+# At most so many tasks are reserved ahead, and no more than start within so many seconds.
+_MAX_PREFETCH: Final = 500
+_PREFETCH_SECONDS: Final = 0.02
+# A task that still waits after so many seconds is released.
+_PREFETCH_TIMEOUT: Final = 0.25
+# After a task whose worker was lost, a worker reserves none ahead for so many seconds.
+_PAUSE: Final = 1.0
+# The weight of the last duration in the running mean.
+_WEIGHT: Final = 0.1
 
 _LIVE_POOLS: Final[weakref.WeakSet[RunnerPool]] = weakref.WeakSet()
 
@@ -68,6 +76,40 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_end_in_child)
 
 
+class _PrefetchLimit:
+    """Estimates how many tasks start within a moment, from how long attempts take."""
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        # The running mean of the seconds that an attempt takes; `None` before the first has ended.
+        self._mean: float | None = None
+        self._paused_until = float("-inf")
+
+    @property
+    def is_paused(self) -> bool:
+        """True while no task is reserved ahead because one may end the process."""
+        return self._monotonic() < self._paused_until
+
+    def limit(self, places: int) -> int:
+        """Return how many tasks may be reserved ahead of so many places."""
+        if self._mean is None or self.is_paused:
+            return 0
+        return min(_MAX_PREFETCH, int(_PREFETCH_SECONDS * places / max(self._mean, 1e-6)))
+
+    def note(self, seconds: float) -> None:
+        """Note how long an attempt took."""
+        mean = seconds if self._mean is None else self._mean
+        self._mean = max(mean + (seconds - mean) * _WEIGHT, 0.0)
+
+    def note_timeout(self) -> None:
+        """Note that a task has waited for too long: the running ones take longer than the mean."""
+        self._mean = max(self._mean or 0.0, _PREFETCH_TIMEOUT)
+
+    def pause(self) -> None:
+        """Reserve none ahead for a while: one of the tasks may end the process."""
+        self._paused_until = self._monotonic() + _PAUSE
+
+
 class RunnerPool:
     """Runs reserved tasks, at most ``max_concurrency`` at a time."""
 
@@ -75,7 +117,7 @@ class RunnerPool:
         self._runtime = runtime
         self._heartbeats = heartbeats
         self._reporter = reporter
-        self._clock = runtime.clock
+        self._monotonic = runtime.monotonic
         self._places = runtime.options.max_concurrency
         self._process, self._thread = os.getpid(), threading.get_ident()
         _LIVE_POOLS.add(self)
@@ -94,7 +136,7 @@ class RunnerPool:
         self._woken = anyio.Event()
         self._ended = anyio.Event()
         self.interpreter_yield: Final = InterpreterYield(runtime.backend)
-        self._prefetch = PrefetchLimit(runtime.clock)
+        self._prefetch = _PrefetchLimit(runtime.monotonic)
 
     @property
     def busy(self) -> bool:
@@ -161,13 +203,13 @@ class RunnerPool:
                 # that worker must not hold the others.
                 self._reporter.add(lease, Outcome.release(lease))
                 return
-        now = self._clock.monotonic()
+        now = self._monotonic()
         self._prefetched.append(Attempt(task, lease, function, self._runtime, now))
         self.wake()
 
     def put_back(self, task: ReservedTask, outcome: Outcome) -> None:
         """Report the outcome of a task whose function is unknown here."""
-        self.unknown_function_at = self._clock.monotonic()
+        self.unknown_function_at = self._monotonic()
         self._reporter.add(task.lease, self._runtime.sealed(task, outcome))
 
     def wake(self) -> None:
@@ -183,7 +225,7 @@ class RunnerPool:
             if not self._prefetched or self.idle_places <= 0:
                 self._woken = anyio.Event()
                 self._runtime.freed()
-            elif len(self._prefetched) < MAX_PREFETCH // 2:
+            elif len(self._prefetched) < _MAX_PREFETCH // 2:
                 self._runtime.freed()
             # Attempts that never wait must not block the loop.
             await anyio.lowlevel.checkpoint()
@@ -193,12 +235,12 @@ class RunnerPool:
         """Start some of the waiting attempts, for a moment at most."""
         if os.getpid() != self._process:
             end_child(None)
-        end = self._clock.monotonic() + _LONGEST_TURN
+        end = self._monotonic() + _LONGEST_TURN
         for _ in range(self._turn):
             if not self._prefetched or self.idle_places <= 0:
                 return
             self._start(self._prefetched.popleft())
-            if self._clock.monotonic() > end:
+            if self._monotonic() > end:
                 return
 
     def _start(self, attempt: Attempt) -> None:
@@ -206,7 +248,7 @@ class RunnerPool:
         try:
             self._running[attempt.lease] = attempt
             self.started += 1
-            started_at = self._clock.monotonic()
+            started_at = self._monotonic()
             begun = attempt.begin()
             if begun is None or isinstance(begun, Outcome):
                 self._conclude(attempt, begun)
@@ -216,7 +258,8 @@ class RunnerPool:
                 call = self._run_attempt(attempt, begun, started_at)
                 AttemptTask(call, attempt, loop)
             elif self._nurseries is not None:
-                self._nurseries.start(attempt, self._run_attempt, begun, started_at)
+                run = partial(self._run_attempt, attempt, begun, started_at)
+                self._nurseries.start(attempt, run)
         except BaseException:  # an exception of a signal handler ends the worker
             if not attempt.is_hosted:
                 self._drop(attempt)
@@ -239,7 +282,7 @@ class RunnerPool:
                 else:
                     self._runtime.leave(leaving)
                     outcome = Outcome.release(attempt.lease)
-            self._settle(attempt, self._clock.monotonic() - started_at)
+            self._settle(attempt, self._monotonic() - started_at)
             self._conclude(attempt, outcome)
         except BaseException as error:  # noqa: BLE001 - a signal handler's: no user code runs here
             self._runtime.leave(error)
@@ -282,7 +325,7 @@ class RunnerPool:
         if outcome is not None and outcome.kind is not OutcomeKind.SUCCESS:
             if outcome.kind is OutcomeKind.UNKNOWN_FUNCTION:
                 self.started -= 1  # its function was not called
-                self.unknown_function_at = self._clock.monotonic()
+                self.unknown_function_at = self._monotonic()
             if type(outcome) is not UncommittedOutcome:  # the reporter logs it if it is accepted
                 log_end(attempt.task, outcome, attempt.raised, self._runtime.worker_id)
         self.wake()
@@ -318,7 +361,7 @@ class RunnerPool:
 
     def hand_back(self, *, at_once: bool = False) -> None:
         """Release the waiting tasks: all of them, or those that have waited for too long."""
-        too_long = self._clock.monotonic() - PREFETCH_TIMEOUT
+        too_long = self._monotonic() - _PREFETCH_TIMEOUT
         while self._prefetched and (at_once or self._prefetched[0].since < too_long):
             attempt = self._prefetched.popleft()
             self._prefetch.note_timeout()

@@ -248,23 +248,17 @@ def _registry_of(tasks: Iterable[ModuleType | Callable[..., object]] | None) -> 
         return registry
     if isinstance(tasks, ModuleType) or callable(tasks):
         tasks = [tasks]
-    for entry in _entries(tasks):
-        if isinstance(entry, ModuleType):
-            registry.add_module(entry)
-        else:
-            registry.add(entry)
-    return registry
-
-
-def _entries(tasks: Any) -> list[Any]:
     try:
-        entries = list(tasks)
+        entries: list[Any] = list(tasks)
     except TypeError:
         entries = [None]
     for entry in entries:
-        if not (isinstance(entry, ModuleType) or callable(entry)):
-            message = (
-                f"tasks: give modules and functions, [my_module] say (got {type(entry).__name__})"
-            )
+        if isinstance(entry, ModuleType):
+            registry.add_module(entry)
+        elif callable(entry):
+            registry.add(entry)
+        else:
+            kind = type(entry).__name__
+            message = f"tasks: give modules and functions, [my_module] say (got {kind})"
             raise ValidationError(message)
-    return entries
+    return registry
