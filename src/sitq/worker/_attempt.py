@@ -58,20 +58,11 @@ class NoThreadError(Exception):
 
 
 class Attempt:
-    """One attempt at a reserved task.
-
-    Args:
-        task: what was reserved.
-        lease: its lease.
-        function: the function to call.
-        worker: what it shares with the worker's other attempts.
-        since: when it began to wait for a place, by the monotonic clock.
-    """
+    """One attempt at a reserved task, which waits for a place ``since`` a monotonic time."""
 
     # There is one for each reserved task, and the garbage collector visits each of them. So it is
     # kept small.
     __slots__ = (
-        "_context",
         "_end",
         "_function",
         "_state",
@@ -79,6 +70,7 @@ class Attempt:
         "_timed_out",
         "_worker",
         "cancelled_from_outside",
+        "context",
         "host",
         "lease",
         "raised",
@@ -101,7 +93,8 @@ class Attempt:
         self.since: Final = since
         self._function: Final = function
         self._worker: Final = worker
-        self._context: TaskContext | None = None
+        # The function's `current_task`; `None` before the attempt has begun.
+        self.context: TaskContext | None = None
         self._state: Final = AttemptState()
         # The context variables that the function sees; set once it has begun.
         self.variables: Context
@@ -119,11 +112,6 @@ class Attempt:
         self.host: asyncio.Task[None] | None = None
 
     @property
-    def context(self) -> TaskContext | None:
-        """The function's `current_task`; ``None`` before the attempt has begun."""
-        return self._context
-
-    @property
     def completed(self) -> bool:
         """True once the task has completed itself in a transaction, committed or not."""
         return self._state.completed
@@ -134,11 +122,7 @@ class Attempt:
         return self.host is not None and not self.host.done()
 
     def leave(self, freed: Callable[[], object]) -> bool:
-        """Abandon the call of a plain function; return whether a thread still makes it.
-
-        Args:
-            freed: called in the thread once the call has ended.
-        """
+        """Abandon the call of a plain function; see `ThreadedCall.leave`."""
         return self._thread is not None and self._thread.leave(freed)
 
     def end(self, why: EndReason) -> None:
@@ -157,15 +141,6 @@ class Attempt:
             scope.cancel()
         else:
             scope.cancel_now()
-
-    def note_cancel(self, message: object) -> None:
-        """Note a cancellation of its asyncio task.
-
-        Args:
-            message: the message of the cancellation.
-        """
-        if self.scope is not None:
-            self.scope.note_cancel(message)
 
     def _time_out(self) -> None:
         """End the attempt at its timeout; called in the loop."""
@@ -190,11 +165,9 @@ class Attempt:
         """
         if self._end is not None:
             return self.interrupted()
-        self._context = TaskContext(
-            self.task, self.lease, self._function, self._worker, self._state
-        )
+        self.context = TaskContext(self.task, self.lease, self._function, self._worker, self._state)
         self.variables = copy_context()
-        self.variables.run(CURRENT.set, self._context)
+        self.variables.run(CURRENT.set, self.context)
         return self.variables.run(self._load_and_run)
 
     def _load_and_run(self) -> Coroutine[Any, Any, Outcome | None] | Outcome | None:

@@ -73,11 +73,9 @@ class Nurseries:
             place.is_over.set()
 
     def start(self, attempt: Attempt, run_attempt: Callable[[], Awaitable[None]]) -> None:
-        """Start an attempt in a copy of its context; `run` has to be running.
+        """Start an attempt in a copy of its context, and set its scope.
 
-        Args:
-            attempt: the attempt; its scope is set.
-            run_attempt: runs the attempt; raises nothing.
+        `run` has to be running, and ``run_attempt`` raises nothing.
         """
         while self._idle:
             place = self._idle.pop()
@@ -171,5 +169,6 @@ class AttemptTask(asyncio.Task[None]):
         if CURRENT.get(None) is not self._attempt.context:
             self._attempt.cancelled_from_outside = True
         is_cancelled = super().cancel(msg)
-        self._attempt.note_cancel(msg)
+        if (scope := self._attempt.scope) is not None:
+            scope.note_cancel(msg)
         return is_cancelled

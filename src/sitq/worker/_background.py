@@ -42,10 +42,7 @@ class BackgroundService:
     does not allow that. So the service is a task of the loop's own on asyncio and a system task on
     trio. If it fails, the body is cancelled, unless the asyncio task that called `enter` has ended.
 
-    Args:
-        name: what the service is called in logs.
-        service: runs until stopped or cancelled, and reports when it is ready.
-        stop: asks the service to end, and waits until it has.
+    ``stop`` asks the service to end, and waits until it has. The name is for the log.
     """
 
     def __init__(self, name: str, service: _Service, stop: Callable[[], Awaitable[object]]) -> None:

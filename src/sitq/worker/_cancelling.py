@@ -21,12 +21,7 @@ class AttemptScope:
 
     anyio and trio cancel again at each ``await``. So there are two scopes. The outer one is
     cancelled first. Once that has reached the attempt, the inner one shields it for the grace. At
-    the end of the grace the inner one is cancelled for good.
-
-    Args:
-        scope: makes a cancel scope of the running loop.
-        grace: seconds that clean-up may take.
-        host: the attempt's task, on asyncio.
+    the end of the grace, in seconds, the inner one is cancelled for good.
     """
 
     __slots__ = ("_grace", "_host", "cancel_called", "inner", "outer")
@@ -71,9 +66,6 @@ class AttemptScope:
 
         The outer scope cancels the task once it is no longer shielded. Scopes of the task's own
         may cancel it before.
-
-        Args:
-            message: the message of the cancellation.
         """
         if self.cancel_called and type(message) is str and self._reason in message:
             self._begin_grace()

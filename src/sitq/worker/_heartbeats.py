@@ -34,9 +34,7 @@ _SHORTEST_PATIENCE: Final = 1.0
 class Heartbeats:
     """Renews all leases of one worker.
 
-    Args:
-        runtime: what the parts of the worker share.
-        notify: called in the loop with each lease that is lost or whose task is to be cancelled.
+    ``notify`` is called in the loop with each lease that is lost or whose task is to be cancelled.
     """
 
     def __init__(self, runtime: WorkerRuntime, notify: Callable[[Lease, LeaseState], None]) -> None:
@@ -83,12 +81,7 @@ class Heartbeats:
         return self._error
 
     def add(self, leases: Iterable[Lease], asked_at: float) -> None:
-        """Renew these leases from now on.
-
-        Args:
-            leases: the leases.
-            asked_at: when they were requested, by the monotonic clock.
-        """
+        """Renew these leases from now on; they were requested at a monotonic time."""
         renewed = dict.fromkeys(leases, asked_at)
         with self._lock:
             self._renewed.update(renewed)
@@ -124,10 +117,8 @@ class Heartbeats:
 
         A process that stood still could not renew them: C code held the interpreter's lock, or
         the process was stopped. An expired lease can still be renewed until a sweep reclaims it.
-        So after a standstill the method waits for the next beat.
-
-        Args:
-            interval: seconds between two calls, while the process runs normally.
+        So after a standstill the method waits for the next beat. While the process runs normally,
+        it is called every ``interval`` seconds.
         """
         now, margin = self._monotonic(), self._lease * _MARGIN
         if self._looked_at is not None and now - self._looked_at > interval + margin:

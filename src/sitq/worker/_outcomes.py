@@ -43,14 +43,7 @@ _OURS: Final = str(Path(__file__).resolve().parents[1]) + os.sep
 def outcome_of_error(
     task: ReservedTask, lease: Lease, error: BaseException, default: RetryPolicy | None
 ) -> Outcome:
-    """Return the outcome of an attempt that raised: another attempt, or failure.
-
-    Args:
-        task: what was attempted.
-        lease: its lease.
-        error: what the function raised.
-        default: the retry policy of tasks that have none of their own.
-    """
+    """Return the outcome of an attempt that raised: another attempt, or failure."""
     text, trace = error_text(error), _traceback_text(error)
     policy, attempt = task.retry or default, task.attempt
     try:
@@ -76,12 +69,6 @@ def log_end(
 
     A retry is a WARNING, anything else an INFO. The message leaves out the error's own text, which
     may hold arguments. The traceback has it.
-
-    Args:
-        task: what was attempted.
-        outcome: how the attempt ended.
-        error: the exception that the function raised, if any.
-        worker_id: the worker that made the attempt.
     """
     kind = f" ({outcome.error.partition(':')[0]})" if outcome.error else ""
     names = (task.id, task.attempt, task.function)
@@ -107,12 +94,7 @@ _NO_WORKER: Final = f"in {_MAX_MISSES} tries the task met no worker that"
 
 
 def outcome_of_unknown_function(task: ReservedTask, similar: Sequence[str] = ()) -> Outcome:
-    """Return the outcome of a task whose function this worker does not know.
-
-    Args:
-        task: what was reserved.
-        similar: similar names that the worker knows.
-    """
+    """Return the outcome of a task whose function is unknown here; similar names may be known."""
     name = one_line(task.function)
     known = " and ".join(map(one_line, similar))
     verb = "is" if len(similar) == 1 else "are"
@@ -135,9 +117,7 @@ def outcome_of_unknown_function(task: ReservedTask, similar: Sequence[str] = ())
 def outcome_of_mismatch(task: ReservedTask, error: ValidationError) -> Outcome:
     """Return the outcome of a task whose arguments do not fit this worker's function.
 
-    Args:
-        task: what was reserved.
-        error: the mismatch; its text names parameters, fields and types, never values.
+    The text of the error names parameters, fields and types, never values.
     """
     advice = "run the version of the program that stored it, or one that takes these arguments"
     reason = f"{one_line(task.function)} takes no such arguments here: {one_line(str(error), 1000)}"

@@ -147,7 +147,8 @@ class Reserver:
             reservation = await self._backend.reserve(self._id, options.queues, room, options.lease)
         try:
             if self._stopping:
-                self._give_back(reservation)
+                for task in reservation.tasks:
+                    self._reporter.add(task.lease, Outcome.release(task.lease))
             else:
                 self._launch(reservation, asked_at)
         except BaseException:
@@ -156,11 +157,6 @@ class Reserver:
                 self._heartbeats.add([task.lease for task in reservation.tasks], asked_at)
             raise
         return reservation.wait
-
-    def _give_back(self, reservation: Reservation) -> None:
-        """Release tasks that were reserved while the worker was asked to stop."""
-        for task in reservation.tasks:
-            self._reporter.add(task.lease, Outcome.release(task.lease))
 
     def _launch(self, reservation: Reservation, asked_at: float) -> None:
         """Hand reserved tasks to the pool; their leases were requested at `asked_at`."""
@@ -200,26 +196,20 @@ class Reserver:
             if self._stopping:
                 return False
             try:
-                reservation = await self._backend.reserve(
-                    self._id, self._options.queues, 0, self._options.lease
-                )
+                is_due = await self.sees_due_tasks()
             except Exception as error:  # noqa: BLE001 - raised at the end of the run
                 self._runtime.error = error
                 return False
-            if reservation.wait != 0.0 and not self._pool.busy:
+            if not is_due and not self._pool.busy:
                 return False
             if self._pool.room:
                 self.look_again()
         return True
 
-    async def has_due_tasks(self) -> bool:
-        """Return whether the store has tasks that could start now; False if it cannot say."""
-        try:
-            reservation = await self._backend.reserve(
-                self._id, self._options.queues, 0, self._options.lease
-            )
-        except Exception:  # noqa: BLE001 - the next reservation reports it
-            return False
+    async def sees_due_tasks(self) -> bool:
+        """Return whether the store has tasks that could start now."""
+        options = self._options
+        reservation = await self._backend.reserve(self._id, options.queues, 0, options.lease)
         return reservation.wait == 0.0
 
     async def _sleep(self) -> None:

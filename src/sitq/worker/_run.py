@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -27,47 +28,20 @@ if TYPE_CHECKING:
     from sitq.context import TaskContext
     from sitq.models import Lease, ReservedTask
     from sitq.payload.registry import Registry
-    from sitq.protocols import Clock, Topic
+    from sitq.protocols import Topic
     from sitq.worker._runtime import WorkerRuntime
 
-__all__ = ["WorkerRun", "warn_of_saturation"]
+__all__ = ["WorkerRun"]
 
 _log: Final = Log(__name__)
 
+# Seconds between two looks at the places, and between two warnings that all are taken.
 _LOOK_EVERY: Final = 5.0
 _WARN_EVERY: Final = 60.0
 _MOST_SHOWN: Final = 10
 
 
-async def warn_of_saturation(
-    clock: Clock,
-    takes_all_places: Callable[[], list[ReservedTask]],
-    has_due_tasks: Callable[[], Awaitable[bool]],
-) -> None:
-    """Warn once a minute while the same attempts take all places and other tasks are due.
-
-    It runs until it is cancelled.
-
-    Args:
-        clock: the worker's clock.
-        takes_all_places: returns the running tasks, or an empty list while a place is free.
-        has_due_tasks: returns whether the store has tasks that could start now.
-    """
-    before: frozenset[tuple[str, int]] = frozenset()
-    since = clock.monotonic()
-    while True:
-        await clock.sleep(_LOOK_EVERY)
-        tasks = takes_all_places()
-        now = clock.monotonic()
-        same = frozenset((task.id, task.epoch) for task in tasks)
-        if not same or same != before:
-            before, since = same, now
-        elif now - since >= _WARN_EVERY and await has_due_tasks():
-            since = now
-            _warn(tasks)
-
-
-def _warn(tasks: list[ReservedTask]) -> None:
+def _warn_of_saturation(tasks: list[ReservedTask]) -> None:
     shown = ", ".join(f"{task.id} ({task.function})" for task in tasks[:_MOST_SHOWN])
     more = len(tasks) - _MOST_SHOWN
     _log.warning(
@@ -95,13 +69,7 @@ _LONGEST_WAIT: Final = 15.0
 
 
 class WorkerRun:
-    """The state of one run of a worker, from `start` to its end.
-
-    Args:
-        runtime: what the parts of the worker share.
-        registry: the functions that may run.
-        drain: end when nothing is due any more.
-    """
+    """One run of a worker, from `start` to its end; a drain ends when nothing is due any more."""
 
     def __init__(self, runtime: WorkerRuntime, registry: Registry, *, drain: bool) -> None:
         self.finished: Final = SharedEvent()
@@ -145,12 +113,7 @@ class WorkerRun:
                     # On trio the host is shielded, so only `close` ends it.
                     await services.start(self._pool.host)
                     services.start_soon(self._pool.run)
-                    services.start_soon(
-                        warn_of_saturation,
-                        self._clock,
-                        self._pool.take_all_places,
-                        self._reserver.has_due_tasks,
-                    )
+                    services.start_soon(self._watch_places)
                     task_status.started()
                     await self._reserver.run()
                     await self._pool.finish(self._options.shutdown_timeout, _CLEANUP_SECONDS)
@@ -262,6 +225,23 @@ class WorkerRun:
                     self._give_up(lease)
             self._pool.hand_back()
             await self._clock.sleep(interval)
+
+    async def _watch_places(self) -> None:
+        """Warn once a minute while the same attempts take all places and other tasks are due."""
+        before: frozenset[Lease] = frozenset()
+        since = self._monotonic()
+        while True:
+            await self._clock.sleep(_LOOK_EVERY)
+            tasks = self._pool.take_all_places()
+            now = self._monotonic()
+            same = frozenset(task.lease for task in tasks)
+            if not same or same != before:
+                before, since = same, now
+            elif now - since >= _WARN_EVERY:
+                with suppress(Exception):  # the next reservation reports it
+                    if await self._reserver.sees_due_tasks():
+                        since = now
+                        _warn_of_saturation(tasks)
 
     async def _sweep(self) -> None:
         """Sweep the store periodically."""

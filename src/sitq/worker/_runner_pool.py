@@ -368,11 +368,9 @@ class RunnerPool:
             self._reporter.add(attempt.lease, Outcome.release(attempt.lease))
 
     async def finish(self, seconds: float, cleanup_seconds: float) -> None:
-        """Let running attempts finish for a while, then end them.
+        """Let attempts run on for ``seconds``, then end them.
 
-        Args:
-            seconds: how long they may run on.
-            cleanup_seconds: how long their end may take after the grace.
+        After the grace, their end may take ``cleanup_seconds``.
         """
         self.hand_back(at_once=True)
         with anyio.move_on_after(seconds):

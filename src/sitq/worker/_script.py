@@ -39,18 +39,7 @@ def run_script(
 ) -> int:
     """Run ``work`` in a loop of its own; the first signal calls ``stop``, the second cancels it.
 
-    Args:
-        work: what the worker does, until stopped.
-        stop: asks it to end once running tasks have finished; called in the loop.
-        backend: which loop.
-
-    Returns:
-        What ``work`` returned.
-
-    Raises:
-        SystemExit: a second signal has come; the code is 128 and its number.
-        UsageError: this thread runs an event loop, or trio is not installed.
-        ValidationError: ``backend`` is no loop.
+    See `sitq.Worker.run`. Both are called in the loop.
     """
     _check(backend)
     ending = _SignalState(stop)
@@ -112,11 +101,7 @@ class _SignalState:
         return self._pid != os.getpid()
 
     def begin(self, scope: anyio.CancelScope) -> None:
-        """Act in the caller's loop from now on.
-
-        Args:
-            scope: cancelled by the second signal.
-        """
+        """Act in the caller's loop from now on; the second signal cancels the scope."""
         self._scope = scope
         self._loop = LoopRef()
         if self._count:
