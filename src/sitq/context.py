@@ -154,11 +154,19 @@ class TaskContext:
         await self._complete(self._join(connection), value)
 
     def complete_in_sync(self, connection: SyncConnection, value: object = None) -> None:
-        """As `complete_in`, for plain functions and connections that block.
+        """Record this task's success as `complete_in` does, over a connection that blocks.
+
+        Args:
+            connection: it leads to the store's own database; see `SyncTaskQueue.bind`.
+            value: what the task returns; what the function itself returns does not count then.
 
         Raises:
-            UsageError: the connection is one that must be awaited; and all that `complete_in`
-                raises.
+            UsageError: the connection has to be awaited, or the store cannot write through it.
+            LeaseLostError: another attempt is the current one, or the task has completed itself
+                already: let the transaction roll back.
+            ValidationError: the value is not what the function's annotation says.
+            SerializationError: the value cannot be carried.
+            BackendError: the store failed.
         """
         transaction = self._join(connection)
         if not transaction.blocking:

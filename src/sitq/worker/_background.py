@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import anyio
 
@@ -12,13 +12,16 @@ from sitq._logging import Log
 from sitq._loops import LoopRef
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable
 
     from anyio.abc import TaskStatus
 
 __all__ = ["BackgroundService"]
 
 _log: Final = Log(__name__)
+
+# Keeps the tasks of the services alive.
+_TASKS: Final[set[asyncio.Task[None]]] = set()
 
 
 class _Service(Protocol):
@@ -60,9 +63,13 @@ class BackgroundService:
     async def enter(self) -> None:
         """Start the service and return once it is ready; raise what ended it before."""
         if self._on_asyncio:
-            _spawn_on_asyncio(self._run).add_done_callback(self._note_end)
+            task = asyncio.create_task(self._run())
+            _TASKS.add(task)
+            task.add_done_callback(self._note_end)
         else:
-            _spawn_on_trio(self._run)
+            import trio
+
+            trio.lowlevel.spawn_system_task(self._run, context=copy_context())
         try:
             await self._ready.wait()
         except BaseException:
@@ -127,7 +134,8 @@ class BackgroundService:
             self._ended.set()
 
     def _note_end(self, task: asyncio.Task[None]) -> None:
-        """Note the end of a task that asyncio has cancelled before its first step."""
+        """Note the end of a task, which asyncio may have cancelled before its first step."""
+        _TASKS.discard(task)
         if not self._ended.is_set():
             if task.cancelled():
                 self._error = asyncio.CancelledError()
@@ -176,19 +184,3 @@ class _TrioBody:
         kind = None if error is None else type(error)
         trace = None if error is None else error.__traceback__
         return bool(self._scope.__exit__(kind, error, trace))
-
-
-def _spawn_on_asyncio(run: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.Task[None]:
-    task = asyncio.create_task(run())
-    _TASKS.add(task)  # the loop alone would let it be collected
-    task.add_done_callback(_TASKS.discard)
-    return task
-
-
-_TASKS: Final[set[asyncio.Task[None]]] = set()
-
-
-def _spawn_on_trio(run: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    import trio
-
-    trio.lowlevel.spawn_system_task(run, context=copy_context())

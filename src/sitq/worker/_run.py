@@ -167,16 +167,16 @@ class WorkerRun:
         """Return whether this worker runs an attempt. Any thread may call it."""
         return self._pool.runs(context)
 
-    async def _listen(self, topic: Topic, heard: Callable[[], object]) -> None:
+    async def _listen(self, topic: Topic, notify: Callable[[], object]) -> None:
         backoff = FailureBackoff(f"listen for {topic}", longest=5.0)
         while True:
             try:
                 async with self._backend.listen(topic) as listener:
-                    heard()
+                    notify()
                     while True:
                         await listener.wait()
                         backoff.succeed()
-                        heard()
+                        notify()
             except Exception as error:  # noqa: BLE001 - the worker polls meanwhile
                 await anyio.sleep(backoff.fail(error))
 
@@ -232,7 +232,7 @@ class WorkerRun:
         since = self._monotonic()
         while True:
             await self._clock.sleep(_LOOK_EVERY)
-            tasks = self._pool.take_all_places()
+            tasks = self._pool.running_if_full()
             now = self._monotonic()
             same = frozenset(task.lease for task in tasks)
             if not same or same != before:

@@ -148,13 +148,11 @@ class RunnerPool:
         """How many attempts could start at once."""
         return self._places - len(self._running) - len(self._abandoned_threads)
 
-    def take_all_places(self) -> list[ReservedTask]:
+    def running_if_full(self) -> list[ReservedTask]:
         """Return the running tasks, or an empty list while a place is free."""
         if self.idle_places > 0:
             return []
-        return [
-            attempt.task for attempt in (*self._running.values(), *self._abandoned_threads.values())
-        ]
+        return [each.task for each in (*self._running.values(), *self._abandoned_threads.values())]
 
     @property
     def room(self) -> int:
@@ -266,10 +264,7 @@ class RunnerPool:
             raise
 
     async def _run_attempt(
-        self,
-        attempt: Attempt,
-        call: Coroutine[Any, Any, Outcome | None],
-        started_at: float,
+        self, attempt: Attempt, call: Coroutine[Any, Any, Outcome | None], started_at: float
     ) -> None:
         """Await an attempt, and report its outcome; raise nothing."""
         try:
