@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 __all__ = [
+    "BUSY_SECONDS",
     "is_busy",
     "is_shared",
     "is_undone",
@@ -32,6 +33,12 @@ __all__ = [
     "unknown",
 ]
 
+T = TypeVar("T")
+
+# For how long to try again while the database is locked, and the pauses; in seconds.
+BUSY_SECONDS: Final = 10.0
+_FIRST_PAUSE: Final = 0.0001
+_LONGEST_PAUSE: Final = 0.02
 # A rollback that runs out of memory has done nothing, and may succeed a moment later.
 _TRIES: Final = 3
 
@@ -137,13 +144,6 @@ def unknown(operation: str, path: str, error: BaseException) -> UnknownOutcomeEr
     unknown_outcome = UnknownOutcomeError(message)
     unknown_outcome.__cause__ = error
     return unknown_outcome
-
-
-T = TypeVar("T")
-
-BUSY_SECONDS: Final = 10.0
-_FIRST_PAUSE: Final = 0.0001
-_LONGEST_PAUSE: Final = 0.02
 
 
 def retrying(unit: Callable[[], T], seconds: float, longest: float = _LONGEST_PAUSE) -> T:

@@ -26,7 +26,6 @@ from sitq.backends.sqlite._rows import (
     to_result,
     to_task,
 )
-from sitq.backends.sqlite._sql import INSERT_UNIQUE, KEY_HOLDER, RELEASE_KEY, insertion, values_of
 from sitq.errors import TaskNotFoundError
 from sitq.ids import TaskId
 from sitq.models import (
@@ -122,23 +121,23 @@ def enqueue(
     if has_keys(tasks):
         return split([_insert_unique(transaction, task) for task in tasks], batches)
     if tasks:
-        transaction.execute(*insertion(tasks, transaction.now))
+        transaction.execute(*_sql.insertion(tasks, transaction.now))
     return [ids_of(batch) for batch in batches]
 
 
 def _insert_unique(transaction: SQLiteTransaction, task: Task) -> TaskId[Any]:
-    values = values_of(task, transaction.now)
-    if transaction.execute(INSERT_UNIQUE, values).rowcount:
+    values = _sql.values_of(task, transaction.now)
+    if transaction.execute(_sql.INSERT_UNIQUE, values).rowcount:
         return task.id
     key = {"key": task.unique_key, "id": task.id, "now": transaction.now}
-    holder, seq, change = transaction.execute(KEY_HOLDER, key).fetchone()
+    holder, seq, change = transaction.execute(_sql.KEY_HOLDER, key).fetchone()
     if change is None:
         return TaskId(holder)
     if change == "expire":
         _set_final(transaction, seq, "expired")
     else:
-        transaction.execute(RELEASE_KEY, {"seq": seq})
-    transaction.execute(INSERT_UNIQUE, values)
+        transaction.execute(_sql.RELEASE_KEY, {"seq": seq})
+    transaction.execute(_sql.INSERT_UNIQUE, values)
     return task.id
 
 
@@ -336,7 +335,7 @@ def _level(transaction: SQLiteTransaction, queue: str, below: int) -> int | None
 def _due_among(
     transaction: SQLiteTransaction, places: list[dict[str, Any]], limit: int
 ) -> list[_Row]:
-    """Return the due rows of one priority of several queues, by eta and insertion.
+    """Return the due rows of one priority of several queues, by eta and _sql.insertion.
 
     The queues' keys are merged, and read in chunks from the index.
     """
@@ -470,7 +469,7 @@ def _cancel(transaction: SQLiteTransaction, task_id: TaskId[Any]) -> bool:
         return True
     if status == "in_progress":
         transaction.execute(_sql.REQUEST_CANCEL, (seq,))
-        transaction.execute(RELEASE_KEY, {"seq": seq})
+        transaction.execute(_sql.RELEASE_KEY, {"seq": seq})
         transaction.changed.add("cancels")
         return True
     return False

@@ -6,20 +6,12 @@ import os
 import sqlite3
 from typing import TYPE_CHECKING, Any, Final
 
-from sitq._task_batch import concat as join_tasks
-from sitq._task_batch import has_keys, ids_of
+from sitq._task_batch import concat, has_keys, ids_of
 from sitq.backends._transactions import UserTransaction, user_connection_of
 from sitq.backends.sqlite import _sql
 from sitq.backends.sqlite._errors import is_busy, translate_error
 from sitq.backends.sqlite._file import MEMORY
 from sitq.backends.sqlite._rows import EXPIRED, to_micros
-from sitq.backends.sqlite._sql import (
-    INSERT_UNIQUE_RETURNING,
-    KEY_HOLDER,
-    RELEASE_KEY,
-    insertion,
-    values_of,
-)
 from sitq.errors import UsageError
 from sitq.ids import TaskId
 
@@ -76,7 +68,7 @@ class _SQLiteUserTransaction(UserTransaction["SQLiteSession"]):
         if has_keys(tasks):
             ids = [await _insert_unique(executor, session, task, now) for task in tasks]
         else:
-            await executor.fetch(*insertion(join_tasks((tasks,)), now))
+            await executor.fetch(*_sql.insertion(concat((tasks,)), now))
             ids = ids_of(tasks)
         new = set(ids_of(tasks)).intersection(ids)
         if new:
@@ -115,11 +107,11 @@ class _SQLiteUserTransaction(UserTransaction["SQLiteSession"]):
 async def _insert_unique(
     executor: Executor, session: SQLiteSession, task: Task, now: int
 ) -> TaskId[Any]:
-    values = values_of(task, now)
-    if await executor.fetch(INSERT_UNIQUE_RETURNING, values):
+    values = _sql.values_of(task, now)
+    if await executor.fetch(_sql.INSERT_UNIQUE_RETURNING, values):
         return task.id
     key = {"key": task.unique_key, "id": task.id, "now": now}
-    ((holder, seq, change),) = await executor.fetch(KEY_HOLDER, key)
+    ((holder, seq, change),) = await executor.fetch(_sql.KEY_HOLDER, key)
     holder_id = TaskId[Any](_as_text(holder))
     if change is None:
         return holder_id
@@ -127,8 +119,8 @@ async def _insert_unique(
         await executor.fetch(_sql.SET_FINAL, {**EXPIRED, "seq": seq, "now": now})
         session.expect("results", holder_id)
     else:
-        await executor.fetch(RELEASE_KEY, {"seq": seq})
-    await executor.fetch(INSERT_UNIQUE_RETURNING, values)
+        await executor.fetch(_sql.RELEASE_KEY, {"seq": seq})
+    await executor.fetch(_sql.INSERT_UNIQUE_RETURNING, values)
     return task.id
 
 
