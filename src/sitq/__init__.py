@@ -8,6 +8,8 @@ from importlib import import_module as _import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sitq.admin import Admin, SyncAdmin
+    from sitq.administration import TaskFilter
     from sitq.backends.sqlite import SQLiteBackend
     from sitq.context import TaskContext, current_task
     from sitq.errors import (
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "Admin",
     "Backend",
     "BackendBusyError",
     "BackendConnectionError",
@@ -72,11 +75,13 @@ __all__ = [
     "Serializer",
     "SigningSerializer",
     "SitqError",
+    "SyncAdmin",
     "SyncBoundQueue",
     "SyncTaskQueue",
     "Task",
     "TaskContext",
     "TaskFailedError",
+    "TaskFilter",
     "TaskId",
     "TaskInfo",
     "TaskNotFoundError",
@@ -96,6 +101,8 @@ __all__ = [
 
 if not TYPE_CHECKING:
     _MODULES = {
+        "admin": "Admin SyncAdmin",
+        "administration": "TaskFilter",
         "backends.sqlite": "SQLiteBackend",
         "context": "TaskContext current_task",
         "queue": "BoundQueue TaskQueue TransactionQueue",

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["EXHAUSTED", "LOST_ERROR", "UNREADABLE", "UNSTORABLE_ERROR", "UNSTORABLE_VALUE"]
+__all__ = [
+    "EXHAUSTED",
+    "LOST_ATTEMPT",
+    "LOST_ERROR",
+    "UNREADABLE",
+    "UNSTORABLE_ERROR",
+    "UNSTORABLE_VALUE",
+]
 
 # Of a task whose workers were all lost; to be formatted with their number.
 LOST_ERROR: Final = (
     "LeaseLostError: %d workers that ran this task died or hung before they reported"
 )
+# Of an attempt whose lease ended without an outcome.
+LOST_ATTEMPT: Final = "LeaseLostError: the worker died or hung before it reported"
 # Of a task whose row has been damaged.
 UNREADABLE: Final = "BackendFormatError: the stored options of this task cannot be read"
 # Of a pending task that was edited so that it can never start. The PostgreSQL function `reserve`

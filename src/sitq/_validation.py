@@ -50,6 +50,7 @@ __all__ = [
     "Seconds",
     "ServedQueue",
     "check_key",
+    "check_moment",
     "check_positive_seconds",
     "check_priority",
     "check_queue",
@@ -243,6 +244,37 @@ check_key: Final = _Check[str](Key)
 check_priority: Final = _Check[int](Priority)
 check_seconds: Final = _Check[float](Seconds)
 check_positive_seconds: Final = _Check[float](PositiveSeconds)
+
+
+def check_moment(name: str, value: object) -> datetime:
+    """Return a moment in UTC; the parameters are those of the other checks.
+
+    Raises:
+        ValidationError: it is not an aware datetime, or is outside the years 1 to 9999 in UTC.
+    """
+    value = plain(value)
+    if not isinstance(value, datetime):
+        raise _refusal(name, value, "give an aware datetime, such as datetime.now(UTC)")
+    try:
+        if value.utcoffset() is not None:
+            return value.astimezone(UTC)
+    except OverflowError:
+        hint = "in UTC it lies outside the years 1 to 9999; give another moment"
+        raise _refusal(name, value, hint) from None
+    except Exception as error:
+        message = (
+            f"{name}: its tzinfo ({type(value.tzinfo).__name__}) raised {type(error).__name__}"
+        )
+        raise ValidationError(message) from error
+    hint = (
+        "a naive datetime has no time zone; "
+        "use datetime.now(UTC), or .replace(tzinfo=...) with the zone that is meant"
+    )
+    raise _refusal(name, value, hint)
+
+
+def _refusal(name: str, value: object, hint: str) -> ValidationError:
+    return ValidationError(f"{name}: {hint} (got {type(value).__name__})")
 
 
 def with_article(kind: type) -> str:

@@ -390,6 +390,8 @@ class TaskInfo(Model):
         cancel_requested: True if a running task has been asked to end.
         unique_key: its unique key.
         retry_of: the id of the task that this one repeats.
+        retried_as: the id of the task that repeats this one, the latest.
+        worker: the id of the worker that runs it.
         enqueued_at: when it was stored (UTC).
         started_at: when its last attempt was reserved (UTC).
         finished_at: when its end was stored (UTC).
@@ -409,6 +411,8 @@ class TaskInfo(Model):
     cancel_requested: bool = False
     unique_key: str | None = Field(default=None, repr=False)
     retry_of: TaskId[Any] | None = None
+    retried_as: TaskId[Any] | None = None
+    worker: str | None = None
     enqueued_at: Moment
     started_at: Moment | None = None
     finished_at: Moment | None = None

@@ -8,11 +8,13 @@ import pytest
 
 from sitq.backends.postgres import PostgresBackend
 from sitq.protocols import Backend, Clock
-from sitq.testing import BackendConformance
+from sitq.testing import AdminBackendConformance, BackendConformance
 from tests.postgres.servers import dsn, new_schema, query
 
 
-class TestPostgres(BackendConformance):
+class OnPostgres:
+    """How a backend on a schema of its own is made."""
+
     schema: str
     prepared = True
 
@@ -28,3 +30,11 @@ class TestPostgres(BackendConformance):
         )
 
     make_peer = make_backend
+
+
+class TestPostgres(OnPostgres, BackendConformance):
+    pass
+
+
+class TestPostgresAdministration(OnPostgres, AdminBackendConformance):
+    pass

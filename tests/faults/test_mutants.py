@@ -76,7 +76,7 @@ class ReserveInTwoSteps(MemoryBackend):
         due.sort(key=lambda row: row.order)
         await anyio.lowlevel.checkpoint()
         end = now + timedelta(seconds=lease)
-        rows = [self._rows.put(row.reserved(now, end)) for row in due[:limit]]
+        rows = [self._rows.put(row.reserved(worker, now, end)) for row in due[:limit]]
         tasks = tuple(row.to(ReservedTask) for row in rows)
         return Reservation(tasks, (await super().reserve(worker, queues, 0, lease)).wait)
 

@@ -50,7 +50,7 @@ def ask(store: Store, query: LiteralString) -> list[tuple[Any, ...]]:
     return connection.execute(query, {"schema": schema}).fetchall()
 
 
-@pytest.mark.parametrize("table", ["tasks", "migrations"])
+@pytest.mark.parametrize("table", ["tasks", "attempts", "pauses", "workers", "migrations"])
 def test_the_page_has_each_column_in_order_with_its_type(store: Store, table: str) -> None:
     connection, schema = store
     columns = connection.execute(

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 BY_KEY = "INTEGER PRIMARY KEY"
 BY_ID = "sqlite_autoindex_tasks_1"
 
-STATEMENTS: dict[str, str] = vars(_sql)
+STATEMENTS: dict[str, str] = {
+    name: value for name, value in vars(_sql).items() if name != "INFO_COLUMNS"
+}
 # Every statement, and what leads it to the rows.
 PLANS = {
     "INSERT_ONE": None,
@@ -27,7 +29,9 @@ PLANS = {
     "INSERT_UNIQUE_RETURNING": None,
     "KEY_HOLDER": "tasks_unique",
     "RELEASE_KEY": BY_KEY,
+    "PAUSED": None,
     "PENDING_QUEUES": "tasks_due",
+    "FIRST_ETA": "tasks_due",
     "NEXT_PRIORITY": "tasks_due",
     "DUE": "tasks_due",
     "DUE_KEYS": "tasks_due",
@@ -59,6 +63,7 @@ PLANS = {
     "INFOS": BY_ID,
     "RESULTS": BY_ID,
     "STORED": BY_ID,
+    "STORED_BATCH": BY_ID,
     "SUCCEED_ONE": BY_ID,
     "SEEN": BY_ID,
 }
@@ -83,7 +88,7 @@ def steps_of(connection: sqlite3.Connection, name: str) -> list[str]:
     plan = connection.execute(
         f"EXPLAIN QUERY PLAN {statement}", (0,) * positional if positional else named
     ).fetchall()
-    own = re.compile(r"SCAN (json_each|batch|names|CONSTANT ROW|\(subquery-\d+\))")
+    own = re.compile(r"SCAN (json_each|batch|names|pauses|workers|CONSTANT ROW|\(subquery-\d+\))")
     return [row[3] for row in plan if not own.match(row[3])]
 
 

@@ -20,6 +20,7 @@ from sitq.backends.postgres import PostgresBackend
 from sitq.testing import FakeClock, FaultyBackend
 
 NAMES = [
+    "Admin",
     "Backend",
     "BackendBusyError",
     "BackendConnectionError",
@@ -44,11 +45,13 @@ NAMES = [
     "ResultSigningSerializer",
     "SigningSerializer",
     "SitqError",
+    "SyncAdmin",
     "SyncBoundQueue",
     "SyncTaskQueue",
     "Task",
     "TaskContext",
     "TaskFailedError",
+    "TaskFilter",
     "TaskId",
     "TaskInfo",
     "TaskNotFoundError",

@@ -15,24 +15,49 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from types import ModuleType
 
+    from sitq.administration import (
+        BulkResult,
+        Count,
+        FailedAttempt,
+        Overview,
+        QueuePause,
+        TaskPage,
+        WorkerInfo,
+        WorkerState,
+    )
     from sitq.ids import TaskId
     from sitq.models import Lease, Progress, Reservation, Result, Task, TaskInfo
     from sitq.protocols import Sweep
 
 __all__ = [
+    "ADMIN_VERBS",
     "CANCEL",
+    "CHANGE_TASKS",
+    "COUNT_TASKS",
     "ENQUEUE",
     "ENQUEUE_UNIQUE",
     "FINISH",
+    "GET_ATTEMPTS",
     "GET_RESULTS",
     "GET_TASKS",
+    "LIST_PAUSES",
+    "LIST_TASKS",
+    "LIST_WORKERS",
     "LOAD_TASK",
+    "LOAD_TASKS",
+    "ORDER_WORKER",
+    "OVERVIEW",
+    "PAUSE_QUEUE",
     "PRUNE",
+    "REPLACE_TASK",
     "RESERVE",
+    "RESUME_QUEUE",
+    "RETRY_TASKS",
     "SET_PROGRESS",
     "SWEEP",
     "VERBS",
     "FlushPolicy",
+    "OrderRequest",
     "ProgressRequest",
     "PruneRequest",
     "ReserveRequest",
@@ -100,6 +125,13 @@ class ProgressRequest(NamedTuple):
 def _itself(item: T) -> T:
     """Return the one argument of a call: it is the item."""
     return item
+
+
+class OrderRequest(NamedTuple):
+    """What a worker is to become."""
+
+    worker_id: str
+    state: WorkerState
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -184,6 +216,43 @@ GET_RESULTS: Final[Verb[Mapping[TaskId[Any], Result[Any] | None]]] = Verb(
     name="get_results", writes=False
 )
 LOAD_TASK: Final[Verb[Task]] = Verb(name="load_task", writes=False)
+
+LIST_TASKS: Final[Verb[TaskPage]] = Verb(name="list_tasks", writes=False)
+COUNT_TASKS: Final[Verb[Count]] = Verb(name="count_tasks", writes=False)
+OVERVIEW: Final[Verb[Overview]] = Verb(name="overview", writes=False)
+PAUSE_QUEUE: Final[Verb[None]] = Verb(name="pause_queue", request=_itself)
+RESUME_QUEUE: Final[Verb[bool]] = Verb(name="resume_queue", request=_itself)
+LIST_PAUSES: Final[Verb[list[QueuePause]]] = Verb(name="list_pauses", writes=False)
+CHANGE_TASKS: Final[Verb[BulkResult]] = Verb(name="change_tasks", request=_itself, lane="admin")
+LOAD_TASKS: Final[Verb[list[Task | None]]] = Verb(name="load_tasks", writes=False)
+RETRY_TASKS: Final[Verb[list[TaskId[Any] | None]]] = Verb(
+    name="retry_tasks",
+    request=_itself,
+    durability=FlushPolicy.ACKNOWLEDGED,
+    lane="admin",
+    held="until_timeout",
+)
+REPLACE_TASK: Final[Verb[bool]] = Verb(name="replace_task", request=_itself)
+GET_ATTEMPTS: Final[Verb[list[FailedAttempt]]] = Verb(name="get_attempts", writes=False)
+LIST_WORKERS: Final[Verb[list[WorkerInfo]]] = Verb(name="list_workers", writes=False)
+ORDER_WORKER: Final[Verb[bool]] = Verb(name="order_worker", request=OrderRequest)
+
+ADMIN_VERBS: Final[tuple[Verb[Any], ...]] = (
+    LIST_TASKS,
+    COUNT_TASKS,
+    OVERVIEW,
+    PAUSE_QUEUE,
+    RESUME_QUEUE,
+    LIST_PAUSES,
+    CHANGE_TASKS,
+    LOAD_TASKS,
+    RETRY_TASKS,
+    REPLACE_TASK,
+    GET_ATTEMPTS,
+    LIST_WORKERS,
+    ORDER_WORKER,
+)
+"""The verbs that `sitq.administration.AdminBackend` adds."""
 
 VERBS: Final[tuple[Verb[Any], ...]] = (
     ENQUEUE,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from sitq._plain import plain
 from sitq._validation import (
     check_key,
+    check_moment,
     check_positive_seconds,
     check_priority,
     check_queue,
@@ -135,26 +136,6 @@ def _check_order(eta: datetime | None, expires_at: datetime | None) -> None:
         raise ValidationError(message)
 
 
-def _moment(name: str, value: object) -> datetime:
-    if not isinstance(value, datetime):
-        _refuse(name, value, "give an aware datetime, such as datetime.now(UTC)")
-    try:
-        if value.utcoffset() is not None:
-            return value.astimezone(UTC)  # `make_options` has made it a plain datetime
-    except OverflowError:
-        _refuse(name, value, "in UTC it lies outside the years 1 to 9999; give another moment")
-    except Exception as error:
-        message = (
-            f"{name}: its tzinfo ({type(value.tzinfo).__name__}) raised {type(error).__name__}"
-        )
-        raise ValidationError(message) from error
-    hint = (
-        "a naive datetime has no time zone; "
-        "use datetime.now(UTC), or .replace(tzinfo=...) with the zone that is meant"
-    )
-    _refuse(name, value, hint)
-
-
 def _delay(name: str, value: object) -> timedelta:
     seconds = value.total_seconds() if isinstance(value, timedelta) else value
     try:
@@ -192,7 +173,7 @@ def _headers(name: str, value: object) -> Mapping[str, str]:
 
 _CHECKS: Final[Mapping[str, Callable[[str, object], object]]] = MappingProxyType(
     {
-        "eta": _moment,
+        "eta": check_moment,
         "delay": _delay,
         "queue": check_queue,
         "priority": check_priority,
@@ -200,7 +181,7 @@ _CHECKS: Final[Mapping[str, Callable[[str, object], object]]] = MappingProxyType
         "retry": check_retry,
         "unique_key": check_key,
         "unique_until": _until,
-        "expires_at": _moment,
+        "expires_at": check_moment,
         "result_ttl": check_seconds,
         "headers": _headers,
     }

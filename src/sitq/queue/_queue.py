@@ -14,6 +14,7 @@ import anyio
 from sitq._loops import LoopRef, refuse_green_threads, run_to_completion
 from sitq._ports import checked_backend, checked_serializer
 from sitq._validation import check_seconds
+from sitq.administration import AdminBackend
 from sitq.backends.sqlite import SQLiteBackend
 from sitq.errors import (
     SerializationError,
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from sitq.protocols import Backend, Serializer
     from sitq.transactions import AnyConnection
 
-__all__ = ["BackendHandle", "TaskQueue"]
+__all__ = ["BackendHandle", "TaskQueue", "checked_id"]
 
 # ruff: noqa: ASYNC109 - timeouts are counted by the backend's clock, not by the loop's
 
@@ -239,7 +240,7 @@ class TaskQueue(EnqueueMethods):
             BackendBusyError: it was busy until the timeout, or does not answer.
             UsageError: the queue is closed, or was closed meanwhile.
         """
-        known_id = _checked_id(task_id)
+        known_id = checked_id(task_id)
         seconds = None if timeout is None else check_seconds("timeout", timeout)
         waiters = await self._handle.waiters()
         wait = waiters.wait(known_id, seconds) if seconds != 0 else waiters.look(known_id)
@@ -321,7 +322,7 @@ class TaskQueue(EnqueueMethods):
             BackendError: the store could not be asked.
             UsageError: the queue is closed.
         """
-        known_id = _checked_id(task_id)
+        known_id = checked_id(task_id)
         await self._handle.use()
         info = (await self._backend.get_tasks((known_id,)))[0]
         if info is None:
@@ -347,7 +348,7 @@ class TaskQueue(EnqueueMethods):
             BackendError: the store could not do it.
             UsageError: the queue is closed.
         """
-        known_id = _checked_id(task_id)
+        known_id = checked_id(task_id)
         await self._handle.use()
         return await self._backend.cancel(known_id)
 
@@ -380,7 +381,12 @@ class TaskQueue(EnqueueMethods):
             hint = "only a final task can be retried; wait for its result, or cancel it first"
             raise UsageError(f"task {info.task_id} is {info.status}: {hint}")
         old = await self._backend.load_task(info.task_id)
-        return (await self._backend.enqueue((make_repeat(self._serializer, old),)))[0]
+        repeat = make_repeat(self._serializer, old)
+        if isinstance(self._backend, AdminBackend):
+            (new,) = await self._backend.retry_tasks((repeat,), again=True)
+            if new is not None:
+                return new
+        return (await self._backend.enqueue((repeat,)))[0]
 
     async def prune(self, older_than: float) -> int:
         """Remove final tasks and their results, whatever their own time to live.
@@ -406,7 +412,7 @@ class TaskQueue(EnqueueMethods):
                 return total
 
 
-def _checked_id(task_id: object) -> TaskId[Any]:
+def checked_id(task_id: object) -> TaskId[Any]:
     """Return the id as a plain text."""
     if not isinstance(task_id, str):
         hint = "give the id that enqueue returned, or its text"

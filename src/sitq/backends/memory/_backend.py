@@ -12,27 +12,28 @@ import anyio
 import anyio.lowlevel
 
 from sitq._loops import LoopRef
-from sitq.backends._facade import BackendMethods
+from sitq.backends._admin_facade import AdminMethods
 from sitq.backends._open_counter import OpenCounter
-from sitq.backends._operations import SWEEP, operations_of
-from sitq.backends.memory import _operations
+from sitq.backends._operations import ADMIN_VERBS, SWEEP, operations_of
+from sitq.backends.memory import _admin, _operations
 from sitq.clock import checked_clock
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
+    from sitq.administration import WorkerKeeper, WorkerOrders, WorkerReport
     from sitq.backends._operations import Verb
     from sitq.models import Lease, LeaseState
-    from sitq.protocols import Clock, LeaseKeeper, Listener, Topic
+    from sitq.protocols import Clock, Listener, Topic
 
 __all__ = ["MemoryBackend"]
 
 T = TypeVar("T")
 
-_OPERATIONS: Final = operations_of(_operations)
+_OPERATIONS: Final = operations_of(_operations) | operations_of(_admin, ADMIN_VERBS)
 
 
-class MemoryBackend(BackendMethods):
+class MemoryBackend(AdminMethods):
     """A store in the memory of one process, for tests and for tasks that may be lost.
 
     What it holds outlives `close`, but not the instance.
@@ -108,8 +109,8 @@ class MemoryBackend(BackendMethods):
         finally:
             self._listeners[topic].discard(listener)
 
-    def lease_keeper(self) -> LeaseKeeper:
-        """See `sitq.protocols.Backend.lease_keeper`."""
+    def lease_keeper(self) -> WorkerKeeper:
+        """See `sitq.administration.AdminBackend.lease_keeper`."""
         self._open_counter.use_from_thread()
         return _Keeper(self)
 
@@ -117,6 +118,16 @@ class MemoryBackend(BackendMethods):
         """See `sitq.protocols.LeaseKeeper.renew`."""
         with self._lock:
             return _operations.renew(self._rows, self._clock.now(), leases, seconds)
+
+    def report(self, report: WorkerReport) -> WorkerOrders:
+        """See `sitq.administration.WorkerKeeper.report`."""
+        with self._lock:
+            return _admin.report(self._rows, self._clock.now(), report)
+
+    def sign_off(self, worker_id: str) -> None:
+        """See `sitq.administration.WorkerKeeper.sign_off`."""
+        with self._lock:
+            _admin.sign_off(self._rows, self._clock.now(), worker_id)
 
 
 class _Session:
@@ -151,10 +162,9 @@ class _Listener:
 
 class _Keeper:
     def __init__(self, backend: MemoryBackend) -> None:
-        self._backend = backend
-
-    def renew(self, leases: Sequence[Lease], seconds: float) -> list[LeaseState]:
-        return self._backend.renew(leases, seconds)
+        self.renew = backend.renew
+        self.report = backend.report
+        self.sign_off = backend.sign_off
 
     def close(self) -> None:
         pass

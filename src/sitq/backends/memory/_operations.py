@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
 
+    from sitq.administration import QueuePause, WorkerReport, WorkerState
     from sitq.ids import TaskId
     from sitq.models import Lease, Outcome, Progress, Task
     from sitq.protocols import Topic
@@ -28,6 +29,7 @@ __all__ = [
     "Rows",
     "cancel",
     "enqueue",
+    "enqueue_one",
     "finish",
     "get_results",
     "get_tasks",
@@ -40,12 +42,20 @@ __all__ = [
 ]
 
 
+# A worker that has not reported for so long is removed.
+_WORKER_TTL = timedelta(hours=1)
+
+
 @dataclass
 class Rows:
     """The rows by the ids of their tasks, and the topics that an operation has changed."""
 
     by_id: dict[TaskId[Any], TaskRow] = field(default_factory=dict)
     stored: int = 0
+    pauses: dict[str, QueuePause] = field(default_factory=dict)
+    # What each worker reported, and when; what it was asked to be.
+    workers: dict[str, tuple[WorkerReport, datetime]] = field(default_factory=dict)
+    orders: dict[str, WorkerState] = field(default_factory=dict)
     changed: set[Topic] = field(default_factory=set)
 
     def put(self, row: TaskRow) -> TaskRow:
@@ -73,6 +83,14 @@ class Rows:
         except KeyError:
             raise TaskNotFoundError(f"no task has the id {task_id}") from None
 
+    def paused(self, now: datetime) -> dict[str, QueuePause]:
+        """Return the pauses that have not ended, by queue."""
+        return {
+            name: pause
+            for name, pause in self.pauses.items()
+            if pause.until is None or pause.until > now
+        }
+
     def reached(
         self, limit: int, now: datetime, when: Callable[[TaskRow], datetime | None]
     ) -> list[TaskRow]:
@@ -84,6 +102,11 @@ class Rows:
         ]
         return [row for _, _, row in sorted(found, key=lambda entry: entry[:2])[:limit]]
 
+    def forget_worker(self, worker_id: str) -> None:
+        """Remove a worker and its orders."""
+        self.workers.pop(worker_id, None)
+        self.orders.pop(worker_id, None)
+
     def remove(self, rows: list[TaskRow]) -> int:
         """Remove rows; return how many."""
         for row in rows:
@@ -94,14 +117,14 @@ class Rows:
 def enqueue(rows: Rows, now: datetime, tasks: Sequence[Task]) -> list[TaskId[Any]]:
     before = dict(rows.by_id)
     try:
-        return [_enqueue_one(rows, now, task) for task in tasks]
+        return [enqueue_one(rows, now, task) for task in tasks]
     except BackendError:
         rows.by_id = before
         rows.changed.clear()
         raise
 
 
-def _enqueue_one(rows: Rows, now: datetime, task: Task) -> TaskId[Any]:
+def enqueue_one(rows: Rows, now: datetime, task: Task) -> TaskId[Any]:
     key = task.unique_key
     holder = key and next((row for row in rows.by_id.values() if row.holds(key)), None)
     if holder:
@@ -121,20 +144,33 @@ def _enqueue_one(rows: Rows, now: datetime, task: Task) -> TaskId[Any]:
 def reserve(
     rows: Rows, now: datetime, worker: str, queues: Sequence[str], limit: int, lease: float
 ) -> Reservation:
-    del worker
     every = tuple(queues) == ALL_QUEUES
+    paused = rows.paused(now)
     mine = [
         row
         for row in rows.by_id.values()
         if row.is_pending and not row.is_expired(now) and (every or row.task.queue in queues)
     ]
-    due = sorted((row for row in mine if row.is_due(now)), key=lambda row: row.order)
+    due = sorted(
+        (row for row in mine if row.is_due(now) and row.task.queue not in paused),
+        key=lambda row: row.order,
+    )
     end = now + timedelta(seconds=lease)
-    reserved = tuple(rows.put(row.reserved(now, end)).to(ReservedTask) for row in due[:limit])
+    reserved = tuple(
+        rows.put(row.reserved(worker, now, end)).to(ReservedTask) for row in due[:limit]
+    )
     if len(due) > limit:
         return Reservation(reserved, 0.0)
-    later = [row.eta for row in mine if row.eta > now]
+    starts = [_start_of(row, paused.get(row.task.queue)) for row in mine]
+    later = [start for start in starts if start is not None and start > now]
     return Reservation(reserved, (min(later) - now) / timedelta(seconds=1) if later else None)
+
+
+def _start_of(row: TaskRow, pause: QueuePause | None) -> datetime | None:
+    """Return from when on a pending task may start; ``None``: its queue's pause has no end."""
+    if pause is None:
+        return row.eta
+    return None if pause.until is None else max(row.eta, pause.until)
 
 
 def finish(rows: Rows, now: datetime, outcomes: Sequence[Outcome]) -> list[bool]:
@@ -155,6 +191,9 @@ def sweep(rows: Rows, now: datetime, max_crashes: int, limit: int) -> Sweep:
     for row in expired:
         rows.put(row.ended(TaskStatus.EXPIRED, now))
     old = rows.reached(limit, now, lambda row: row.delete_at)
+    for worker_id, (_, seen_at) in list(rows.workers.items()):
+        if now - seen_at > _WORKER_TTL:
+            rows.forget_worker(worker_id)
     return Sweep(len(lost), len(expired), rows.remove(old))
 
 
@@ -197,8 +236,7 @@ def get_results(
 
 
 def load_task(rows: Rows, _now: datetime, task_id: TaskId[Any]) -> Task:
-    row = rows.known(task_id)
-    return row.task.model_copy(update={"eta": row.eta})
+    return rows.known(task_id).as_task()
 
 
 def renew(rows: Rows, now: datetime, leases: Sequence[Lease], seconds: float) -> list[LeaseState]:

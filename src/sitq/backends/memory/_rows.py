@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from sitq._stored_errors import LOST_ERROR
+from sitq._stored_errors import LOST_ATTEMPT, LOST_ERROR
+from sitq.administration import KEPT_FAILURES, FailedAttempt
 from sitq.models import OutcomeKind
 from sitq.states import TaskStatus
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from pydantic import BaseModel
 
+    from sitq.ids import TaskId
     from sitq.models import Outcome, Progress, Task
 
 __all__ = ["TaskRow"]
@@ -38,12 +40,19 @@ class TaskRow:
     started_at: datetime | None = None
     finished_at: datetime | None = None
     lease_end: datetime | None = None
+    worker: str | None = None
     cancel_requested: bool = False
     key_released: bool = False
     progress: Progress | None = None
     value: bytes | None = None
     error: str | None = None
     traceback: str | None = None
+    retried_as: TaskId[Any] | None = None
+    failures: tuple[FailedAttempt, ...] = ()
+
+    def as_task(self) -> Task:
+        """Return the task as it was enqueued, with its present eta."""
+        return self.task.model_copy(update={"eta": self.eta})
 
     @property
     def is_pending(self) -> bool:
@@ -80,7 +89,7 @@ class TaskRow:
     def order(self) -> tuple[int, datetime, int]:
         return (-self.task.priority, self.eta, self.number)
 
-    def reserved(self, now: datetime, lease_end: datetime) -> TaskRow:
+    def reserved(self, worker: str, now: datetime, lease_end: datetime) -> TaskRow:
         """Return the row of a new attempt."""
         return replace(
             self,
@@ -89,6 +98,7 @@ class TaskRow:
             attempts=self.attempts + 1,
             started_at=now,
             lease_end=lease_end,
+            worker=worker,
         )
 
     def ended(
@@ -111,7 +121,19 @@ class TaskRow:
         )
 
     def unleased(self) -> TaskRow:
-        return replace(self, lease_end=None, cancel_requested=False, progress=None)
+        return replace(self, lease_end=None, worker=None, cancel_requested=False, progress=None)
+
+    def with_failure(self, now: datetime, error: str, traceback: str | None = None) -> TaskRow:
+        """Return the row with its attempt among those that failed."""
+        failure = FailedAttempt(
+            number=self.attempts,
+            worker=self.worker,
+            started_at=self.started_at or now,
+            ended_at=now,
+            error=error,
+            traceback=traceback,
+        )
+        return replace(self, failures=(*self.failures, failure)[-KEPT_FAILURES:])
 
     def released(self) -> TaskRow:
         """Return the row as if its attempt had not been."""
@@ -125,18 +147,21 @@ class TaskRow:
             kind = OutcomeKind.FAILURE
         if self.cancel_requested and kind not in {OutcomeKind.SUCCESS, OutcomeKind.FAILURE}:
             kind = OutcomeKind.CANCELLED
+        row = self
         later = now + timedelta(seconds=outcome.delay)
+        if kind in {OutcomeKind.RETRY, OutcomeKind.FAILURE}:
+            row = self.with_failure(now, outcome.error or "", outcome.traceback)
         match kind:
             case OutcomeKind.SUCCESS:
                 return self.ended(TaskStatus.SUCCESS, now, value=outcome.value or b"")
             case OutcomeKind.FAILURE:
-                return self.ended(
+                return row.ended(
                     TaskStatus.FAILED, now, error=outcome.error, traceback=outcome.traceback
                 )
             case OutcomeKind.CANCELLED:
                 return self.ended(TaskStatus.CANCELLED, now)
             case OutcomeKind.RETRY:
-                row = replace(self.unleased(), status=TaskStatus.PENDING, eta=later)
+                row = replace(row.unleased(), status=TaskStatus.PENDING, eta=later)
                 return replace(row, error=outcome.error, traceback=outcome.traceback)
             case OutcomeKind.RELEASE:
                 return self.released()
@@ -146,7 +171,8 @@ class TaskRow:
 
     def reclaimed(self, max_crashes: int, now: datetime) -> TaskRow:
         """Return the row of an attempt whose lease ended without an outcome."""
-        row = replace(self.released(), crashes=self.crashes + 1)
+        row = self.with_failure(now, LOST_ATTEMPT).released()
+        row = replace(row, crashes=self.crashes + 1)
         if self.cancel_requested:
             return row.ended(TaskStatus.CANCELLED, now)
         if row.crashes >= max_crashes:

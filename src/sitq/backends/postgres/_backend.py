@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sitq._plain import plain
 from sitq._task_batch import has_keys
+from sitq.backends._admin_facade import AdminMethods
 from sitq.backends._facade import SQLBackend
 from sitq.backends._open_counter import OpenCounter
 from sitq.backends._operations import ENQUEUE, ENQUEUE_UNIQUE, SWEEP, ReserveRequest
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from sitq._loops import LoopRef
+    from sitq.administration import WorkerKeeper
     from sitq.ids import TaskId
     from sitq.models import Task
     from sitq.protocols import Clock, Listener, Sweep, Topic
@@ -41,7 +43,7 @@ _LONGEST: Final = 86_400
 _MOST_TASKS: Final = 2**31 - 2
 
 
-class PostgresBackend(SQLBackend[PgSession]):
+class PostgresBackend(AdminMethods, SQLBackend[PgSession]):
     """A store in one schema of a PostgreSQL database, shared by any number of machines.
 
     All comparisons of times are made by the server's clock.
@@ -113,6 +115,10 @@ class PostgresBackend(SQLBackend[PgSession]):
     async def sweep(self, max_crashes: int, limit: int = 1000) -> Sweep:
         """See `sitq.protocols.Backend.sweep`."""
         return await self._call(SWEEP, max_crashes, limit, time.monotonic())
+
+    def lease_keeper(self) -> WorkerKeeper:
+        """See `sitq.administration.AdminBackend.lease_keeper`."""
+        return self._open_counter.use_from_thread().lease_keeper()
 
     @asynccontextmanager
     async def listen(self, topic: Topic) -> AsyncIterator[Listener]:

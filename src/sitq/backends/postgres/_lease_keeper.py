@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from sitq.backends._driver_loop import start_driver_thread, stop_driver_thread, when_cancelled
+from sitq.backends.postgres import _admin
 from sitq.backends.postgres._connection import connect
 from sitq.backends.postgres._errors import LostError, is_read_only, translate_error
 from sitq.backends.postgres._operations import renew
 from sitq.errors import BackendBusyError, BackendConnectionError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from sitq._loops import LoopThread
+    from sitq.administration import WorkerOrders, WorkerReport
     from sitq.backends._driver_loop import DriverLoop
     from sitq.backends.postgres._connection import PgConnection
+    from sitq.backends.postgres._operations import PgTransaction
     from sitq.backends.postgres._pool import Pool
     from sitq.backends.postgres._runner import OperationRunner
     from sitq.models import Lease, LeaseState
 
 __all__ = ["KEEPER_SECONDS", "PostgresLeaseKeeper"]
+
+T = TypeVar("T")
 
 # A heartbeat gives up early, to be tried again with the next beat.
 KEEPER_SECONDS = 5.0
@@ -42,55 +48,77 @@ class PostgresLeaseKeeper:
 
     def renew(self, leases: Sequence[Lease], seconds: float) -> list[LeaseState]:
         """See `sitq.protocols.LeaseKeeper.renew`."""
+        if not leases:
+            self._over_own("renew", None)
+            return []
+        return self._keep("renew", partial(renew, leases=leases, seconds=seconds))
+
+    def report(self, report: WorkerReport) -> WorkerOrders:
+        """See `sitq.administration.WorkerKeeper.report`."""
+        return self._keep("report", partial(_admin.report, worker=report))
+
+    def sign_off(self, worker_id: str) -> None:
+        """See `sitq.administration.WorkerKeeper.sign_off`."""
+        self._keep("sign_off", partial(_admin.sign_off, worker_id=worker_id))
+
+    def _keep(self, name: str, operation: Callable[[PgTransaction], Awaitable[T]]) -> T:
+        """Run an operation that does no harm if it runs twice."""
+
+        async def borrow() -> T:
+            async with self._pool.lend() as connection:
+                return await operation(self._runner.transaction(connection))
+
         try:
-            return self._renew_over_own(leases, seconds)
+            return cast("T", self._over_own(name, operation))
         except (BackendBusyError, BackendConnectionError) as error:
-            if self._connection is not None or not leases:
+            if self._connection is not None:
                 raise
             failure = error
-
-        async def borrow() -> list[LeaseState]:
-            async with self._pool.lend() as connection:
-                return await renew(self._runner.transaction(connection), leases, seconds)
-
         try:
             return self._driver_loop.submit(borrow).result(KEEPER_SECONDS)
         except Exception:  # noqa: BLE001 - why there is no connection of its own says more
             raise failure from failure.__cause__
 
-    def _renew_over_own(self, leases: Sequence[Lease], seconds: float) -> list[LeaseState]:
+    def _over_own(
+        self, name: str, operation: Callable[[PgTransaction], Awaitable[T]] | None
+    ) -> T | None:
+        """Run an operation over the keeper's own connection; ``None``: only connect."""
         if self._thread is None:
             self._thread = start_driver_thread("sitq-postgres-heartbeats")
             self._thread.submit(when_cancelled(self._terminate))
-        future = self._thread.submit(self._renew_twice(leases, seconds))
+        future = self._thread.submit(self._run_twice(operation))
         try:
             return future.result(3 * KEEPER_SECONDS)
         except TimeoutError:
             future.cancel()
             self.close()
-            message = f"renew on {self._runner.place}: the server did not answer in time"
+            message = f"{name} on {self._runner.place}: the server did not answer in time"
             raise BackendConnectionError(message) from None
         except Exception as error:  # noqa: BLE001 - raised as what it means
-            failure = translate_error("renew", self._runner.place, error)
+            failure = translate_error(name, self._runner.place, error)
             raise failure from failure.__cause__
 
-    async def _renew_twice(self, leases: Sequence[Lease], seconds: float) -> list[LeaseState]:
+    async def _run_twice(
+        self, operation: Callable[[PgTransaction], Awaitable[T]] | None
+    ) -> T | None:
         try:
-            return await self._renew_once(leases, seconds)
+            return await self._run_once(operation)
         except Exception as error:
             if not isinstance(error, LostError) and not is_read_only(error):
                 raise
-            # The server has gone, or another one takes the writes now. Renewing twice is fine.
+            # The server has gone, or another one takes the writes now.
             self._terminate()
-            return await self._renew_once(leases, seconds)
+            return await self._run_once(operation)
 
-    async def _renew_once(self, leases: Sequence[Lease], seconds: float) -> list[LeaseState]:
+    async def _run_once(
+        self, operation: Callable[[PgTransaction], Awaitable[T]] | None
+    ) -> T | None:
         if self._connection is None or self._connection.is_lost:
             self._connection = None
             self._connection = await connect(self._target)
-        if not leases:
-            return []
-        return await renew(self._runner.transaction(self._connection), leases, seconds)
+        if operation is None:
+            return None
+        return await operation(self._runner.transaction(self._connection))
 
     def _terminate(self) -> None:
         connection, self._connection = self._connection, None

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = [
     "columns",
     "common_columns",
+    "finite",
     "storable",
     "to_info",
     "to_reserved",
@@ -49,7 +50,7 @@ def storable(text: str | None) -> str | None:
     return text.replace(_NUL, "\\x00")
 
 
-def _finite(moment: datetime) -> datetime:
+def finite(moment: datetime) -> datetime:
     """Return a moment as it is stored: the first and last of all are a microsecond nearer."""
     return max(_FIRST, min(moment, _LAST))
 
@@ -61,7 +62,7 @@ def common_columns(pattern: Task) -> tuple[Any, ...] | None:
 
 def columns(tasks: Sequence[Task]) -> list[list[Any]]:
     """Return tasks as the columns of an insert."""
-    rows = [insert_values(task, _finite, float).values() for task in tasks]
+    rows = [insert_values(task, finite, float).values() for task in tasks]
     values = [list(column) for column in zip(*rows, strict=True)]
     payloads = [task.payload for task in tasks]
     return [*values, payloads] if tasks else [[] for _ in INSERT_TYPES]

@@ -12,8 +12,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from sitq._logging import Log
-from sitq.backends._operations import ENQUEUE_UNIQUE, VERBS, operations_of
-from sitq.backends.postgres import _operations
+from sitq.backends._operations import ADMIN_VERBS, ENQUEUE_UNIQUE, VERBS, operations_of
+from sitq.backends.postgres import _admin, _operations
 from sitq.backends.postgres._dsn import redacted_dsn
 from sitq.backends.postgres._errors import (
     LostError,
@@ -50,7 +50,9 @@ LONGEST_PAUSE: Final = 0.5
 # How often to try a statement that was rolled back because of another transaction.
 _TRIES: Final = 6
 
-OPERATIONS: Final = operations_of(_operations, (*VERBS, ENQUEUE_UNIQUE))
+OPERATIONS: Final = operations_of(_operations, (*VERBS, ENQUEUE_UNIQUE)) | operations_of(
+    _admin, ADMIN_VERBS
+)
 """The functions of the verbs."""
 # How to find out what an operation whose answer was lost has done.
 _SEARCHES: Final[Mapping[Callable[..., Any], Callable[..., Awaitable[Any]]]] = {

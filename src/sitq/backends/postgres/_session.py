@@ -18,8 +18,9 @@ from sitq.backends.postgres._wakeups import NotifyThrottle, ServerListeners
 
 if TYPE_CHECKING:
     from sitq._loops import LoopRef
+    from sitq.administration import WorkerKeeper
     from sitq.backends.postgres._connection import ConnectTarget
-    from sitq.protocols import Clock, LeaseKeeper
+    from sitq.protocols import Clock
 
 __all__ = ["PgSession", "Settings"]
 
@@ -97,7 +98,7 @@ class PgSession:
         self._guard = asyncio.current_task()
         await self._driver_loop.when_ended(self.pool.hang_up, _PATIENCE)
 
-    def lease_keeper(self) -> LeaseKeeper:
+    def lease_keeper(self) -> WorkerKeeper:
         """Return a lease keeper for the calling thread."""
         return PostgresLeaseKeeper(self._driver_loop, self.pool, self._runner)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from sitq.administration import KEPT_FAILURES
 from sitq.backends._rows import (
     INFO_FIELDS,
     INSERT_TYPES,
@@ -18,7 +19,7 @@ from sitq.backends._rows import (
     select_list,
 )
 
-__all__ = ["Statements"]
+__all__ = ["MOMENT", "Statements"]
 
 
 class Statements(dict[str, str]):
@@ -38,7 +39,7 @@ class Statements(dict[str, str]):
 
 
 # The time that a statement uses as now.
-_MOMENT: Final = "coalesce($1::timestamptz, statement_timestamp())"
+MOMENT: Final = "coalesce($1::timestamptz, statement_timestamp())"
 
 # When a final task is pruned. The retention is clamped, since a row may have been written by hand.
 _DELETE_AT: Final = """
@@ -61,7 +62,7 @@ _CHANNELS: Final = f"${len(INSERT_TYPES) + 3}::text[]"
 
 # Store all tasks of a batch, in its order, and notify the channels.
 INSERT_BATCH: Final = f"""
-WITH moment AS (SELECT {_MOMENT} AS now),
+WITH moment AS (SELECT {MOMENT} AS now),
 stored AS (
     INSERT INTO sitq.tasks (enqueued_at, {_NAMES})
     SELECT moment.now, {select_list(INSERT_TYPES, eta="coalesce(eta, moment.now)")}
@@ -73,7 +74,7 @@ SELECT pg_notify(channel, {_TOKEN}) FROM unnest({_CHANNELS}) AS channel
 # Store tasks of one function that are due at once and differ in id and payload only. The ids are
 # one text: the driver looks at each entry of an array.
 INSERT_ALIKE: Final = f"""
-WITH moment AS (SELECT {_MOMENT} AS now),
+WITH moment AS (SELECT {MOMENT} AS now),
 stored AS (
     INSERT INTO sitq.tasks (id, queue, priority, eta, function, result_ttl, enqueued_at, payload)
     SELECT id, $3::text, $4::int2, moment.now, $5::text, $6::float8, moment.now, payload
@@ -86,7 +87,7 @@ SELECT pg_notify(channel, $8) FROM unnest($9::text[]) AS channel
 # Store one such task without a notification, as most calls of a busy producer do.
 INSERT_ONE: Final = f"""
 INSERT INTO sitq.tasks (id, queue, priority, eta, function, result_ttl, enqueued_at, payload)
-VALUES ($2::text, $3::text, $4::int2, {_MOMENT}, $5::text, $6::float8, {_MOMENT}, $7::bytea)
+VALUES ($2::text, $3::text, $4::int2, {MOMENT}, $5::text, $6::float8, {MOMENT}, $7::bytea)
 """
 
 # The same, and notify a channel.
@@ -98,7 +99,7 @@ INSERT_UNIQUE: Final = f"""
 SELECT holders, expired,
        (SELECT count(*) FROM (SELECT pg_notify(channel, {_TOKEN})
                               FROM unnest({_CHANNELS}) AS channel) AS notified)
-FROM sitq.enqueue({_MOMENT}, {_BATCH})
+FROM sitq.enqueue({MOMENT}, {_BATCH})
 """
 
 # The same, unless an open transaction has stored one of the keys: then there are no holders.
@@ -107,7 +108,7 @@ SELECT holders, expired,
        (SELECT count(*) FROM (SELECT pg_notify(channel, {_TOKEN})
                               FROM unnest({_CHANNELS}) AS channel
                               WHERE holders IS NOT NULL) AS notified)
-FROM sitq.try_enqueue({_MOMENT}, {_BATCH})
+FROM sitq.try_enqueue({MOMENT}, {_BATCH})
 """
 
 # Which tasks of a batch exist.
@@ -119,12 +120,12 @@ SELECT id FROM sitq.tasks WHERE id = ANY ($1::text[])
 
 # Reserve due tasks in order; see the migration.
 RESERVE: Final = f"""
-SELECT * FROM sitq.reserve({_MOMENT}, $2::text, $3::text[], $4::int4, $5::float8, $6::int8)
+SELECT * FROM sitq.reserve({MOMENT}, $2::text, $3::text[], $4::int4, $5::float8, $6::int8)
 """
 
 # The same from every queue with pending tasks: a seek in the index from each name to the next.
 RESERVE_ALL: Final = f"""
-SELECT * FROM sitq.reserve({_MOMENT}, $2::text, ARRAY(
+SELECT * FROM sitq.reserve({MOMENT}, $2::text, ARRAY(
     WITH RECURSIVE names (queue) AS (
         (SELECT task.queue FROM sitq.tasks AS task WHERE task.status = 'pending'
          ORDER BY task.queue LIMIT 1)
@@ -151,7 +152,7 @@ FROM sitq.tasks WHERE status = 'in_progress' AND ticket = $1::int8
 
 # Fail what was reserved under a ticket and cannot be read; ids may be any texts.
 FAIL_UNREADABLE: Final = f"""
-WITH moment AS (SELECT {_MOMENT} AS now)
+WITH moment AS (SELECT {MOMENT} AS now)
 UPDATE sitq.tasks SET status = 'failed', error = $4::text, traceback = NULL,
     finished_at = moment.now, delete_at = {_DELETE_AT}, {_NO_LEASE}
 FROM moment
@@ -165,7 +166,7 @@ WHERE tasks.id = ANY ($2::text[]) AND tasks.ticket = $3::int8
 
 # Store a batch of successes; a row whose epoch is not current is skipped.
 SUCCEED: Final = f"""
-WITH moment AS (SELECT {_MOMENT} AS now),
+WITH moment AS (SELECT {MOMENT} AS now),
 accepted AS (
     UPDATE sitq.tasks SET status = 'success', value = batch.value, error = NULL, traceback = NULL,
         finished_at = moment.now, delete_at = {_DELETE_AT}, {_NO_LEASE}
@@ -180,9 +181,10 @@ SELECT id, epoch, status, (SELECT count(*) FROM notified) FROM accepted
 # cancellation is either seen here or comes later. A row that another transaction has locked is
 # skipped, and returned as held.
 FINISH: Final = f"""
-WITH moment AS (SELECT {_MOMENT} AS now),
+WITH moment AS (SELECT {MOMENT} AS now),
 mine AS (
     SELECT tasks.id, batch.value, batch.error, batch.traceback, batch.delay,
+           tasks.attempts, tasks.worker, tasks.started_at,
            CASE WHEN batch.kind = 'retry' AND tasks.attempts >= tasks.max_attempts THEN 'failure'
                 WHEN batch.kind IN ('retry', 'release', 'miss') AND tasks.cancel_requested
                 THEN 'cancelled'
@@ -214,6 +216,18 @@ accepted AS (
         {_NO_LEASE}
     FROM mine, moment WHERE tasks.id = mine.id
     RETURNING tasks.id, tasks.epoch, tasks.status),
+failures AS (SELECT * FROM mine WHERE kind IN ('failure', 'retry')),
+trimmed AS (
+    DELETE FROM sitq.attempts USING (
+        SELECT task_id, seq, row_number() OVER (PARTITION BY task_id ORDER BY seq DESC) AS age
+        FROM sitq.attempts WHERE task_id IN (SELECT id FROM failures)) AS old
+    WHERE attempts.task_id = old.task_id AND attempts.seq = old.seq AND old.age >= {KEPT_FAILURES}),
+kept AS (
+    INSERT INTO sitq.attempts (task_id, number, worker, started_at, ended_at, error, traceback)
+    SELECT failures.id, failures.attempts, failures.worker,
+           coalesce(failures.started_at, moment.now), moment.now, coalesce(failures.error, ''),
+           failures.traceback
+    FROM failures, moment),
 notified AS (SELECT pg_notify(channel, $9) FROM unnest($10::text[]) AS channel)
 SELECT id, epoch, status, (SELECT count(*) FROM notified) FROM accepted
 UNION ALL
@@ -237,7 +251,7 @@ SETTLED_STATES: Final = f"{STATES}ORDER BY id FOR SHARE NOWAIT"
 # Cancel a pending task, or request it of a running one; return its earlier status. A task that
 # another transaction has locked is skipped.
 CANCEL: Final = f"""
-WITH moment AS (SELECT {_MOMENT} AS now),
+WITH moment AS (SELECT {MOMENT} AS now),
 found AS (SELECT id, status FROM sitq.tasks WHERE id = $2::text FOR NO KEY UPDATE SKIP LOCKED),
 changed AS (
     UPDATE sitq.tasks SET
@@ -264,7 +278,7 @@ WITH mine AS (
          JOIN sitq.tasks ON tasks.id = batch.id
     WHERE tasks.lease_end IS NOT NULL AND tasks.epoch = batch.epoch
     ORDER BY tasks.id FOR NO KEY UPDATE OF tasks SKIP LOCKED)
-UPDATE sitq.tasks SET lease_end = {_MOMENT} + make_interval(secs => $4::float8)
+UPDATE sitq.tasks SET lease_end = {MOMENT} + make_interval(secs => $4::float8)
 FROM mine WHERE tasks.id = mine.id
 RETURNING tasks.id, mine.epoch, tasks.cancel_requested
 """
@@ -282,16 +296,17 @@ UPDATE sitq.tasks SET progress = $3::text FROM mine WHERE tasks.id = mine.id RET
 # Take back, expire, prune what was due so many seconds ago; see the migration.
 SWEEP: Final = f"""
 SELECT * FROM sitq.sweep(
-    {_MOMENT} - make_interval(secs => $5::float8), $2::int4, $3::int4, $4::text)
+    {MOMENT} - make_interval(secs => $5::float8), $2::int4, $3::int4, $4::text)
 """
 
 # Delete final tasks that ended before a given time, whatever their retention.
 PRUNE_OLDER: Final = f"""
-DELETE FROM sitq.tasks USING (
+WITH old AS (
     SELECT id FROM sitq.tasks
-    WHERE finished_at IS NOT NULL AND finished_at <= {_MOMENT} - make_interval(secs => $2::float8)
-    ORDER BY finished_at, seq LIMIT $3::int4 FOR UPDATE SKIP LOCKED) AS old
-WHERE tasks.id = old.id RETURNING tasks.id
+    WHERE finished_at IS NOT NULL AND finished_at <= {MOMENT} - make_interval(secs => $2::float8)
+    ORDER BY finished_at, seq LIMIT $3::int4 FOR UPDATE SKIP LOCKED),
+cleared AS (DELETE FROM sitq.attempts USING old WHERE attempts.task_id = old.id)
+DELETE FROM sitq.tasks USING old WHERE tasks.id = old.id RETURNING tasks.id
 """
 
 # -- look ups --------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from sitq._plain import plain
+from sitq.backends._admin_facade import AdminMethods
 from sitq.backends._capabilities import UsesDatabaseThread
 from sitq.backends._facade import SQLBackend
 from sitq.backends._open_counter import OpenCounter
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
 
     from sitq._loops import LoopRef
+    from sitq.administration import WorkerKeeper
     from sitq.ids import TaskId
     from sitq.models import Result, Task
     from sitq.protocols import Clock, Listener, Topic
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["SQLiteBackend"]
 
 
-class SQLiteBackend(UsesDatabaseThread, SQLBackend[SQLiteSession]):
+class SQLiteBackend(UsesDatabaseThread, AdminMethods, SQLBackend[SQLiteSession]):
     """A store in one SQLite file, shared by any number of processes of one machine.
 
     The file is created with mode 0600, together with ``-wal``, ``-shm`` and ``-bell`` beside it.
@@ -98,6 +100,10 @@ class SQLiteBackend(UsesDatabaseThread, SQLBackend[SQLiteSession]):
         if fresh is not None:
             return fresh
         return await state.database.read(_operations.get_results, task_ids)
+
+    def lease_keeper(self) -> WorkerKeeper:
+        """See `sitq.administration.AdminBackend.lease_keeper`."""
+        return self._open_counter.use_from_thread().lease_keeper()
 
     @asynccontextmanager
     async def listen(self, topic: Topic) -> AsyncIterator[Listener]:

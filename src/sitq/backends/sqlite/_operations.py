@@ -13,9 +13,10 @@ from heapq import merge
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
+from sitq._stored_errors import LOST_ATTEMPT, LOST_ERROR, UNREADABLE
 from sitq._task_batch import concat, has_keys, ids_of, split
-from sitq.backends._rows import LOST_ERROR, UNREADABLE
 from sitq.backends.sqlite import _sql
+from sitq.backends.sqlite._admin_sql import ADD_ATTEMPTS, FORGET_WORKERS, TRIM_ATTEMPTS
 from sitq.backends.sqlite._rows import (
     EXPIRED,
     dump_rows,
@@ -41,6 +42,9 @@ from sitq.models import (
     TaskInfo,
 )
 from sitq.protocols import Sweep
+
+# A worker that has not reported for so many microseconds is removed.
+WORKER_TTL: Final = 3600 * 1_000_000
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -159,7 +163,8 @@ def renew(
 
 def sweep_is_due(transaction: SQLiteTransaction) -> bool:
     """Return whether a sweep would find anything to do."""
-    return bool(transaction.execute(_sql.SWEEP_DUE, {"now": transaction.now}).fetchone()[0])
+    bounds = {"now": transaction.now, "stale": transaction.now - WORKER_TTL}
+    return bool(transaction.execute(_sql.SWEEP_DUE, bounds).fetchone()[0])
 
 
 def sweep(transaction: SQLiteTransaction, limits: list[SweepRequest]) -> list[Sweep]:
@@ -170,8 +175,10 @@ def sweep(transaction: SQLiteTransaction, limits: list[SweepRequest]) -> list[Sw
 def _sweep(transaction: SQLiteTransaction, limits: SweepRequest) -> Sweep:
     bounds = {"now": min(transaction.now, limits.asked_at), "limit": limits.limit}
     ended = [seq for (seq,) in transaction.execute(_sql.ENDED_LEASES, bounds).fetchall()]
+    transaction.execute(FORGET_WORKERS, {"before": bounds["now"] - WORKER_TTL})
     if ended:
         rows = {"rows": dump_rows(ended)}
+        _add_attempts(transaction, rows["rows"], LOST_ATTEMPT, None)
         values = {"now": transaction.now, "max_crashes": limits.max_crashes, "error": LOST_ERROR}
         transaction.execute(_sql.RECLAIM, rows | values)
         transaction.execute(_sql.DELETE_ENDED, rows)
@@ -181,6 +188,15 @@ def _sweep(transaction: SQLiteTransaction, limits: SweepRequest) -> Sweep:
         transaction.changed.add("results")
     pruned = transaction.execute(_sql.PRUNE, bounds).rowcount
     return Sweep(len(ended), expired, pruned)
+
+
+def _add_attempts(
+    transaction: SQLiteTransaction, seqs: str, error: str | None, traceback: str | None
+) -> None:
+    """Keep the attempts of a batch of tasks in progress as failed ones."""
+    values = {"seqs": seqs, "now": transaction.now, "error": error or "", "traceback": traceback}
+    transaction.execute(ADD_ATTEMPTS, values)
+    transaction.execute(TRIM_ATTEMPTS, values)
 
 
 def prune(transaction: SQLiteTransaction, requests: list[PruneRequest]) -> list[int]:
@@ -301,7 +317,12 @@ def _due(
     queues: Iterable[str] = request.queues
     if request.queues == ALL_QUEUES:
         queues = [queue for (queue,) in transaction.rows(_sql.PENDING_QUEUES)]
-    levels = {queue: _level(transaction, queue, _ABOVE_ALL_PRIORITIES) for queue in queues}
+    paused = dict(transaction.execute(_sql.PAUSED, (transaction.now,)).fetchall())
+    levels = {
+        queue: _level(transaction, queue, _ABOVE_ALL_PRIORITIES)
+        for queue in queues
+        if queue not in paused
+    }
     visited: list[dict[str, Any]] = []
     rows: list[_Row] = []
     while any(level is not None for level in levels.values()):
@@ -323,7 +344,20 @@ def _due(
         for place in places:
             levels[place["queue"]] = _level(transaction, place["queue"], priority)
     etas = [eta for place in visited for (eta,) in transaction.rows(_sql.NEXT_ETA, place)]
+    for queue in paused.keys() & queues:
+        etas += _start_after_pause(transaction, queue, paused[queue])
     return rows, (min(etas) - transaction.now) / 1_000_000 if etas else None
+
+
+def _start_after_pause(transaction: SQLiteTransaction, queue: str, until: int | None) -> list[int]:
+    """Return when the first task of a paused queue may start, if it has one and the pause ends."""
+    etas: list[int] = []
+    priority = _level(transaction, queue, _ABOVE_ALL_PRIORITIES) if until is not None else None
+    while priority is not None:
+        place = {"queue": queue, "priority": priority, "now": transaction.now}
+        etas += [eta for (eta,) in transaction.rows(_sql.FIRST_ETA, place)]
+        priority = _level(transaction, queue, priority)
+    return [max(min(etas), until)] if etas and until is not None else []
 
 
 def _level(transaction: SQLiteTransaction, queue: str, below: int) -> int | None:
@@ -427,6 +461,7 @@ def _finish_one(transaction: SQLiteTransaction, outcome: Outcome) -> bool:
         kind = OutcomeKind.CANCELLED
     error = {"error": outcome.error, "traceback": outcome.traceback}
     if kind is OutcomeKind.RETRY:
+        _add_attempts(transaction, dump_rows([seq]), **error)
         transaction.execute(_sql.SET_RETRY, {"seq": seq, "eta": eta, **error})
     elif kind is OutcomeKind.RELEASE:
         transaction.execute(_sql.SET_RELEASED, {"seq": seq})
@@ -435,6 +470,7 @@ def _finish_one(transaction: SQLiteTransaction, outcome: Outcome) -> bool:
     elif kind is OutcomeKind.SUCCESS:
         _set_final(transaction, seq, "success", value=outcome.value or b"")
     elif kind is OutcomeKind.FAILURE:
+        _add_attempts(transaction, dump_rows([seq]), **error)
         _set_final(transaction, seq, "failed", **error)
     else:
         _set_final(transaction, seq, "cancelled")

@@ -8,13 +8,14 @@ from functools import lru_cache
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final
 
-from sitq.backends._rows import RowReader
+from sitq.backends._rows import INFO_FIELDS, RowReader, select_list
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 __all__ = [
     "EXPIRED",
+    "INFO_COLUMNS",
     "Row",
     "dump_rows",
     "from_micros",
@@ -29,6 +30,15 @@ __all__ = [
 Row = tuple[Any, ...]
 # The columns of a task that has expired.
 EXPIRED: Final = {"status": "expired", "value": None, "error": None, "traceback": None}
+
+# What a statement selects for a `TaskInfo`; it joins the leases.
+INFO_COLUMNS: Final = select_list(
+    INFO_FIELDS,
+    task_id="tasks.id",
+    progress="leases.progress",
+    cancel_requested="leases.cancelled",
+    worker="leases.worker",
+)
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)

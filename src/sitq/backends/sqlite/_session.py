@@ -6,8 +6,8 @@ import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from sitq.backends._operations import operations_of
-from sitq.backends.sqlite import _operations, _sql
+from sitq.backends._operations import ADMIN_VERBS, operations_of
+from sitq.backends.sqlite import _admin, _operations, _sql
 from sitq.backends.sqlite._database import SQLiteDatabase
 from sitq.backends.sqlite._durability import Durability
 from sitq.backends.sqlite._file import MEMORY
@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sitq._loops import LoopRef
+    from sitq.administration import WorkerKeeper
     from sitq.backends.sqlite._operations import SQLiteTransaction
-    from sitq.protocols import Clock, LeaseKeeper, Listener, Topic
+    from sitq.protocols import Clock, Listener, Topic
 
 __all__ = ["OPERATIONS", "SQLiteSession"]
 
-OPERATIONS: Final = operations_of(_operations)
+OPERATIONS: Final = operations_of(_operations) | operations_of(_admin, ADMIN_VERBS)
 _POLICIES: Final = {operation: verb.durability for verb, operation in OPERATIONS.items()}
 
 
@@ -80,7 +81,7 @@ class SQLiteSession:
         """Wake listeners once a transaction that is not sitq's has been committed."""
         self._store.expect(topic, task_id)
 
-    def lease_keeper(self) -> LeaseKeeper:
+    def lease_keeper(self) -> WorkerKeeper:
         """Return a lease keeper for the calling thread."""
         if not self._store.is_file:
             return MemoryLeaseKeeper(self.database)

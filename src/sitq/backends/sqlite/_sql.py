@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sitq._task_batch import TaskBatch
 from sitq.backends._rows import (
-    INFO_FIELDS,
     INSERT_TYPES,
     RESULT_FIELDS,
     TASK_FIELDS,
     insert_values,
     select_list,
 )
-from sitq.backends.sqlite._rows import dump_rows, pack_blob, to_micros
+from sitq.backends.sqlite._rows import INFO_COLUMNS, dump_rows, pack_blob, to_micros
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,6 +35,9 @@ __all__ = ["insertion", "values_of"]
 _DELETE_AT: Final = f":now + max(0, min(result_ttl, {10 * 365 * 86_400 * 1_000_000}))"
 
 # -- reserve ---------------------------------------------------------------------------------
+
+# The queues that are paused, and until when.
+PAUSED: Final = "SELECT queue, until FROM pauses WHERE until IS NULL OR until > ?"
 
 # Every queue with pending tasks: a seek in the index from each name to the next.
 PENDING_QUEUES: Final = """
@@ -86,6 +88,14 @@ FROM tasks WHERE seq IN (SELECT value FROM json_each(:rows))
 
 # The payload of one task.
 PAYLOAD: Final = "SELECT payload FROM tasks WHERE seq = ?"
+
+# The earliest eta of one queue and one priority, past ones too.
+FIRST_ETA: Final = """
+SELECT eta FROM tasks INDEXED BY tasks_due
+WHERE status = 'pending' AND queue = :queue AND priority = :priority
+  AND (expires_at IS NULL OR expires_at > :now)
+ORDER BY eta LIMIT 1
+"""
 
 # The earliest eta to come of one queue and one priority.
 NEXT_ETA: Final = """
@@ -203,6 +213,7 @@ REQUEST_CANCEL: Final = "UPDATE leases SET cancelled = 1 WHERE seq = ?"
 # Whether a sweep would find anything; a read, so that idle workers write nothing.
 SWEEP_DUE: Final = """
 SELECT EXISTS (SELECT 1 FROM leases WHERE ends_at <= :now)
+    OR EXISTS (SELECT 1 FROM workers WHERE seen_at < :stale)
     OR EXISTS (SELECT 1 FROM tasks WHERE status = 'pending' AND expires_at IS NOT NULL
                                      AND expires_at <= :now)
     OR EXISTS (SELECT 1 FROM tasks WHERE finished_at IS NOT NULL AND delete_at <= :now)
@@ -267,14 +278,8 @@ SELECT seq, status FROM tasks WHERE id = ?
 """
 
 # The columns of a `TaskInfo`.
-_INFO: Final = select_list(
-    INFO_FIELDS,
-    task_id="tasks.id",
-    progress="leases.progress",
-    cancel_requested="leases.cancelled",
-)
 INFOS: Final = f"""
-SELECT {_INFO}
+SELECT {INFO_COLUMNS}
 FROM json_each(:rows) AS batch JOIN tasks ON tasks.id = batch.value
      LEFT JOIN leases ON leases.seq = tasks.seq
 """
@@ -287,8 +292,14 @@ FROM json_each(:rows) AS batch JOIN tasks ON tasks.id = batch.value
 """
 
 # A task as it was enqueued.
+_TASK: Final = select_list(TASK_FIELDS, id="tasks.id", result_ttl="result_ttl / 1e6")
 STORED: Final = f"""
-SELECT {select_list(TASK_FIELDS, result_ttl="result_ttl / 1e6")} FROM tasks WHERE id = ?
+SELECT {_TASK} FROM tasks WHERE id = ?
+"""
+
+# The same for a batch of ids.
+STORED_BATCH: Final = f"""
+SELECT {_TASK} FROM json_each(:rows) AS batch JOIN tasks ON tasks.id = batch.value
 """
 
 # -- transactions of the user's own ----------------------------------------------------------

@@ -1,0 +1,136 @@
+"""The overview of a store, made of what it has counted."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from sitq.administration import (
+    Count,
+    Overview,
+    QueueInfo,
+    UnknownFunction,
+    WorkerInfo,
+    WorkerReport,
+    WorkerState,
+)
+from sitq.ids import TaskId
+from sitq.models import ALL_QUEUES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+
+    from sitq.administration import QueuePause
+
+__all__ = ["COUNTED", "HEAD", "OverviewParts", "make_overview", "make_worker"]
+
+COUNTED: Final = 10_001
+"""Counts of an overview end here."""
+HEAD: Final = 20
+"""Of so many tasks of a queue that come first, the functions are looked at."""
+# A worker is lost that has not reported for so many of its leases.
+_LOST_AFTER: Final = 1.5
+_SHOWN_TASKS: Final = 1000
+
+
+@dataclass(slots=True)
+class OverviewParts:
+    """What a store has counted.
+
+    Args:
+        due: how many tasks of each queue are due.
+        scheduled: how many have an eta to come.
+        running: how many are in progress.
+        oldest: for how many seconds the first due task has waited.
+        heads: queues and functions of the tasks that come first.
+        retrying: how many tasks wait for a retry.
+        failed: how many tasks have failed.
+    """
+
+    due: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
+    scheduled: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
+    running: dict[str, int] = field(default_factory=dict)
+    oldest: dict[str, float] = field(default_factory=dict)
+    heads: set[tuple[str, str]] = field(default_factory=set)
+    retrying: int = 0
+    failed: int = 0
+
+
+def make_overview(
+    parts: OverviewParts,
+    workers: Sequence[WorkerInfo],
+    pauses: Sequence[QueuePause],
+    now: datetime,
+) -> Overview:
+    """Return the overview of a store."""
+
+    def count(number: int) -> Count:
+        return Count(min(number, COUNTED), exact=number < COUNTED, as_of=now)
+
+    alive = [worker for worker in workers if worker.state is not WorkerState.LOST]
+    paused = {pause.queue: pause for pause in pauses}
+    named = {name for worker in alive for name in worker.queues if name != "*"}
+    names = sorted({*parts.due, *parts.scheduled, *parts.running, *paused, *named})
+    queues = tuple(
+        QueueInfo(
+            name=name,
+            due=count(parts.due.get(name, 0)),
+            scheduled=count(parts.scheduled.get(name, 0)),
+            in_progress=count(parts.running.get(name, 0)),
+            oldest_due_age=parts.oldest.get(name),
+            pause=paused.get(name),
+            workers=sum(_serves(worker, name) for worker in alive),
+        )
+        for name in names
+    )
+    totals = {
+        "scheduled": sum(parts.scheduled.values()),
+        "due": sum(parts.due.values()),
+        "retrying": parts.retrying,
+        "in_progress": sum(parts.running.values()),
+        "failed": parts.failed,
+    }
+    return Overview(
+        queues=queues,
+        workers=tuple(workers),
+        totals={status: count(number) for status, number in totals.items()},
+        unserved=tuple(each.name for each in queues if each.due.value and not each.workers),
+        unknown_functions=_unknown_functions(parts.heads, alive),
+        as_of=now,
+    )
+
+
+def _serves(worker: WorkerInfo, queue: str) -> bool:
+    return worker.queues == ALL_QUEUES or queue in worker.queues
+
+
+def _unknown_functions(
+    heads: set[tuple[str, str]], alive: Sequence[WorkerInfo]
+) -> tuple[UnknownFunction, ...]:
+    """Return the functions that none of the workers of their queue knows, if it has any."""
+    missing = []
+    for queue, function in sorted(heads):
+        serving = [worker for worker in alive if _serves(worker, queue)]
+        if serving and not any(function in worker.functions for worker in serving):
+            missing.append(UnknownFunction(queue, function))
+    return tuple(missing)
+
+
+def make_worker(
+    reported: Mapping[str, Any], seen_at: datetime, tasks: Sequence[str], now: datetime
+) -> WorkerInfo:
+    """Return what is known of a worker.
+
+    Args:
+        reported: the fields of its last report.
+        seen_at: when that was.
+        tasks: the ids of the tasks that it runs.
+        now: the moment to judge by.
+    """
+    fields = {name: reported[name] for name in WorkerReport.model_fields}
+    is_lost = (now - seen_at).total_seconds() > fields["lease"] * _LOST_AFTER
+    fields["state"] = WorkerState.LOST if is_lost else WorkerState(fields["state"])
+    shown = tuple(map(TaskId[Any], tasks[:_SHOWN_TASKS]))
+    return WorkerInfo(**fields, seen_at=seen_at, tasks=shown)

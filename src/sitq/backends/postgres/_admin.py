@@ -1,0 +1,350 @@
+"""The operations for the administration of the PostgreSQL store; see ``_operations``."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+from sitq.administration import (
+    BulkChange,
+    BulkResult,
+    Count,
+    FailedAttempt,
+    QueuePause,
+    SkippedTask,
+    TaskFilter,
+    TaskPage,
+    WorkerOrders,
+    WorkerReport,
+    WorkerState,
+)
+from sitq.backends._cursors import IN_RESERVATION_ORDER, decode_cursor, encode_cursor
+from sitq.backends._overview import COUNTED, HEAD, OverviewParts, make_overview, make_worker
+from sitq.backends._task_queries import SCANNED, sort_out
+from sitq.backends.postgres import _admin_sql, _sql
+from sitq.backends.postgres._rows import columns, finite, storable, to_info, to_task
+from sitq.errors import TaskNotFoundError
+from sitq.ids import TaskId
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from sitq.administration import Overview, WorkerInfo
+    from sitq.backends._operations import OrderRequest
+    from sitq.backends._task_queries import ChangeRequest, RetryRequest
+    from sitq.backends.postgres._admin_sql import Place
+    from sitq.backends.postgres._operations import PgTransaction
+    from sitq.models import Task, TaskInfo
+
+__all__ = [
+    "change_tasks",
+    "count_tasks",
+    "get_attempts",
+    "list_pauses",
+    "list_tasks",
+    "list_workers",
+    "load_tasks",
+    "order_worker",
+    "overview",
+    "pause_queue",
+    "replace_task",
+    "report",
+    "resume_queue",
+    "retry_tasks",
+    "sign_off",
+]
+
+# After all ids; before all pending tasks.
+_AFTER_ALL: Final = "~"
+_START: Final = ("", 2**15, None, 0)
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
+_COUNT_SECONDS: Final = 0.05
+# So many rows are counted by one statement.
+_COUNT_STEP: Final = 50_000
+_IN_BETWEEN: Final = "it has changed meanwhile, or another transaction holds it"
+
+# -- lists -----------------------------------------------------------------------------------
+
+
+async def list_tasks(
+    transaction: PgTransaction, where: TaskFilter, limit: int, cursor: str | None
+) -> TaskPage:
+    """Return a page of the tasks that match."""
+    if where.status in IN_RESERVATION_ORDER:
+        return await _pending_page(transaction, where, limit, cursor)
+    before = _AFTER_ALL if cursor is None else str(decode_cursor(where, cursor)[0])
+    floor = await _floor(transaction, where, before, SCANNED)
+    sql, values = _admin_sql.id_page(where, before, floor[0] if floor else "", limit + 1)
+    infos = [to_info(row) for row in await transaction.rows(sql, *values)]
+    if len(infos) > limit:
+        infos = infos[:limit]
+        return TaskPage(tuple(infos), encode_cursor(where, [infos[-1].task_id]), None)
+    if floor is None:
+        return TaskPage(tuple(infos), None, None)
+    return TaskPage(tuple(infos), encode_cursor(where, [floor[0]]), floor[1])
+
+
+async def _floor(
+    transaction: PgTransaction, where: TaskFilter, before: str, bound: int
+) -> tuple[str, datetime] | None:
+    """Return the last row that a call looks at, its id and when it was enqueued; ``None``: all."""
+    sql, values = _admin_sql.id_floor(where, before, bound)
+    rows = await transaction.rows(sql, *values)
+    return (rows[0][0], rows[0][1]) if rows else None
+
+
+async def _pending_page(
+    transaction: PgTransaction, where: TaskFilter, limit: int, cursor: str | None
+) -> TaskPage:
+    after: Place = _START
+    if cursor is not None:
+        queue, priority, eta, seq = decode_cursor(where, cursor)
+        after = str(queue), int(priority), _EPOCH + int(eta) * _MICROSECOND, int(seq)
+    now = transaction.moment
+    scanned = SCANNED if _admin_sql.is_selective(where) else limit + 1
+    sql, values = _admin_sql.pending_page(now, where, after, scanned, limit + 1)
+    found = [(to_info(row[:-1]), row[-1]) for row in await transaction.rows(sql, *values)]
+    infos = tuple(info for info, _ in found[:limit])
+    if len(found) > limit:
+        return TaskPage(infos, _pending_cursor(where, *found[limit - 1]), None)
+    sql, values = _admin_sql.pending_last(now, where, after, scanned)
+    rows = await transaction.rows(sql, *values)
+    if not rows or rows[0][0] < scanned:
+        return TaskPage(infos, None, None)
+    _, queue, priority, eta, seq, enqueued_at = rows[0]
+    last = encode_cursor(where, [queue, priority, (eta - _EPOCH) // _MICROSECOND, seq])
+    return TaskPage(infos, last, enqueued_at)
+
+
+def _pending_cursor(where: TaskFilter, info: TaskInfo, seq: int) -> str:
+    eta = (info.eta - _EPOCH) // _MICROSECOND
+    return encode_cursor(where, [info.queue, info.priority, eta, seq])
+
+
+async def count_tasks(
+    transaction: PgTransaction, where: TaskFilter, most: int, seconds: float
+) -> Count:
+    """Count the tasks that match."""
+    give_up = time.monotonic() + seconds
+    as_of = await _now(transaction)
+    number = 0
+    async for counted in _counts(transaction, where, most):
+        number += counted
+        if number >= most:
+            return Count(most, exact=False, as_of=as_of)
+        if time.monotonic() >= give_up:
+            return Count(number, exact=False, as_of=as_of)
+    return Count(number, exact=True, as_of=as_of)
+
+
+async def _counts(transaction: PgTransaction, where: TaskFilter, most: int) -> AsyncIterator[int]:
+    """Yield how many tasks match among one bounded number of rows after the other."""
+    if where.status in IN_RESERVATION_ORDER:
+        after: Place = _START
+        now = transaction.moment
+        while True:
+            sql, values = _admin_sql.pending_count(now, where, after, _COUNT_STEP, most)
+            yield (await transaction.rows(sql, *values))[0][0]
+            sql, values = _admin_sql.pending_last(now, where, after, _COUNT_STEP)
+            rows = await transaction.rows(sql, *values)
+            if not rows or rows[0][0] < _COUNT_STEP:
+                return
+            _, queue, priority, eta, seq, _ = rows[0]
+            after = queue, priority, eta, seq
+    before = _AFTER_ALL
+    while True:
+        floor = await _floor(transaction, where, before, _COUNT_STEP)
+        sql, values = _admin_sql.id_count(where, before, floor[0] if floor else "", most)
+        yield (await transaction.rows(sql, *values))[0][0]
+        if floor is None:
+            return
+        before = floor[0]
+
+
+async def _now(transaction: PgTransaction) -> datetime:
+    now: datetime = (await transaction.rows(_admin_sql.NOW, transaction.moment))[0][0]
+    return now
+
+
+# -- changes ---------------------------------------------------------------------------------
+
+
+async def change_tasks(
+    transaction: PgTransaction, requests: Sequence[ChangeRequest]
+) -> list[BulkResult]:
+    """Change the tasks that match."""
+    (request,) = requests
+    page = await list_tasks(transaction, request.where, request.limit, request.cursor)
+    accepted, result = sort_out(page.items, request.change, page.cursor)
+    if request.dry_run or not accepted:
+        return [result]
+    changed = await _change(transaction, request, [info.task_id for info in accepted])
+    left = [info.task_id for info in accepted if info.task_id not in changed]
+    skipped = (*result.skipped, *(SkippedTask(task_id, _IN_BETWEEN) for task_id in left))
+    return [BulkResult(result.matched, len(changed), skipped, result.cursor)]
+
+
+async def _change(
+    transaction: PgTransaction, request: ChangeRequest, ids: list[TaskId[Any]]
+) -> set[str]:
+    """Change tasks, and return the ids of those that were changed."""
+    change, now = request.change, transaction.moment
+    if change.kind is BulkChange.CANCEL:
+        rows = await transaction.rows(_admin_sql.CANCEL_TASKS, now, ids)
+        transaction.changed |= {"results", "cancels"}
+    elif change.kind is BulkChange.DELETE:
+        rows = await transaction.rows(_admin_sql.DELETE, ids)
+        transaction.changed.add("results")
+    elif change.kind is BulkChange.POSTPONE:
+        rows = await transaction.rows(_admin_sql.POSTPONE, now, ids, change.eta)
+    else:
+        rows = await transaction.rows(_admin_sql.SET_PRIORITY, now, ids, change.priority)
+    return {row[0] for row in rows}
+
+
+async def replace_task(transaction: PgTransaction, tasks: Sequence[Task]) -> list[bool]:
+    """Give a pending task a new eta and payload."""
+    (task,) = tasks
+    eta = None if task.eta is None else finite(task.eta)
+    rows = await transaction.rows(
+        _admin_sql.REPLACE_PENDING, transaction.moment, task.id, eta, task.payload
+    )
+    if rows:
+        transaction.changed.add("tasks")
+    return [bool(rows)]
+
+
+async def retry_tasks(
+    transaction: PgTransaction, requests: Sequence[RetryRequest]
+) -> list[list[TaskId[Any] | None] | None]:
+    """Store tasks that repeat final ones; ``None`` if another transaction is in the way."""
+    (request,) = requests
+    rows = await transaction.rows(
+        _admin_sql.REPEAT, transaction.moment, *columns(request.repeats), request.again
+    )
+    stored = rows[0][0]
+    if stored is None:
+        return [None]
+    transaction.changed |= {"tasks", "results"}
+    return [[None if each is None else TaskId(each) for each in stored]]
+
+
+async def load_tasks(
+    transaction: PgTransaction, task_ids: Sequence[TaskId[Any]]
+) -> list[Task | None]:
+    """Return tasks as they were enqueued."""
+    rows = await transaction.rows(_admin_sql.STORED_BATCH, list(task_ids))
+    tasks = {task.id: task for task in map(to_task, rows)}
+    return [tasks.get(task_id) for task_id in task_ids]
+
+
+# -- attempts --------------------------------------------------------------------------------
+
+
+async def get_attempts(transaction: PgTransaction, task_id: TaskId[Any]) -> list[FailedAttempt]:
+    """Return the failed attempts of a task."""
+    if not await transaction.rows(_sql.STATES, [task_id]):
+        raise TaskNotFoundError(f"no task has the id {task_id}")
+    rows = await transaction.rows(_admin_sql.ATTEMPTS, task_id)
+    return [
+        FailedAttempt(**dict(zip(_admin_sql.ATTEMPT_FIELDS, row, strict=True)))
+        for row in reversed(rows)
+    ]
+
+
+# -- pauses ----------------------------------------------------------------------------------
+
+
+async def pause_queue(transaction: PgTransaction, pauses: Sequence[QueuePause]) -> list[bool]:
+    """Pause a queue."""
+    (pause,) = pauses
+    until = None if pause.until is None else finite(pause.until)
+    texts = (pause.queue, storable(pause.reason), storable(pause.by))
+    await transaction.rows(_admin_sql.PAUSE, transaction.moment, *texts, until)
+    transaction.changed.add("cancels")
+    return [True]
+
+
+async def resume_queue(transaction: PgTransaction, queues: Sequence[str]) -> list[bool]:
+    """End the pause of a queue."""
+    rows = await transaction.rows(_admin_sql.RESUME, transaction.moment, queues[0])
+    if rows:
+        transaction.changed.add("tasks")
+    return [any(row[0] for row in rows)]
+
+
+async def list_pauses(transaction: PgTransaction) -> list[QueuePause]:
+    """Return the pauses that have not ended."""
+    return [
+        QueuePause(queue=queue, reason=reason, by=by, at=at, until=until)
+        for queue, reason, by, at, until in await transaction.rows(
+            _admin_sql.PAUSES, transaction.moment
+        )
+    ]
+
+
+# -- workers ---------------------------------------------------------------------------------
+
+
+async def report(transaction: PgTransaction, worker: WorkerReport) -> WorkerOrders:
+    """Store what a worker says of itself, and return its orders."""
+    fields = dict(worker) | {
+        "queues": list(worker.queues),
+        "functions": list(worker.functions),
+        "state": worker.state.value,
+    }
+    rows = await transaction.rows(_admin_sql.REPORT, transaction.moment, *fields.values())
+    ordered, paused = rows[0]
+    return WorkerOrders(WorkerState(ordered), frozenset(paused))
+
+
+async def sign_off(transaction: PgTransaction, worker_id: str) -> None:
+    """Remove a worker that has ended."""
+    await transaction.rows(_admin_sql.SIGN_OFF, worker_id)
+
+
+async def order_worker(transaction: PgTransaction, orders: Sequence[OrderRequest]) -> list[bool]:
+    """Ask a worker to become quiet, to stop, or to go on."""
+    (order,) = orders
+    rows = await transaction.rows(_admin_sql.ORDER, order.worker_id, order.state.value)
+    if rows:
+        transaction.changed.add("cancels")
+    return [bool(rows)]
+
+
+async def list_workers(transaction: PgTransaction) -> list[WorkerInfo]:
+    """Return the workers, with the tasks that they run."""
+    tasks: defaultdict[str, list[str]] = defaultdict(list)
+    rows = await transaction.rows(_admin_sql.WORKERS, transaction.moment)
+    for worker, task_id in await transaction.rows(_admin_sql.RUNNING) if rows else ():
+        tasks[worker].append(task_id)
+    found = []
+    for *reported, seen_at, now in rows:
+        fields = dict(zip(WorkerReport.model_fields, reported, strict=True))
+        fields |= {"queues": tuple(fields["queues"]), "functions": tuple(fields["functions"])}
+        found.append(make_worker(fields, seen_at, tasks[fields["id"]], now))
+    return found
+
+
+# -- overview --------------------------------------------------------------------------------
+
+
+async def overview(transaction: PgTransaction) -> Overview:
+    """Return the store at a glance."""
+    now = transaction.moment
+    parts = OverviewParts()
+    for queue, due, scheduled, oldest in await transaction.rows(_admin_sql.QUEUES, now, COUNTED):
+        parts.due[queue], parts.scheduled[queue] = due, scheduled
+        if oldest is not None:
+            parts.oldest[queue] = oldest
+    parts.heads = {(row[0], row[1]) for row in await transaction.rows(_admin_sql.HEADS, now, HEAD)}
+    parts.running = {row[0]: row[1] for row in await transaction.rows(_admin_sql.IN_PROGRESS)}
+    retrying = TaskFilter(status="retrying")
+    parts.retrying = (await count_tasks(transaction, retrying, COUNTED, _COUNT_SECONDS)).value
+    failed = TaskFilter(status="failed")
+    parts.failed = (await count_tasks(transaction, failed, COUNTED, _COUNT_SECONDS)).value
+    workers, pauses = await list_workers(transaction), await list_pauses(transaction)
+    return make_overview(parts, workers, pauses, await _now(transaction))

@@ -1,0 +1,209 @@
+"""Checks of bulk changes, retries and replacements of tasks."""
+
+# Checks are made of assertions, and of numbers that explain themselves.
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import pytest
+
+from sitq.administration import BulkChange, TaskChange, TaskFilter
+from sitq.ids import new_task_id
+from sitq.models import LeaseState, OutcomeKind
+from sitq.states import TaskStatus
+from sitq.testing._conformance._admin_store import AdminSuite
+from sitq.testing._conformance._suite import PATIENCE, new_task
+
+if TYPE_CHECKING:
+    from sitq.ids import TaskId
+    from sitq.models import Task
+    from sitq.testing._conformance._admin_store import AdminStore
+
+__all__ = ["BulkChecks", "RetryChecks"]
+
+_FINAL = (TaskStatus.SUCCESS, TaskStatus.FAILED, TaskStatus.CANCELLED)
+
+
+async def three(store: AdminStore) -> dict[TaskStatus, TaskId[Any]]:
+    """Store one task that has failed, one that runs, one that waits; in this order."""
+    failed = await store.taken()
+    await store.end(OutcomeKind.FAILURE, failed.lease)
+    running = await store.taken()
+    pending = await store.add(eta=await store.later(5))
+    return {
+        TaskStatus.FAILED: failed.id,
+        TaskStatus.IN_PROGRESS: running.id,
+        TaskStatus.PENDING: pending,
+    }
+
+
+class BulkChecks(AdminSuite):
+    """`AdminBackend.change_tasks` and `AdminBackend.replace_task`."""
+
+    async def test_cancel_ends_what_is_open(self, store: AdminStore) -> None:
+        """What has ended is skipped, with the reason."""
+        ids = await three(store)
+        result = await store.change(BulkChange.CANCEL)
+        assert (result.matched, result.done, result.cursor) == (3, 2, None)
+        ((skipped, reason),) = result.skipped
+        assert skipped == ids[TaskStatus.FAILED]
+        assert "failed" in reason
+        assert await store.status(ids[TaskStatus.PENDING]) is TaskStatus.CANCELLED
+        assert (await store.info(ids[TaskStatus.IN_PROGRESS])).cancel_requested
+
+    async def test_a_running_task_hears_of_a_bulk_cancel(self, store: AdminStore) -> None:
+        """As of any other."""
+        task = await store.taken(unique_key="key")
+        async with store.backend.listen("cancels") as cancels:
+            with anyio.fail_after(PATIENCE):
+                await store.change(BulkChange.CANCEL)
+                await cancels.wait()
+        assert await store.renew([task.lease]) == [LeaseState.CANCEL_REQUESTED]
+        assert await store.add(unique_key="key") != task.id
+
+    async def test_delete_leaves_what_runs(self, store: AdminStore) -> None:
+        """The others are gone, with their results and attempts."""
+        ids = await three(store)
+        result = await store.change(BulkChange.DELETE)
+        assert (result.matched, result.done) == (3, 2)
+        ((skipped, reason),) = result.skipped
+        assert skipped == ids[TaskStatus.IN_PROGRESS]
+        assert "in progress" in reason
+        assert await store.listed() == [skipped]
+        assert await store.backend.get_results(list(ids.values())) == {skipped: None}
+
+    async def test_postpone_moves_only_later(self, store: AdminStore) -> None:
+        """A task may have been signed with its eta: it must not start before that."""
+        ids = await three(store)
+        later = await store.add(eta=await store.later(100))
+        eta = await store.later(50)
+        result = await store.change(BulkChange.POSTPONE, eta=eta)
+        assert (result.matched, result.done) == (4, 1)
+        assert (await store.info(ids[TaskStatus.PENDING])).eta == eta
+        assert {task_id for task_id, _ in result.skipped} == {
+            ids[TaskStatus.FAILED], ids[TaskStatus.IN_PROGRESS], later,
+        }  # fmt: skip
+        await store.advance(49)
+        assert await store.take() == []
+        await store.advance(1 + store.tick)
+        assert [task.id for task in await store.take()] == [ids[TaskStatus.PENDING]]
+
+    async def test_a_priority_is_set_of_what_waits(self, store: AdminStore) -> None:
+        """It decides who comes first."""
+        first, second = [await store.add() for _ in range(2)]
+        result = await store.change(
+            BulkChange.SET_PRIORITY, where=TaskFilter(ids=(second,)), priority=7
+        )
+        assert (result.matched, result.done) == (1, 1)
+        assert (await store.info(second)).priority == 7
+        taken = await store.take()
+        assert [task.id for task in taken] == [second, first]
+        result = await store.change(BulkChange.SET_PRIORITY, priority=0)
+        assert (result.matched, result.done) == (2, 0)
+
+    @pytest.mark.parametrize("kind", list(BulkChange))
+    async def test_a_dry_run_changes_nothing(self, store: AdminStore, kind: BulkChange) -> None:
+        """It says what the same call would do."""
+        ids = (await three(store)).values()
+        before = [await store.picture(task_id) for task_id in ids]
+        to: dict[str, Any] = {"eta": await store.later(50), "priority": 3}
+        dry = await store.change(kind, dry_run=True, **to)
+        assert [await store.picture(task_id) for task_id in ids] == before
+        assert await store.change(kind, **to) == dry
+
+    async def test_a_bulk_change_goes_on_at_its_cursor(self, store: AdminStore) -> None:
+        """What is changed leaves the list, and nothing is left out."""
+        await store.backend.enqueue([new_task() for _ in range(10)])
+        where = TaskFilter(status="pending")
+        cursor, done = None, 0
+        for _ in range(4):
+            change = TaskChange(BulkChange.CANCEL)
+            result = await store.admin.change_tasks(change, where, 3, cursor, dry_run=False)
+            done += result.done
+            cursor = result.cursor
+            if cursor is None:
+                break
+        assert cursor is None
+        assert done == 10
+        assert await store.listed(status="pending") == []
+
+    async def test_a_pending_task_is_replaced(self, store: AdminStore) -> None:
+        """It is due at once, with the new payload; whoever waits for tasks is woken."""
+        task_id = await store.add(eta=await store.later(60))
+        task = await store.backend.load_task(task_id)
+        async with store.backend.listen("tasks") as tasks:
+            with anyio.fail_after(PATIENCE):
+                new = task.model_copy(update={"eta": None, "payload": b"new"})
+                assert await store.admin.replace_task(new) is True
+                await tasks.wait()
+        (reserved,) = await store.take()
+        assert (reserved.id, reserved.payload) == (task_id, b"new")
+        assert await store.admin.replace_task(new) is False
+        assert await store.admin.replace_task(new_task()) is False
+
+
+def repeat_of(old: TaskId[Any], **changes: Any) -> Task:
+    """Make a task that repeats another."""
+    return new_task(retry_of=old, **changes)
+
+
+class RetryChecks(AdminSuite):
+    """`AdminBackend.retry_tasks` and `AdminBackend.load_tasks`."""
+
+    async def test_a_final_task_is_repeated_once(self, store: AdminStore) -> None:
+        """The old one says as what; a second repetition does nothing unless it is wanted."""
+        for kind in (OutcomeKind.SUCCESS, OutcomeKind.FAILURE, OutcomeKind.CANCELLED):
+            task = await store.taken()
+            await store.end(kind, task.lease)
+            first, second, third = [repeat_of(task.id) for _ in range(3)]
+            assert await store.admin.retry_tasks([first], again=False) == [first.id]
+            assert (await store.info(task.id)).retried_as == first.id
+            assert await store.admin.retry_tasks([second], again=False) == [None]
+            assert await store.backend.get_tasks([second.id]) == [None]
+            assert await store.admin.retry_tasks([third], again=True) == [third.id]
+            assert (await store.info(task.id)).retried_as == third.id
+            assert {each.id for each in await store.take()} == {first.id, third.id}
+
+    async def test_one_call_repeats_a_task_once(self, store: AdminStore) -> None:
+        """Though it is named twice."""
+        task = await store.taken()
+        await store.end(OutcomeKind.FAILURE, task.lease)
+        both = [repeat_of(task.id), repeat_of(task.id)]
+        assert await store.admin.retry_tasks(both, again=False) == [both[0].id, None]
+
+    async def test_what_is_not_final_is_not_repeated(self, store: AdminStore) -> None:
+        """Nor is what the store does not know."""
+        running = await store.taken()
+        pending = await store.add()
+        repeats = [repeat_of(old) for old in (running.id, pending, new_task_id())]
+        assert await store.admin.retry_tasks(repeats, again=False) == [None] * 3
+        assert await store.listed(status="pending") == [pending]
+
+    async def test_a_repetition_respects_unique_keys(self, store: AdminStore) -> None:
+        """The holder takes its place."""
+        task = await store.taken(unique_key="key")
+        await store.end(OutcomeKind.FAILURE, task.lease)
+        holder = await store.add(unique_key="key")
+        repeat = repeat_of(task.id, unique_key="key")
+        assert await store.admin.retry_tasks([repeat], again=False) == [holder]
+        assert (await store.info(task.id)).retried_as == holder
+
+    async def test_tasks_are_loaded_in_order(self, store: AdminStore) -> None:
+        """Each as it was enqueued; `None` for an unknown id."""
+        ids = [await store.add(headers={"n": str(number)}) for number in range(3)]
+        wanted = [ids[2], new_task_id(), ids[0]]
+        second, unknown, first = await store.admin.load_tasks(wanted)
+        assert unknown is None
+        assert first == await store.backend.load_task(ids[0])
+        assert second == await store.backend.load_task(ids[2])
+
+    async def test_a_retry_wakes_the_workers(self, store: AdminStore) -> None:
+        """As any new task does."""
+        task = await store.taken()
+        await store.end(OutcomeKind.FAILURE, task.lease)
+        async with store.backend.listen("tasks") as tasks:
+            with anyio.fail_after(PATIENCE):
+                await store.admin.retry_tasks([repeat_of(task.id)], again=False)
+                await tasks.wait()

@@ -1,0 +1,122 @@
+"""Checks of pauses."""
+
+# Checks are made of assertions, and of numbers that explain themselves.
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import anyio
+
+from sitq.models import ALL_QUEUES, OutcomeKind
+from sitq.states import TaskStatus
+from sitq.testing._conformance._admin_store import AdminSuite
+from sitq.testing._conformance._suite import PATIENCE
+
+if TYPE_CHECKING:
+    from sitq.testing._conformance._admin_store import AdminStore
+
+__all__ = ["PauseChecks"]
+
+
+class PauseChecks(AdminSuite):
+    """`AdminBackend.pause_queue`, `AdminBackend.resume_queue`, and who obeys them."""
+
+    async def test_a_paused_queue_hands_nothing_over(self, store: AdminStore) -> None:
+        """Other queues go on, and so does the queue itself once it is resumed."""
+        task_id = await store.add()
+        other = await store.add(queue="other")
+        await store.pause("default")
+        both = ("default", "other")
+        assert [task.id for task in await store.take(queues=both)] == [other]
+        assert await store.wait(both) is None
+        assert await store.admin.resume_queue("default") is True
+        assert await store.wait(both) == 0.0
+        assert [task.id for task in await store.take(queues=both)] == [task_id]
+
+    async def test_a_worker_of_all_queues_obeys_a_pause(self, store: AdminStore) -> None:
+        """A queue need not be named to be left alone."""
+        await store.add()
+        await store.pause("default")
+        assert await store.take(queues=ALL_QUEUES) == []
+        assert await store.wait(ALL_QUEUES) is None
+
+    async def test_a_queue_is_paused_before_it_has_a_task(self, store: AdminStore) -> None:
+        """Its name is enough."""
+        await store.pause("new")
+        await store.add(queue="new")
+        assert await store.take(queues=("new",)) == []
+
+    async def test_a_pause_ends_by_itself(self, store: AdminStore) -> None:
+        """On the moment; whoever waits for tasks is told when."""
+        task_id = await store.add()
+        await store.pause("default", until=await store.later(10))
+        wait = await store.wait()
+        assert wait is not None
+        assert 10 - store.tick <= wait <= 10
+        await store.advance(10 - store.tick)
+        if store.tick < 1:
+            assert await store.take() == []
+        await store.advance(store.tick)
+        assert [task.id for task in await store.take()] == [task_id]
+        assert await store.admin.list_pauses() == []
+
+    async def test_a_task_that_is_due_after_the_pause_waits_for_its_eta(
+        self, store: AdminStore
+    ) -> None:
+        """The later of the two moments counts."""
+        await store.add(eta=await store.later(20))
+        await store.pause("default", until=await store.later(10))
+        wait = await store.wait()
+        assert wait is not None
+        assert 20 - store.tick <= wait <= 20
+
+    async def test_running_tasks_go_on_in_a_paused_queue(self, store: AdminStore) -> None:
+        """What comes back waits for the end of the pause."""
+        done, again = [await store.taken() for _ in range(2)]
+        await store.pause("default")
+        assert await store.end(OutcomeKind.SUCCESS, done.lease)
+        assert await store.end(OutcomeKind.RELEASE, again.lease)
+        assert await store.take() == []
+        await store.admin.resume_queue("default")
+        assert [task.id for task in await store.take()] == [again.id]
+
+    async def test_tasks_of_a_paused_queue_expire(self, store: AdminStore) -> None:
+        """A pause does not stop the time."""
+        task_id = await store.add(expires_at=await store.later(5))
+        await store.pause("default")
+        await store.advance(5)
+        await store.backend.sweep(3)
+        assert await store.status(task_id) is TaskStatus.EXPIRED
+
+    async def test_a_pause_says_who_and_why(self, store: AdminStore) -> None:
+        """A second one takes the place of the first; the moment is the store's."""
+        now = await store.now()
+        await store.pause("b", reason="SMTP is down", by="ann")
+        await store.pause("a")
+        until = await store.later(50)
+        await store.pause("b", reason="moving", by="bob", until=until)
+        first, second = await store.admin.list_pauses()
+        assert (first.queue, first.reason, first.by, first.until) == ("a", "", "", None)
+        assert (second.queue, second.reason, second.by) == ("b", "moving", "bob")
+        assert second.until == until
+        assert store.same(second.at, now)
+
+    async def test_what_is_not_paused_is_not_resumed(self, store: AdminStore) -> None:
+        """It is False for a queue that is unknown, resumed already, or whose pause has ended."""
+        assert await store.admin.resume_queue("default") is False
+        await store.pause("default", until=await store.later(1))
+        await store.advance(1)
+        assert await store.admin.resume_queue("default") is False
+
+    async def test_a_pause_and_its_end_wake_the_workers(self, store: AdminStore) -> None:
+        """The one wakes those who listen for cancels, the other those who listen for tasks."""
+        async with (
+            store.backend.listen("cancels") as cancels,
+            store.backend.listen("tasks") as tasks,
+        ):
+            with anyio.fail_after(PATIENCE):
+                await store.pause("default")
+                await cancels.wait()
+                await store.admin.resume_queue("default")
+                await tasks.wait()
