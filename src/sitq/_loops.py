@@ -49,11 +49,9 @@ def _trio_token() -> trio.lowlevel.TrioToken | None:
 
 def in_event_loop() -> bool:
     """Return whether the calling thread runs an event loop."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return _trio_token() is not None
-    return True
+    # `get_running_loop` raises where there is none: half the time of the whole check.
+    running: object = asyncio._get_running_loop()  # noqa: SLF001 - exported by asyncio
+    return running is not None or _trio_token() is not None
 
 
 def refuse_green_threads(what: str) -> None:
