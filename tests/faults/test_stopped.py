@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from sitq import BackendBusyError, SQLiteBackend, TaskQueue, TaskStatus, call
-from sitq.backends.sqlite import _database, _sql
+from sitq.backends.sqlite import _sql, _writer
 from tests.faults import programs
 from tests.faults.breaking import point
 from tests.faults.processes import Processes, check_total, query
@@ -47,8 +47,8 @@ def wait_until_final(database: Path) -> None:
 def test_a_process_stopped_in_a_transaction_holds_up_writers_until_it_goes_on_or_dies(
     processes: Processes, monkeypatch: pytest.MonkeyPatch, end: signal.Signals, text: str
 ) -> None:
-    """Callers are told; readers read on; the other worker lives, and all is done once."""
-    monkeypatch.setattr(_database, "BUSY_SECONDS", 0.2)
+    """Callers get an error; readers continue; the other worker lives, and all is done once."""
+    monkeypatch.setattr(_writer, "BUSY_SECONDS", 0.2)
     lease = 5.0 if end is signal.SIGCONT else 1.0
     acknowledged = fill(processes, 60)
     stopped = processes.start("worker", point("stop", "commit", text), lease=lease)

@@ -28,7 +28,7 @@ from sitq import (
     TaskStatus,
     Worker,
 )
-from sitq.backends.sqlite import _database
+from sitq.backends.sqlite import _writer
 from sitq.models import LeaseState, Outcome
 from tests.sqlite.samples import locked
 
@@ -42,7 +42,7 @@ async def note(number: int) -> int:
 async def test_a_caller_gets_an_error_while_the_store_stays_locked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_database, "BUSY_SECONDS", 0.2)
+    monkeypatch.setattr(_writer, "BUSY_SECONDS", 0.2)
     path = tmp_path / "q.db"
     async with TaskQueue(SQLiteBackend(path)) as queue:
         task_id = await queue.enqueue(note, 1)
@@ -93,7 +93,7 @@ class CountingBackend(SQLiteBackend):
 async def test_a_worker_waits_out_a_locked_store_and_keeps_its_outcomes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(_database, "BUSY_SECONDS", 0.1)
+    monkeypatch.setattr(_writer, "BUSY_SECONDS", 0.1)
     path = tmp_path / "q.db"
     async with TaskQueue(SQLiteBackend(path)) as queue, anyio.create_task_group() as group:
         backend = CountingBackend(path)

@@ -26,7 +26,7 @@ from sitq import (
     UsageError,
     Worker,
 )
-from sitq.backends.sqlite import _database, _durability, _file
+from sitq.backends.sqlite import _durability, _file, _writer
 from sitq.backends.sqlite._database import SQLiteDatabase
 from sitq.backends.sqlite._operations import SQLiteTransaction
 from sitq.backends.sqlite._writer import Writer
@@ -289,7 +289,7 @@ def test_what_a_killed_producer_got_acknowledged_is_there(tmp_path: Path, thread
 def test_an_error_keeps_its_cause(
     tmp_path: Path, queue: SyncTaskQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_database, "BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(_writer, "BUSY_SECONDS", 0.05)
     with closing(sqlite3.connect(tmp_path / "q.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(BackendBusyError) as caught:
