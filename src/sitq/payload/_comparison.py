@@ -85,10 +85,10 @@ def _difference(sent: Any, back: Any) -> _Finding | None:
     if isinstance(sent, list | tuple | deque):
         same = len(sent) == len(back) and _extra(sent) == _extra(back)
         steps = kind._fields if _is_named(sent) else range(len(sent))
-        return _verdict(same, kind) or _first(zip(steps, sent, back, strict=False))
+        return _first(zip(steps, sent, back, strict=False)) if same else _changed(kind)
     if isinstance(sent, set | frozenset):
         return _of_sets(sent, back)
-    return _verdict(_same_leaf(sent, back), kind)
+    return None if _same_leaf(sent, back) else _changed(kind)
 
 
 def _loss(given: Any, back: Any) -> _Finding | None:
@@ -139,7 +139,7 @@ def _of_kinds(sent: Any, back: Any) -> _Finding | None:
     kind, arrived = type(sent), type(back)
     exact = plain_member(sent)
     if type(exact) is not kind and type(exact) is arrived:
-        return _verdict(_same_leaf(exact, back), arrived)
+        return None if _same_leaf(exact, back) else _changed(arrived)
     if kind is int and arrived is float:
         return None if sent == back else _Finding("an int would be rounded to a float")
     return _arrives(kind, arrived)
@@ -149,8 +149,8 @@ def _arrives(kind: type, arrived: type) -> _Finding:
     return _Finding(f"{with_article(kind)} would arrive as {with_article(arrived)}")
 
 
-def _verdict(same: bool, kind: type) -> _Finding | None:  # noqa: FBT001
-    return None if same else _Finding(f"{with_article(kind)} would arrive changed")
+def _changed(kind: type) -> _Finding:
+    return _Finding(f"{with_article(kind)} would arrive changed")
 
 
 def _first(
@@ -174,11 +174,10 @@ def _of_models(sent: BaseModel, back: BaseModel) -> _Finding | None:
 
 
 def _of_mappings(sent: Mapping[Any, Any], back: Mapping[Any, Any]) -> _Finding | None:
-    return (
-        _verdict(len(sent) == len(back) and _extra(sent) == _extra(back), type(sent))
-        or _first(zip(repeat(None), sent, back, strict=False))
-        or _first(zip(sent, sent.values(), back.values(), strict=False))
-    )
+    if len(sent) != len(back) or _extra(sent) != _extra(back):
+        return _changed(type(sent))
+    keys = zip(repeat(None), sent, back, strict=False)
+    return _first(chain(keys, zip(sent, sent.values(), back.values(), strict=False)))
 
 
 def _extra(collection: object) -> object:
@@ -189,13 +188,13 @@ def _extra(collection: object) -> object:
 def _of_sets(sent: Any, back: Any) -> _Finding | None:
     kind = type(sent)
     if len(sent) != len(back):
-        return _verdict(same=False, kind=kind)
+        return _changed(kind)
     arrivals = {item: item for item in back}
     for item in sent:
         other = arrivals.get(item, _MISSING)
         if other is _MISSING:  # NaN does not equal itself
             other = next((each for each in back if _difference(item, each) is None), _MISSING)
-        found = _verdict(same=False, kind=kind) if other is _MISSING else _difference(item, other)
+        found = _changed(kind) if other is _MISSING else _difference(item, other)
         if found:
             return found
     return None

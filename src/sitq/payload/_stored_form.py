@@ -173,31 +173,24 @@ def by_name(value: Any, plain: Any) -> Any:
 
 
 def _of_dict(value: Any, plain: dict[Any, Any]) -> Any:
-    if isinstance(value, BaseModel):
-        extra = value.model_extra
-        fields = {**vars(value), **extra} if extra else vars(value)
-        named = _fields_by_name(fields, plain)
-        unset = plain.keys() - value.model_fields_set
-        if unset and TAG not in named:
-            named[TAG] = " ".join(sorted(unset))
-        return named
-    if dataclasses.is_dataclass(value):
-        names = [field.name for field in dataclasses.fields(value)]
-        return _fields_by_name({each: getattr(value, each, None) for each in names}, plain)
-    if isinstance(value, Mapping) and len(value) == len(plain):
+    is_model = isinstance(value, BaseModel)
+    if is_model:
+        fields = {**vars(value), **(value.model_extra or {})}
+    elif dataclasses.is_dataclass(value):
+        fields = {each.name: getattr(value, each.name, None) for each in dataclasses.fields(value)}
+    elif isinstance(value, Mapping) and len(value) == len(plain):
         pairs = zip(plain.items(), value.items(), strict=True)
         return {
             _key(given) if isinstance(given, _NAMED_KEYS) else key: by_name(inner, item)
             for (key, item), (given, inner) in pairs
         }
-    return plain
-
-
-def _fields_by_name(fields: Mapping[str, Any], plain: dict[Any, Any]) -> dict[Any, Any]:
-    return {
-        name: by_name(fields[name], item) if name in fields else item
-        for name, item in plain.items()
-    }
+    else:
+        return plain
+    named = {name: by_name(fields.get(name), item) for name, item in plain.items()}
+    unset = plain.keys() - value.model_fields_set if is_model else ()
+    if unset and TAG not in named:
+        named[TAG] = " ".join(sorted(unset))
+    return named
 
 
 def _key(value: Any) -> Any:

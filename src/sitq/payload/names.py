@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from sitq._modules import module_name
+from sitq._plain import plain
 from sitq._validation import with_article
 from sitq.errors import ValidationError
 
@@ -88,6 +89,7 @@ def check_kind(func: Any) -> str:
 
 def check_names(name: object, aliases: object) -> tuple[str | None, tuple[str, ...]]:
     """Check the names that a function is given, and return them as plain texts."""
+    name = plain(name)
     if name is not None and not (isinstance(name, str) and _NAME.fullmatch(name)):
         raise ValidationError(
             "@task: name: give 1 to 200 letters, digits and _ . : / - as str "
@@ -95,18 +97,17 @@ def check_names(name: object, aliases: object) -> tuple[str | None, tuple[str, .
         )
     if isinstance(aliases, str) or not isinstance(aliases, Iterable):
         raise ValidationError(
-            f'@task: aliases: give a tuple of names, ("old.module:send",) say '
+            '@task: aliases: give a tuple of names, ("old.module:send",) say '
             f"(got {type(aliases).__name__})"
         )
-    checked = tuple(aliases)
+    checked = tuple(map(plain, aliases))
     for alias in checked:
         if not (isinstance(alias, str) and _ALIAS.fullmatch(alias) and alias.isprintable()):
             raise ValidationError(
                 "@task: aliases: give stored names, 1 to 1,024 printable characters each, as str "
                 f"(got {type(alias).__name__})"
             )
-    plain = None if name is None else str.__str__(name)
-    return plain, tuple(map(str.__str__, checked))
+    return name, checked
 
 
 def look_up(module: str, qualname: str) -> Any:

@@ -346,10 +346,7 @@ def task(
         ValidationError: an option is out of its range, no name can lead to the function, or
             another function has one of its names.
     """
-    own_name, given = check_names(
-        plain(name),
-        tuple(map(plain, aliases)) if isinstance(aliases, list | tuple) else aliases,
-    )
+    own_name, given = check_names(name, aliases)
     try:
         defaults = TaskDefaults(
             retry=None if retry is None else check_retry("@task: retry", retry),

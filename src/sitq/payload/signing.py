@@ -120,7 +120,7 @@ class Signer:
         payload = envelope[_PAYLOAD_AT:]
         message = _message(task, head, payload)
         found = envelope[_HEAD.size : _PAYLOAD_AT]
-        if not any(hmac.compare_digest(_mac(key, message), found) for key in self._keys):
+        if not self._verifies(message, found):
             raise SerializationError(
                 "bad signature: the task was altered, or signed with a key that is not known here"
             )
@@ -170,12 +170,15 @@ class Signer:
             raise SerializationError(f"task {result.task_id}: {_NOT_SIGNED}")
         parts = (result.task_id, result.function, status, value, result.error, trace)
         message = _result_message(*parts)
-        if not any(hmac.compare_digest(_mac(key, message), found) for key in self._keys):
+        if not self._verifies(message, found):
             raise SerializationError(
                 f"task {result.task_id}: bad signature: the result was altered, or signed with a "
                 "key that is not known here"
             )
         return result.model_copy(update={"value": value, "traceback": trace})
+
+    def _verifies(self, message: bytes, found: bytes) -> bool:
+        return any(hmac.compare_digest(_mac(key, message), found) for key in self._keys)
 
 
 def is_stores_own(result: Result[Any]) -> bool:
