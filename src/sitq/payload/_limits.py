@@ -89,8 +89,11 @@ class KeyBudget:
             counted, slowest = min(spent, slowest), max(spent, slowest)
             self._seconds += _BUILDING_PER_KEY * len(batch) - counted
 
-    def _compare(self, keys: Iterator[Any]) -> None:
+    def _compare(self, made: Iterator[Any]) -> None:
         """Compare the keys that share a hash, until the budget is spent."""
+        keys = [*made]
+        if len({*map(hash, keys)}) == len(keys):
+            return
         by_hash: dict[int, list[Any]] = {}
         for key in keys:
             same = by_hash.setdefault(hash(key), [])

@@ -270,8 +270,6 @@ def _validate(validate: Validate, value: object, fields: frozenset[str]) -> Any:
         raise ValidationError(_describe(error, fields)) from None
     except RecursionError:
         raise
-    except pydantic.PydanticUserError as error:  # a model that is not defined fully
-        raise ValidationError(str(error).split("\n", 1)[0]) from None
     except Exception as error:  # noqa: BLE001 - validators are the user's code
         raise ValidationError(f"its validator raised {type(error).__name__}") from None
 
