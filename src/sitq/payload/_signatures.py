@@ -18,12 +18,7 @@ __all__ = ["Signature", "spelled_out"]
 
 _AWAITABLES: Final = frozenset({"Awaitable", "Coroutine"})
 _UNPACKS: Final = (typing.Unpack, typing_extensions.Unpack)
-_QUALIFIERS: Final = (
-    *(typing.Required, typing.NotRequired),
-    *(typing_extensions.Required, typing_extensions.NotRequired, typing_extensions.ReadOnly),
-)
-_OPTIONAL: Final = (typing.NotRequired, typing_extensions.NotRequired)
-_REQUIRED: Final = (typing.Required, typing_extensions.Required)
+_QUALIFIERS: Final = (typing.Required, typing.NotRequired, typing_extensions.ReadOnly)
 _MAX_ARGUMENTS: Final = 10_000
 # Names in payloads may be any, so the shapes of calls that are kept are bounded.
 _MAX_KEPT: Final = 100
@@ -170,7 +165,7 @@ def _keys_of(annotation: Any) -> Iterator[inspect.Parameter]:
         needed, inner = name in required, hint
         origin: object = typing.get_origin(inner)
         while origin in _QUALIFIERS:
-            needed = origin in _REQUIRED or (needed and origin not in _OPTIONAL)
+            needed = origin is typing.Required or (needed and origin is not typing.NotRequired)
             inner = typing.get_args(inner)[0]
             origin = typing.get_origin(inner)
         default = inspect.Parameter.empty if needed else None
