@@ -98,18 +98,13 @@ INSERT_ONE_AND_NOTIFY: Final = f"{INSERT_ONE}RETURNING pg_notify($9::text, $8::t
 INSERT_UNIQUE: Final = f"""
 SELECT holders, expired,
        (SELECT count(*) FROM (SELECT pg_notify(channel, {_TOKEN})
-                              FROM unnest({_CHANNELS}) AS channel) AS notified)
+                              FROM unnest({_CHANNELS}) AS channel
+                              WHERE holders IS NOT NULL) AS notified)
 FROM sitq.enqueue({MOMENT}, {_BATCH})
 """
 
 # The same, unless an open transaction has stored one of the keys: then there are no holders.
-TRY_INSERT_UNIQUE: Final = f"""
-SELECT holders, expired,
-       (SELECT count(*) FROM (SELECT pg_notify(channel, {_TOKEN})
-                              FROM unnest({_CHANNELS}) AS channel
-                              WHERE holders IS NOT NULL) AS notified)
-FROM sitq.try_enqueue({MOMENT}, {_BATCH})
-"""
+TRY_INSERT_UNIQUE: Final = INSERT_UNIQUE.replace("sitq.enqueue", "sitq.try_enqueue")
 
 # Which tasks of a batch exist.
 EXISTING: Final = """
@@ -138,14 +133,16 @@ SELECT * FROM sitq.reserve({MOMENT}, $2::text, ARRAY(
 ), $3::int4, $4::float8, $5::int8)
 """
 
+# The moments that the driver can read.
+_PYTHON_TIMES: Final = """
+    timestamptz '0001-01-01 00:00:00+00' AND timestamptz '9999-12-31 23:59:59.999999+00'
+"""
+
 # What was reserved under a ticket. A moment that the driver cannot read comes as NULL.
-RESERVED: Final = """
+RESERVED: Final = f"""
 SELECT row_number() OVER (ORDER BY priority DESC, eta, seq) AS nr, id, function, queue, epoch,
-       attempts, misses, crashes,
-       CASE WHEN eta BETWEEN timestamptz '0001-01-01 00:00:00+00'
-                         AND timestamptz '9999-12-31 23:59:59.999999+00' THEN eta END,
-       CASE WHEN enqueued_at BETWEEN timestamptz '0001-01-01 00:00:00+00'
-                         AND timestamptz '9999-12-31 23:59:59.999999+00' THEN enqueued_at END,
+       attempts, misses, crashes, CASE WHEN eta BETWEEN {_PYTHON_TIMES} THEN eta END,
+       CASE WHEN enqueued_at BETWEEN {_PYTHON_TIMES} THEN enqueued_at END,
        timeout, retry, headers, payload, NULL::float8 AS wait
 FROM sitq.tasks WHERE status = 'in_progress' AND ticket = $1::int8
 """
