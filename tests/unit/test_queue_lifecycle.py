@@ -10,6 +10,7 @@ import anyio
 import pytest
 
 from sitq import BackendError, SQLiteBackend, TaskQueue, UsageError, ValidationError, call
+from sitq._loops import LoopRef
 from sitq.ids import new_task_id
 from tests.unit.queue_support import SpyBackend, add
 
@@ -130,9 +131,9 @@ def test_a_queue_in_use_by_one_loop_refuses_another(anyio_backend: str) -> None:
     errors: list[Exception] = []
 
     async def other() -> None:
-        for use in (lambda: queue.enqueue(add, 1, 2), queue.close):
+        for use in (*USES, TaskQueue.close):
             try:
-                await use()
+                await use(queue)
             except UsageError as error:
                 errors.append(error)
 
@@ -145,8 +146,36 @@ def test_a_queue_in_use_by_one_loop_refuses_another(anyio_backend: str) -> None:
         await queue.close()
 
     anyio.run(main, backend=anyio_backend)
-    assert len(errors) == 2
+    assert len(errors) == len(USES) + 1
     assert all("another event loop" in str(error) for error in errors)
+
+
+@pytest.mark.anyio
+async def test_an_enqueue_looks_at_loop_and_process_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    looks: list[LoopRef] = []
+
+    def is_here(self: LoopRef) -> bool:
+        looks.append(self)
+        return True
+
+    async with TaskQueue(SQLiteBackend(tmp_path / "q.db")) as queue:
+        await queue.enqueue(add, 1, 2)
+        monkeypatch.setattr(LoopRef, "is_here", property(is_here))
+        monkeypatch.setattr(LoopRef, "inherited", property(is_here))
+        await queue.enqueue(add, 1, 2)
+        assert len(looks) == 1
+        monkeypatch.undo()
+
+
+@pytest.mark.anyio
+async def test_a_loop_that_runs_is_not_woken_to_learn_whether_it_has_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop, calls = LoopRef(), list[object]()
+    monkeypatch.setattr(LoopRef, "call_soon", lambda _, function: calls.append(function))
+    assert (loop.ended, calls) == (False, [])
 
 
 def test_a_queue_whose_loop_ended_without_a_close_serves_the_next_loop(
