@@ -36,10 +36,7 @@ _DEFERENCE_SECONDS: Final = 0.1
 
 
 class Reserver:
-    """Reserves tasks when some may be due, and leaves a pending reservation otherwise.
-
-    With ``drain`` it ends when nothing is due any more.
-    """
+    """Reserves tasks when some may be due; a drain ends when nothing is due any more."""
 
     def __init__(
         self,

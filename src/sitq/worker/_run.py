@@ -39,22 +39,6 @@ _log: Final = Log(__name__)
 _LOOK_EVERY: Final = 5.0
 _WARN_EVERY: Final = 60.0
 _MOST_SHOWN: Final = 10
-
-
-def _warn_of_saturation(tasks: list[ReservedTask]) -> None:
-    shown = ", ".join(f"{task.id} ({task.function})" for task in tasks[:_MOST_SHOWN])
-    more = len(tasks) - _MOST_SHOWN
-    _log.warning(
-        "no task has ended for a minute, all %d places are taken, and others are due: %s%s; "
-        "a function that does not end, or that waits for a task of the same worker, keeps its "
-        "place: give it a timeout, or raise max_concurrency",
-        len(tasks),
-        shown,
-        f" and {more} more" if more > 0 else "",
-        extra={"task_ids": [task.id for task in tasks]},
-    )
-
-
 # Seconds that the last outcomes may take to be written.
 _LAST_WRITES: Final = 15.0
 # Seconds that cancelled tasks may take to end, after their grace.
@@ -277,6 +261,20 @@ class WorkerRun:
         if self._waits_since is None:
             self._waits_since = now
         return now - self._waits_since < max(_LONGEST_WAIT, self._options.lease)
+
+
+def _warn_of_saturation(tasks: list[ReservedTask]) -> None:
+    shown = ", ".join(f"{task.id} ({task.function})" for task in tasks[:_MOST_SHOWN])
+    more = len(tasks) - _MOST_SHOWN
+    _log.warning(
+        "no task has ended for a minute, all %d places are taken, and others are due: %s%s; "
+        "a function that does not end, or that waits for a task of the same worker, keeps its "
+        "place: give it a timeout, or raise max_concurrency",
+        len(tasks),
+        shown,
+        f" and {more} more" if more > 0 else "",
+        extra={"task_ids": [task.id for task in tasks]},
+    )
 
 
 def _is_cancelled() -> bool:
