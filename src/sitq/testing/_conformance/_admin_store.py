@@ -1,7 +1,5 @@
 """What the checks of administration stand on."""
 
-# Checks are made of assertions.
-
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar

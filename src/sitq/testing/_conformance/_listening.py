@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
@@ -12,7 +11,7 @@ import pytest
 from sitq.testing._conformance._suite import ENDS, LEASE, PATIENCE, PUTS_BACK, Store, Suite
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine
+    from collections.abc import Callable, Coroutine
 
     from sitq.models import OutcomeKind
     from sitq.protocols import Listener, Topic
@@ -27,14 +26,6 @@ _TURNS: Final = 200
 async def _heard(listener: Listener) -> None:
     with anyio.fail_after(PATIENCE):
         await listener.wait()
-
-
-@asynccontextmanager
-async def _changes(store: Store, topic: Topic) -> AsyncIterator[None]:
-    """Check that a listener is woken by what is done within the context."""
-    async with store.backend.listen(topic) as listener:
-        yield
-        await _heard(listener)
 
 
 async def _enqueue(store: Store) -> None:
@@ -163,21 +154,21 @@ class ListenChecks(Suite):
     async def test_a_task_put_back_is_new_work(self, store: Store, kind: OutcomeKind) -> None:
         """Every outcome that makes a task pending changes ``"tasks"``."""
         task = await store.taken()
-        async with _changes(store, "tasks"):
+        async with store.changes("tasks"):
             await store.end(kind, task.lease)
 
     async def test_a_task_taken_back_is_new_work(self, store: Store) -> None:
         """A reclaim changes ``"tasks"``."""
         await store.taken()
         await store.advance(LEASE)
-        async with _changes(store, "tasks"):
+        async with store.changes("tasks"):
             await store.sweep(3)
 
     @pytest.mark.parametrize("kind", ENDS)
     async def test_an_end_is_a_result(self, store: Store, kind: OutcomeKind) -> None:
         """Every outcome that makes a task final changes ``"results"``."""
         task = await store.taken()
-        async with _changes(store, "results"):
+        async with store.changes("results"):
             await store.end(kind, task.lease)
 
     @pytest.mark.parametrize("kind", PUTS_BACK)
@@ -185,26 +176,26 @@ class ListenChecks(Suite):
         """A task that was asked to end is final when it is put back, and ``"results"`` changes."""
         task = await store.taken()
         await store.cancel(task.id)
-        async with _changes(store, "results"):
+        async with store.changes("results"):
             await store.end(kind, task.lease)
 
     async def test_expiring_is_a_result(self, store: Store) -> None:
         """A sweep that expires tasks changes ``"results"``."""
         await store.add(expires_at=await store.later(1))
         await store.advance(1)
-        async with _changes(store, "results"):
+        async with store.changes("results"):
             await store.sweep(3)
 
     async def test_giving_way_to_a_new_task_is_a_result(self, store: Store) -> None:
         """An enqueue that expires the holder of its unique key changes ``"results"``."""
         await store.add(unique_key="k", expires_at=await store.later(1))
         await store.advance(1)
-        async with _changes(store, "results"):
+        async with store.changes("results"):
             await store.add(unique_key="k")
 
     async def test_a_last_crash_is_a_result(self, store: Store) -> None:
         """A sweep that fails a task as lost changes ``"results"``."""
         await store.taken()
         await store.advance(LEASE)
-        async with _changes(store, "results"):
+        async with store.changes("results"):
             await store.sweep(1)

@@ -1,7 +1,5 @@
 """Checks of lists and counts of tasks."""
 
-# Checks are made of assertions, and of numbers that explain themselves.
-
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
@@ -32,7 +30,7 @@ async def one_of_each(store: AdminStore) -> dict[str, TaskId[Any]]:
         ids[kind.value] = task.id
     ids["expired"] = await store.add(expires_at=await store.later(1))
     await store.advance(1)
-    await store.backend.sweep(3)
+    await store.sweep(3)
     retrying = await store.taken()
     await store.end(OutcomeKind.RETRY, retrying.lease, 3600)
     ids["retrying"] = retrying.id
@@ -63,9 +61,7 @@ class ListChecks(AdminSuite):
         ids = await one_of_each(store)
         page = await store.admin.list_tasks(TaskFilter(), 100, None)
         assert {info.task_id for info in page.items} == set(ids.values())
-        assert list(page.items) == await store.backend.get_tasks(
-            [info.task_id for info in page.items]
-        )
+        assert list(page.items) == await store.get_tasks([info.task_id for info in page.items])
         assert (page.cursor, page.scanned_to) == (None, None)
 
     async def test_each_field_of_a_filter_narrows_it(self, store: AdminStore) -> None:
@@ -137,7 +133,7 @@ class ListChecks(AdminSuite):
         self, store: AdminStore, status: StatusFilter | None
     ) -> None:
         """Also while others are added and removed between two pages."""
-        ids = await store.backend.enqueue([new_task(result_ttl=60.0) for _ in range(25)])
+        ids = await store.enqueue([new_task(result_ttl=60.0) for _ in range(25)])
         if status == "success":
             for task in await store.take():
                 await store.end(OutcomeKind.SUCCESS, task.lease)
@@ -158,13 +154,13 @@ class ListChecks(AdminSuite):
 
     async def test_a_cursor_outlives_its_row(self, store: AdminStore) -> None:
         """The task that it was made of may be gone."""
-        ids = await store.backend.enqueue([new_task(result_ttl=0.0) for _ in range(6)])
+        ids = await store.enqueue([new_task(result_ttl=0.0) for _ in range(6)])
         page = await store.admin.list_tasks(TaskFilter(), 3, None)
         for task in await store.take():
             await store.end(OutcomeKind.SUCCESS, task.lease)
             if task.id not in sorted(ids)[3:]:
                 break
-        await store.backend.sweep(3)
+        await store.sweep(3)
         rest = await store.admin.list_tasks(TaskFilter(), 100, page.cursor)
         left = await store.listed()
         assert [info.task_id for info in rest.items] == [
@@ -179,7 +175,7 @@ class ListChecks(AdminSuite):
 
     async def test_the_cursor_of_another_filter_is_refused(self, store: AdminStore) -> None:
         """It would skip tasks."""
-        await store.backend.enqueue([new_task() for _ in range(3)])
+        await store.enqueue([new_task() for _ in range(3)])
         page = await store.admin.list_tasks(TaskFilter(), 1, None)
         for other in (TaskFilter(queue="default"), TaskFilter(status="pending")):
             with pytest.raises(ValidationError, match="cursor"):
@@ -187,7 +183,7 @@ class ListChecks(AdminSuite):
 
     async def test_a_count_says_whether_it_is_exact(self, store: AdminStore) -> None:
         """It ends at the number that is asked for."""
-        await store.backend.enqueue([new_task() for _ in range(5)])
+        await store.enqueue([new_task() for _ in range(5)])
         await store.add(queue="other")
         for where, number in ((TaskFilter(), 6), (TaskFilter(queue="default"), 5)):
             count = await store.admin.count_tasks(where, 100, 60.0)

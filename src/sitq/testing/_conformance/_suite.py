@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sitq.backends._operations import Verb
     from sitq.ids import TaskId
     from sitq.models import Lease, LeaseState, ReservedTask, Result, TaskInfo
-    from sitq.protocols import Backend
+    from sitq.protocols import Backend, Topic
 
 __all__ = [
     "ENDS",
@@ -122,6 +122,14 @@ class Store(BackendMethods):
         await self.advance(seconds - self.tick)
         yield
         await self.advance(self.tick)
+
+    @asynccontextmanager
+    async def changes(self, topic: Topic) -> AsyncIterator[None]:
+        """Check that what is done within the context wakes the listeners of a topic."""
+        async with self.backend.listen(topic) as listener:
+            yield
+            with anyio.fail_after(PATIENCE):
+                await listener.wait()
 
     async def later(self, seconds: float) -> datetime:
         """Return the moment so many seconds from now."""

@@ -1,13 +1,10 @@
 """Checks of workers that report themselves, and of the failed attempts that a store keeps."""
 
-# Checks are made of assertions, and of numbers that explain themselves.
-
 from __future__ import annotations
 
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-import anyio
 import pytest
 
 from sitq.administration import KEPT_FAILURES, WorkerOrders, WorkerReport, WorkerState
@@ -81,10 +78,10 @@ class WorkerChecks(AdminSuite):
         mine = make_report(await store.now())
         await store.report(mine)
         await store.advance(3600 - store.tick)
-        await store.backend.sweep(3)
+        await store.sweep(3)
         assert len(await store.admin.list_workers()) == 1
         await store.advance(2 * store.tick)
-        await store.backend.sweep(3)
+        await store.sweep(3)
         assert await store.admin.list_workers() == []
 
     async def test_a_worker_signs_off(self, store: AdminStore) -> None:
@@ -114,10 +111,8 @@ class WorkerChecks(AdminSuite):
         """Through the listeners for cancels."""
         mine = make_report(await store.now())
         await store.report(mine)
-        async with store.backend.listen("cancels") as cancels:
-            with anyio.fail_after(PATIENCE):
-                await store.admin.order_worker("worker", WorkerState.STOPPING)
-                await cancels.wait()
+        async with store.changes("cancels"):
+            await store.admin.order_worker("worker", WorkerState.STOPPING)
 
     async def test_a_report_is_answered_with_the_paused_queues(self, store: AdminStore) -> None:
         """Those whose pause has not ended, whatever the worker serves."""
@@ -196,7 +191,7 @@ class AttemptChecks(AdminSuite):
             OutcomeKind.RETRY,
             OutcomeKind.SUCCESS,
         ):
-            (task,) = await store.take()
+            task = await store.take_one()
             if kind is OutcomeKind.RETRY:
                 starts.append(await store.now())
             await store.advance(1)
@@ -222,9 +217,7 @@ class AttemptChecks(AdminSuite):
         """Each of them; it spends no attempt, so the next has the same number."""
         task_id = await store.add()
         for _ in range(2):
-            await store.take()
-            await store.advance(LEASE)
-            await store.backend.sweep(2)
+            await store.crash(2)
         attempts = await store.admin.get_attempts(task_id)
         assert [(each.number, each.worker) for each in attempts] == [(1, "worker"), (1, "worker")]
         assert {each.error.partition(":")[0] for each in attempts} == {"LeaseLostError"}
@@ -234,8 +227,8 @@ class AttemptChecks(AdminSuite):
         """The oldest go first."""
         task_id = await store.add()
         for number in range(1, KEPT_FAILURES + 4):
-            (task,) = await store.take()
-            await store.backend.finish([Outcome.retry(task.lease, 0, f"ValueError: {number}")])
+            task = await store.take_one()
+            await store.finish([Outcome.retry(task.lease, 0, f"ValueError: {number}")])
         attempts = await store.admin.get_attempts(task_id)
         assert [each.number for each in attempts] == list(range(4, KEPT_FAILURES + 4))
         assert attempts[0].error == "ValueError: 4"
@@ -245,7 +238,7 @@ class AttemptChecks(AdminSuite):
         task = await store.taken(result_ttl=10.0)
         await store.end(OutcomeKind.FAILURE, task.lease)
         await store.advance(10)
-        assert (await store.backend.sweep(3)).pruned == 1
+        assert (await store.sweep(3)).pruned == 1
         with pytest.raises(TaskNotFoundError):
             await store.admin.get_attempts(task.id)
 
