@@ -1,4 +1,4 @@
-"""What the checks of administration stand on."""
+"""What the checks of administration share."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class AdminStore(Store):
 
     @property
     def admin(self) -> AdminBackend:
-        """The backend, as what it is besides."""
+        """Return the backend as an `AdminBackend`."""
         assert isinstance(self.backend, AdminBackend)
         return self.backend
 
@@ -110,7 +110,7 @@ class AdminStore(Store):
 
 
 class AdminSuite(Suite):
-    """What the checks of a store that can be administered are made with."""
+    """The fixtures of the checks of administration."""
 
     @pytest.fixture
     def closed(self, clock: FakeClock) -> AdminStore:

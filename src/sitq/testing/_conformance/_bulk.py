@@ -24,7 +24,7 @@ _FINAL = (TaskStatus.SUCCESS, TaskStatus.FAILED, TaskStatus.CANCELLED)
 
 
 async def three(store: AdminStore) -> dict[TaskStatus, TaskId[Any]]:
-    """Store one task that has failed, one that runs, one that waits; in this order."""
+    """Store a failed, a running and a pending task, in this order."""
     failed = await store.taken()
     await store.end(OutcomeKind.FAILURE, failed.lease)
     running = await store.taken()
@@ -40,7 +40,7 @@ class BulkChecks(AdminSuite):
     """`AdminBackend.change_tasks` and `AdminBackend.replace_task`."""
 
     async def test_cancel_ends_what_is_open(self, store: AdminStore) -> None:
-        """What has ended is skipped, with the reason."""
+        """A final task is skipped, with the reason."""
         ids = await three(store)
         result = await store.change(BulkChange.CANCEL)
         assert (result.matched, result.done, result.cursor) == (3, 2, None)
@@ -51,7 +51,7 @@ class BulkChecks(AdminSuite):
         assert (await store.info(ids[TaskStatus.IN_PROGRESS])).cancel_requested
 
     async def test_a_running_task_hears_of_a_bulk_cancel(self, store: AdminStore) -> None:
-        """As of any other."""
+        """Its lease keeper reports it, as after `cancel`."""
         task = await store.taken(unique_key="key")
         async with store.changes("cancels"):
             await store.change(BulkChange.CANCEL)
@@ -59,7 +59,7 @@ class BulkChecks(AdminSuite):
         assert await store.add(unique_key="key") != task.id
 
     async def test_delete_leaves_what_runs(self, store: AdminStore) -> None:
-        """The others are gone, with their results and attempts."""
+        """All other tasks are removed, with their results and attempts."""
         ids = await three(store)
         result = await store.change(BulkChange.DELETE)
         assert (result.matched, result.done) == (3, 2)
@@ -70,7 +70,7 @@ class BulkChecks(AdminSuite):
         assert await store.get_results(list(ids.values())) == {skipped: None}
 
     async def test_postpone_moves_only_later(self, store: AdminStore) -> None:
-        """A task may have been signed with its eta: it must not start before that."""
+        """No task starts before its eta, which may be signed."""
         ids = await three(store)
         later = await store.add(eta=await store.later(100))
         eta = await store.later(50)
@@ -86,7 +86,7 @@ class BulkChecks(AdminSuite):
         assert await store.take_ids() == [ids[TaskStatus.PENDING]]
 
     async def test_a_priority_is_set_of_what_waits(self, store: AdminStore) -> None:
-        """It decides who comes first."""
+        """The next reservation goes by it."""
         first, second = [await store.add() for _ in range(2)]
         result = await store.change(
             BulkChange.SET_PRIORITY, where=TaskFilter(ids=(second,)), priority=7
@@ -100,7 +100,7 @@ class BulkChecks(AdminSuite):
 
     @pytest.mark.parametrize("kind", list(BulkChange))
     async def test_a_dry_run_changes_nothing(self, store: AdminStore, kind: BulkChange) -> None:
-        """It says what the same call would do."""
+        """It returns what the call would do."""
         ids = (await three(store)).values()
         before = [await store.picture(task_id) for task_id in ids]
         to: dict[str, Any] = {"eta": await store.later(50), "priority": 3}
@@ -109,8 +109,8 @@ class BulkChecks(AdminSuite):
         assert await store.change(kind, **to) == dry
 
     async def test_a_bulk_change_goes_on_at_its_cursor(self, store: AdminStore) -> None:
-        """What is changed leaves the list, and nothing is left out."""
-        await store.enqueue([new_task() for _ in range(10)])
+        """A changed task no longer matches the filter. No task is left out."""
+        await store.add_many(10)
         where = TaskFilter(status="pending")
         cursor, done = None, 0
         for _ in range(4):
@@ -125,7 +125,7 @@ class BulkChecks(AdminSuite):
         assert await store.listed(status="pending") == []
 
     async def test_a_pending_task_is_replaced(self, store: AdminStore) -> None:
-        """It is due at once, with the new payload; whoever waits for tasks is woken."""
+        """It is due at once, with the new payload. Listeners for tasks are woken."""
         task_id = await store.add(eta=await store.later(60))
         task = await store.load_task(task_id)
         async with store.changes("tasks"):
@@ -146,7 +146,7 @@ class RetryChecks(AdminSuite):
     """`AdminBackend.retry_tasks` and `AdminBackend.load_tasks`."""
 
     async def test_a_final_task_is_repeated_once(self, store: AdminStore) -> None:
-        """The old one says as what; a second repetition does nothing unless it is wanted."""
+        """The old task names the new one. A second one needs ``again=True``."""
         for kind in (OutcomeKind.SUCCESS, OutcomeKind.FAILURE, OutcomeKind.CANCELLED):
             task = await store.taken()
             await store.end(kind, task.lease)
@@ -160,14 +160,14 @@ class RetryChecks(AdminSuite):
             assert {each.id for each in await store.take()} == {first.id, third.id}
 
     async def test_one_call_repeats_a_task_once(self, store: AdminStore) -> None:
-        """Though it is named twice."""
+        """A task that is given twice is repeated once."""
         task = await store.taken()
         await store.end(OutcomeKind.FAILURE, task.lease)
         both = [repeat_of(task.id), repeat_of(task.id)]
         assert await store.admin.retry_tasks(both, again=False) == [both[0].id, None]
 
     async def test_what_is_not_final_is_not_repeated(self, store: AdminStore) -> None:
-        """Nor is what the store does not know."""
+        """Neither is a task that the store does not know."""
         running = await store.taken()
         pending = await store.add()
         repeats = [repeat_of(old) for old in (running.id, pending, new_task_id())]
@@ -175,7 +175,7 @@ class RetryChecks(AdminSuite):
         assert await store.listed(status="pending") == [pending]
 
     async def test_a_repetition_respects_unique_keys(self, store: AdminStore) -> None:
-        """The holder takes its place."""
+        """If another task holds the key, nothing is stored."""
         task = await store.taken(unique_key="key")
         await store.end(OutcomeKind.FAILURE, task.lease)
         holder = await store.add(unique_key="key")
@@ -193,7 +193,7 @@ class RetryChecks(AdminSuite):
         assert second == await store.load_task(ids[2])
 
     async def test_a_retry_wakes_the_workers(self, store: AdminStore) -> None:
-        """As any new task does."""
+        """Listeners for tasks are woken."""
         task = await store.taken()
         await store.end(OutcomeKind.FAILURE, task.lease)
         async with store.changes("tasks"):

@@ -22,7 +22,7 @@ __all__ = ["ListChecks"]
 
 
 async def one_of_each(store: AdminStore) -> dict[str, TaskId[Any]]:
-    """Store a task in each status, and return their ids by what they are."""
+    """Store a task in each status; return the ids by status."""
     ids: dict[str, TaskId[Any]] = {}
     for kind in (OutcomeKind.SUCCESS, OutcomeKind.FAILURE, OutcomeKind.CANCELLED):
         task = await store.taken()
@@ -44,7 +44,7 @@ class ListChecks(AdminSuite):
     """`AdminBackend.list_tasks` and `AdminBackend.count_tasks`."""
 
     async def test_a_status_finds_its_tasks(self, store: AdminStore) -> None:
-        """Also those that are pending, seen by time."""
+        """Pending tasks are also found as scheduled, due or retrying."""
         ids = await one_of_each(store)
         assert await store.listed(status="success") == [ids["success"]]
         assert await store.listed(status="failed") == [ids["failure"]]
@@ -57,7 +57,7 @@ class ListChecks(AdminSuite):
         assert await store.listed() == sorted(ids.values(), reverse=True)
 
     async def test_rows_are_what_is_known_of_a_task(self, store: AdminStore) -> None:
-        """The same as `get_tasks` says."""
+        """They equal those of `get_tasks`."""
         ids = await one_of_each(store)
         page = await store.admin.list_tasks(TaskFilter(), 100, None)
         assert {info.task_id for info in page.items} == set(ids.values())
@@ -65,7 +65,7 @@ class ListChecks(AdminSuite):
         assert (page.cursor, page.scanned_to) == (None, None)
 
     async def test_each_field_of_a_filter_narrows_it(self, store: AdminStore) -> None:
-        """They apply together."""
+        """A task has to match all fields."""
         plain = await store.add()
         moment = await store.later(1)
         await store.advance(1)
@@ -107,7 +107,7 @@ class ListChecks(AdminSuite):
         assert await store.listed(status="failed", finished_after=boundary) == [second.id]
 
     async def test_running_tasks_are_found_by_their_worker(self, store: AdminStore) -> None:
-        """With and without a status."""
+        """The filter may name a status as well."""
         task = await store.taken()
         await store.add()
         assert await store.listed(worker="worker") == [task.id]
@@ -115,7 +115,7 @@ class ListChecks(AdminSuite):
         assert await store.listed(worker="another") == []
 
     async def test_pending_tasks_come_in_the_order_of_reservation(self, store: AdminStore) -> None:
-        """Queue by queue; within one by priority, eta, and insertion."""
+        """Queue by queue; within a queue by priority, eta and insertion."""
         late = await store.add(eta=await store.later(-1))
         early = await store.add(eta=await store.later(-5))
         urgent = await store.add(priority=1)
@@ -132,7 +132,7 @@ class ListChecks(AdminSuite):
     async def test_pages_have_each_task_once(
         self, store: AdminStore, status: StatusFilter | None
     ) -> None:
-        """Also while others are added and removed between two pages."""
+        """This holds while other tasks are added and removed between two pages."""
         ids = await store.enqueue([new_task(result_ttl=60.0) for _ in range(25)])
         if status == "success":
             for task in await store.take():
@@ -153,7 +153,7 @@ class ListChecks(AdminSuite):
         assert sorted(seen) == sorted(ids)
 
     async def test_a_cursor_outlives_its_row(self, store: AdminStore) -> None:
-        """The task that it was made of may be gone."""
+        """The next page comes also after the last task of this one was removed."""
         ids = await store.enqueue([new_task(result_ttl=0.0) for _ in range(6)])
         page = await store.admin.list_tasks(TaskFilter(), 3, None)
         for task in await store.take():
@@ -169,21 +169,21 @@ class ListChecks(AdminSuite):
 
     @pytest.mark.parametrize("cursor", ["", "x", "a" * 600, "W10", "bnVsbA", "é", "\0"])
     async def test_what_is_no_cursor_is_refused(self, store: AdminStore, cursor: str) -> None:
-        """With an error that names it."""
+        """The error names the cursor."""
         with pytest.raises(ValidationError, match="cursor"):
             await store.admin.list_tasks(TaskFilter(), 10, cursor)
 
     async def test_the_cursor_of_another_filter_is_refused(self, store: AdminStore) -> None:
-        """It would skip tasks."""
-        await store.enqueue([new_task() for _ in range(3)])
+        """A page would leave tasks out."""
+        await store.add_many(3)
         page = await store.admin.list_tasks(TaskFilter(), 1, None)
         for other in (TaskFilter(queue="default"), TaskFilter(status="pending")):
             with pytest.raises(ValidationError, match="cursor"):
                 await store.admin.list_tasks(other, 1, page.cursor)
 
     async def test_a_count_says_whether_it_is_exact(self, store: AdminStore) -> None:
-        """It ends at the number that is asked for."""
-        await store.enqueue([new_task() for _ in range(5)])
+        """It stops at the limit."""
+        await store.add_many(5)
         await store.add(queue="other")
         for where, number in ((TaskFilter(), 6), (TaskFilter(queue="default"), 5)):
             count = await store.admin.count_tasks(where, 100, 60.0)

@@ -15,10 +15,10 @@ __all__ = ["PauseChecks"]
 
 
 class PauseChecks(AdminSuite):
-    """`AdminBackend.pause_queue`, `AdminBackend.resume_queue`, and who obeys them."""
+    """`AdminBackend.pause_queue`, `AdminBackend.resume_queue`, and reservations meanwhile."""
 
-    async def test_a_paused_queue_hands_nothing_over(self, store: AdminStore) -> None:
-        """Other queues go on, and so does the queue itself once it is resumed."""
+    async def test_no_task_of_a_paused_queue_is_reserved(self, store: AdminStore) -> None:
+        """Tasks of other queues are, and those of the queue once it is resumed."""
         task_id = await store.add()
         other = await store.add(queue="other")
         await store.pause("default")
@@ -30,20 +30,20 @@ class PauseChecks(AdminSuite):
         assert await store.take_ids(queues=both) == [task_id]
 
     async def test_a_worker_of_all_queues_obeys_a_pause(self, store: AdminStore) -> None:
-        """A queue need not be named to be left alone."""
+        """A reservation from all queues leaves out the paused one."""
         await store.add()
         await store.pause("default")
         assert await store.take(queues=ALL_QUEUES) == []
         assert await store.wait(ALL_QUEUES) is None
 
     async def test_a_queue_is_paused_before_it_has_a_task(self, store: AdminStore) -> None:
-        """Its name is enough."""
+        """A pause needs no queue that exists."""
         await store.pause("new")
         await store.add(queue="new")
         assert await store.take(queues=("new",)) == []
 
     async def test_a_pause_ends_by_itself(self, store: AdminStore) -> None:
-        """On the moment; whoever waits for tasks is told when."""
+        """It ends at its moment, and the wait of a reservation is the time until then."""
         task_id = await store.add()
         await store.pause("default", until=await store.later(10))
         wait = await store.wait()
@@ -67,7 +67,7 @@ class PauseChecks(AdminSuite):
         assert 20 - store.tick <= wait <= 20
 
     async def test_running_tasks_go_on_in_a_paused_queue(self, store: AdminStore) -> None:
-        """What comes back waits for the end of the pause."""
+        """A task that is put back waits for the end of the pause."""
         done, again = [await store.taken() for _ in range(2)]
         await store.pause("default")
         assert await store.end(OutcomeKind.SUCCESS, done.lease)
@@ -77,7 +77,7 @@ class PauseChecks(AdminSuite):
         assert await store.take_ids() == [again.id]
 
     async def test_tasks_of_a_paused_queue_expire(self, store: AdminStore) -> None:
-        """A pause does not stop the time."""
+        """A pause does not change when a task expires."""
         task_id = await store.add(expires_at=await store.later(5))
         await store.pause("default")
         await store.advance(5)
@@ -85,7 +85,7 @@ class PauseChecks(AdminSuite):
         assert await store.status(task_id) is TaskStatus.EXPIRED
 
     async def test_a_pause_says_who_and_why(self, store: AdminStore) -> None:
-        """A second one takes the place of the first; the moment is the store's."""
+        """A second pause replaces the first. Its moment is the store's."""
         now = await store.now()
         await store.pause("b", reason="SMTP is down", by="ann")
         await store.pause("a")
@@ -98,14 +98,14 @@ class PauseChecks(AdminSuite):
         assert store.same(second.at, now)
 
     async def test_what_is_not_paused_is_not_resumed(self, store: AdminStore) -> None:
-        """It is False for a queue that is unknown, resumed already, or whose pause has ended."""
+        """`resume_queue` is False for an unknown or resumed queue, and after the end of a pause."""
         assert await store.admin.resume_queue("default") is False
         await store.pause("default", until=await store.later(1))
         await store.advance(1)
         assert await store.admin.resume_queue("default") is False
 
     async def test_a_pause_and_its_end_wake_the_workers(self, store: AdminStore) -> None:
-        """The one wakes those who listen for cancels, the other those who listen for tasks."""
+        """A pause changes ``"cancels"``, its end ``"tasks"``."""
         async with store.changes("cancels"):
             await store.pause("default")
         async with store.changes("tasks"):

@@ -24,7 +24,7 @@ class WorkerChecks(AdminSuite):
     """`WorkerKeeper.report`, and what the store knows of workers."""
 
     async def test_a_worker_is_what_it_reported_last(self, store: AdminStore) -> None:
-        """With the moment of that."""
+        """`list_workers` has its last report, and the moment of it."""
         first = make_report(await store.now())
         await store.report(first)
         await store.advance(5)
@@ -39,7 +39,7 @@ class WorkerChecks(AdminSuite):
         assert worker.tasks == ()
 
     async def test_workers_come_by_host_and_process(self, store: AdminStore) -> None:
-        """Whatever order they came in."""
+        """The order of their reports does not matter."""
         now = await store.now()
         for worker_id, host, pid in (("1", "b", 1), ("2", "a", 20), ("3", "a", 3), ("4", "a", 3)):
             one = make_report(now, id=worker_id, host=host, pid=pid)
@@ -47,7 +47,7 @@ class WorkerChecks(AdminSuite):
         assert [worker.id for worker in await store.admin.list_workers()] == ["3", "4", "2", "1"]
 
     async def test_a_worker_is_shown_with_the_tasks_that_it_runs(self, store: AdminStore) -> None:
-        """The tasks say so too, for as long."""
+        """`get_tasks` has the worker of a running task."""
         mine = make_report(await store.now())
         await store.report(mine)
         task = await store.taken()
@@ -60,7 +60,7 @@ class WorkerChecks(AdminSuite):
         assert (await store.info(task.id)).worker is None
 
     async def test_a_worker_that_is_silent_is_lost(self, store: AdminStore) -> None:
-        """After one and a half of its leases; it is there again with its next report."""
+        """It is lost after one and a half of its leases, and active again with its next report."""
         mine = make_report(await store.now(), lease=10.0)
         await store.report(mine)
         await store.advance(15 - store.tick)
@@ -74,7 +74,7 @@ class WorkerChecks(AdminSuite):
         assert worker.state is WorkerState.ACTIVE
 
     async def test_a_worker_that_is_lost_for_an_hour_is_removed(self, store: AdminStore) -> None:
-        """A sweep does it."""
+        """A sweep removes it."""
         mine = make_report(await store.now())
         await store.report(mine)
         await store.advance(3600 - store.tick)
@@ -85,7 +85,7 @@ class WorkerChecks(AdminSuite):
         assert await store.admin.list_workers() == []
 
     async def test_a_worker_signs_off(self, store: AdminStore) -> None:
-        """It may do so twice, and without having reported."""
+        """A worker may sign off twice, and without a report."""
         mine = make_report(await store.now())
         await store.report(mine)
         for worker_id in ("worker", "worker", "unknown"):
@@ -93,7 +93,7 @@ class WorkerChecks(AdminSuite):
         assert await store.admin.list_workers() == []
 
     async def test_an_order_stays_until_the_worker_has_ended(self, store: AdminStore) -> None:
-        """Each report is answered with it; an unknown worker is given none."""
+        """Each report is answered with it. An unknown worker gets no order."""
         mine = make_report(await store.now())
         none = WorkerOrders(WorkerState.ACTIVE, frozenset())
         assert await store.admin.order_worker("worker", WorkerState.QUIET) is False
@@ -108,14 +108,14 @@ class WorkerChecks(AdminSuite):
         assert await store.report(mine) == none
 
     async def test_an_order_wakes_the_worker(self, store: AdminStore) -> None:
-        """Through the listeners for cancels."""
+        """An order changes ``"cancels"``."""
         mine = make_report(await store.now())
         await store.report(mine)
         async with store.changes("cancels"):
             await store.admin.order_worker("worker", WorkerState.STOPPING)
 
     async def test_a_report_is_answered_with_the_paused_queues(self, store: AdminStore) -> None:
-        """Those whose pause has not ended, whatever the worker serves."""
+        """The answer has all queues whose pause has not ended."""
         mine = make_report(await store.now())
         await store.pause("default")
         await store.pause("other", until=await store.later(10))
@@ -126,7 +126,7 @@ class WorkerChecks(AdminSuite):
         assert orders.paused == {"default"}
 
     async def test_the_overview_names_what_is_not_served(self, store: AdminStore) -> None:
-        """Queues without a live worker, and functions that none of a queue's workers knows."""
+        """It has queues without a live worker, and functions that no worker of the queue knows."""
         now = await store.now()
         for worker_id, queues, functions in (
             ("lost", ("a", "b"), ("jobs:a", "jobs:b")),
@@ -150,7 +150,7 @@ class WorkerChecks(AdminSuite):
         assert [worker.id for worker in view.workers] == ["1", "lost"]
 
     async def test_the_overview_counts_by_queue(self, store: AdminStore) -> None:
-        """Queues with open tasks, with a pause, and those that a worker serves by name."""
+        """It has queues with open tasks, with a pause, or that a worker serves by name."""
         await store.taken(queue="default")
         await store.add(queue="x", eta=await store.later(-60))
         await store.add(queue="x", eta=await store.later(-20))
@@ -182,7 +182,7 @@ class AttemptChecks(AdminSuite):
     """`AdminBackend.get_attempts`."""
 
     async def test_each_attempt_that_failed_is_kept(self, store: AdminStore) -> None:
-        """With its times, its worker, and what went wrong; a success adds nothing."""
+        """It is kept with its times, its worker and its error. A success adds nothing."""
         task_id = await store.add()
         starts, ends = [], []
         for kind in (
@@ -207,14 +207,14 @@ class AttemptChecks(AdminSuite):
             assert store.same(attempt.ended_at, end)
 
     async def test_the_last_failure_is_kept_too(self, store: AdminStore) -> None:
-        """A task that has failed for good shows why."""
+        """A final failure is an attempt as well."""
         task = await store.taken()
         await store.end(OutcomeKind.FAILURE, task.lease)
         (attempt,) = await store.admin.get_attempts(task.id)
         assert (attempt.number, attempt.error) == (1, "ValueError: no")
 
     async def test_a_lost_worker_is_kept_as_an_attempt(self, store: AdminStore) -> None:
-        """Each of them; it spends no attempt, so the next has the same number."""
+        """Each lost worker is; it spends no attempt, so the next one has the same number."""
         task_id = await store.add()
         for _ in range(2):
             await store.crash(2)
@@ -224,7 +224,7 @@ class AttemptChecks(AdminSuite):
         assert attempts[1].started_at - attempts[0].started_at >= timedelta(seconds=LEASE)
 
     async def test_the_last_ten_are_kept(self, store: AdminStore) -> None:
-        """The oldest go first."""
+        """The oldest attempts are removed."""
         task_id = await store.add()
         for number in range(1, KEPT_FAILURES + 4):
             task = await store.take_one()
@@ -234,7 +234,7 @@ class AttemptChecks(AdminSuite):
         assert attempts[0].error == "ValueError: 4"
 
     async def test_attempts_go_with_their_task(self, store: AdminStore) -> None:
-        """A sweep that removes the one removes the others."""
+        """A sweep that removes a task removes its attempts."""
         task = await store.taken(result_ttl=10.0)
         await store.end(OutcomeKind.FAILURE, task.lease)
         await store.advance(10)
@@ -243,7 +243,7 @@ class AttemptChecks(AdminSuite):
             await store.admin.get_attempts(task.id)
 
     async def test_unknown_ids_are_refused(self, store: AdminStore) -> None:
-        """A task that never failed has none."""
+        """A known task that never failed has no attempts."""
         assert await store.admin.get_attempts(await store.add()) == []
         with pytest.raises(TaskNotFoundError):
             await store.admin.get_attempts(new_task_id())
