@@ -139,7 +139,7 @@ class History:
         self,
         answer: Reservation,
         now: datetime,
-        _worker: str,
+        worker: str,
         queues: Sequence[str],
         limit: int,
         lease: float,
@@ -156,7 +156,7 @@ class History:
             demand(task.id in self.lives, "I2", "nobody enqueued", task)
             life = self.lives[task.id]
             self._may_start(life, now)
-            life.start(now, now + timedelta(seconds=lease))
+            life.start(worker, now, now + timedelta(seconds=lease))
             demand(task.epoch == life.starts, "I3", "epoch", task.epoch, "not", life.starts)
             demand(life.attempts <= life.most_attempts, "I8", "attempt", life.attempts)
             counted = (task.attempt, task.crashes, task.unknown_function_count)

@@ -44,6 +44,7 @@ class Life:
     unknown_function_count: int = 0
     started_at: datetime | None = None
     lease_end: datetime | None = None
+    worker: str | None = None
     cancel_asked: bool = False
     key_released: bool = False
     progress: Progress | None = None
@@ -82,13 +83,14 @@ class Life:
         free = started or self.key_released or self.cancel_asked or self.end is not None
         return self.task.unique_key == key and not free
 
-    def start(self, now: datetime, lease_end: datetime) -> None:
+    def start(self, worker: str, now: datetime, lease_end: datetime) -> None:
         self.starts += 1
         self.started_at = now
         self.lease_end = lease_end
+        self.worker = worker
 
     def end_lease(self, *, spent: bool) -> None:
-        self.lease_end = None
+        self.lease_end = self.worker = None
         self.progress = None
         self.given_back += not spent
 
@@ -100,7 +102,7 @@ class Life:
         error: str | None = None,
         traceback: str | None = None,
     ) -> None:
-        self.lease_end = None
+        self.lease_end = self.worker = None
         self.progress = None
         self.cancel_asked = False
         self.error, self.traceback = error, traceback
@@ -150,6 +152,7 @@ class Life:
             cancel_requested=self.cancel_asked,
             unique_key=self.task.unique_key,
             retry_of=self.task.retry_of,
+            worker=self.worker,
             enqueued_at=self.enqueued_at,
             started_at=self.started_at,
             finished_at=self.finished_at,
