@@ -100,9 +100,9 @@ def decide(policy: RetryPolicy | None, error: BaseException) -> Decision:
     if policy is None:
         return Decision(again=False)
     refused = frozenset(map(str, policy.no_retry_on))
-    if refused and _is_refused(refused, error):
+    if refused and _is_listed(refused, error, every=False):
         return Decision(again=False)
-    return Decision(again=_listed(frozenset(map(str, policy.retry_on)), error))
+    return Decision(again=_is_listed(frozenset(map(str, policy.retry_on)), error, every=True))
 
 
 def _delay_of(error: BaseException) -> float | None:
@@ -133,31 +133,25 @@ def backoff(policy: RetryPolicy, attempt: int, draw: float) -> float:
     return min(wait, policy.max_delay) * (1 - policy.jitter * draw)
 
 
-def _listed(names: Collection[str], error: BaseException) -> bool:
+def _is_listed(names: Collection[str], error: BaseException, *, every: bool) -> bool:
+    """Return whether an exception is listed.
+
+    A group is if its own class is, or else if any or ``every`` exception in it is. A `Retry` in a
+    group does not count.
+    """
     waiting = [error]
     while waiting:
         each = waiting.pop()
         kind = type(each)
-        if issubclass(kind, BaseExceptionGroup):
-            if not _names(_group_classes(kind), names):
-                waiting += _MEMBERS.__get__(each)
-        elif not issubclass(kind, Retry) and not _names(_MRO.__get__(kind), names):
-            return False
-    return True
-
-
-def _is_refused(names: Collection[str], error: BaseException) -> bool:
-    waiting = [error]
-    while waiting:
-        each = waiting.pop()
-        kind = type(each)
-        if issubclass(kind, BaseExceptionGroup):
-            if _names(_group_classes(kind), names):
-                return True
+        is_group = issubclass(kind, BaseExceptionGroup)
+        if issubclass(kind, Retry) and not is_group:
+            continue
+        is_named = _names(_group_classes(kind) if is_group else _MRO.__get__(kind), names)
+        if is_group and not is_named:
             waiting += _MEMBERS.__get__(each)
-        elif not issubclass(kind, Retry) and _names(_MRO.__get__(kind), names):
-            return True
-    return False
+        elif is_named is not every:
+            return is_named
+    return every
 
 
 def _group_classes(kind: type[BaseException]) -> list[type]:
