@@ -85,12 +85,12 @@ async def test_they_are_at_hand_before_the_wake_up(
 
     async with opened(tmp_path / "q.db") as backend, backend.listen("results"):
 
-        def watched_ring(bell: WakeupFile, topics: set[Topic]) -> None:
+        def watched_signal(file: WakeupFile, topics: set[Topic]) -> None:
             if "results" in topics:
                 at_hand.append(list(backend._open_counter.use_from_thread().fresh_results._results))
-            signal(bell, topics)
+            signal(file, topics)
 
-        monkeypatch.setattr(WakeupFile, "signal", watched_ring)
+        monkeypatch.setattr(WakeupFile, "signal", watched_signal)
         ids = await ended(backend)
     assert at_hand == [ids]
 

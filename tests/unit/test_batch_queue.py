@@ -32,7 +32,7 @@ class Interrupt(BaseException):
     """What a signal handler raises in these tests."""
 
 
-class InterruptedGathering(BatchQueue):
+class InterruptedQueue(BatchQueue):
     """Is interrupted before it notifies the writer for the first time."""
 
     def __init__(self, loop: LoopRef) -> None:
@@ -47,7 +47,7 @@ class InterruptedGathering(BatchQueue):
 
 @pytest.mark.anyio
 async def test_an_interrupt_does_not_leave_requests_without_a_writer() -> None:
-    gathering = InterruptedGathering(LoopRef())
+    requests = InterruptedQueue(LoopRef())
     with pytest.raises(Interrupt):
-        await gathering.write(list, ())
-    assert len(gathering.notified) == 2
+        await requests.write(list, ())
+    assert len(requests.notified) == 2

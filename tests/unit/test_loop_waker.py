@@ -30,44 +30,44 @@ async def test_what_threads_post_is_called_in_the_loop_and_in_order(
     monkeypatch: pytest.MonkeyPatch, *, enabled: bool
 ) -> None:
     monkeypatch.setattr(_loop_waker, "ENABLED", enabled)
-    mailbox, called, done = LoopWaker(LoopRef()), list[tuple[int, int]](), anyio.Event()
+    waker, called, done = LoopWaker(LoopRef()), list[tuple[int, int]](), anyio.Event()
 
     def note(number: int) -> None:
         called.append((number, threading.get_ident()))
 
     def post() -> None:
         for number in range(1000):
-            mailbox.post(partial(note, number))
-        mailbox.post(done.set)
+            waker.post(partial(note, number))
+        waker.post(done.set)
 
     await to_thread.run_sync(post)
     with anyio.fail_after(20):
         await done.wait()
-    mailbox.close()
+    waker.close()
     assert called == [(number, threading.get_ident()) for number in range(1000)]
 
 
 async def test_what_was_posted_before_the_closing_is_called() -> None:
-    mailbox, done = LoopWaker(LoopRef()), anyio.Event()
-    mailbox.post(done.set)
-    mailbox.close()
-    mailbox.close()
+    waker, done = LoopWaker(LoopRef()), anyio.Event()
+    waker.post(done.set)
+    waker.close()
+    waker.close()
     with anyio.fail_after(20):
         await done.wait()
 
 
 async def test_what_is_posted_after_the_closing_is_called_too() -> None:
-    mailbox, done = LoopWaker(LoopRef()), anyio.Event()
-    mailbox.close()
-    await to_thread.run_sync(mailbox.post, done.set)
+    waker, done = LoopWaker(LoopRef()), anyio.Event()
+    waker.close()
+    await to_thread.run_sync(waker.post, done.set)
     with anyio.fail_after(20):
         await done.wait()
 
 
 async def test_a_waker_that_is_collected_leaves_no_file() -> None:
     before = open_files()
-    mailboxes = [LoopWaker(LoopRef()) for _ in range(20)]
-    await to_thread.run_sync(mailboxes.clear)
+    wakers = [LoopWaker(LoopRef()) for _ in range(20)]
+    await to_thread.run_sync(wakers.clear)
     gc.collect()
     called = anyio.Event()
     LoopRef().call_soon(called.set)
@@ -82,22 +82,22 @@ async def test_it_does_without_a_file_where_the_system_gives_none(
         raise OSError
 
     monkeypatch.setattr(os, "eventfd", refuse)
-    mailbox, done = LoopWaker(LoopRef()), anyio.Event()
-    await to_thread.run_sync(mailbox.post, done.set)
+    waker, done = LoopWaker(LoopRef()), anyio.Event()
+    await to_thread.run_sync(waker.post, done.set)
     with anyio.fail_after(20):
         await done.wait()
-    mailbox.close()
+    waker.close()
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_it_can_be_opened_where_another_one_was_closed() -> None:
     """The selector must have forgotten a file whose number comes again."""
     for _ in range(3):
-        mailbox, done = LoopWaker(LoopRef()), anyio.Event()
-        mailbox.post(done.set)
+        waker, done = LoopWaker(LoopRef()), anyio.Event()
+        waker.post(done.set)
         with anyio.fail_after(20):
             await done.wait()
-        mailbox.close()
+        waker.close()
 
 
 def test_what_is_left_when_its_loop_has_stopped_leaves_no_file() -> None:
@@ -107,8 +107,8 @@ def test_what_is_left_when_its_loop_has_stopped_leaves_no_file() -> None:
         return LoopWaker(LoopRef())
 
     loop = asyncio.new_event_loop()
-    mailboxes = [loop.run_until_complete(make())]
-    mailboxes.clear()
+    wakers = [loop.run_until_complete(make())]
+    wakers.clear()
     gc.collect()
     loop.close()
     assert open_files() == before
@@ -116,23 +116,23 @@ def test_what_is_left_when_its_loop_has_stopped_leaves_no_file() -> None:
 
 def test_what_is_left_when_its_loop_has_ended_leaves_no_file() -> None:
     before = open_files()
-    mailboxes: list[LoopWaker] = []
+    wakers: list[LoopWaker] = []
 
     async def make() -> None:
-        mailboxes.append(LoopWaker(LoopRef()))
+        wakers.append(LoopWaker(LoopRef()))
 
     asyncio.run(make())
-    mailboxes[0].post(lambda: None)
-    mailboxes.clear()
+    wakers[0].post(lambda: None)
+    wakers.clear()
     gc.collect()
     assert open_files() == before
 
 
 async def test_a_collection_in_the_middle_of_a_post_blocks_no_thread() -> None:
-    """It may collect what holds the mailbox, which is then abandoned in the thread that posts."""
-    mailbox, called = LoopWaker(LoopRef()), anyio.Event()
-    with mailbox._lock:
-        mailbox.post(called.set)
-        mailbox.abandon()
+    """It may collect what holds the waker, which is then abandoned in the thread that posts."""
+    waker, called = LoopWaker(LoopRef()), anyio.Event()
+    with waker._lock:
+        waker.post(called.set)
+        waker.abandon()
     with anyio.fail_after(20):
         await called.wait()
