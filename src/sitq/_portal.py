@@ -11,15 +11,16 @@ import os
 import sys
 import threading
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar
 
 from sitq._loops import LoopThread, in_event_loop
 from sitq.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
+    from types import TracebackType
 
-__all__ = ["Portal", "refuse_event_loop"]
+__all__ = ["Portal", "PortalClient", "refuse_event_loop"]
 
 T = TypeVar("T")
 
@@ -228,6 +229,51 @@ class Portal:
                 raise UsageError(message)
             # Another thread of the parent may have held it.
             self._lock, self._pid = threading.RLock(), os.getpid()
+
+
+class PortalClient:
+    """The methods by which a client of a store, for code without a loop, opens and closes it.
+
+    Args:
+        portal: runs the coroutines of the client with a loop.
+        connect: opens the store.
+    """
+
+    def __init__(self, portal: Portal, connect: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._portal: Final = portal
+        self._open: Final = connect
+
+    def connect(self) -> None:
+        """Open the store; once is enough. After a `close` it opens the store again.
+
+        Raises:
+            BackendError: the store cannot be opened.
+            UsageError: an event loop runs in this thread, or the store was inherited by a fork.
+        """
+        self._portal.connect(self._open, reopen=True)
+
+    def close(self) -> None:
+        """Close the store; calls of other threads end with `UsageError`. Idempotent.
+
+        If a signal handler raises meanwhile, the closing goes on in a thread of its own.
+
+        Raises:
+            UsageError: an event loop runs in this thread.
+            BackendError: the store could not be closed in good order.
+        """
+        self._portal.close()
+
+    def __enter__(self) -> Self:
+        self.connect()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
 
 
 async def _close(

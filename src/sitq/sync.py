@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, TypeVar, overload
 
 import anyio
 
 from sitq._loops import run_inline
-from sitq._portal import Portal, refuse_event_loop
+from sitq._portal import Portal, PortalClient, refuse_event_loop
 from sitq._ports import checked_serializer
 from sitq.backends.sqlite import SQLiteBackend
 from sitq.errors import UsageError
@@ -22,7 +22,7 @@ from sitq.queue._tasks import TaskFactory
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
     from datetime import datetime
-    from types import ModuleType, TracebackType
+    from types import ModuleType
 
     from sitq.ids import TaskId
     from sitq.models import Result, RetryPolicy, Task, TaskInfo
@@ -117,7 +117,7 @@ class SyncTransactionQueue(SyncEnqueueMethods):
         return f"SyncTransactionQueue({self._producer.backend!r})"
 
 
-class SyncTaskQueue(SyncEnqueueMethods):
+class SyncTaskQueue(PortalClient, SyncEnqueueMethods):
     """The methods of `TaskQueue` for code with no event loop; any number of threads may share it.
 
     Use it as ``with SyncTaskQueue(backend) as queue:``, or call `connect` and `close`. The first
@@ -140,43 +140,21 @@ class SyncTaskQueue(SyncEnqueueMethods):
         self._queue: Final = TaskQueue(self._backend, serializer)
         # The drains that run, by the event of their end; for the portal's loop.
         self._drains: Final[dict[anyio.Event, anyio.CancelScope]] = {}
-        self._portal: Final = Portal(partial(_end, self._queue, self._drains))
+        portal = Portal(partial(_end, self._queue, self._drains))
+        PortalClient.__init__(self, portal, self._queue.connect)
         self._factory: Final = TaskFactory(self._backend.clock, checked_serializer(serializer))
-        check = self._portal.check
+        check = portal.check
         if isinstance(self._backend, BlockingBackend):
             check = refuse_event_loop  # the store itself refuses what was opened before a fork
             store = partial(_store_here, self._backend)
         else:
-            store = partial(_store, self._portal, self._backend)
-        self._use: Final = partial(_use, self._portal, self._queue)
+            store = partial(_store, portal, self._backend)
+        self._use: Final = partial(_use, portal, self._queue)
         producer = Producer(self._backend, self._factory, self._use, store, _do_nothing)
-        super().__init__(producer, check)
+        SyncEnqueueMethods.__init__(self, producer, check)
 
     def __repr__(self) -> str:
         return f"Sync{self._queue!r}"
-
-    def connect(self) -> None:
-        """See `TaskQueue.connect`."""
-        self._portal.connect(self._queue.connect, reopen=True)
-
-    def close(self) -> None:
-        """See `TaskQueue.close`; ends the calls of other threads too.
-
-        If a signal handler raises meanwhile, the closing goes on in the queue's own thread.
-        """
-        self._portal.close()
-
-    def __enter__(self) -> Self:
-        self.connect()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def bind(self, connection: SyncConnection) -> SyncTransactionQueue:
         """See `TaskQueue.bind`; a connection that must be awaited raises `UsageError`."""

@@ -73,6 +73,13 @@ class SpyBackend(MemoryBackend):
         self.stored.extend(tasks)
         return ids
 
+    async def retry_tasks(
+        self, repeats: Sequence[Task], *, again: bool
+    ) -> list[TaskId[Any] | None]:
+        ids = await super().retry_tasks(repeats, again=again)
+        self.stored.extend(repeats)
+        return ids
+
     async def get_results(
         self, task_ids: Sequence[TaskId[Any]]
     ) -> Mapping[TaskId[Any], Result[Any] | None]:

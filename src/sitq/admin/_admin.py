@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 
 from sitq._logging import Log
 from sitq._plain import plain
@@ -18,12 +18,12 @@ from sitq.administration import (
     WorkerState,
 )
 from sitq.errors import UsageError, ValidationError
-from sitq.queue._queue import BackendHandle, checked_id
+from sitq.queue._client import StoreClient
+from sitq.queue._queue import checked_id
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from datetime import datetime
-    from types import TracebackType
 
     from sitq.administration import (
         BulkResult,
@@ -45,7 +45,7 @@ _COUNTED: Final = 100_001
 _COUNT_SECONDS: Final = 1.0
 
 
-class Admin:
+class Admin(StoreClient):
     """Looks into a store, and steers its tasks, queues and workers. For asyncio and trio.
 
     Use it as ``async with Admin(backend) as admin:``, or call `connect` and `close`. The first use
@@ -70,35 +70,10 @@ class Admin:
             raise UsageError(f"Admin: {backend!r} is no sitq.administration.AdminBackend")
         self._backend: Final[AdminBackend] = backend
         self._serializer: Final = checked_serializer(serializer)
-        self._handle: Final = BackendHandle(backend)
+        super().__init__(backend)
 
     def __repr__(self) -> str:
         return f"Admin({self._backend!r})"
-
-    async def connect(self) -> None:
-        """Open the store; once is enough. After a `close` it opens the store again.
-
-        Raises:
-            BackendError: the store cannot be opened.
-            UsageError: it is in use by another event loop, or was inherited by a fork.
-        """
-        await self._handle.open()
-
-    async def close(self) -> None:
-        """Close the store. Idempotent."""
-        await self._handle.close()
-
-    async def __aenter__(self) -> Self:
-        await self.connect()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.close()
 
     # -- looking -----------------------------------------------------------------------------
 

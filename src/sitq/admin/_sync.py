@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from sitq._portal import Portal
+from sitq._portal import Portal, PortalClient
 from sitq.admin._admin import Admin
 from sitq.administration import TaskFilter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from datetime import datetime
-    from types import TracebackType
 
     from sitq.administration import (
         BulkResult,
@@ -32,7 +31,7 @@ T = TypeVar("T")
 _EVERYTHING: Final = TaskFilter()
 
 
-class SyncAdmin:
+class SyncAdmin(PortalClient):
     """The methods of `Admin` for code with no event loop; any number of threads may share it.
 
     Use it as ``with SyncAdmin(backend) as admin:``, or call `connect` and `close`. The first use
@@ -49,30 +48,10 @@ class SyncAdmin:
 
     def __init__(self, backend: Backend, serializer: Serializer | None = None) -> None:
         self._admin: Final = Admin(backend, serializer)
-        self._portal: Final = Portal(self._admin.close)
+        super().__init__(Portal(self._admin.close), self._admin.connect)
 
     def __repr__(self) -> str:
         return f"Sync{self._admin!r}"
-
-    def connect(self) -> None:
-        """See `Admin.connect`."""
-        self._portal.connect(self._admin.connect, reopen=True)
-
-    def close(self) -> None:
-        """See `Admin.close`."""
-        self._portal.close()
-
-    def __enter__(self) -> Self:
-        self.connect()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _run(self, function: Callable[..., Coroutine[Any, Any, T]], *args: Any, **named: Any) -> T:
         return self._portal.run(partial(function, *args, **named))
