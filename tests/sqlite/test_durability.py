@@ -171,13 +171,13 @@ async def test_nothing_is_acknowledged_on_top_of_a_flush_that_failed(
     tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not even what SQLite has flushed itself: in a gap of the log it would be lost as well."""
-    monkeypatch.setattr(_durability, "FLUSH_SECONDS", 0.05)
     path = tmp_path / "q.db"
     backend = SQLiteBackend(path)
     await backend.open()
     await backend.enqueue([some_task()])
     (task,) = (await backend.reserve("w", ["default"], 1, 30.0)).tasks
-    with read(path):
+    with read(path), monkeypatch.context() as patch:
+        patch.setattr(_durability, "FLUSH_SECONDS", 0.05)
         disk.fails = True
         with pytest.raises(UnknownOutcomeError):
             await backend.enqueue([some_task()])
