@@ -126,8 +126,8 @@ if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> object:
         if name == "__version__":
-            globals()[name] = version = _read_version()
-            return version
+            globals()[name] = found = _import_module("sitq._version").version()
+            return found
         for module, names in _MODULES.items():
             if name in names.split():
                 globals()[name] = found = getattr(_import_module(f"sitq.{module}"), name)
@@ -136,12 +136,3 @@ if not TYPE_CHECKING:
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *__all__, "__version__"})
-
-    def _read_version() -> str:
-        """Read the version of the installed package; a bare source tree has none."""
-        from importlib.metadata import PackageNotFoundError, version
-
-        try:
-            return version("sitq")
-        except PackageNotFoundError:
-            return "0+unknown"

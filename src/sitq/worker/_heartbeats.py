@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import random
 import threading
+from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 import anyio
 
 from sitq._logging import Log
+from sitq.administration import AdminBackend
 from sitq.models import LeaseState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from sitq.administration import WorkerKeeper
     from sitq.models import Lease
     from sitq.protocols import LeaseKeeper
     from sitq.worker._runtime import WorkerRuntime
@@ -43,6 +46,9 @@ class Heartbeats:
         self._lease = runtime.options.lease
         self._loop = runtime.loop
         self._notify = notify
+        # Report the worker to a store that knows workers, and sign it off.
+        self._report: Callable[[WorkerKeeper], object] | None = None
+        self._sign_off: Callable[[WorkerKeeper], object] | None = None
         self._renewed: dict[Lease, float] = {}
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -54,6 +60,13 @@ class Heartbeats:
         self._looked_at: float | None = None
         self._patient_until = float("-inf")
         self._thread = threading.Thread(target=self._run, name="sitq-heartbeats", daemon=True)
+
+    def report_by(
+        self, report: Callable[[WorkerKeeper], object], sign_off: Callable[[WorkerKeeper], object]
+    ) -> None:
+        """Report the worker with each beat, and sign it off, if the store knows workers."""
+        if isinstance(self._backend, AdminBackend):
+            self._report, self._sign_off = report, sign_off
 
     async def start(self) -> None:
         """Start the thread; return once it has a connection.
@@ -146,33 +159,36 @@ class Heartbeats:
         self._ended.set()
 
     def _beat(self, keeper: LeaseKeeper) -> None:
-        """Renew the leases periodically, until stopped."""
+        """Renew the leases periodically, and report the worker, until stopped."""
         period = self._lease / _BEATS_PER_LEASE
-        pause = period
+        pause = 0.0 if self._report is not None else period
         failing = False
         while True:
             self._wake.wait(pause)
             self._wake.clear()
             if self._stopping:
-                return
+                break
             pause = period
             with self._lock:
                 leases = list(self._renewed)
-            if not leases:
-                continue
             asked_at = self._monotonic()
             try:
-                states = keeper.renew(leases, self._lease)
+                if leases:
+                    self._note(leases, keeper.renew(leases, self._lease), asked_at)
+                if self._report is not None:
+                    self._report(cast("WorkerKeeper", keeper))
             except Exception as error:  # noqa: BLE001 - an unavailable store never ends a worker
                 pause = period * random.uniform(0.1, 0.3)
                 if not failing:
                     _log.warning("cannot renew %d leases: %s", len(leases), error)
                 failing = True
                 continue
-            self._note(leases, states, asked_at)
             if failing:
                 _log.info("leases are renewed again")
                 failing = False
+        if self._sign_off is not None:
+            with suppress(Exception):  # a sweep removes it
+                self._sign_off(cast("WorkerKeeper", keeper))
 
     def _note(self, leases: list[Lease], states: list[LeaseState], asked_at: float) -> None:
         notified = []

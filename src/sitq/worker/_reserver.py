@@ -8,6 +8,7 @@ import anyio
 import anyio.lowlevel
 
 from sitq._logging import Log
+from sitq.administration import WorkerState
 from sitq.clock import with_timeout
 from sitq.models import Outcome
 from sitq.payload.names import one_line
@@ -61,6 +62,7 @@ class Reserver:
         self._pool = pool
         self._drain = drain
         self._stopping = False
+        self._quiet = False
         self._reserve_backoff = FailureBackoff("reserve tasks", longest=5.0)
         self._woken = anyio.Event()
         # True if tasks may have become due since the last reservation.
@@ -76,6 +78,23 @@ class Reserver:
         self._woken.set()
         self._writing.cancel()
 
+    @property
+    def state(self) -> WorkerState:
+        """The state of the worker. Any thread may ask."""
+        if self._stopping:
+            return WorkerState.STOPPING
+        return WorkerState.QUIET if self._quiet else WorkerState.ACTIVE
+
+    def be_quiet(self, *, quiet: bool) -> None:
+        """Reserve no more tasks for now, and hand back those that wait; or go on."""
+        if quiet == self._quiet:
+            return
+        self._quiet = quiet
+        if quiet:
+            self._pool.hand_back(at_once=True)
+        else:
+            self.look_again()
+
     async def run(self) -> None:
         """Reserve when there is room and tasks may be due, until stopped or drained."""
         if self._drain:
@@ -89,6 +108,8 @@ class Reserver:
 
     async def _reserve_some(self) -> bool:
         """Reserve if there is room and tasks may be due; return whether there is more to do."""
+        if self._quiet:
+            return not self._drain or self._pool.busy
         if not (self._due or self._drain):
             return True
         room = self._pool.room
@@ -143,7 +164,7 @@ class Reserver:
         with self._pool.interpreter_yield.reserving():
             reservation = await self._backend.reserve(self._id, options.queues, room, options.lease)
         try:
-            if self._stopping:
+            if self._stopping or self._quiet:
                 for task in reservation.tasks:
                     self._reporter.add(task.lease, Outcome.release(task.lease))
             else:

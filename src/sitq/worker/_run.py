@@ -16,6 +16,7 @@ from sitq.errors import SitqError
 from sitq.models import LeaseState, Outcome
 from sitq.worker._attempt import EndReason
 from sitq.worker._heartbeats import Heartbeats
+from sitq.worker._presence import Presence
 from sitq.worker._reporter import FailureBackoff, Reporter
 from sitq.worker._reserver import FULL_SWEEP, Reserver
 from sitq.worker._runner_pool import RunnerPool
@@ -70,6 +71,8 @@ class WorkerRun:
         self._reserver = Reserver(
             runtime, registry, self._heartbeats, self._reporter, self._pool, drain=drain
         )
+        self._presence = Presence(runtime, registry, self._pool, self._reserver)
+        self._heartbeats.report_by(self._presence.report_to, self._presence.sign_off_from)
 
     @property
     def started(self) -> int:
@@ -93,6 +96,7 @@ class WorkerRun:
                 services.start_soon(self._reporter.write_progress)
                 services.start_soon(self._watch)
                 services.start_soon(self._sweep)
+                services.start_soon(self._presence.watch_unserved)
                 try:
                     # On trio the host is shielded, so only `close` ends it.
                     await services.start(self._pool.host)

@@ -144,6 +144,11 @@ class RunnerPool:
         return bool(self._running or self._prefetched)
 
     @property
+    def running(self) -> int:
+        """How many attempts run. Any thread may ask."""
+        return len(self._running) + len(self._abandoned_threads)
+
+    @property
     def idle_places(self) -> int:
         """How many attempts could start at once."""
         return self._places - len(self._running) - len(self._abandoned_threads)
@@ -360,6 +365,12 @@ class RunnerPool:
         while self._prefetched and (at_once or self._prefetched[0].since < too_long):
             attempt = self._prefetched.popleft()
             self._prefetch.note_timeout()
+            self._reporter.add(attempt.lease, Outcome.release(attempt.lease))
+
+    def hand_back_queues(self, queues: frozenset[str]) -> None:
+        """Release the waiting tasks of paused queues."""
+        for attempt in [each for each in self._prefetched if each.task.queue in queues]:
+            self._prefetched.remove(attempt)
             self._reporter.add(attempt.lease, Outcome.release(attempt.lease))
 
     async def finish(self, seconds: float, cleanup_seconds: float) -> None:

@@ -1,0 +1,122 @@
+"""What a worker says of itself to its store, what it is asked to do, and what is not served."""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from sitq._logging import Log
+from sitq._version import version
+from sitq.administration import AdminBackend, WorkerReport, WorkerState
+from sitq.payload.names import one_line
+
+if TYPE_CHECKING:
+    from sitq.administration import Overview, WorkerKeeper, WorkerOrders
+    from sitq.payload.registry import Registry
+    from sitq.worker._reserver import Reserver
+    from sitq.worker._runner_pool import RunnerPool
+    from sitq.worker._runtime import WorkerRuntime
+
+__all__ = ["Presence"]
+
+_log: Final = Log(__name__)
+
+# Seconds from the start to the first look for what no worker serves, and between two looks.
+_FIRST_LOOK: Final = 10.0
+_LOOK_EVERY: Final = 60.0
+
+
+class Presence:
+    """Reports one worker to its store, and obeys the orders that it gets there."""
+
+    def __init__(
+        self, runtime: WorkerRuntime, registry: Registry, pool: RunnerPool, reserver: Reserver
+    ) -> None:
+        self._runtime = runtime
+        self._registry = registry
+        self._pool = pool
+        self._reserver = reserver
+        self._started_at = runtime.clock.now()
+        self._host = socket.gethostname()
+        self._has_reported = False
+        self._functions: tuple[str, ...] = ()
+        self._warned_of: set[str] = set()
+
+    # -- in the heartbeats' thread -----------------------------------------------------------
+
+    def report_to(self, keeper: WorkerKeeper) -> None:
+        """Report the worker, and have its orders obeyed in the loop.
+
+        Raises:
+            BackendError: the store failed.
+        """
+        self._has_reported = True
+        orders = keeper.report(self._report())
+        self._runtime.loop.call_soon(partial(self._obey, orders))
+
+    def sign_off_from(self, keeper: WorkerKeeper) -> None:
+        """Say that the worker has ended.
+
+        Raises:
+            BackendError: the store failed.
+        """
+        if self._has_reported:
+            keeper.sign_off(self._runtime.worker_id)
+
+    def _report(self) -> WorkerReport:
+        options = self._runtime.options
+        return WorkerReport(
+            id=self._runtime.worker_id,
+            host=self._host,
+            pid=os.getpid(),
+            version=version(),
+            queues=options.queues,
+            functions=self._known_functions(),
+            slots=options.max_concurrency,
+            running=self._pool.running,
+            state=self._reserver.state,
+            lease=options.lease,
+            started_at=self._started_at,
+        )
+
+    def _known_functions(self) -> tuple[str, ...]:
+        with suppress(RuntimeError):  # the loop adds one at this moment: the next report has it
+            self._functions = tuple(sorted(self._registry.names()))
+        return self._functions
+
+    # -- in the loop -------------------------------------------------------------------------
+
+    def _obey(self, orders: WorkerOrders) -> None:
+        if orders.state is WorkerState.STOPPING:
+            self._reserver.stop()
+        self._reserver.be_quiet(quiet=orders.state is WorkerState.QUIET)
+        if orders.paused:
+            self._pool.hand_back_queues(orders.paused)
+
+    async def watch_unserved(self) -> None:
+        """Warn once of each queue and each function that has due tasks and no live worker."""
+        backend = self._runtime.backend
+        if not isinstance(backend, AdminBackend):
+            return
+        await self._runtime.clock.sleep(_FIRST_LOOK)
+        while True:
+            with suppress(Exception):  # a store that is unavailable is reported elsewhere
+                self._look_for_unserved(await backend.overview())
+            await self._runtime.clock.sleep(_LOOK_EVERY)
+
+    def _look_for_unserved(self, view: Overview) -> None:
+        for queue in view.unserved:
+            self._warn(f"tasks are due in queue {queue!r}, which no live worker serves")
+        for queue, function in view.unknown_functions:
+            self._warn(
+                f"tasks of {one_line(function)} are due in queue {queue!r}, and no live worker "
+                "there knows this function: give its module to Worker(tasks=...)"
+            )
+
+    def _warn(self, text: str) -> None:
+        if text not in self._warned_of:
+            self._warned_of.add(text)
+            _log.warning("%s", text)
