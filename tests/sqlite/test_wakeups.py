@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sqlite3
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -103,12 +104,13 @@ async def test_who_listens_on_when_the_store_is_closed_leaves_no_file(tmp_path: 
     async with backend.listen("results"):
         pass
     await backend.close()
+    gc.collect()  # files that other tests have left open
     before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(5):
         await backend.open()
         async with backend.listen("tasks"), backend.listen("results"):
             await backend.close()
-        assert len(list(Path("/proc/self/fd").iterdir())) == before
+        assert len(list(Path("/proc/self/fd").iterdir())) <= before
 
 
 async def test_a_wait_that_is_cancelled_loses_no_change(tmp_path: Path, way: str) -> None:

@@ -21,8 +21,6 @@ from sitq.payload.functions import TaskFunction
 from sitq.payload.serialization import MsgpackSerializer
 from tests.unit.attack_keys import attack_keys
 
-pytestmark = pytest.mark.no_cover  # measuring slows down what has to be quick
-
 serializer = MsgpackSerializer()
 SET, FROZENSET, UUID = 2, 3, 8
 MODULUS = 2**61 - 1

@@ -111,7 +111,7 @@ def test_what_is_left_when_its_loop_has_stopped_leaves_no_file() -> None:
     wakers.clear()
     gc.collect()
     loop.close()
-    assert open_files() == before
+    assert open_files() <= before
 
 
 def test_what_is_left_when_its_loop_has_ended_leaves_no_file() -> None:
@@ -125,7 +125,7 @@ def test_what_is_left_when_its_loop_has_ended_leaves_no_file() -> None:
     wakers[0].post(lambda: None)
     wakers.clear()
     gc.collect()
-    assert open_files() == before
+    assert open_files() <= before
 
 
 async def test_a_collection_in_the_middle_of_a_post_blocks_no_thread() -> None:

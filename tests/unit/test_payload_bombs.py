@@ -26,8 +26,6 @@ from sitq.payload._values import ValueCodec
 from sitq.payload.functions import TaskFunction
 from sitq.payload.serialization import MsgpackSerializer
 
-pytestmark = pytest.mark.no_cover  # measuring slows down what has to be quick
-
 serializer = MsgpackSerializer()
 TUPLE, SET, FROZENSET, DATETIME, DATE, TIME, TIMEDELTA, UUID, DECIMAL, PATH = range(1, 11)
 # What hashes of ints are taken modulo of, in CPython.
