@@ -89,11 +89,11 @@ def refusal(info: TaskInfo, change: TaskChange) -> str | None:
     status = info.status
     match change.kind:
         case BulkChange.CANCEL if status.is_final:
-            return f"it is {status} already"
+            return f"it is final already ({status})"
         case BulkChange.DELETE if status is TaskStatus.IN_PROGRESS:
             return "it is in progress: cancel it first"
         case BulkChange.POSTPONE | BulkChange.SET_PRIORITY if status is not TaskStatus.PENDING:
-            return f"it is {status}, not pending"
+            return f"it is not pending ({status})"
         case BulkChange.POSTPONE if change.eta is not None and change.eta <= info.eta:
             return "its eta is not earlier than the new one"
         case _:
