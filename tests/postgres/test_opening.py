@@ -12,7 +12,7 @@ import anyio.to_thread
 import psycopg
 import pytest
 
-from sitq import BackendConnectionError, BackendError, BackendFormatError, ValidationError
+from sitq import BackendError, BackendFormatError, ValidationError
 from sitq.backends.postgres import PostgresBackend, _schema
 from sitq.backends.postgres._connection import ConnectTarget
 from sitq.ids import new_task_id
@@ -224,42 +224,6 @@ async def test_a_store_outlives_a_change_of_its_tables_by_a_migration() -> None:
     (info,) = await backend.get_tasks([task_id])
     assert info is not None
     await backend.close()
-
-
-@pytest.mark.parametrize("role", ["producer", "worker"])
-async def test_the_documented_roles_have_the_rights_that_they_need(role: str) -> None:
-    schema = new_schema()
-    await open_and_close(PostgresBackend(dsn(), schema=schema))
-    name = f"{schema}_{role}"
-    page = (ROOT / "docs/how-to/postgresql.md").read_text()
-    block = page.partition(f"-- {role}\n")[2].partition("\n\n")[0].partition("```")[0]
-    assert "GRANT" in block
-    await ask(f"CREATE ROLE {name} LOGIN")
-    script = block.replace(f"sitq_{role}", "THE_ROLE").replace("sitq", schema)
-    await run(script.replace("THE_ROLE", name))
-    user = dsn().replace("postgres@", f"{name}@")
-    if user == dsn():
-        pytest.skip("the server given does not let others in")
-    backend = PostgresBackend(user, schema=schema, migrate=False)
-    await backend.open()
-    ids = await backend.enqueue([new_task(), new_task(unique_key="k")])
-    assert len(await backend.get_results(ids)) == 2
-    if role == "worker":
-        taken = (await backend.reserve("w", ["default"], 5, 0.0)).tasks
-        assert len(taken) == 2
-        assert (await backend.sweep(3)).reclaimed == 2
-        assert await backend.prune(0) == 0
-    else:
-        assert await backend.cancel(ids[0])
-        with pytest.raises(BackendConnectionError, match="permission denied"):
-            await backend.prune(0)
-    async with backend.listen("tasks") as listener:
-        await backend.enqueue([new_task()])
-        with anyio.fail_after(10):
-            await listener.wait()
-    await backend.close()
-    with pytest.raises(BackendConnectionError, match="permission denied"):
-        await PostgresBackend(user, schema=new_schema()).open()
 
 
 @pytest.mark.parametrize(

@@ -181,6 +181,7 @@ async def change_tasks(
     accepted, result = sort_out(page.items, request.change, page.cursor)
     if request.dry_run or not accepted:
         return [result]
+    transaction.has_committed = False  # so far it has only read: an error means no change
     changed = await _change(transaction, request, [info.task_id for info in accepted])
     left = [info.task_id for info in accepted if info.task_id not in changed]
     skipped = (*result.skipped, *(SkippedTask(task_id, _IN_BETWEEN) for task_id in left))
