@@ -82,8 +82,8 @@ def plain(value: Any) -> Any:
 def plain_member(value: Any) -> Any:
     """Return `plain` of a value, or the value itself if that would lose something.
 
-    A member of an enum is more than its value. A pandas ``Timestamp`` has nanoseconds, and ``NaT``
-    is a datetime that stands for no moment at all.
+    A member of an enum would lose its name, a pandas ``Timestamp`` its nanoseconds. ``NaT`` is a
+    datetime without a time.
     """
     kind = type(value)
     is_more = issubclass(kind, Enum) or str(kind.__module__).partition(".")[0] == "pandas"

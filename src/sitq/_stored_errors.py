@@ -1,4 +1,4 @@
-"""The errors that stand in a result in place of one of the task's own."""
+"""Error texts that sitq stores when a task has none of its own."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ StatusFilter = Literal[
 
 
 class TaskFilter(Model):
-    """Which tasks are meant: those to which everything that is given applies.
+    """Select the tasks that match all given fields.
 
     Args:
         ids: at most 1,000 ids.
@@ -262,7 +262,7 @@ class UnknownFunction(NamedTuple):
 
 
 class Overview(NamedTuple):
-    """The store at a glance.
+    """A summary of the queues, the workers and the numbers of tasks.
 
     ``totals`` counts the tasks of each status that are open or have failed, as `TaskFilter.status`
     names them. ``unserved`` are the queues with due tasks that no live worker serves.

@@ -71,7 +71,7 @@ async def when_cancelled(function: Callable[[], object]) -> None:
 
 
 class DriverLoop:
-    """The loop that a driver lives in.
+    """The asyncio loop that runs a driver.
 
     Args:
         loop: the loop of its callers.
@@ -228,7 +228,7 @@ class DriverLoop:
         }
 
     def end_soon(self) -> None:
-        """Let cancellations have their way from now on."""
+        """Stop ignoring the cancellations of this loop's tasks."""
         self._is_ending = True
 
     async def cut(self, keep: set[asyncio.Task[Any]]) -> None:

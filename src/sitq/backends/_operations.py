@@ -1,4 +1,4 @@
-"""The verbs of the stores that speak SQL: one table, a row a verb, and what some verbs take.
+"""The table of verbs: how a store carries out each operation, and the types of the requests.
 
 A store carries a verb out by the function of the same name in its own ``_operations`` module. How
 the function is called is read from here: in which order with others, by when its work is on the
@@ -74,7 +74,7 @@ class FlushPolicy(IntEnum):
     """By when a commit is on the disk; the strictest comes last."""
 
     DEFERRED = 0
-    """A power cut can undo it, but then no process is left that relies on it."""
+    """A power cut can undo it. It also ends the process that relied on it."""
     ACKNOWLEDGED = 1
     """Others can see it a moment before it is flushed; the call returns after that."""
     BEFORE_COMMIT = 2
@@ -123,7 +123,7 @@ class ProgressRequest(NamedTuple):
 
 
 def _itself(item: T) -> T:
-    """Return the one argument of a call: it is the item."""
+    """Return the argument unchanged."""
     return item
 
 

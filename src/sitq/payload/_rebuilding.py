@@ -109,9 +109,9 @@ class RebuildLimits:
 
 
 def _tries(found: list[Mapping[str, Any]]) -> dict[_Step, int]:
-    """Return how many choices of one union read what is behind a step, where it is more than one.
+    """Return, by field or container, how many branches of one union read its value, if several do.
 
-    Each choice reads it separately. In a recursive type these numbers multiply at each level.
+    Each branch reads it separately. In a recursive type these numbers multiply at each level.
     """
     definitions = {node["ref"]: node for node in found if isinstance(node.get("ref"), str)}
     tries: dict[_Step, int] = {}

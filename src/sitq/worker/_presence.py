@@ -1,4 +1,4 @@
-"""What a worker says of itself to its store, what it is asked to do, and what is not served."""
+"""Report a worker to its store, obey the orders it gets there, and warn of unserved queues."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ class UncommittedOutcome(Outcome):
 def storable_outcome(outcome: Outcome, error: BackendValueError) -> Outcome | None:
     """Return an outcome that every store can keep: plain text, no value and no traceback.
 
-    A retry stays one. If that is refused as well, a failure replaces it, and ``None`` that one.
+    A retry becomes a retry with a plain text; if that is refused too, a failure; then ``None``.
     """
     if outcome.kind is OutcomeKind.FAILURE and outcome.error in {
         UNSTORABLE_ERROR,

@@ -29,9 +29,8 @@ _log: Final = Log(__name__)
 
 # A sweep that changed so many tasks may have left some.
 FULL_SWEEP: Final = 1000
-# For so many seconds after it has put back a task of a function that it does not know, a worker
-# reserves tasks so many seconds after their eta. Another worker, which may know the function, comes
-# first. No task is put back for longer than that.
+# For 120 s after it has put back a task of an unknown function, a worker reserves tasks 0.1 s after
+# their eta, so that workers that know the function come first. No task is put back for longer.
 _DEFERRING_SECONDS: Final = 120.0
 _DEFERENCE_SECONDS: Final = 0.1
 

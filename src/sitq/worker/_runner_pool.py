@@ -202,8 +202,8 @@ class RunnerPool:
         if task.crashes:
             self._prefetch.pause()
             if self.idle_places <= len(self._prefetched):
-                # One of the tasks that were lost together kills its worker. If it does so again,
-                # that worker must not hold the others.
+                # A task that crashed its worker may crash this one too. No other task of those that
+                # were lost with it may wait behind it.
                 self._reporter.add(lease, Outcome.release(lease))
                 return
         now = self._monotonic()

@@ -1,6 +1,6 @@
 """The reference model of a store, in the memory of one process; also for users' tests.
 
-It is written to be read: where a store's behaviour is in doubt, this is the answer.
+It is the reference implementation: other stores behave like it.
 """
 
 from __future__ import annotations

@@ -334,7 +334,7 @@ async def list_workers(transaction: PgTransaction) -> list[WorkerInfo]:
 
 
 async def overview(transaction: PgTransaction) -> Overview:
-    """Return the store at a glance."""
+    """Return a summary of the queues, the workers and the numbers of tasks."""
     now = transaction.moment
     parts = OverviewParts()
     for queue, due, scheduled, oldest in await transaction.rows(_admin_sql.QUEUES, now, COUNTED):

@@ -392,7 +392,7 @@ def _to_worker(transaction: SQLiteTransaction, row: Sequence[Any], tasks: list[s
 
 
 def overview(transaction: SQLiteTransaction) -> Overview:
-    """Return the store at a glance."""
+    """Return a summary of the queues, the workers and the numbers of tasks."""
     parts = OverviewParts(running=dict(transaction.rows(_admin_sql.IN_PROGRESS)))
     every = TaskFilter()
     level = _next_level(transaction, every, ("", -_TOP))
