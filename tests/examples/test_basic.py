@@ -41,6 +41,16 @@ the worker lives: 42
 slug: tasks-without-a-broker
 the worker has stopped
 """,
+    "07_admin.py": r"""failed: 3
+the last one, attempt 1: ConnectionError: no answer from smtp\.example\.com
+mail: 1 due, 0 ran, paused: the mail server is down
+would be retried: 3
+retried: 3
+retried once more: 0
+a worker is active and serves \('mail',\)
+succeeded: 4
+deleted: 3
+""",
 }
 
 
