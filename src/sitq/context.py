@@ -31,7 +31,7 @@ class TaskServices(Protocol):
 
     @property
     def backend(self) -> Backend:
-        """Where a task completes itself."""
+        """Return the place where a task completes itself."""
 
     @property
     def note(self) -> Callable[[Lease, Progress], object]:
@@ -84,37 +84,39 @@ class TaskContext:
 
     @property
     def id(self) -> TaskId[Any]:
-        """The task's id: the idempotency key of what the task does."""
+        """Return the task's id: the idempotency key of what the task does."""
         return self._task.id
 
     @property
     def function(self) -> str:
-        """The function's stored name."""
+        """Return the function's stored name."""
         return self._task.function
 
     @property
     def queue(self) -> str:
-        """The queue that the task came from."""
+        """Return the queue that the task came from."""
         return self._task.queue
 
     @property
     def attempt(self) -> int:
-        """The number of this attempt; 1 for the first."""
+        """Return the number of this attempt; 1 for the first."""
         return self._task.attempt
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """The headers that were stored with the task."""
+        """Return the headers that were stored with the task."""
         return self._task.headers
 
     @property
     def lease(self) -> Lease:
-        """The lease that the attempt runs under: the task's id, and the fencing token."""
+        """Return the lease that the attempt runs under: the task's id, and the fencing token."""
         return self._lease
 
     @property
     def cancel_requested(self) -> bool:
-        """True once the attempt is to end: cancelled, out of time, shut down, or its lease lost.
+        """Return whether the attempt is to end.
+
+        It is cancelled, out of time or shut down, or its lease is lost.
 
         A plain function checks it. If the task was cancelled, raising makes it ``cancelled``, and
         a returned value counts as its result.
@@ -123,12 +125,12 @@ class TaskContext:
 
     @property
     def deadline(self) -> datetime | None:
-        """The moment that the attempt's timeout ends it (UTC); ``None``: there is no timeout."""
+        """Return when the attempt's timeout ends it (UTC); ``None``: there is no timeout."""
         return self._state.deadline
 
     @property
     def completed(self) -> bool:
-        """True once the task has completed itself in a transaction, committed or not."""
+        """Return whether the task has completed itself in a transaction, committed or not."""
         return self._state.completed
 
     async def complete_in(self, connection: AnyConnection, value: object = None) -> None:

@@ -213,7 +213,7 @@ class Backend(Protocol):
 
     @property
     def clock(self) -> Clock:
-        """The clock that the users of the store share."""
+        """Return the clock that the users of the store share."""
         ...
 
     async def open(self) -> None:

@@ -113,7 +113,7 @@ class _Session(OpenStore, Protocol):
 
     @property
     def database(self) -> _Database:
-        """Its connections."""
+        """Return the connections."""
         ...
 
     def lease_keeper(self) -> LeaseKeeper:
@@ -150,7 +150,7 @@ class SQLBackend(BackendMethods, Generic[S]):
 
     @property
     def clock(self) -> Clock:
-        """The clock that the store's users share."""
+        """Return the clock that the store's users share."""
         return self._clock
 
     async def open(self) -> None:

@@ -23,12 +23,12 @@ class OpenStore(Protocol):
 
     @property
     def loop(self) -> LoopRef:
-        """The loop of its users."""
+        """Return the loop of its users."""
         ...
 
     @property
     def pid(self) -> int:
-        """The process that opened it."""
+        """Return the process that opened it."""
         ...
 
     async def connect(self) -> None:

@@ -113,12 +113,12 @@ class Attempt:
 
     @property
     def completed(self) -> bool:
-        """True once the task has completed itself in a transaction, committed or not."""
+        """Return whether the task has completed itself in a transaction, committed or not."""
         return self._state.completed
 
     @property
     def is_hosted(self) -> bool:
-        """True while an asyncio task runs the attempt."""
+        """Return whether an asyncio task runs the attempt."""
         return self.host is not None and not self.host.done()
 
     def leave(self, freed: Callable[[], object]) -> bool:

@@ -154,7 +154,7 @@ class AttemptTask(asyncio.Task[None]):
 
     @property
     def has_begun(self) -> bool:
-        """True once the attempt has made its first step."""
+        """Return whether the attempt has made its first step."""
         return STARTS_EAGERLY or getcoroutinestate(self._call) != CORO_CREATED
 
     def cancel(self, msg: Any | None = None) -> bool:

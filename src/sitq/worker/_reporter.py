@@ -95,7 +95,7 @@ class FailureBackoff:
 
     @property
     def is_failing(self) -> bool:
-        """True if the last try failed."""
+        """Return whether the last try failed."""
         return self._failures > 0
 
     def succeed(self) -> None:
@@ -154,7 +154,7 @@ class Reporter:
 
     @property
     def is_failing(self) -> bool:
-        """True while the store does not accept the outcomes that wait."""
+        """Return whether the store does not accept the outcomes that wait."""
         return self._backoff.is_failing and bool(self._waiting or self._group)
 
     def is_writing(self, lease: Lease) -> bool:

@@ -79,7 +79,7 @@ class Reserver:
 
     @property
     def state(self) -> WorkerState:
-        """The state of the worker. Any thread may ask."""
+        """Return the state of the worker. Any thread may ask."""
         if self._stopping:
             return WorkerState.STOPPING
         return WorkerState.QUIET if self._quiet else WorkerState.ACTIVE

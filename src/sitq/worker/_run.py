@@ -76,7 +76,7 @@ class WorkerRun:
 
     @property
     def started(self) -> int:
-        """How many attempts have started."""
+        """Return how many attempts have started."""
         return self._pool.started
 
     def stop(self) -> None:

@@ -87,7 +87,7 @@ class _PrefetchLimit:
 
     @property
     def is_paused(self) -> bool:
-        """True while no task is reserved ahead because one may end the process."""
+        """Return whether no task is reserved ahead because one may end the process."""
         return self._monotonic() < self._paused_until
 
     def limit(self, places: int) -> int:
@@ -140,17 +140,17 @@ class RunnerPool:
 
     @property
     def busy(self) -> bool:
-        """True while an attempt runs or waits."""
+        """Return whether an attempt runs or waits."""
         return bool(self._running or self._prefetched)
 
     @property
     def running(self) -> int:
-        """How many attempts run. Any thread may ask."""
+        """Return how many attempts run. Any thread may ask."""
         return len(self._running) + len(self._abandoned_threads)
 
     @property
     def idle_places(self) -> int:
-        """How many attempts could start at once."""
+        """Return how many attempts could start at once."""
         return self._places - len(self._running) - len(self._abandoned_threads)
 
     def running_if_full(self) -> list[ReservedTask]:
@@ -161,7 +161,7 @@ class RunnerPool:
 
     @property
     def room(self) -> int:
-        """How many tasks to reserve; 0 while enough of them wait.
+        """Return how many tasks to reserve; 0 while enough of them wait.
 
         Most of a reservation's cost does not depend on how many tasks it reserves. So tasks are
         not reserved one by one.

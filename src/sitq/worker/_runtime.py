@@ -78,7 +78,7 @@ class WorkerRuntime:
 
     @property
     def is_ending(self) -> bool:
-        """True if the worker ends, or asyncio cancels its task along with all others."""
+        """Return whether the worker ends, or asyncio cancels its task along with all others."""
         return self.closing or (self._host is not None and self._host.cancelling() > 0)
 
     def leave(self, error: BaseException) -> None:

@@ -92,12 +92,12 @@ class _SignalState:
 
     @property
     def at_once(self) -> bool:
-        """True once a second signal has come."""
+        """Return whether a second signal has come."""
         return self._count > 1
 
     @property
     def inherited(self) -> bool:
-        """True in a process that was forked meanwhile."""
+        """Return whether the process was forked meanwhile."""
         return self._pid != os.getpid()
 
     def begin(self, scope: anyio.CancelScope) -> None:

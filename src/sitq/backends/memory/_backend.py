@@ -64,7 +64,7 @@ class MemoryBackend(AdminMethods):
 
     @property
     def clock(self) -> Clock:
-        """The clock that the store's users share."""
+        """Return the clock that the store's users share."""
         return self._clock
 
     async def open(self) -> None:

@@ -59,12 +59,12 @@ class SQLiteConnection(aiosqlite.Connection):
 
     @property
     def is_open(self) -> bool:
-        """True from the opening to the closing, or to a `drop`."""
+        """Return whether it is open: from the opening to the closing, or to a `drop`."""
         return self._connection is not None
 
     @property
     def opened(self) -> sqlite3.Connection:
-        """The connection itself; for use in the thread."""
+        """Return the connection itself; for use in the thread."""
         if self._connection is None:
             raise UsageError("the backend is closed; open it again (connect) before using it")
         return self._connection

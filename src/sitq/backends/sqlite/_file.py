@@ -209,7 +209,7 @@ class DatabaseFile:
 
     @property
     def wakeup_file(self) -> str:
-        """The path of the wake-up file; see `sitq.backends.sqlite._wakeups`."""
+        """Return the path of the wake-up file; see `sitq.backends.sqlite._wakeups`."""
         return f"{self.path}-bell"
 
     def _create(self) -> None:

@@ -27,7 +27,7 @@ Migration = tuple[int, str]
 
 @cache
 def migrations() -> tuple[Migration, ...]:
-    """The migrations, in order: number and script."""
+    """Return the migrations, in order: number and script."""
     from importlib import resources
 
     folder = resources.files("sitq.backends.sqlite") / "migrations"
@@ -120,7 +120,7 @@ def migrate(connection: sqlite3.Connection, path: str) -> None:
 
 
 def _statements(script: str) -> list[str]:
-    """A script in single statements; `executescript` would commit what is open."""
+    """Split a script into single statements; `executescript` would commit what is open."""
     statements, start = [], 0
     for position, letter in enumerate(script):
         if letter == ";" and sqlite3.complete_statement(script[start : position + 1]):

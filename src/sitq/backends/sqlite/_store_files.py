@@ -42,7 +42,7 @@ class StoreFiles:
 
     @property
     def file(self) -> DatabaseFile:
-        """The file."""
+        """Return the file."""
         if self._file is None:
             raise UsageError("the backend is not open")
         return self._file
