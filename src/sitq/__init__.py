@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         UsageError,
         ValidationError,
     )
+    from sitq.extensions import Extension
     from sitq.ids import TaskId
     from sitq.models import Progress, ReservedTask, Result, RetryPolicy, Task, TaskInfo
     from sitq.payload.registry import Call, call, task
@@ -61,6 +62,7 @@ __all__ = [
     "BoundQueue",
     "Call",
     "Clock",
+    "Extension",
     "Fail",
     "LeaseLostError",
     "MsgpackSerializer",
@@ -111,6 +113,7 @@ if not TYPE_CHECKING:
             "BackendFullError BackendValueError LeaseLostError SerializationError SitqError "
             "TaskFailedError TaskNotFoundError UnknownOutcomeError UsageError ValidationError"
         ),
+        "extensions": "Extension",
         "ids": "TaskId",
         "models": "Progress ReservedTask Result RetryPolicy Task TaskInfo",
         "protocols": "Backend Clock ResultSigningSerializer Serializer SigningSerializer",

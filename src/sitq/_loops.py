@@ -403,11 +403,17 @@ async def run_to_completion(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
 _working: Final[set[asyncio.Task[Any]]] = set()
 
 
-def run_inline(work: Coroutine[Any, Any, T]) -> T:
+def run_inline(
+    work: Coroutine[Any, Any, T], refusal: str = "this coroutine needs an event loop"
+) -> T:
     """Run a coroutine that never suspends, without any event loop.
 
+    Args:
+        work: the coroutine.
+        refusal: the text of the error if it does suspend.
+
     Raises:
-        RuntimeError: it does suspend.
+        UsageError: it does suspend.
     """
     try:
         work.send(None)
@@ -415,4 +421,4 @@ def run_inline(work: Coroutine[Any, Any, T]) -> T:
         result: T = stop.value
         return result
     work.close()
-    raise RuntimeError("this coroutine needs an event loop")
+    raise UsageError(refusal)

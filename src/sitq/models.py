@@ -34,6 +34,9 @@ from sitq.errors import ValidationError
 from sitq.ids import R_co, TaskId
 from sitq.states import TaskStatus
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 __all__ = [
     "ALL_QUEUES",
     "DEFAULT_QUEUE",
@@ -279,6 +282,14 @@ class Task(Model):
     result_ttl: Seconds = DEFAULT_RESULT_TTL
     headers: Headers = Field(default_factory=lambda: NO_HEADERS, repr=False)
     retry_of: TaskId[Any] | None = None
+
+    def with_headers(self, headers: Mapping[str, str]) -> Self:
+        """Return a copy with more headers; they are checked when the task is stored.
+
+        Args:
+            headers: the headers to add; one that the task has is replaced.
+        """
+        return self.model_copy(update={"headers": {**self.headers, **headers}})
 
 
 class ReservedTask(Model):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, TypeVar, overl
 
 import anyio
 
+from sitq._hooks import Hooks
 from sitq._loops import run_inline
 from sitq._portal import Portal, PortalClient, refuse_event_loop
 from sitq._ports import checked_serializer
@@ -20,15 +21,16 @@ from sitq.queue._options import NO_OPTIONS, take_eta
 from sitq.queue._tasks import TaskFactory
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
     from datetime import datetime
     from types import ModuleType
 
+    from sitq.extensions import Extension
     from sitq.ids import TaskId
     from sitq.models import Result, RetryPolicy, Task, TaskInfo
     from sitq.payload.registry import Call
     from sitq.protocols import Backend, Serializer
-    from sitq.queue._enqueueing import AnyFunction, AsyncFunction
+    from sitq.queue._enqueueing import AnyFunction, AsyncFunction, Store
     from sitq.queue._options import Options
     from sitq.transactions import SyncConnection
 
@@ -36,6 +38,7 @@ __all__ = ["SyncBoundQueue", "SyncEnqueueMethods", "SyncTaskQueue", "SyncTransac
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 class _InlineQueue:
@@ -57,7 +60,7 @@ class _InlineQueue:
     def enqueue_many(self, calls: Iterable[Call[R]]) -> list[TaskId[R]]:
         """See `TaskQueue.enqueue_many`."""
         self._check()
-        return run_inline(self._producer.enqueue_many(calls, self._options))
+        return _run(self._producer.enqueue_many(calls, self._options))
 
 
 class SyncBoundQueue(_InlineQueue):
@@ -77,7 +80,7 @@ class SyncBoundQueue(_InlineQueue):
     def enqueue(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskId[Any]:
         """See `BoundQueue.enqueue`."""
         self._check()
-        return run_inline(self._producer.enqueue(func, args, kwargs, self._options))
+        return _run(self._producer.enqueue(func, args, kwargs, self._options))
 
 
 class SyncEnqueueMethods(_InlineQueue, OptionsMethod[SyncBoundQueue]):
@@ -107,7 +110,7 @@ class SyncEnqueueMethods(_InlineQueue, OptionsMethod[SyncBoundQueue]):
         """See `TaskQueue.enqueue`."""
         self._check()
         options = take_eta(func, kwargs) if "eta" in kwargs else NO_OPTIONS
-        return run_inline(self._producer.enqueue(func, args, kwargs, options))
+        return _run(self._producer.enqueue(func, args, kwargs, options))
 
 
 class SyncTransactionQueue(SyncEnqueueMethods):
@@ -127,22 +130,36 @@ class SyncTaskQueue(PortalClient, SyncEnqueueMethods):
     Args:
         backend: the store, for this queue alone; ``None``: ``SQLiteBackend("sitq.db")``.
         serializer: how payloads are encoded; the workers must use the same. ``None``: msgpack.
+        extensions: what is called around each enqueue and hears of it, in this order. The calls
+            are made in the caller's thread, which has no event loop: their ``around_enqueue`` may
+            await ``call_next`` and nothing that waits. Only that of a `retry` runs in the queue's
+            own thread, in its event loop.
 
     Raises:
-        ValidationError: ``backend`` is not a backend.
+        ValidationError: ``backend`` is not a backend, or one of ``extensions`` not an extension.
     """
 
     def __init__(
-        self, backend: Backend | None = None, serializer: Serializer | None = None
+        self,
+        backend: Backend | None = None,
+        serializer: Serializer | None = None,
+        *,
+        extensions: Iterable[Extension] = (),
     ) -> None:
         self._backend: Final = SQLiteBackend() if backend is None else backend
         self._serializer: Final = serializer
-        self._queue: Final = TaskQueue(self._backend, serializer)
+        self._hooks: Final = Hooks(extensions)
+        self._extensions: Final = self._hooks.extensions
+        self._queue: Final = TaskQueue(self._backend, serializer, extensions=self._extensions)
         # The drains that run, by the event of their end; for the portal's loop.
         self._drains: Final[dict[anyio.Event, anyio.CancelScope]] = {}
         portal = Portal(partial(_end, self._queue, self._drains))
         PortalClient.__init__(self, portal, self._queue.connect)
-        self._factory: Final = TaskFactory(self._backend.clock, checked_serializer(serializer))
+        self._factory: Final = TaskFactory(
+            self._backend.clock,
+            checked_serializer(serializer),
+            seals=not self._hooks.of_queue,
+        )
         check = portal.check
         if isinstance(self._backend, BlockingBackend):
             check = refuse_event_loop  # the store itself refuses what was opened before a fork
@@ -150,8 +167,7 @@ class SyncTaskQueue(PortalClient, SyncEnqueueMethods):
         else:
             store = partial(_store, portal, self._backend)
         self._use: Final = partial(_use, portal, self._queue)
-        producer = Producer(self._backend, self._factory, self._use, store, _do_nothing)
-        SyncEnqueueMethods.__init__(self, producer, check)
+        SyncEnqueueMethods.__init__(self, self._producing(store), check)
 
     def __repr__(self) -> str:
         return f"Sync{self._queue!r}"
@@ -162,9 +178,19 @@ class SyncTaskQueue(PortalClient, SyncEnqueueMethods):
         if not transaction.blocking:
             raise UsageError("bind: this connection has to be awaited: use TaskQueue.bind")
         self._portal.run(self._queue.connect)
-        store = transaction.enqueue
-        producer = Producer(self._backend, self._factory, self._use, store, _do_nothing)
+        producer = self._producing(transaction.enqueue, emits=False)
         return SyncTransactionQueue(producer, self._portal.check)
+
+    def _producing(self, store: Store, *, emits: bool = True) -> Producer:
+        return Producer(
+            self._backend,
+            self._factory,
+            self._use,
+            store,
+            hooks=self._hooks,
+            emits=emits,
+            pause=_do_nothing,
+        )
 
     @overload
     def get_result(self, task_id: TaskId[R], timeout: float | None = None) -> Result[R] | None: ...
@@ -218,9 +244,9 @@ class SyncTaskQueue(PortalClient, SyncEnqueueMethods):
     ) -> int:
         """Run tasks until none is due any more, in the queue's own thread; for tests and scripts.
 
-        A `Worker` of this queue's store runs them, with these arguments, and is drained: see
-        `Worker.drain`. Async functions run on the asyncio loop of that thread, plain ones in other
-        threads, where they may use this queue.
+        A `Worker` of this queue's store runs them, with these arguments and the queue's extensions,
+        and is drained: see `Worker.drain`. Async functions run on the asyncio loop of that thread,
+        plain ones in other threads, where they may use this queue.
 
         Args:
             tasks: modules and functions that may run, besides those that this process enqueued.
@@ -248,6 +274,7 @@ class SyncTaskQueue(PortalClient, SyncEnqueueMethods):
             max_concurrency=max_concurrency,
             retry=retry,
             lease=lease,
+            extensions=self._extensions,
         )
 
         async def work() -> int:
@@ -263,6 +290,15 @@ class SyncTaskQueue(PortalClient, SyncEnqueueMethods):
             raise UsageError("the queue was closed during this call")
 
         return self._portal.run(work)
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine of the producer; only an extension can make it suspend."""
+    return run_inline(
+        work,
+        "around_enqueue of an extension waits for something other than call_next, but "
+        "SyncTaskQueue calls it in a thread without an event loop",
+    )
 
 
 async def _do_nothing() -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import sitq
+from sitq import extensions
 from sitq.backends.memory import MemoryBackend
 from sitq.backends.postgres import PostgresBackend
 from sitq.testing import FakeClock, FaultyBackend
@@ -31,6 +32,7 @@ NAMES = [
     "BoundQueue",
     "Call",
     "Clock",
+    "Extension",
     "Fail",
     "LeaseLostError",
     "MsgpackSerializer",
@@ -166,6 +168,7 @@ def test_importing_sitq_needs_no_extra_and_starts_no_loop() -> None:
         FaultyBackend,
         MemoryBackend,
         PostgresBackend,
+        *extensions.Event.__args__,
         sitq.Fail,
         sitq.MsgpackSerializer,
         sitq.Progress,

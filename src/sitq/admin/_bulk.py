@@ -67,7 +67,8 @@ async def retry_page(
         if old is None:
             continue  # it was removed meanwhile
         try:
-            repeats.append(_refuse_foreign_seal(old, make_repeat(serializer, old)))
+            repeat = seal(serializer, make_repeat(serializer, old))
+            repeats.append(_refuse_foreign_seal(old, repeat))
         except SerializationError as error:
             skipped.append(SkippedTask(old.id, str(error)))
     if repeats and not dry_run:

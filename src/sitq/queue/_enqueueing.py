@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -16,6 +17,7 @@ from typing import (
 
 from anyio.lowlevel import checkpoint
 
+from sitq._hooks import NO_HOOKS
 from sitq._logging import Log
 from sitq._task_batch import concat
 from sitq.context import CURRENT
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
     from datetime import datetime, timedelta
 
+    from sitq._hooks import Hooks
     from sitq.ids import TaskId
     from sitq.models import RetryPolicy, Task
     from sitq.payload.registry import Call
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from sitq.queue._tasks import TaskFactory
     from sitq.transactions import AnyConnection, Transaction
 
+    Store: TypeAlias = Callable[[Sequence[Task]], Awaitable[list[TaskId[Any]]]]
     AsyncFunction: TypeAlias = Callable[..., Awaitable["R"]]
     AnyFunction: TypeAlias = Callable[..., Awaitable["R"] | "R"]
 
@@ -62,6 +66,8 @@ class Producer:
         factory: makes the tasks.
         use: makes sure that the store is open.
         store: stores tasks and returns their ids.
+        hooks: the extensions of the queue.
+        emits: False: what is stored is not certain yet, so there is no event.
         pause: lets other tasks of the loop run in the middle of a long batch.
     """
 
@@ -70,13 +76,19 @@ class Producer:
         backend: Backend,
         factory: TaskFactory,
         use: Callable[[], Awaitable[object]],
-        store: Callable[[Sequence[Task]], Awaitable[list[TaskId[Any]]]],
+        store: Store,
+        *,
+        hooks: Hooks = NO_HOOKS,
+        emits: bool = True,
         pause: Callable[[], Awaitable[None]] = checkpoint,
     ) -> None:
         self.backend: Final = backend
         self.factory: Final = factory
         self._use: Final = use
-        self._store: Final = store
+        self._hooks: Final = hooks
+        self._emits: Final = emits and hooks.listen
+        # Without extensions the factory has sealed the tasks.
+        self._store: Final = partial(self.store_through, store) if hooks.of_queue else store
         self._pause: Final = pause
 
     async def enqueue(
@@ -108,6 +120,48 @@ class Producer:
         if options.unique_key is not None:
             _warn_of_own_key(ids)
         return ids
+
+    async def store_through(self, store: Store, tasks: Sequence[Task]) -> list[TaskId[Any]]:
+        """Store tasks that are not sealed, through the extensions."""
+        final = tasks
+
+        async def seal_and_store(tasks: Sequence[Task]) -> list[TaskId[Any]]:
+            nonlocal final
+            final = tasks
+            if not self.factory.may_seal:
+                return await store(tasks)
+            sealed: list[Task] = []
+            for start in range(0, len(tasks), CHUNK):
+                if start:
+                    await self._pause()
+                sealed += self.factory.seal(tasks[start : start + CHUNK])
+            return await store(sealed)
+
+        around = self._hooks.around_enqueue
+        if around:
+            from sitq.queue._around_enqueue import through_extensions
+
+            ids = await through_extensions(around, seal_and_store)(tuple(tasks))
+        else:
+            ids = await seal_and_store(tasks)
+        if self._emits:
+            self._emit(final, ids)
+        return ids
+
+    def _emit(self, tasks: Sequence[Task], ids: list[TaskId[Any]]) -> None:
+        from sitq.extensions import TaskEnqueued
+
+        for task, task_id in zip(tasks, ids, strict=True):
+            if task_id == task.id:  # or another task holds the unique key
+                event = TaskEnqueued(
+                    task_id=task_id,
+                    function=task.function,
+                    queue=task.queue,
+                    priority=task.priority,
+                    eta=task.eta,
+                    retry_of=task.retry_of,
+                )
+                self._hooks.emit(event)
 
 
 def _warn_of_own_key(ids: list[TaskId[Any]]) -> None:

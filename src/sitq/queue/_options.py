@@ -30,6 +30,7 @@ __all__ = [
     "NO_OPTIONS",
     "OPTION_NAMES",
     "Options",
+    "check_headers",
     "make_options",
     "take_eta",
 ]
@@ -150,7 +151,12 @@ def _until(name: str, value: object) -> str | None:
     return "start" if value == "start" else None  # "end" is the default, stored as not given
 
 
-def _headers(name: str, value: object) -> Mapping[str, str]:
+def check_headers(name: str, value: object) -> Mapping[str, str]:
+    """Return headers; the parameters are those of the other checks.
+
+    Raises:
+        ValidationError: they are not texts by texts, or too many or too long.
+    """
     hint = (
         f"give a dict of str to str, at most {_MAX_HEADERS} entries "
         f"and {_MAX_HEADER_BYTES:,} bytes of UTF-8"
@@ -183,7 +189,7 @@ _CHECKS: Final[Mapping[str, Callable[[str, object], object]]] = MappingProxyType
         "unique_until": _until,
         "expires_at": check_moment,
         "result_ttl": check_seconds,
-        "headers": _headers,
+        "headers": check_headers,
     }
 )
 OPTION_NAMES: Final = frozenset(_CHECKS)

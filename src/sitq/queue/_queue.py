@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, overload
 
+from sitq._hooks import Hooks
 from sitq._ports import checked_backend, checked_serializer
 from sitq._validation import check_seconds
 from sitq.administration import AdminBackend
@@ -28,7 +29,10 @@ from sitq.queue._tasks import TaskFactory, make_repeat
 from sitq.states import TaskStatus
 
 if TYPE_CHECKING:
-    from sitq.models import TaskInfo
+    from collections.abc import Iterable, Sequence
+
+    from sitq.extensions import Extension
+    from sitq.models import Task, TaskInfo
     from sitq.protocols import Backend, Serializer
     from sitq.transactions import AnyConnection
 
@@ -51,21 +55,30 @@ class TaskQueue(StoreClient, EnqueueMethods):
     Args:
         backend: the store; ``None``: ``SQLiteBackend("sitq.db")``.
         serializer: how payloads are encoded; the workers must use the same. ``None``: msgpack.
+        extensions: what is called around each enqueue and hears of it, in this order.
 
     Raises:
-        ValidationError: ``backend`` is not a store, or ``serializer`` not a serializer.
+        ValidationError: ``backend`` is not a store, ``serializer`` not a serializer, or one of
+            ``extensions`` not an extension.
     """
 
     def __init__(
-        self, backend: Backend | None = None, serializer: Serializer | None = None
+        self,
+        backend: Backend | None = None,
+        serializer: Serializer | None = None,
+        *,
+        extensions: Iterable[Extension] = (),
     ) -> None:
         self._backend: Final[Backend] = (
             SQLiteBackend() if backend is None else checked_backend(backend)
         )
         self._serializer: Final = checked_serializer(serializer)
         StoreClient.__init__(self, self._backend)
-        factory = TaskFactory(self._backend.clock, self._serializer)
-        producer = Producer(self._backend, factory, self._handle.use, self._backend.enqueue)
+        self._hooks: Final = Hooks(extensions)
+        seals = not self._hooks.of_queue
+        factory = TaskFactory(self._backend.clock, self._serializer, seals=seals)
+        use, store = self._handle.use, self._backend.enqueue
+        producer = Producer(self._backend, factory, use, store, hooks=self._hooks)
         EnqueueMethods.__init__(self, producer)
 
     def __repr__(self) -> str:
@@ -87,8 +100,14 @@ class TaskQueue(StoreClient, EnqueueMethods):
                 else about the connection is checked by the first enqueue.
         """
         transaction = joined(self._backend, connection)
-        factory = self._producer.factory
-        producer = Producer(self._backend, factory, self._handle.use, transaction.enqueue)
+        producer = Producer(
+            self._backend,
+            self._producer.factory,
+            self._handle.use,
+            transaction.enqueue,
+            hooks=self._hooks,
+            emits=False,
+        )
         return TransactionQueue(producer)
 
     @overload
@@ -257,11 +276,15 @@ class TaskQueue(StoreClient, EnqueueMethods):
             raise UsageError(f"task {info.task_id} is {info.status}: {hint}")
         old = await self._backend.load_task(info.task_id)
         repeat = make_repeat(self._serializer, old)
+        (new,) = await self._producer.store_through(self._store_repeat, (repeat,))
+        return new
+
+    async def _store_repeat(self, tasks: Sequence[Task]) -> list[TaskId[Any]]:
         if isinstance(self._backend, AdminBackend):
-            (new,) = await self._backend.retry_tasks((repeat,), again=True)
+            (new,) = await self._backend.retry_tasks(tasks, again=True)
             if new is not None:
-                return new
-        return (await self._backend.enqueue((repeat,)))[0]
+                return [new]
+        return await self._backend.enqueue(tasks)
 
     async def prune(self, older_than: float) -> int:
         """Remove final tasks and their results, whatever their own time to live.

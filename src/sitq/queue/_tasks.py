@@ -36,12 +36,14 @@ class TaskFactory:
     Args:
         clock: the store's clock; a delay counts from it.
         serializer: encodes the arguments.
+        seals: False: the tasks are not sealed yet, so that their headers can change.
     """
 
-    def __init__(self, clock: Clock, serializer: Serializer) -> None:
+    def __init__(self, clock: Clock, serializer: Serializer, *, seals: bool = True) -> None:
         self._clock: Final = clock
         self._serializer: Final = serializer
-        self._seals: Final = may_seal(serializer)
+        self.may_seal: Final = may_seal(serializer)
+        self._seals: Final = seals and self.may_seal
         # The patterns for the options used last.
         self._recent: tuple[Options, dict[TaskFunction[Any], Task]] = (NO_OPTIONS, {})
 
@@ -55,7 +57,7 @@ class TaskFactory:
         """Make the task of one call; a batch of one."""
         pattern, payload = self._encode(func, args, kwargs, options)
         batch = TaskBatch(pattern, [new_task_id()], [payload])
-        return self._sealed(batch) if self._seals else batch
+        return self.seal(batch) if self._seals else batch
 
     def make_many(self, calls: Iterable[Call[Any]], options: Options) -> Iterator[Sequence[Task]]:
         """Make the tasks of calls, `CHUNK` at a time."""
@@ -72,10 +74,10 @@ class TaskFactory:
                 kind = ValidationError if isinstance(error, ValueError) else SerializationError
                 raise kind(f"calls[{index}]: {error}") from error
             if len(encoded) == CHUNK:
-                yield self._sealed(_batch_of(encoded))
+                yield self._finished(encoded)
                 encoded = []
         if encoded:
-            yield self._sealed(_batch_of(encoded))
+            yield self._finished(encoded)
 
     def _encode(
         self,
@@ -128,8 +130,15 @@ class TaskFactory:
             fields["eta"] = options.eta_after(options.delay, self._clock.now())
         return _checked(id=new_task_id(), function=function.name, payload=b"", **fields)
 
-    def _sealed(self, tasks: Sequence[Task]) -> Sequence[Task]:
-        return [seal(self._serializer, task) for task in tasks] if self._seals else tasks
+    def _finished(self, encoded: Sequence[tuple[Task, bytes]]) -> Sequence[Task]:
+        batch = _batch_of(encoded)
+        return self.seal(batch) if self._seals else batch
+
+    def seal(self, tasks: Sequence[Task]) -> Sequence[Task]:
+        """Return tasks as they are to be stored: sealed, if the serializer seals."""
+        if not self.may_seal:
+            return tasks
+        return [seal(self._serializer, task) for task in tasks]
 
 
 def _checked(**fields: Any) -> Task:
@@ -168,7 +177,7 @@ def _number(value: object) -> str:
 
 
 def make_repeat(serializer: Serializer, old: Task) -> Task:
-    """Make the task that repeats a stored one, due at once and without an expiry.
+    """Make the task that repeats a stored one, due at once and without an expiry, not sealed.
 
     Raises:
         SerializationError: the signature of the old one is missing or broken, so the new one must
@@ -181,4 +190,4 @@ def make_repeat(serializer: Serializer, old: Task) -> Task:
         "expires_at": None,
         "retry_of": old.id,
     }
-    return seal(serializer, old.model_copy(update=changed))
+    return old.model_copy(update=changed)

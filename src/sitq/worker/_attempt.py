@@ -6,6 +6,7 @@ import os
 from contextvars import copy_context
 from datetime import timedelta
 from enum import Enum, auto
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from anyio import to_thread
@@ -136,8 +137,8 @@ class Attempt:
             self._cancel(self.scope, has_grace=why in {EndReason.CANCEL, EndReason.SHUTDOWN})
 
     def _cancel(self, scope: AttemptScope, *, has_grace: bool) -> None:
-        # An abandoned plain function needs no grace.
-        if has_grace and self._thread is None:
+        # An abandoned plain function needs no grace. An extension around it does.
+        if has_grace and (self._thread is None or self._worker.hooks.around_attempt):
             scope.cancel()
         else:
             scope.cancel_now()
@@ -226,8 +227,10 @@ class Attempt:
         function = self._function
         process = os.getpid()
         try:
-            if function.is_async:
-                ended: tuple[Any] | Raised = (await self._watched(function.func(*args, **kwargs)),)
+            if self._worker.hooks.around_attempt:
+                ended: tuple[Any] | Raised = (await self._watched(self._around(args, kwargs)),)
+            elif function.is_async:
+                ended = (await self._watched(function.func(*args, **kwargs)),)
             else:
                 ended = await self._call_in_thread(args, kwargs)
                 if isinstance(ended, tuple) and is_awaitable(ended[0]):
@@ -243,6 +246,29 @@ class Attempt:
             end_child(None)
         return ended
 
+    def _around(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Awaitable[object]:
+        """Return what runs the function through the extensions around it."""
+        from sitq.worker._around_attempt import around
+
+        call = partial(self._value, args, kwargs)
+        return around(self._worker.hooks.around_attempt, self._begun_context, call)
+
+    async def _value(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return the value of the function, or raise its error."""
+        function = self._function
+        if function.is_async:
+            return await function.func(*args, **kwargs)
+        ended = await self._call_in_thread(args, kwargs)
+        if not isinstance(ended, tuple):
+            raise ended.error
+        return await ended[0] if is_awaitable(ended[0]) else ended[0]
+
+    @property
+    def _begun_context(self) -> TaskContext:
+        if self.context is None:
+            raise RuntimeError("the attempt has not begun")
+        return self.context
+
     def _watched(self, awaitable: Awaitable[Any]) -> Awaitable[Any]:
         if self.host is not None or self.scope is None:
             return awaitable
@@ -251,12 +277,18 @@ class Attempt:
     async def _call_in_thread(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any] | Raised:
+        function = self._function.func
+        if self._worker.hooks.around_attempt_sync:
+            from sitq.worker._around_attempt import around_in_thread
+
+            extensions = self._worker.hooks.around_attempt_sync
+            function = around_in_thread(extensions, self._begun_context, function)
         call = self._thread = ThreadedCall()
         try:
             # The thread's context is a copy, made by anyio, in which no event loop runs.
             ended = await to_thread.run_sync(
                 call.run,
-                self._function.func,
+                function,
                 args,
                 kwargs,
                 abandon_on_cancel=True,

@@ -46,6 +46,7 @@ class Heartbeats:
         self._lease = runtime.options.lease
         self._loop = runtime.loop
         self._notify = notify
+        self._events = runtime.events
         # Report the worker to a store that knows workers, and sign it off.
         self._report: Callable[[WorkerKeeper], object] | None = None
         self._sign_off: Callable[[WorkerKeeper], object] | None = None
@@ -162,7 +163,7 @@ class Heartbeats:
         """Renew the leases periodically, and report the worker, until stopped."""
         period = self._lease / _BEATS_PER_LEASE
         pause = 0.0 if self._report is not None else period
-        failing = False
+        failures = 0
         while True:
             self._wake.wait(pause)
             self._wake.clear()
@@ -179,13 +180,16 @@ class Heartbeats:
                     self._report(cast("WorkerKeeper", keeper))
             except Exception as error:  # noqa: BLE001 - an unavailable store never ends a worker
                 pause = period * random.uniform(0.1, 0.3)
-                if not failing:
+                failures += 1
+                if failures == 1:
                     _log.warning("cannot renew %d leases: %s", len(leases), error)
-                failing = True
+                if self._events is not None:
+                    failed = partial(self._events.store_failed, "renew leases", failures, error)
+                    self._loop.call_soon(failed)
                 continue
-            if failing:
+            if failures:
                 _log.info("leases are renewed again")
-                failing = False
+                failures = 0
         if self._sign_off is not None:
             with suppress(Exception):  # a sweep removes it
                 self._sign_off(cast("WorkerKeeper", keeper))

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sitq.models import Lease, Progress
+    from sitq.worker._events import WorkerEvents
     from sitq.worker._heartbeats import Heartbeats
     from sitq.worker._runtime import WorkerRuntime
 
@@ -78,9 +79,10 @@ def storable_outcome(outcome: Outcome, error: BackendValueError) -> Outcome | No
 class FailureBackoff:
     """Counts failures in a row of one activity: logs the first, and returns growing pauses."""
 
-    def __init__(self, activity: str, longest: float) -> None:
+    def __init__(self, activity: str, longest: float, events: WorkerEvents | None = None) -> None:
         self._activity = activity
         self._longest = longest
+        self._events = events
         self._failures = 0
 
     def fail(self, error: Exception) -> float:
@@ -90,6 +92,8 @@ class FailureBackoff:
             # sitq's own errors say enough; any other is a bug, and its traceback is logged.
             trace = None if isinstance(error, BackendError) else error
             _log.warning("cannot %s, will try again: %s", self._activity, error, error=trace)
+        if self._events is not None:
+            self._events.store_failed(self._activity, self._failures, error)
         longest = min(self._longest, 0.05 * 2.0 ** min(self._failures, 10))
         return random.uniform(longest / 2, longest)
 
@@ -130,7 +134,8 @@ class Reporter:
         runtime.note = self._note_progress
         self._deadline = float("inf")
         self._sending = anyio.CancelScope()
-        self._backoff = FailureBackoff("store outcomes", longest=2.0)
+        self._events = runtime.events
+        self._backoff = FailureBackoff("store outcomes", 2.0, runtime.events)
 
     def add(self, lease: Lease, outcome: Outcome) -> None:
         """Write the outcome of a lease soon."""
@@ -148,7 +153,9 @@ class Reporter:
 
     def drop(self, lease: Lease) -> None:
         """Forget the outcome of a lease that is lost."""
-        self._waiting.pop(lease, None)
+        outcome = self._waiting.pop(lease, None)
+        if outcome is not None and self._events is not None:
+            self._events.outcome_dropped(outcome)
         if not self._writing:
             self._update()
 
@@ -299,6 +306,11 @@ class Reporter:
                 outcome.epoch,
                 outcome.kind,
             )
+        if self._events is not None:
+            if is_accepted:
+                self._events.outcome_stored(outcome, accepted=True)
+            else:
+                await self._events.completion_refused(outcome)
         self._uncommitted.pop(outcome.lease, None)
         self._note_stored([outcome.lease])
         self._judged.set()
@@ -318,6 +330,10 @@ class Reporter:
                     outcome.kind,
                     outcome.epoch,
                 )
+            if self._events is not None:
+                # The store refuses an outcome that it has stored in the interrupted write.
+                is_stored = was_accepted or outcome.lease in self._unsure
+                self._events.outcome_stored(outcome, accepted=is_stored)
 
     def _note_progress(self, lease: Lease, progress: Progress) -> None:
         """Keep the progress of a task until it is stored. Any thread may call it."""

@@ -62,7 +62,7 @@ class Reserver:
         self._drain = drain
         self._stopping = False
         self._quiet = False
-        self._reserve_backoff = FailureBackoff("reserve tasks", longest=5.0)
+        self._reserve_backoff = FailureBackoff("reserve tasks", 5.0, runtime.events)
         self._woken = anyio.Event()
         # True if tasks may have become due since the last reservation.
         self._due = True
@@ -151,9 +151,11 @@ class Reserver:
     async def _sweep_all(self) -> None:
         """Sweep the store before a drain, which does not sweep periodically."""
         try:
-            while max(await self._backend.sweep(self._options.max_crashes)) >= FULL_SWEEP:
-                if self._stopping:
-                    return
+            swept = None
+            while not self._stopping and (swept is None or max(swept) >= FULL_SWEEP):
+                swept = await self._backend.sweep(self._options.max_crashes)
+                if swept.reclaimed and self._runtime.events is not None:
+                    self._runtime.events.tasks_reclaimed(swept.reclaimed)
         except Exception as error:  # noqa: BLE001 - raised at the end of the run
             self._runtime.error = error
 

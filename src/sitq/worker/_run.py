@@ -63,6 +63,7 @@ class WorkerRun:
         self._clock = runtime.clock
         self._monotonic = runtime.monotonic
         self._options = runtime.options
+        self._events = runtime.events
         # When the next sweep began to wait, by the monotonic clock.
         self._waits_since: float | None = None
         self._heartbeats = Heartbeats(runtime, self._note_lease_state)
@@ -102,6 +103,10 @@ class WorkerRun:
                     await services.start(self._pool.host)
                     services.start_soon(self._pool.run)
                     services.start_soon(self._watch_places)
+                    if self._events is not None:
+                        self._events.worker_started(
+                            self._options.queues, self._options.max_concurrency
+                        )
                     task_status.started()
                     await self._reserver.run()
                     await self._pool.finish(self._options.shutdown_timeout, _CLEANUP_SECONDS)
@@ -156,7 +161,7 @@ class WorkerRun:
         return self._pool.runs(context)
 
     async def _listen(self, topic: Topic, notify: Callable[[], object]) -> None:
-        backoff = FailureBackoff(f"listen for {topic}", longest=5.0)
+        backoff = FailureBackoff(f"listen for {topic}", 5.0, self._events)
         while True:
             try:
                 async with self._backend.listen(topic) as listener:
@@ -182,6 +187,8 @@ class WorkerRun:
         self._heartbeats.remove((lease,))
         if self._has_completed(lease):
             return  # most likely its own transaction has ended the lease
+        if self._events is not None:
+            self._events.lease_lost(lease)
         self._reporter.drop(lease)
         self._pool.end(lease, EndReason.LEASE_LOST)
         _log.warning("task %s: the lease of epoch %d is lost", lease.task_id, lease.epoch)
@@ -192,6 +199,8 @@ class WorkerRun:
         The task may not have been reclaimed yet. The store then accepts the attempt's outcome.
         """
         self._heartbeats.remove((lease,))
+        if self._events is not None:
+            self._events.lease_lost(lease, is_overdue=True)
         self._pool.end(lease, EndReason.OVERDUE)
         _log.warning(
             "task %s: the lease of epoch %d is lost: it could not be renewed in time",
@@ -233,7 +242,7 @@ class WorkerRun:
 
     async def _sweep(self) -> None:
         """Sweep the store periodically."""
-        backoff = FailureBackoff("sweep the store", longest=5.0)
+        backoff = FailureBackoff("sweep the store", 5.0, self._events)
         while True:
             pause = _SWEEP_EVERY
             if self._has_to_wait():
@@ -250,6 +259,8 @@ class WorkerRun:
                     pause = _PRUNE_PAUSE
                 if swept.reclaimed:
                     _log.warning("%d tasks of lost workers were reclaimed", swept.reclaimed)
+                    if self._events is not None:
+                        self._events.tasks_reclaimed(swept.reclaimed)
             await self._clock.sleep(pause)
 
     def _has_to_wait(self) -> bool:

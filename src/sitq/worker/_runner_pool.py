@@ -118,6 +118,7 @@ class RunnerPool:
         self._heartbeats = heartbeats
         self._reporter = reporter
         self._monotonic = runtime.monotonic
+        self._events = runtime.events
         self._places = runtime.options.max_concurrency
         self._process, self._thread = os.getpid(), threading.get_ident()
         _LIVE_POOLS.add(self)
@@ -252,6 +253,8 @@ class RunnerPool:
             self._running[attempt.lease] = attempt
             self.started += 1
             started_at = self._monotonic()
+            if self._events is not None:
+                self._events.attempt_started(attempt.task, attempt.lease)
             begun = attempt.begin()
             if begun is None or isinstance(begun, Outcome):
                 self._conclude(attempt, begun)
@@ -318,6 +321,8 @@ class RunnerPool:
         """Report the outcome of an attempt, and free its place."""
         if self._running.pop(attempt.lease, None) is None:
             return
+        if self._events is not None:
+            self._events.attempt_ended(attempt.lease, outcome)
         if outcome is None:
             self._heartbeats.remove((attempt.lease,))
         else:

@@ -20,9 +20,12 @@ from sitq.worker._outcomes import error_text
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from sitq._hooks import Hooks
+    from sitq.extensions import Event
     from sitq.models import Lease, Progress, ReservedTask
     from sitq.payload.functions import TaskFunction
     from sitq.protocols import Backend, Serializer
+    from sitq.worker._events import WorkerEvents
 
 __all__ = ["WorkerOptions", "WorkerRuntime"]
 
@@ -46,7 +49,12 @@ class WorkerRuntime:
     """What the parts of one run of a worker share, and all its attempts."""
 
     def __init__(
-        self, worker_id: str, backend: Backend, serializer: Serializer, options: WorkerOptions
+        self,
+        worker_id: str,
+        backend: Backend,
+        serializer: Serializer,
+        options: WorkerOptions,
+        hooks: Hooks,
     ) -> None:
         self.worker_id = worker_id
         self.backend = backend
@@ -56,6 +64,7 @@ class WorkerRuntime:
         self.monotonic = time.monotonic if is_systems else clock.monotonic
         self.serializer = serializer
         self.options = options
+        self.hooks = hooks
         self.loop = LoopRef()
         # Bounds the threads of plain functions.
         self.limiter = anyio.CapacityLimiter(options.max_concurrency)
@@ -75,6 +84,19 @@ class WorkerRuntime:
         # The error that ends the worker, and the scope of its services.
         self.error: BaseException | None = None
         self.services: anyio.CancelScope | None = None
+        # `None` if no extension hears events.
+        self.events: WorkerEvents | None = None
+        if hooks.listen:
+            from sitq.worker._events import WorkerEvents
+
+            self.events = WorkerEvents(worker_id, backend, self.monotonic, self._emit)
+
+    def _emit(self, event: Event) -> None:
+        """Tell the extensions of an event; an exception of a signal handler ends the worker."""
+        try:
+            self.hooks.emit(event)
+        except BaseException as error:  # noqa: BLE001 - it is raised by the run
+            self.leave(error)
 
     @property
     def is_ending(self) -> bool:

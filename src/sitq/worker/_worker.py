@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self
 import anyio
 import pydantic
 
+from sitq._hooks import Hooks
 from sitq._loops import refuse_green_threads
 from sitq._plain import plain
 from sitq._ports import checked_backend, checked_serializer
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from anyio.abc import TaskStatus
 
+    from sitq.extensions import Extension
     from sitq.protocols import Backend, Serializer
 
 __all__ = ["Worker"]
@@ -59,6 +61,7 @@ class Worker:
             each ``await`` is cancelled; the lease at most. 0: no such time.
         retry: the retry policy of tasks that have none of their own.
         max_crashes: a task fails once so many of its workers were lost.
+        extensions: what is called around attempts and hears events, in this order.
 
     Raises:
         ValidationError: a parameter is out of its range or of the wrong type, or a function
@@ -79,10 +82,12 @@ class Worker:
         cancel_grace: float = 5.0,
         retry: RetryPolicy | None = None,
         max_crashes: int = 3,
+        extensions: Iterable[Extension] = (),
     ) -> None:
         self._backend: Final = checked_backend(backend)
         self._serializer: Final = checked_serializer(serializer)
         self._registry: Final = _registry_of(tasks)
+        self._hooks: Final = Hooks(extensions)
         self._run_state: WorkerRun | None = None
         self._background: BackgroundService | None = None
         try:
@@ -206,18 +211,25 @@ class Worker:
             raise UsageError("this worker is running already; stop() it first, or make another")
         refuse_green_threads("a worker")
         runtime = WorkerRuntime(
-            secrets.token_hex(8), self._backend, self._serializer, self._options
+            secrets.token_hex(8), self._backend, self._serializer, self._options, self._hooks
         )
         run = self._run_state = WorkerRun(runtime, self._registry, drain=drain)
+        error: BaseException | None = None
         try:
             await self._backend.open()
             try:
                 await run.run(task_status)
             finally:
                 await self._backend.close()
+        except BaseException as raised:
+            error = raised
+            raise
         finally:
             self._run_state = None
+            if runtime.events is not None:
+                runtime.events.worker_stopped(run.started, error)
             run.finished.set()
+            error = None  # breaks the cycle with its own traceback
         return run.started
 
 
