@@ -151,6 +151,7 @@ def test_a_queue_in_use_by_one_loop_refuses_another(anyio_backend: str) -> None:
 
 
 @pytest.mark.anyio
+@pytest.mark.usefixtures("paused_collector")  # stores of earlier tests look too when collected
 async def test_an_enqueue_looks_at_loop_and_process_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
