@@ -6,8 +6,8 @@ import inspect
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
-from sitq._exceptions import exit_of
 from sitq._logging import Log
+from sitq._signal_exits import find_signal_exit
 from sitq.errors import ValidationError
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Hooks:
             try:
                 extension.on_event(event)
             except BaseException as error:
-                if exit_of(error) is not None:
+                if find_signal_exit(error) is not None:
                     raise
                 self._log_once(extension, type(event), error)
 

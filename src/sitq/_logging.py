@@ -8,7 +8,7 @@ import traceback
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from sitq._exceptions import exit_of
+from sitq._signal_exits import find_signal_exit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -83,7 +83,7 @@ class Log:
         except KeyboardInterrupt:
             raise  # most likely the user's own exception
         except BaseException as failure:  # of a filter's or an error's __str__, say
-            if exit_of(failure) is not None:
+            if find_signal_exit(failure) is not None:
                 raise
             with suppress(Exception):
                 self._show(failure)

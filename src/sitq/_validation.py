@@ -28,8 +28,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError, core_schema
 
-from sitq._modules import class_name
-from sitq._plain import plain
+from sitq._builtin_types import plain
+from sitq._module_names import class_name
 from sitq.errors import ValidationError
 
 __all__ = [

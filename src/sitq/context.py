@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import pydantic
 
+from sitq._builtin_types import plain
 from sitq._loops import run_inline
-from sitq._plain import plain
 from sitq._validation import describe
 from sitq.errors import LeaseLostError, UsageError, ValidationError
 from sitq.models import Progress

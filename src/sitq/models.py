@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple, Self
 import pydantic
 from pydantic import AwareDatetime, Field, PrivateAttr
 
-from sitq._plain import plain
+from sitq._builtin_types import plain
 from sitq._validation import (
     MAX_PRIORITY,
     MIN_PRIORITY,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from sitq._exceptions import leaves_of
-from sitq._modules import is_class_named
+from sitq._module_names import is_class_named
+from sitq._signal_exits import leaves_of
 from sitq._validation import MAX_SECONDS, check_seconds
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, TypeVar, overl
 
 import anyio
 
+from sitq._argument_checks import checked_serializer
 from sitq._hooks import Hooks
 from sitq._loops import run_inline
 from sitq._portal import Portal, PortalClient, refuse_event_loop
-from sitq._ports import checked_serializer
 from sitq.backends.sqlite import SQLiteBackend
 from sitq.errors import UsageError
 from sitq.models import DEFAULT_QUEUE
@@ -18,7 +18,7 @@ from sitq.protocols import BlockingBackend
 from sitq.queue import TaskQueue
 from sitq.queue._enqueueing import OptionsMethod, Producer, joined
 from sitq.queue._options import NO_OPTIONS, take_eta
-from sitq.queue._tasks import TaskFactory
+from sitq.queue._task_factory import TaskFactory
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Final, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from sitq._ports import checked_backend
+from sitq._argument_checks import checked_backend
 from sitq.errors import UsageError, ValidationError
 
 if TYPE_CHECKING:

@@ -44,7 +44,7 @@ def test_a_store_carries_out_each_verb(module: ModuleType, verbs: tuple[object, 
 
 
 def test_what_is_searched_by_is_there() -> None:
-    names = {verb.searched_by for verb in (*VERBS, ENQUEUE_UNIQUE)} - {None}
+    names = {verb.recovered_by for verb in (*VERBS, ENQUEUE_UNIQUE)} - {None}
     assert all(inspect.iscoroutinefunction(getattr(postgres, str(name))) for name in names)
 
 

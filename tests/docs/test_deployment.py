@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 import sitq
-from sitq.worker import _run
+from sitq.worker import _worker_run
 from tests.docs.pages import ROOT, blocks, write
 
 PAGE = ROOT / "docs" / "how-to" / "deployment.md"
@@ -45,7 +45,7 @@ def longest_end() -> float:
     """Return the seconds that a worker with default options may take to end."""
     options = inspect.signature(sitq.Worker).parameters
     own = options["shutdown_timeout"].default + options["cancel_grace"].default
-    return float(own + _run._LAST_WRITES + _run._CLEANUP_SECONDS)
+    return float(own + _worker_run._LAST_WRITES + _worker_run._CLEANUP_SECONDS)
 
 
 def test_each_supervisor_waits_for_longer_than_a_worker_takes_to_end() -> None:

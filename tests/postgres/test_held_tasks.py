@@ -332,7 +332,7 @@ async def test_a_transaction_that_outlives_its_function_costs_the_others_nothing
 async def test_a_worker_stops_in_time_though_a_transaction_is_left_open(
     schema: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("sitq.worker._run._LAST_WRITES", 0.5)
+    monkeypatch.setattr("sitq.worker._worker_run._LAST_WRITES", 0.5)
     async with TaskQueue(PostgresBackend(dsn(), schema=schema)) as queue:
         worker = Worker(PostgresBackend(dsn(), schema=schema), lease=SHORT)
         async with anyio.create_task_group() as group:

@@ -18,7 +18,7 @@ from sitq import (
     BackendConnectionError,
     TaskStatus,
 )
-from sitq.backends.postgres import _connection, _runner, _sql
+from sitq.backends.postgres import _connection, _operation_runner, _sql
 from sitq.backends.postgres._operations import PgTransaction
 from sitq.ids import new_task_id
 from sitq.models import Lease, LeaseState, Outcome, OutcomeKind
@@ -237,7 +237,7 @@ async def _waits_for(event: str, server: Server) -> None:
 async def test_an_outcome_that_cannot_be_found_out_is_called_unknown(
     proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_runner, "_SEARCH_SECONDS", 0.2)
+    monkeypatch.setattr(_operation_runner, "_SEARCH_SECONDS", 0.2)
     backend = await opened(proxy.dsn)
     task = new_task()
     proxy.forget_the_way()  # for those who come anew
@@ -251,7 +251,7 @@ async def test_an_outcome_that_cannot_be_found_out_is_called_unknown(
 async def test_a_server_that_falls_silent_is_given_up_in_time(
     proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_runner, "_SEARCH_SECONDS", 0.2)
+    monkeypatch.setattr(_operation_runner, "_SEARCH_SECONDS", 0.2)
     backend = await opened(proxy.dsn, statement_timeout=1.0)
     monkeypatch.setattr(_connection, "_CONNECT_SECONDS", 0.3)
     proxy.fall_silent()

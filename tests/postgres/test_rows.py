@@ -11,7 +11,7 @@ import anyio.to_thread
 import pytest
 
 from sitq import BackendError, BackendFormatError, TaskStatus
-from sitq._stored_errors import EXHAUSTED, LOST_ATTEMPT
+from sitq._system_errors import LOST_ATTEMPT, NO_ATTEMPT_LEFT
 from sitq.backends._operations import ReserveRequest
 from sitq.backends.postgres import PostgresBackend
 from sitq.backends.postgres._operations import reserved_before
@@ -220,4 +220,4 @@ async def test_cancelled_callers_leave_no_transaction_open(prepared: bool) -> No
 async def test_the_functions_write_the_same_texts_of_errors_as_the_clients() -> None:
     scripts = "".join(script for _, script in migrations())
     texts = set(re.findall(r"'(\w+Error: [^']*)'", scripts))
-    assert texts == {EXHAUSTED, LOST_ATTEMPT}
+    assert texts == {NO_ATTEMPT_LEFT, LOST_ATTEMPT}

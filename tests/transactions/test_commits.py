@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 from sitq import TaskQueue, Worker
-from sitq.backends.sqlite import _commit_watch
+from sitq.backends.sqlite import _user_commit_watch
 from sitq.backends.sqlite._file import DatabaseFile
 from sitq.backends.sqlite._wakeups import WakeupFile
 from sitq.protocols import Topic
@@ -58,7 +58,7 @@ async def until_nobody_watches(queue: TaskQueue) -> None:
 async def test_the_thread_ends_when_there_is_nothing_to_expect(
     queue: TaskQueue, own: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_commit_watch, "_IDLE", 0.0)
+    monkeypatch.setattr(_user_commit_watch, "_IDLE", 0.0)
     bound = queue.bind(own)
     for _ in range(3):
         await bound.enqueue(add, 1, 2)
@@ -73,8 +73,8 @@ async def test_what_was_rolled_back_is_not_expected_for_ever(
     rings: list[set[str]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_commit_watch, "_IDLE", 0.0)
-    monkeypatch.setattr(_commit_watch, "_PATIENCE", 0.05)
+    monkeypatch.setattr(_user_commit_watch, "_IDLE", 0.0)
+    monkeypatch.setattr(_user_commit_watch, "_PATIENCE", 0.05)
     await queue.bind(own).enqueue(add, 1, 2)
     own.rollback()
     await until_nobody_watches(queue)
@@ -87,7 +87,7 @@ async def test_a_transaction_signals_once_however_many_tasks_it_stores(
     rings: list[set[str]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_commit_watch, "_IDLE", 0.0)
+    monkeypatch.setattr(_user_commit_watch, "_IDLE", 0.0)
     bound = queue.bind(own)
     for _ in range(50):
         await bound.enqueue(add, 1, 2)
@@ -143,7 +143,7 @@ async def test_a_file_that_is_locked_is_watched_once_it_is_free(
             raise busy
         return connect(self)
 
-    monkeypatch.setattr(_commit_watch, "_IDLE", 0.0)
+    monkeypatch.setattr(_user_commit_watch, "_IDLE", 0.0)
     monkeypatch.setattr(DatabaseFile, "connect", refuse)
     await queue.bind(own).enqueue(add, 1, 2)
     own.commit()
@@ -154,7 +154,7 @@ async def test_a_file_that_is_locked_is_watched_once_it_is_free(
 async def test_a_process_that_died_before_it_rang_leaves_the_poll_interval(
     queue: TaskQueue, place: Place, own: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_commit_watch.CommitWatch, "expect", lambda *_: None)
+    monkeypatch.setattr(_user_commit_watch.CommitWatch, "expect", lambda *_: None)
     worker = Worker(place.backend(), poll_interval=0.05)
     with anyio.fail_after(20):
         async with anyio.create_task_group() as group:
@@ -176,7 +176,7 @@ async def test_a_store_that_cannot_be_watched_is_no_error_of_the_users(
     def refuse(*_: object) -> None:
         raise OSError("no more files")
 
-    monkeypatch.setattr(_commit_watch, "WakeupFile", refuse)
+    monkeypatch.setattr(_user_commit_watch, "WakeupFile", refuse)
     bound = queue.bind(own)
     await bound.enqueue(add, 1, 2)
     await until_nobody_watches(queue)
@@ -184,7 +184,9 @@ async def test_a_store_that_cannot_be_watched_is_no_error_of_the_users(
     await bound.enqueue(add, 1, 2)
     monkeypatch.undo()
     own.commit()
-    assert [record.name for record in caplog.records] == ["sitq.backends.sqlite._commit_watch"] * 2
+    assert [record.name for record in caplog.records] == [
+        "sitq.backends.sqlite._user_commit_watch"
+    ] * 2
     await bound.enqueue(add, 1, 2)
     own.commit()
     assert place.look("SELECT count(*) FROM tasks") == [(3,)]

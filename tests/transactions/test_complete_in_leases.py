@@ -26,7 +26,7 @@ from sitq import (
 from sitq.backends.sqlite._lease_keeper import FileLeaseKeeper
 from sitq.models import Lease, LeaseState
 from sitq.testing import FakeClock
-from sitq.worker._run import WorkerRun
+from sitq.worker._worker_run import WorkerRun
 from tests.transactions.kinds import Own
 from tests.transactions.places import Place
 from tests.transactions.scene import Scene, outcome, pay, working
@@ -99,7 +99,7 @@ async def test_a_lost_lease_raises_and_the_writes_are_rolled_back(
     queue: TaskQueue, place: Place, own: Own, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The task was taken back between its start and its completion; its worker has not heard."""
-    monkeypatch.setattr("sitq.worker._run.WorkerRun._lose", lambda *_: None)
+    monkeypatch.setattr("sitq.worker._worker_run.WorkerRun._lose", lambda *_: None)
     if own.begins:
         pytest.skip("its transaction is open, so that nobody can take the task back")
     raised: list[BaseException] = []

@@ -26,7 +26,7 @@ import typing_extensions
 
 from sitq.errors import SerializationError, ValidationError
 from sitq.models import RetryPolicy
-from sitq.payload._signatures import Signature
+from sitq.payload._function_signatures import Signature
 from sitq.payload.functions import TaskDefaults, TaskFunction
 from sitq.payload.serialization import MsgpackSerializer
 from tests.unit.function_samples import User

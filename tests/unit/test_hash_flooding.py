@@ -16,7 +16,7 @@ import pytest
 
 from sitq import SerializationError
 from sitq.payload._stored_form import TAG, without_names
-from sitq.payload._values import ValueCodec
+from sitq.payload._value_codec import ValueCodec
 from sitq.payload.functions import TaskFunction
 from sitq.payload.serialization import MsgpackSerializer
 from tests.unit.attack_keys import attack_keys

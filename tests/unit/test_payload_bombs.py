@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from typing_extensions import TypeAliasType
 
 from sitq import SerializationError, SitqError, ValidationError
-from sitq.payload._values import ValueCodec
+from sitq.payload._value_codec import ValueCodec
 from sitq.payload.functions import TaskFunction
 from sitq.payload.serialization import MsgpackSerializer
 

@@ -25,7 +25,7 @@ from sitq import (
     ValidationError,
 )
 from sitq.ids import new_task_id
-from sitq.payload._values import ValueCodec
+from sitq.payload._value_codec import ValueCodec
 from tests.unit.queue_support import SpyBackend, add, finish, greet, mail, spied_queue
 
 pytestmark = pytest.mark.anyio

@@ -20,13 +20,13 @@ from sitq import (
     TaskQueue,
     TaskStatus,
     Worker,
-    _stored_errors,
+    _system_errors,
     current_task,
 )
 from sitq.errors import BackendValueError
 from sitq.models import Lease, Outcome
 from sitq.payload.serialization import MsgpackSerializer as Msgpack
-from sitq.worker import _reporter
+from sitq.worker import _outcome_writer
 from tests.unit.queue_support import SpySerializer
 
 KEY, OTHER = b"k" * 32, b"o" * 32
@@ -111,7 +111,7 @@ async def test_a_signed_failure_is_read_with_its_error_and_traceback(
         ("status = 'expired', value = NULL, traceback = 'frames'", []),
         (
             "status = 'failed', value = NULL, error = ?, traceback = 'x'",
-            [_stored_errors.UNREADABLE],
+            [_system_errors.UNREADABLE],
         ),
     ],
     ids=range(9),
@@ -180,13 +180,13 @@ async def test_ends_that_the_store_writes_are_read_without_a_signature(
         result = await queue.get_result(task_id)
         assert result is not None
         assert result.status is TaskStatus.CANCELLED
-        alter(path, "status = 'failed', error = ?", _stored_errors.LOST_ERROR % 3)
+        alter(path, "status = 'failed', error = ?", _system_errors.LOST_ERROR % 3)
         with pytest.raises(TaskFailedError, match="3 workers"):
             await queue.result(task_id)
 
 
 def _refused(outcome: Outcome) -> str:
-    plain = _reporter.storable_outcome(outcome, BackendValueError("no"))
+    plain = _outcome_writer.storable_outcome(outcome, BackendValueError("no"))
     assert plain is not None
     assert plain.error is not None
     return plain.error
@@ -199,8 +199,8 @@ _LEASE = Lease(TaskId("01900000-0000-7000-8000-000000000000"), 1)
 @pytest.mark.parametrize(
     "error",
     [
-        _stored_errors.LOST_ERROR % 3,
-        _stored_errors.UNREADABLE,
+        _system_errors.LOST_ERROR % 3,
+        _system_errors.UNREADABLE,
         _refused(Outcome.success(_LEASE, b"")),
         _refused(Outcome.failure(_LEASE, "no")),
     ],

@@ -23,7 +23,7 @@ from sitq import (
     current_task,
     task,
 )
-from sitq._plain import plain
+from sitq._builtin_types import plain
 from sitq.backends.memory import MemoryBackend
 from sitq.protocols import Backend
 

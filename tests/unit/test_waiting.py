@@ -27,7 +27,7 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture(autouse=True)
 def grown_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have each task looked for at once, as if it had not been stored just now."""
-    monkeypatch.setattr(_waiting, "_YOUTH", 0.0)
+    monkeypatch.setattr(_waiting, "_MIN_TASK_AGE", 0.0)
 
 
 async def test_waiting_ends_with_the_task() -> None:

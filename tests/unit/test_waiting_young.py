@@ -23,7 +23,7 @@ NEVER = 3600.0
 
 
 async def test_a_new_task_is_looked_for_when_there_is_news(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_waiting, "_YOUTH", NEVER)
+    monkeypatch.setattr(_waiting, "_MIN_TASK_AGE", NEVER)
     async with spied_queue() as (queue, backend, _), anyio.create_task_group() as group:
         waiter = Waiter()
         group.start_soon(waiter.run, queue, await queue.enqueue(add, 1, 2))
@@ -38,7 +38,7 @@ async def test_a_new_task_is_looked_for_when_there_is_news(monkeypatch: pytest.M
 async def test_it_is_looked_for_without_news_once_it_is_older(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_waiting, "_YOUTH", 0.05)
+    monkeypatch.setattr(_waiting, "_MIN_TASK_AGE", 0.05)
     async with spied_queue() as (queue, backend, _):
         task_id = await queue.enqueue(add, 1, 2)
         await finish(backend, 3)
@@ -47,7 +47,7 @@ async def test_it_is_looked_for_without_news_once_it_is_older(
 
 
 async def test_newcomers_do_not_make_others_be_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_waiting, "_YOUTH", NEVER)
+    monkeypatch.setattr(_waiting, "_MIN_TASK_AGE", NEVER)
     async with spied_queue() as (queue, backend, _), anyio.create_task_group() as group:
         for _ in range(3):
             group.start_soon(Waiter().run, queue, await queue.enqueue(add, 1, 2))
@@ -57,7 +57,7 @@ async def test_newcomers_do_not_make_others_be_looked_for(monkeypatch: pytest.Mo
 
 
 async def test_a_short_timeout_is_one_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_waiting, "_YOUTH", NEVER)
+    monkeypatch.setattr(_waiting, "_MIN_TASK_AGE", NEVER)
     async with spied_queue() as (queue, backend, clock), anyio.create_task_group() as group:
         waiter = Waiter()
         group.start_soon(waiter.run, queue, await queue.enqueue(add, 1, 2), 0.5)
@@ -77,7 +77,7 @@ async def test_an_unknown_id_is_an_error_soon() -> None:
 async def test_a_result_that_is_there_is_returned_without_a_listener(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_waiting, "_YOUTH", 0.0)
+    monkeypatch.setattr(_waiting, "_MIN_TASK_AGE", 0.0)
     async with spied_queue() as (queue, backend, _):
         task_id = await queue.enqueue(add, 1, 2)
         await finish(backend, 3)
@@ -88,7 +88,7 @@ async def test_a_result_that_is_there_is_returned_without_a_listener(
 async def test_a_result_that_comes_between_the_look_and_the_listener_is_returned(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_waiting, "_YOUTH", 0.0)
+    monkeypatch.setattr(_waiting, "_MIN_TASK_AGE", 0.0)
     async with spied_queue() as (queue, backend, _):
         task_id = await queue.enqueue(add, 1, 2)
         look = backend.get_results

@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 from sitq import BackendConnectionError, SQLiteBackend, TaskQueue, TaskStatus, UsageError, Worker
-from sitq.worker import _reporter
+from sitq.worker import _outcome_writer
 from tests.worker.gate import GATE, add, bounded, until
 
 pytestmark = pytest.mark.anyio
@@ -35,7 +35,7 @@ def break_service(monkeypatch: pytest.MonkeyPatch) -> anyio.Event:
         await event.wait()
         raise Broken
 
-    monkeypatch.setattr(_reporter.Reporter, "write_progress", fail)
+    monkeypatch.setattr(_outcome_writer.OutcomeWriter, "write_progress", fail)
     return event
 
 

@@ -290,7 +290,7 @@ async def test_a_drain_says_that_the_store_has_failed_at_its_last_look() -> None
 async def test_a_drain_whose_outcomes_cannot_be_written_is_stopped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("sitq.worker._run._LAST_WRITES", 0.1)
+    monkeypatch.setattr("sitq.worker._worker_run._LAST_WRITES", 0.1)
     backend = FaultyBackend(MemoryBackend())
     async with TaskQueue(backend) as queue, anyio.create_task_group() as group:
         backend.fail("finish", times=100_000, error=BUSY)
@@ -357,7 +357,7 @@ async def test_an_outcome_is_kept_when_asyncio_cancels_the_write_of_another() ->
 async def test_a_store_that_does_not_answer_holds_up_an_end_for_a_while_only(
     way: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("sitq.worker._run._LAST_WRITES", 0.2)
+    monkeypatch.setattr("sitq.worker._worker_run._LAST_WRITES", 0.2)
     backend = Silent()
     worker = Worker(backend)
     async with TaskQueue(backend) as queue, anyio.create_task_group() as group:

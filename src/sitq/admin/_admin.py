@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from sitq._argument_checks import checked_backend, checked_serializer
+from sitq._builtin_types import plain
 from sitq._logging import Log
-from sitq._plain import plain
-from sitq._ports import checked_backend, checked_serializer
 from sitq._validation import check_moment, check_priority, check_queue
 from sitq.admin._bulk import in_batches, make_due, retry_page
 from sitq.administration import (
@@ -18,8 +18,8 @@ from sitq.administration import (
     WorkerState,
 )
 from sitq.errors import UsageError, ValidationError
-from sitq.queue._client import StoreClient
 from sitq.queue._queue import checked_id
+from sitq.queue._store_client import StoreClient
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from sitq.administration import BulkResult, SkippedTask
 from sitq.errors import SerializationError
 from sitq.payload.signing import is_signed, seal, unseal
-from sitq.queue._tasks import make_repeat
+from sitq.queue._task_factory import make_repeat
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

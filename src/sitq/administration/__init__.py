@@ -26,7 +26,7 @@ from sitq.administration._models import (
     WorkerReport,
     WorkerState,
 )
-from sitq.administration._port import AdminBackend, WorkerKeeper
+from sitq.administration._protocols import AdminBackend, WorkerKeeper
 
 __all__ = [
     "KEPT_FAILURES",

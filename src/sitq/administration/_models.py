@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Self
 import pydantic
 from pydantic import Field
 
-from sitq._plain import plain
+from sitq._builtin_types import plain
 from sitq._validation import (
     FunctionName,
     Key,

@@ -20,7 +20,7 @@ from sitq.backends._operations import (
     RESUME_QUEUE,
     RETRY_TASKS,
 )
-from sitq.backends._task_queries import ChangeRequest, RetryRequest
+from sitq.backends._task_filters import ChangeRequest, RetryRequest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -122,7 +122,7 @@ class ProgressRequest(NamedTuple):
     progress: Progress
 
 
-def _itself(item: T) -> T:
+def _identity(item: T) -> T:
     """Return the argument unchanged."""
     return item
 
@@ -149,7 +149,7 @@ class Verb(Generic[T]):
             are carried out one after another.
         joinable: whether one call serves all requests that wait at the same time, where each call
             is one statement (PostgreSQL). SQLite carries all that waits out in one transaction.
-        searched_by: the function that finds out what a call has done whose answer was lost, for
+        recovered_by: the function that finds out what a call has done whose answer was lost, for
             stores behind a network. ``None``: the call is made again, which does no harm.
         held: how long a call is made again for items that an open transaction holds, for which the
             function gives ``None``: not at all, for the statement timeout, or for ever.
@@ -161,26 +161,26 @@ class Verb(Generic[T]):
     durability: FlushPolicy = FlushPolicy.BEFORE_COMMIT
     lane: str = "others"
     joinable: bool = False
-    searched_by: str | None = None
+    recovered_by: str | None = None
     held: Literal["never", "until_timeout", "for_ever"] = "never"
 
 
 ENQUEUE: Final[Verb[list[TaskId[Any]]]] = Verb(
     name="enqueue",
-    request=_itself,
+    request=_identity,
     # A new task that others see early does no harm: its caller returns when it is safe.
     durability=FlushPolicy.ACKNOWLEDGED,
     lane="enqueue",
     joinable=True,
-    searched_by="enqueued_before",
+    recovered_by="enqueued_before",
 )
 # Of a store whose `enqueue` takes no unique keys: one that is held must not hold up other tasks.
 ENQUEUE_UNIQUE: Final[Verb[list[TaskId[Any]]]] = Verb(
     name="enqueue_unique",
-    request=_itself,
+    request=_identity,
     durability=FlushPolicy.ACKNOWLEDGED,
     lane="enqueue_unique",
-    searched_by="enqueued_before",
+    recovered_by="enqueued_before",
     held="until_timeout",
 )
 RESERVE: Final[Verb[Reservation]] = Verb(
@@ -188,21 +188,21 @@ RESERVE: Final[Verb[Reservation]] = Verb(
     request=ReserveRequest,
     # A power cut that undoes a reservation has ended its worker too.
     durability=FlushPolicy.DEFERRED,
-    searched_by="reserved_before",
+    recovered_by="reserved_before",
 )
 FINISH: Final[Verb[list[bool]]] = Verb(
     name="finish",
     lane="finish",
     joinable=True,
-    searched_by="finished_before",
+    recovered_by="finished_before",
     held="for_ever",
 )
 SWEEP: Final[Verb[Sweep]] = Verb(name="sweep", request=SweepRequest)
 PRUNE: Final[Verb[int]] = Verb(name="prune", request=PruneRequest)
 CANCEL: Final[Verb[bool]] = Verb(
     name="cancel",
-    request=_itself,
-    searched_by="cancelled_before",
+    request=_identity,
+    recovered_by="cancelled_before",
     held="for_ever",
 )
 SET_PROGRESS: Final[Verb[bool]] = Verb(
@@ -220,19 +220,19 @@ LOAD_TASK: Final[Verb[Task]] = Verb(name="load_task", writes=False)
 LIST_TASKS: Final[Verb[TaskPage]] = Verb(name="list_tasks", writes=False)
 COUNT_TASKS: Final[Verb[Count]] = Verb(name="count_tasks", writes=False)
 OVERVIEW: Final[Verb[Overview]] = Verb(name="overview", writes=False)
-PAUSE_QUEUE: Final[Verb[None]] = Verb(name="pause_queue", request=_itself)
-RESUME_QUEUE: Final[Verb[bool]] = Verb(name="resume_queue", request=_itself)
+PAUSE_QUEUE: Final[Verb[None]] = Verb(name="pause_queue", request=_identity)
+RESUME_QUEUE: Final[Verb[bool]] = Verb(name="resume_queue", request=_identity)
 LIST_PAUSES: Final[Verb[list[QueuePause]]] = Verb(name="list_pauses", writes=False)
-CHANGE_TASKS: Final[Verb[BulkResult]] = Verb(name="change_tasks", request=_itself, lane="admin")
+CHANGE_TASKS: Final[Verb[BulkResult]] = Verb(name="change_tasks", request=_identity, lane="admin")
 LOAD_TASKS: Final[Verb[list[Task | None]]] = Verb(name="load_tasks", writes=False)
 RETRY_TASKS: Final[Verb[list[TaskId[Any] | None]]] = Verb(
     name="retry_tasks",
-    request=_itself,
+    request=_identity,
     durability=FlushPolicy.ACKNOWLEDGED,
     lane="admin",
     held="until_timeout",
 )
-REPLACE_TASK: Final[Verb[bool]] = Verb(name="replace_task", request=_itself)
+REPLACE_TASK: Final[Verb[bool]] = Verb(name="replace_task", request=_identity)
 GET_ATTEMPTS: Final[Verb[list[FailedAttempt]]] = Verb(name="get_attempts", writes=False)
 LIST_WORKERS: Final[Verb[list[WorkerInfo]]] = Verb(name="list_workers", writes=False)
 ORDER_WORKER: Final[Verb[bool]] = Verb(name="order_worker", request=OrderRequest)

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
     from sitq.administration import QueuePause
 
-__all__ = ["COUNTED", "HEAD", "OverviewParts", "make_overview", "make_worker"]
+__all__ = ["COUNT_CAP", "HEAD", "OverviewParts", "make_overview", "make_worker"]
 
-COUNTED: Final = 10_001
+COUNT_CAP: Final = 10_001
 """Counts of an overview end here."""
 HEAD: Final = 20
 """Of so many tasks of a queue that come first, the functions are looked at."""
@@ -67,7 +67,7 @@ def make_overview(
     """Return the overview of a store."""
 
     def count(number: int) -> Count:
-        return Count(min(number, COUNTED), exact=number < COUNTED, as_of=now)
+        return Count(min(number, COUNT_CAP), exact=number < COUNT_CAP, as_of=now)
 
     alive = [worker for worker in workers if worker.state is not WorkerState.LOST]
     paused = {pause.queue: pause for pause in pauses}

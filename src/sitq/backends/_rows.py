@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pydantic_core import from_json
 
-from sitq._stored_errors import LOST_ERROR, UNREADABLE
+from sitq._system_errors import LOST_ERROR, UNREADABLE
 from sitq._validation import has_module
 from sitq.models import Progress, ReservedTask, Result, RetryPolicy, Task, TaskInfo
 from sitq.states import TaskStatus

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pydantic import BaseModel
 
-from sitq._plain import plain_member
+from sitq._builtin_types import plain_member
 from sitq._validation import with_article
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def _difference(sent: Any, back: Any) -> _Finding | None:
         return _first(zip(steps, sent, back, strict=False)) if same else _changed(kind)
     if isinstance(sent, set | frozenset):
         return _of_sets(sent, back)
-    return None if _same_leaf(sent, back) else _changed(kind)
+    return None if _scalars_equal(sent, back) else _changed(kind)
 
 
 def _loss(given: Any, back: Any) -> _Finding | None:
@@ -139,7 +139,7 @@ def _of_kinds(sent: Any, back: Any) -> _Finding | None:
     kind, arrived = type(sent), type(back)
     exact = plain_member(sent)
     if type(exact) is not kind and type(exact) is arrived:
-        return None if _same_leaf(exact, back) else _changed(arrived)
+        return None if _scalars_equal(exact, back) else _changed(arrived)
     if kind is int and arrived is float:
         return None if sent == back else _Finding("an int would be rounded to a float")
     return _arrives(kind, arrived)
@@ -200,7 +200,7 @@ def _of_sets(sent: Any, back: Any) -> _Finding | None:
     return None
 
 
-def _same_leaf(sent: Any, back: Any) -> bool:
+def _scalars_equal(sent: Any, back: Any) -> bool:
     if isinstance(sent, float):
         return bool(sent == back) or (math.isnan(sent) and math.isnan(back))
     if isinstance(sent, Decimal):

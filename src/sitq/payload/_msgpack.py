@@ -19,7 +19,7 @@ from pydantic_core import TzInfo
 
 from sitq._validation import with_article
 from sitq.errors import SerializationError
-from sitq.payload._limits import KeyBudget
+from sitq.payload._collision_limits import KeyBudget
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Hashable, Mapping

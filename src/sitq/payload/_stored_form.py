@@ -18,8 +18,8 @@ import pydantic_core
 from pydantic import BaseModel, RootModel
 from pydantic_core import PydanticCustomError, SchemaValidator, core_schema
 
-from sitq._plain import plain as plain_of
-from sitq.payload._limits import KeyBudget
+from sitq._builtin_types import plain as plain_of
+from sitq.payload._collision_limits import KeyBudget
 from sitq.payload._msgpack import LEAVES
 
 __all__ = [
@@ -232,7 +232,7 @@ _PLAIN: Final = frozenset(
     }
 )
 # Values under these were stored in another form: as JSON, or by a serializer of the user's.
-_REWRITTEN: Final = frozenset({"json", "lax-or-strict"})
+_CUSTOM_SERIALIZED_TYPES: Final = frozenset({"json", "lax-or-strict"})
 _SERIALIZERS: Final = frozenset({"format", "function-plain", "function-wrap", "to-string"})
 
 
@@ -301,7 +301,7 @@ def _ruled(schema: Any, config: Mapping[str, Any], *, lax: bool) -> Any:
 
 def _is_rewritten(schema: Mapping[str, Any]) -> bool:
     serialization = schema.get("serialization")
-    return schema.get("type") in _REWRITTEN or (
+    return schema.get("type") in _CUSTOM_SERIALIZED_TYPES or (
         isinstance(serialization, Mapping) and serialization.get("type") in _SERIALIZERS
     )
 
@@ -323,7 +323,7 @@ def _with_checks(node: dict[str, Any], *, refuses: bool, lax: bool) -> Any:
             else _before(node, _with_fields_set, core_schema.no_info_wrap_validator_function)
         )
     if kind == "float" and not lax:
-        return _before(node, _exact_float)
+        return _before(node, _lossless_float)
     if kind == "literal":
         return _before(node, partial(_one_of, node["expected"]))
     if kind == "enum":
@@ -352,7 +352,7 @@ def _with_fields_set(value: Any, handler: core_schema.ValidatorFunctionWrapHandl
     return made
 
 
-def _exact_float(value: Any) -> Any:
+def _lossless_float(value: Any) -> Any:
     """Refuse a number that a float would round; other ints are allowed (PEP 484)."""
     if type(value) is float or (type(value) is int and _is_float(value)):
         return value

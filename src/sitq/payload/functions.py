@@ -15,13 +15,13 @@ from sitq.errors import SerializationError, ValidationError
 from sitq.ids import R_co
 from sitq.models import RetryPolicy
 from sitq.payload._advice import advice_for
-from sitq.payload._signatures import Signature
+from sitq.payload._function_signatures import Signature
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
-    from sitq.payload._signatures import Shape
-    from sitq.payload._values import ValueCodec
+    from sitq.payload._function_signatures import Shape
+    from sitq.payload._value_codec import ValueCodec
     from sitq.protocols import Serializer
 
 __all__ = ["NOT_STORED", "TaskDefaults", "TaskFunction", "check_retry"]

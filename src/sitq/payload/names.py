@@ -14,8 +14,8 @@ import types
 from collections.abc import Iterable
 from typing import Any, Final
 
-from sitq._modules import module_name
-from sitq._plain import plain
+from sitq._builtin_types import plain
+from sitq._module_names import module_name
 from sitq._validation import with_article
 from sitq.errors import ValidationError
 

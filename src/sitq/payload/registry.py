@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, ParamSpec, Ty
 
 import pydantic
 
-from sitq._modules import is_module_named, is_same_module, module_name
-from sitq._plain import plain
+from sitq._builtin_types import plain
+from sitq._module_names import is_module_named, is_same_module, module_name
 from sitq._validation import describe
 from sitq.errors import ValidationError
 from sitq.ids import R_co

@@ -11,7 +11,7 @@ import struct
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-from sitq._stored_errors import EXHAUSTED, LOST_ERROR, UNREADABLE
+from sitq._system_errors import LOST_ERROR, NO_ATTEMPT_LEFT, UNREADABLE
 from sitq.errors import SerializationError, ValidationError
 from sitq.models import OutcomeKind
 from sitq.states import TaskStatus
@@ -56,7 +56,7 @@ _SEAL_LINE: Final = re.compile(r"(?P<trace>(?s:.*)\n)?\[signature 1: (?P<mac>[0-
 _STORES_OWN: Final = re.compile(
     rf"{re.escape(LOST_ERROR).replace('%d', '[0-9]{1,12}')}"
     rf"|{re.escape(UNREADABLE)}"
-    rf"|{re.escape(EXHAUSTED)}"
+    rf"|{re.escape(NO_ATTEMPT_LEFT)}"
     r"|BackendValueError: the store cannot keep the (error|result) of this attempt"
 )
 _NOT_SIGNED: Final = (

@@ -23,7 +23,7 @@ from sitq._task_batch import concat
 from sitq.context import CURRENT
 from sitq.errors import UsageError
 from sitq.queue._options import NO_OPTIONS, Options, make_options, take_eta
-from sitq.queue._tasks import CHUNK
+from sitq.queue._task_factory import CHUNK
 from sitq.transactions import TransactionalBackend
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from sitq.models import RetryPolicy, Task
     from sitq.payload.registry import Call
     from sitq.protocols import Backend
-    from sitq.queue._tasks import TaskFactory
+    from sitq.queue._task_factory import TaskFactory
     from sitq.transactions import AnyConnection, Transaction
 
     Store: TypeAlias = Callable[[Sequence[Task]], Awaitable[list[TaskId[Any]]]]

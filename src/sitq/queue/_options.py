@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from sitq._plain import plain
+from sitq._builtin_types import plain
 from sitq._validation import (
     check_key,
     check_moment,
@@ -17,7 +17,7 @@ from sitq._validation import (
     check_seconds,
 )
 from sitq.errors import ValidationError
-from sitq.payload._signatures import spelled_out
+from sitq.payload._function_signatures import spelled_out
 from sitq.payload.functions import check_retry
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, overload
 
+from sitq._argument_checks import checked_backend, checked_serializer
 from sitq._hooks import Hooks
-from sitq._ports import checked_backend, checked_serializer
 from sitq._validation import check_seconds
 from sitq.administration import AdminBackend
 from sitq.backends.sqlite import SQLiteBackend
@@ -23,9 +23,9 @@ from sitq.payload._stored_form import without_names
 from sitq.payload.functions import NOT_STORED
 from sitq.payload.registry import default_registry
 from sitq.payload.signing import unseal_result
-from sitq.queue._client import StoreClient
 from sitq.queue._enqueueing import EnqueueMethods, Producer, TransactionQueue, joined
-from sitq.queue._tasks import TaskFactory, make_repeat
+from sitq.queue._store_client import StoreClient
+from sitq.queue._task_factory import TaskFactory, make_repeat
 from sitq.states import TaskStatus
 
 if TYPE_CHECKING:

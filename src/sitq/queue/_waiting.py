@@ -32,7 +32,7 @@ _CHUNK: Final = 500
 _LOOK_EVERY: Final = 1.0
 # A younger task is not queried before the store announces a change: a query right after the enqueue
 # would slow down the worker that runs it; seconds.
-_YOUTH: Final = 0.003
+_MIN_TASK_AGE: Final = 0.003
 # Pauses before a busy store is asked again: the first, and the longest; seconds.
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 2.0
@@ -212,8 +212,8 @@ class ResultWaiters:
         return True
 
     def _old_enough(self, task_ids: Iterable[TaskId[Any]]) -> list[TaskId[Any]]:
-        """Return the tasks that are old enough to query; see `_YOUTH`."""
-        return [task_id for task_id in task_ids if not 0 <= age_of(task_id) < _YOUTH]
+        """Return the tasks that are old enough to query; see `_MIN_TASK_AGE`."""
+        return [task_id for task_id in task_ids if not 0 <= age_of(task_id) < _MIN_TASK_AGE]
 
     async def _next_wanted(self, listener: Listener) -> list[TaskId[Any]]:
         """Wait for a change, a new call or the next poll; return the tasks to query."""
@@ -224,7 +224,7 @@ class ResultWaiters:
             await listener.wait()
             changed = True  # also if the scope is cancelled at the same time
 
-        youth = [_YOUTH - age_of(task_id) for task_id in self._unseen]
+        youth = [_MIN_TASK_AGE - age_of(task_id) for task_id in self._unseen]
         try:
             with anyio.CancelScope() as self._pause:
                 if youth:

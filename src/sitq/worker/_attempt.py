@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 from anyio import to_thread
 
-from sitq._exceptions import exit_of
 from sitq._logging import Log
 from sitq._loops import no_op
+from sitq._signal_exits import find_signal_exit
 from sitq.context import CURRENT, AttemptState, TaskContext
 from sitq.errors import SitqError, UsageError, ValidationError
 from sitq.models import Outcome
 from sitq.payload.signing import unseal
 from sitq.worker._calls import Raised, ThreadedCall, end_child, is_awaitable
 from sitq.worker._cancelling import AttemptScope
+from sitq.worker._outcome_writer import UncommittedOutcome
 from sitq.worker._outcomes import error_text, outcome_of_error, outcome_of_mismatch
-from sitq.worker._reporter import UncommittedOutcome
 
 if TYPE_CHECKING:
     import asyncio
@@ -333,7 +333,7 @@ class Attempt:
 
     def _note_exit(self, error: BaseException) -> bool:
         """End the worker if a signal handler has raised the error; return whether one has."""
-        leaving = exit_of(error)
+        leaving = find_signal_exit(error)
         if leaving is None:
             return False
         if self._end is None:

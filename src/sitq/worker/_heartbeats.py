@@ -49,7 +49,7 @@ class Heartbeats:
         self._events = runtime.events
         # Report the worker to a store that knows workers, and sign it off.
         self._report: Callable[[WorkerKeeper], object] | None = None
-        self._sign_off: Callable[[WorkerKeeper], object] | None = None
+        self._deregister: Callable[[WorkerKeeper], object] | None = None
         self._renewed: dict[Lease, float] = {}
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -59,15 +59,15 @@ class Heartbeats:
         self._error: BaseException | None = None
         # When `overdue` was last called, and until when it waits for the next beat.
         self._looked_at: float | None = None
-        self._patient_until = float("-inf")
+        self._stall_grace_until = float("-inf")
         self._thread = threading.Thread(target=self._run, name="sitq-heartbeats", daemon=True)
 
     def report_by(
-        self, report: Callable[[WorkerKeeper], object], sign_off: Callable[[WorkerKeeper], object]
+        self, report: Callable[[WorkerKeeper], object], deregister: Callable[[WorkerKeeper], object]
     ) -> None:
         """Report the worker with each beat, and sign it off, if the store knows workers."""
         if isinstance(self._backend, AdminBackend):
-            self._report, self._sign_off = report, sign_off
+            self._report, self._deregister = report, deregister
 
     async def start(self) -> None:
         """Start the thread; return once it has a connection.
@@ -136,10 +136,10 @@ class Heartbeats:
         """
         now, margin = self._monotonic(), self._lease * _MARGIN
         if self._looked_at is not None and now - self._looked_at > interval + margin:
-            self._patient_until = now + max(margin, _SHORTEST_PATIENCE)
+            self._stall_grace_until = now + max(margin, _SHORTEST_PATIENCE)
             self._wake.set()
         self._looked_at = now
-        return [] if now < self._patient_until else self.behind()
+        return [] if now < self._stall_grace_until else self.behind()
 
     def _run(self) -> None:
         try:
@@ -190,9 +190,9 @@ class Heartbeats:
             if failures:
                 _log.info("leases are renewed again")
                 failures = 0
-        if self._sign_off is not None:
+        if self._deregister is not None:
             with suppress(Exception):  # a sweep removes it
-                self._sign_off(cast("WorkerKeeper", keeper))
+                self._deregister(cast("WorkerKeeper", keeper))
 
     def _note(self, leases: list[Lease], states: list[LeaseState], asked_at: float) -> None:
         notified = []

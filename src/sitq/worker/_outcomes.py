@@ -13,8 +13,8 @@ from pathlib import Path
 from traceback import TracebackException
 from typing import TYPE_CHECKING, Final
 
-from sitq._exceptions import exit_of
 from sitq._logging import Log
+from sitq._signal_exits import find_signal_exit
 from sitq.models import Outcome, OutcomeKind, RetryPolicy
 from sitq.payload.names import one_line
 from sitq.retry import Decision, backoff, decide
@@ -49,7 +49,7 @@ def outcome_of_error(
     try:
         decision = decide(policy, error)
     except BaseException as inner:  # of a metaclass of the user's, say
-        if exit_of(inner) is not None:
+        if find_signal_exit(inner) is not None:
             raise
         decision = Decision(again=False)
     if decision.asked:
@@ -171,7 +171,7 @@ def _traceback_text(error: BaseException) -> str | None:
 
 def _raise_exit(inner: BaseException) -> None:
     """Raise an error again if a signal handler raised it, since it ends the process."""
-    if exit_of(inner) is not None:
+    if find_signal_exit(inner) is not None:
         raise inner
 
 

@@ -12,8 +12,8 @@ from sitq.administration import WorkerState
 from sitq.clock import with_timeout
 from sitq.models import Outcome
 from sitq.payload.names import one_line
+from sitq.worker._outcome_writer import FailureBackoff, OutcomeWriter
 from sitq.worker._outcomes import outcome_of_unknown_function
-from sitq.worker._reporter import FailureBackoff, Reporter
 
 if TYPE_CHECKING:
     from sitq.models import Reservation
@@ -31,8 +31,8 @@ _log: Final = Log(__name__)
 FULL_SWEEP: Final = 1000
 # For 120 s after it has put back a task of an unknown function, a worker reserves tasks 0.1 s after
 # their eta, so that workers that know the function come first. No task is put back for longer.
-_DEFERRING_SECONDS: Final = 120.0
-_DEFERENCE_SECONDS: Final = 0.1
+_YIELDING_SECONDS: Final = 120.0
+_YIELD_DELAY: Final = 0.1
 
 
 class Reserver:
@@ -43,7 +43,7 @@ class Reserver:
         runtime: WorkerRuntime,
         registry: Registry,
         heartbeats: Heartbeats,
-        reporter: Reporter,
+        reporter: OutcomeWriter,
         pool: RunnerPool,
         *,
         drain: bool,
@@ -139,8 +139,8 @@ class Reserver:
             wait = None
         self._look_in(wait)
         is_timed = wait is not None and wait <= self._options.poll_interval
-        if is_timed and self._monotonic() - self._pool.unknown_function_at < _DEFERRING_SECONDS:
-            self._look_at += _DEFERENCE_SECONDS
+        if is_timed and self._monotonic() - self._pool.unknown_function_at < _YIELDING_SECONDS:
+            self._look_at += _YIELD_DELAY
 
     def _look_in(self, seconds: float | None) -> None:
         """Reserve again after so many seconds, or after a poll's interval if that is shorter."""

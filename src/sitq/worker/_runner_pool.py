@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 import anyio.lowlevel
 
-from sitq._exceptions import exit_of
 from sitq._logging import Log
+from sitq._signal_exits import find_signal_exit
 from sitq.models import Outcome, OutcomeKind
 from sitq.worker._attempt import Attempt, EndReason, NoThreadError
 from sitq.worker._attempt_tasks import STARTS_EAGERLY, AttemptTask, Nurseries
 from sitq.worker._calls import end_child
 from sitq.worker._interpreter_yield import InterpreterYield
+from sitq.worker._outcome_writer import UncommittedOutcome
 from sitq.worker._outcomes import error_text, log_end
-from sitq.worker._reporter import UncommittedOutcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from sitq.models import Lease, ReservedTask
     from sitq.payload.functions import TaskFunction
     from sitq.worker._heartbeats import Heartbeats
-    from sitq.worker._reporter import Reporter
+    from sitq.worker._outcome_writer import OutcomeWriter
     from sitq.worker._runtime import WorkerRuntime
 
 __all__ = ["RunnerPool"]
@@ -113,7 +113,9 @@ class _PrefetchLimit:
 class RunnerPool:
     """Runs reserved tasks, at most ``max_concurrency`` at a time."""
 
-    def __init__(self, runtime: WorkerRuntime, heartbeats: Heartbeats, reporter: Reporter) -> None:
+    def __init__(
+        self, runtime: WorkerRuntime, heartbeats: Heartbeats, reporter: OutcomeWriter
+    ) -> None:
         self._runtime = runtime
         self._heartbeats = heartbeats
         self._reporter = reporter
@@ -279,7 +281,7 @@ class RunnerPool:
             try:
                 outcome = await call
             except BaseException as error:  # noqa: BLE001 - a worker never dies of a task
-                leaving = exit_of(error)
+                leaving = find_signal_exit(error)
                 if leaving is None:
                     outcome = _not_run(attempt, error)
                 else:

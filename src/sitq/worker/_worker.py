@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self
 import anyio
 import pydantic
 
+from sitq._argument_checks import checked_backend, checked_serializer
+from sitq._builtin_types import plain
 from sitq._hooks import Hooks
 from sitq._loops import refuse_green_threads
-from sitq._plain import plain
-from sitq._ports import checked_backend, checked_serializer
 from sitq._validation import describe
 from sitq.context import CURRENT
 from sitq.errors import UsageError, ValidationError
 from sitq.models import ALL_QUEUES, DEFAULT_QUEUE, RetryPolicy
 from sitq.payload.functions import check_retry
 from sitq.payload.registry import Registry, default_registry
-from sitq.worker._background import BackgroundService
-from sitq.worker._run import WorkerRun
+from sitq.worker._background_service import BackgroundService
 from sitq.worker._runtime import WorkerOptions, WorkerRuntime
 from sitq.worker._script import EventLoop, run_script
+from sitq.worker._worker_run import WorkerRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sitq.administration import BulkChange, Count, TaskPage, WorkerOrders, WorkerState
 from sitq.backends._cursors import IN_RESERVATION_ORDER, decode_cursor, encode_cursor
 from sitq.backends._overview import HEAD, OverviewParts, make_overview, make_worker
-from sitq.backends._task_queries import sort_out
+from sitq.backends._task_filters import partition_tasks
 from sitq.backends.memory._operations import enqueue_one
 from sitq.errors import BackendError
 from sitq.models import TaskInfo
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         WorkerInfo,
         WorkerReport,
     )
-    from sitq.backends._task_queries import ChangeRequest, RetryRequest
+    from sitq.backends._task_filters import ChangeRequest, RetryRequest
     from sitq.backends.memory._operations import Rows
     from sitq.backends.memory._rows import TaskRow
     from sitq.ids import TaskId
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = [
     "change_tasks",
     "count_tasks",
+    "deregister",
     "get_attempts",
     "list_pauses",
     "list_tasks",
@@ -50,7 +51,6 @@ __all__ = [
     "report",
     "resume_queue",
     "retry_tasks",
-    "sign_off",
 ]
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -74,7 +74,7 @@ def count_tasks(rows: Rows, now: datetime, where: TaskFilter, most: int, seconds
 def change_tasks(rows: Rows, now: datetime, request: ChangeRequest) -> BulkResult:
     page, cursor = _page(rows, now, request.where, request.limit, request.cursor)
     infos = [row.to(TaskInfo) for row in page]
-    accepted, result = sort_out(infos, request.change, cursor)
+    accepted, result = partition_tasks(infos, request.change, cursor)
     for info in () if request.dry_run else accepted:
         row = rows.by_id[info.task_id]
         changed = _changed(row, request.change, now)
@@ -168,7 +168,7 @@ def report(rows: Rows, now: datetime, worker: WorkerReport) -> WorkerOrders:
     return WorkerOrders(state, frozenset(rows.paused(now)))
 
 
-def sign_off(rows: Rows, _now: datetime, worker_id: str) -> None:
+def deregister(rows: Rows, _now: datetime, worker_id: str) -> None:
     rows.forget_worker(worker_id)
 
 

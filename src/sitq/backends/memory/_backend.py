@@ -124,10 +124,10 @@ class MemoryBackend(AdminMethods):
         with self._lock:
             return _admin.report(self._rows, self._clock.now(), report)
 
-    def sign_off(self, worker_id: str) -> None:
-        """See `sitq.administration.WorkerKeeper.sign_off`."""
+    def deregister(self, worker_id: str) -> None:
+        """See `sitq.administration.WorkerKeeper.deregister`."""
         with self._lock:
-            _admin.sign_off(self._rows, self._clock.now(), worker_id)
+            _admin.deregister(self._rows, self._clock.now(), worker_id)
 
 
 class _Session:
@@ -164,7 +164,7 @@ class _Keeper:
     def __init__(self, backend: MemoryBackend) -> None:
         self.renew = backend.renew
         self.report = backend.report
-        self.sign_off = backend.sign_off
+        self.deregister = backend.deregister
 
     def close(self) -> None:
         pass

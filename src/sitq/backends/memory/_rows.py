@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sitq._stored_errors import LOST_ATTEMPT, LOST_ERROR
+from sitq._system_errors import LOST_ATTEMPT, LOST_ERROR
 from sitq.administration import KEPT_FAILURES, FailedAttempt
 from sitq.models import OutcomeKind
 from sitq.states import TaskStatus

@@ -21,8 +21,8 @@ from sitq.administration import (
     WorkerState,
 )
 from sitq.backends._cursors import IN_RESERVATION_ORDER, decode_cursor, encode_cursor
-from sitq.backends._overview import COUNTED, HEAD, OverviewParts, make_overview, make_worker
-from sitq.backends._task_queries import SCANNED, sort_out
+from sitq.backends._overview import COUNT_CAP, HEAD, OverviewParts, make_overview, make_worker
+from sitq.backends._task_filters import MAX_SCANNED_ROWS, partition_tasks
 from sitq.backends.postgres import _admin_sql, _sql
 from sitq.backends.postgres._rows import columns, finite, storable, to_info, to_task
 from sitq.errors import TaskNotFoundError
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from sitq.administration import Overview, WorkerInfo
     from sitq.backends._operations import OrderRequest
-    from sitq.backends._task_queries import ChangeRequest, RetryRequest
+    from sitq.backends._task_filters import ChangeRequest, RetryRequest
     from sitq.backends.postgres._admin_sql import Place
     from sitq.backends.postgres._operations import PgTransaction
     from sitq.models import Task, TaskInfo
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = [
     "change_tasks",
     "count_tasks",
+    "deregister",
     "get_attempts",
     "list_pauses",
     "list_tasks",
@@ -53,7 +54,6 @@ __all__ = [
     "report",
     "resume_queue",
     "retry_tasks",
-    "sign_off",
 ]
 
 # After all ids; before all pending tasks.
@@ -76,7 +76,7 @@ async def list_tasks(
     if where.status in IN_RESERVATION_ORDER:
         return await _pending_page(transaction, where, limit, cursor)
     before = _AFTER_ALL if cursor is None else str(decode_cursor(where, cursor)[0])
-    floor = await _floor(transaction, where, before, SCANNED)
+    floor = await _floor(transaction, where, before, MAX_SCANNED_ROWS)
     sql, values = _admin_sql.id_page(where, before, floor[0] if floor else "", limit + 1)
     infos = [to_info(row) for row in await transaction.rows(sql, *values)]
     if len(infos) > limit:
@@ -104,7 +104,7 @@ async def _pending_page(
         queue, priority, eta, seq = decode_cursor(where, cursor)
         after = str(queue), int(priority), _EPOCH + int(eta) * _MICROSECOND, int(seq)
     now = transaction.moment
-    scanned = SCANNED if _admin_sql.is_selective(where) else limit + 1
+    scanned = MAX_SCANNED_ROWS if _admin_sql.is_selective(where) else limit + 1
     sql, values = _admin_sql.pending_page(now, where, after, scanned, limit + 1)
     found = [(to_info(row[:-1]), row[-1]) for row in await transaction.rows(sql, *values)]
     infos = tuple(info for info, _ in found[:limit])
@@ -178,7 +178,7 @@ async def change_tasks(
     """Change the tasks that match."""
     (request,) = requests
     page = await list_tasks(transaction, request.where, request.limit, request.cursor)
-    accepted, result = sort_out(page.items, request.change, page.cursor)
+    accepted, result = partition_tasks(page.items, request.change, page.cursor)
     if request.dry_run or not accepted:
         return [result]
     transaction.has_committed = False  # so far it has only read: an error means no change
@@ -302,9 +302,9 @@ async def report(transaction: PgTransaction, worker: WorkerReport) -> WorkerOrde
     return WorkerOrders(WorkerState(ordered), frozenset(paused))
 
 
-async def sign_off(transaction: PgTransaction, worker_id: str) -> None:
+async def deregister(transaction: PgTransaction, worker_id: str) -> None:
     """Remove a worker that has ended."""
-    await transaction.rows(_admin_sql.SIGN_OFF, worker_id)
+    await transaction.rows(_admin_sql.DEREGISTER, worker_id)
 
 
 async def order_worker(transaction: PgTransaction, orders: Sequence[OrderRequest]) -> list[bool]:
@@ -337,15 +337,15 @@ async def overview(transaction: PgTransaction) -> Overview:
     """Return a summary of the queues, the workers and the numbers of tasks."""
     now = transaction.moment
     parts = OverviewParts()
-    for queue, due, scheduled, oldest in await transaction.rows(_admin_sql.QUEUES, now, COUNTED):
+    for queue, due, scheduled, oldest in await transaction.rows(_admin_sql.QUEUES, now, COUNT_CAP):
         parts.due[queue], parts.scheduled[queue] = due, scheduled
         if oldest is not None:
             parts.oldest[queue] = oldest
     parts.heads = {(row[0], row[1]) for row in await transaction.rows(_admin_sql.HEADS, now, HEAD)}
     parts.running = {row[0]: row[1] for row in await transaction.rows(_admin_sql.IN_PROGRESS)}
     retrying = TaskFilter(status="retrying")
-    parts.retrying = (await count_tasks(transaction, retrying, COUNTED, _COUNT_SECONDS)).value
+    parts.retrying = (await count_tasks(transaction, retrying, COUNT_CAP, _COUNT_SECONDS)).value
     failed = TaskFilter(status="failed")
-    parts.failed = (await count_tasks(transaction, failed, COUNTED, _COUNT_SECONDS)).value
+    parts.failed = (await count_tasks(transaction, failed, COUNT_CAP, _COUNT_SECONDS)).value
     workers, pauses = await list_workers(transaction), await list_pauses(transaction)
     return make_overview(parts, workers, pauses, await _now(transaction))

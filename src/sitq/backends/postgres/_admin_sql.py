@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sitq.administration import KEPT_FAILURES, WorkerReport
 from sitq.backends._rows import INFO_FIELDS, INSERT_TYPES, TASK_FIELDS, select_list
-from sitq.backends._task_queries import conditions
+from sitq.backends._task_filters import conditions
 from sitq.backends.postgres._sql import MOMENT
 
 if TYPE_CHECKING:
@@ -285,7 +285,7 @@ WITH reported AS (
 SELECT ordered, ARRAY(SELECT queue FROM sitq.pauses WHERE until IS NULL OR until > {MOMENT})
 FROM reported
 """
-SIGN_OFF: Final = "DELETE FROM sitq.workers WHERE id = $1::text"
+DEREGISTER: Final = "DELETE FROM sitq.workers WHERE id = $1::text"
 ORDER: Final = """
 UPDATE sitq.workers SET ordered = $2::text WHERE id = $1::text RETURNING id
 """

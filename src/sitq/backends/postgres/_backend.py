@@ -8,7 +8,7 @@ import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
-from sitq._plain import plain
+from sitq._builtin_types import plain
 from sitq._task_batch import has_keys
 from sitq.backends._admin_facade import AdminMethods
 from sitq.backends._facade import SQLBackend
@@ -17,7 +17,7 @@ from sitq.backends._operations import ENQUEUE, ENQUEUE_UNIQUE, SWEEP, ReserveReq
 from sitq.backends.postgres import _operations
 from sitq.backends.postgres._connection import ConnectTarget
 from sitq.backends.postgres._dsn import redacted_dsn
-from sitq.backends.postgres._runner import OPERATIONS
+from sitq.backends.postgres._operation_runner import OPERATIONS
 from sitq.backends.postgres._session import PgSession, Settings
 from sitq.backends.postgres._user_transaction import bind
 from sitq.clock import checked_clock

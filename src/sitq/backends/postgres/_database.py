@@ -17,7 +17,12 @@ import anyio
 
 from sitq.backends._batch_queue import BatchQueue, Compensate, Request, group_by_operation, wake_all
 from sitq.backends._operations import RESERVE
-from sitq.backends.postgres._runner import FIRST_PAUSE, LONGEST_PAUSE, OPERATIONS, OperationRunner
+from sitq.backends.postgres._operation_runner import (
+    FIRST_PAUSE,
+    LONGEST_PAUSE,
+    OPERATIONS,
+    OperationRunner,
+)
 from sitq.errors import BackendBusyError, BackendConnectionError, UnknownOutcomeError, UsageError
 
 if TYPE_CHECKING:

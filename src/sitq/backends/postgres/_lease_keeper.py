@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from sitq.administration import WorkerOrders, WorkerReport
     from sitq.backends._driver_loop import DriverLoop
     from sitq.backends.postgres._connection import PgConnection
+    from sitq.backends.postgres._operation_runner import OperationRunner
     from sitq.backends.postgres._operations import PgTransaction
     from sitq.backends.postgres._pool import Pool
-    from sitq.backends.postgres._runner import OperationRunner
     from sitq.models import Lease, LeaseState
 
 __all__ = ["KEEPER_SECONDS", "PostgresLeaseKeeper"]
@@ -57,9 +57,9 @@ class PostgresLeaseKeeper:
         """See `sitq.administration.WorkerKeeper.report`."""
         return self._keep("report", partial(_admin.report, worker=report))
 
-    def sign_off(self, worker_id: str) -> None:
-        """See `sitq.administration.WorkerKeeper.sign_off`."""
-        self._keep("sign_off", partial(_admin.sign_off, worker_id=worker_id))
+    def deregister(self, worker_id: str) -> None:
+        """See `sitq.administration.WorkerKeeper.deregister`."""
+        self._keep("deregister", partial(_admin.deregister, worker_id=worker_id))
 
     def _keep(self, name: str, operation: Callable[[PgTransaction], Awaitable[T]]) -> T:
         """Run an operation that does no harm if it runs twice."""

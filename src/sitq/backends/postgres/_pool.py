@@ -26,7 +26,7 @@ class Pool:
         self._lent: set[PgConnection] = set()
         self._attached: set[PgConnection] = set()
         self._room = asyncio.Semaphore(size)
-        self.has_hung_up = False
+        self.is_terminated = False
         """True once there will be no more connections."""
 
     def lend(self) -> _Loan:
@@ -43,7 +43,7 @@ class Pool:
         try:
             self._check()
             connection = self._pop_idle() or await connect(self.target)
-            if self.has_hung_up:
+            if self.is_terminated:
                 connection.terminate()
                 self._check()
         except BaseException:
@@ -53,7 +53,7 @@ class Pool:
         return connection
 
     def _check(self) -> None:
-        if self.has_hung_up:
+        if self.is_terminated:
             raise LostError("the backend was closed meanwhile")
 
     def _pop_idle(self) -> PgConnection | None:
@@ -69,7 +69,7 @@ class Pool:
         if connection.has_turned_read_only and not connection.outdated:
             self.renew()
             connection.outdated = True
-        if connection.is_reusable and not self.has_hung_up:
+        if connection.is_reusable and not self.is_terminated:
             self._idle.append(connection)
         else:
             connection.terminate()
@@ -94,13 +94,13 @@ class Pool:
 
     async def close(self) -> None:
         """Close the idle connections, and open no more."""
-        self.has_hung_up = True
+        self.is_terminated = True
         idle, self._idle = self._idle, []
         await asyncio.gather(*(connection.close() for connection in idle))
 
     def hang_up(self) -> None:
         """End all connections, whatever waits for an answer, and make no more."""
-        self.has_hung_up = True
+        self.is_terminated = True
         for connection in (*self._idle, *self._lent):
             connection.terminate()
 

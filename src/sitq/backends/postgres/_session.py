@@ -11,8 +11,8 @@ from sitq.backends.postgres import _schema, _sql
 from sitq.backends.postgres._database import PgDatabase
 from sitq.backends.postgres._errors import translate_error
 from sitq.backends.postgres._lease_keeper import PostgresLeaseKeeper
+from sitq.backends.postgres._operation_runner import OperationRunner
 from sitq.backends.postgres._pool import Pool
-from sitq.backends.postgres._runner import OperationRunner
 from sitq.backends.postgres._sql import Statements
 from sitq.backends.postgres._wakeups import NotifyThrottle, ServerListeners
 

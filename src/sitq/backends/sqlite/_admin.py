@@ -21,8 +21,8 @@ from sitq.administration import (
     WorkerState,
 )
 from sitq.backends._cursors import IN_RESERVATION_ORDER, decode_cursor, encode_cursor
-from sitq.backends._overview import COUNTED, HEAD, OverviewParts, make_overview, make_worker
-from sitq.backends._task_queries import SCANNED, sort_out
+from sitq.backends._overview import COUNT_CAP, HEAD, OverviewParts, make_overview, make_worker
+from sitq.backends._task_filters import MAX_SCANNED_ROWS, partition_tasks
 from sitq.backends.sqlite import _admin_sql, _operations, _sql
 from sitq.backends.sqlite._rows import dump_rows, from_micros, to_info, to_micros, to_task
 from sitq.errors import TaskNotFoundError
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from sitq.administration import BulkResult
     from sitq.backends._operations import OrderRequest
-    from sitq.backends._task_queries import ChangeRequest, RetryRequest
+    from sitq.backends._task_filters import ChangeRequest, RetryRequest
     from sitq.backends.sqlite._operations import SQLiteTransaction
     from sitq.ids import TaskId
     from sitq.models import Task, TaskInfo
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = [
     "change_tasks",
     "count_tasks",
+    "deregister",
     "get_attempts",
     "list_pauses",
     "list_tasks",
@@ -53,7 +54,6 @@ __all__ = [
     "report",
     "resume_queue",
     "retry_tasks",
-    "sign_off",
 ]
 
 # After all ids, and before and after all places of pending tasks.
@@ -95,7 +95,7 @@ def _floor(
     transaction: SQLiteTransaction, statements: _admin_sql.IdList, before: str
 ) -> tuple[str, int] | None:
     """Return the last row that a call looks at, its id and when it was enqueued; ``None``: all."""
-    values = statements.values(before, bound=SCANNED - 1)
+    values = statements.values(before, bound=MAX_SCANNED_ROWS - 1)
     row: tuple[str, int] | None = transaction.execute(statements.floor, values).fetchone()
     return row
 
@@ -106,7 +106,7 @@ def _pending_page(
     statements = _admin_sql.PendingList(where, transaction.now)
     infos: list[TaskInfo] = []
     keys: tuple[Level, Place] | None = None
-    for level, after, last, is_cut in _stretches(transaction, where, statements, cursor):
+    for level, after, last, is_cut in _scan_ranges(transaction, where, statements, cursor):
         values = statements.values(
             level, after, last_eta=last[0], last_seq=last[1], limit=limit + 1 - len(infos)
         )
@@ -126,7 +126,7 @@ def _pending_cursor(where: TaskFilter, keys: tuple[Level, Place] | None) -> str 
     return None if keys is None else encode_cursor(where, [*keys[0], *keys[1]])
 
 
-def _stretches(
+def _scan_ranges(
     transaction: SQLiteTransaction,
     where: TaskFilter,
     statements: _admin_sql.PendingList,
@@ -142,7 +142,7 @@ def _stretches(
     else:
         queue, priority, eta, seq = decode_cursor(where, cursor)
         level, after = (str(queue), int(priority)), (int(eta), int(seq))
-    left = SCANNED
+    left = MAX_SCANNED_ROWS
     for _ in range(_LEVELS):
         if level is None:
             return
@@ -221,7 +221,7 @@ def change_tasks(transaction: SQLiteTransaction, requests: list[ChangeRequest]) 
 def _change(transaction: SQLiteTransaction, request: ChangeRequest) -> BulkResult:
     page = list_tasks(transaction, request.where, request.limit, request.cursor)
     change = request.change
-    accepted, result = sort_out(page.items, change, page.cursor)
+    accepted, result = partition_tasks(page.items, change, page.cursor)
     if request.dry_run or not accepted:
         return result
     rows = dump_rows([info.task_id for info in accepted])
@@ -356,9 +356,9 @@ def report(transaction: SQLiteTransaction, worker: WorkerReport) -> WorkerOrders
     return WorkerOrders(WorkerState(ordered), frozenset(row[0] for row in paused))
 
 
-def sign_off(transaction: SQLiteTransaction, worker_id: str) -> None:
+def deregister(transaction: SQLiteTransaction, worker_id: str) -> None:
     """Remove a worker that has ended."""
-    transaction.execute(_admin_sql.SIGN_OFF, (worker_id,))
+    transaction.execute(_admin_sql.DEREGISTER, (worker_id,))
 
 
 def order_worker(transaction: SQLiteTransaction, orders: list[OrderRequest]) -> list[bool]:
@@ -400,7 +400,7 @@ def overview(transaction: SQLiteTransaction) -> Overview:
         _count_level(transaction, level, parts)
         level = _next_level(transaction, every, level)
     for status in ("retrying", "failed"):
-        number = count_tasks(transaction, TaskFilter(status=status), COUNTED, _COUNT_SECONDS)
+        number = count_tasks(transaction, TaskFilter(status=status), COUNT_CAP, _COUNT_SECONDS)
         setattr(parts, status, number.value)
     return make_overview(
         parts, list_workers(transaction), list_pauses(transaction), transaction.moment
@@ -411,7 +411,7 @@ def _count_level(transaction: SQLiteTransaction, level: Level, parts: OverviewPa
     """Add the pending tasks of one queue and one priority."""
     queue, priority = level
     now = transaction.now
-    values = {"queue": queue, "priority": priority, "now": now, "limit": COUNTED}
+    values = {"queue": queue, "priority": priority, "now": now, "limit": COUNT_CAP}
     due, first = transaction.execute(_admin_sql.LEVEL_DUE, values).fetchone()
     parts.due[queue] += due
     ((scheduled,),) = transaction.execute(_admin_sql.LEVEL_SCHEDULED, values).fetchall()

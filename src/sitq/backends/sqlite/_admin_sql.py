@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sitq.administration import KEPT_FAILURES, TaskFilter, WorkerReport
 from sitq.backends._rows import select_list
-from sitq.backends._task_queries import conditions
+from sitq.backends._task_filters import conditions
 from sitq.backends.sqlite._rows import INFO_COLUMNS, dump_rows, to_micros
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ ON CONFLICT (id) DO UPDATE SET
     {", ".join(f"{name} = excluded.{name}" for name in _REPORTED)}, seen_at = excluded.seen_at
 RETURNING ordered
 """
-SIGN_OFF: Final = "DELETE FROM workers WHERE id = ?"
+DEREGISTER: Final = "DELETE FROM workers WHERE id = ?"
 ORDER: Final = "UPDATE workers SET ordered = ? WHERE id = ?"
 WORKERS: Final = f"SELECT {select_list(_REPORTED)}, seen_at FROM workers ORDER BY host, pid, id"
 RUNNING: Final = """

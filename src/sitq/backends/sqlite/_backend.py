@@ -6,7 +6,7 @@ import os
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from sitq._plain import plain
+from sitq._builtin_types import plain
 from sitq.backends._admin_facade import AdminMethods
 from sitq.backends._capabilities import UsesDatabaseThread
 from sitq.backends._facade import SQLBackend

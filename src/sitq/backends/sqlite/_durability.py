@@ -107,7 +107,7 @@ class Durability:
         if self._log is None:
             return
         if self._is_doubtful:
-            self._start_anew(connection)  # SQLite flushes the file for it
+            self._checkpoint_and_truncate(connection)  # SQLite flushes the file for it
         elif self._file is not None:
             self._is_doubtful = True
             os.fdatasync(self._file)
@@ -127,7 +127,7 @@ class Durability:
                 return None
             time.sleep(_PAUSE)
 
-    def _start_anew(self, connection: sqlite3.Connection) -> None:
+    def _checkpoint_and_truncate(self, connection: sqlite3.Connection) -> None:
         """Copy the log into the database file and empty it.
 
         After a failed flush, Linux regards the pages as written: a later flush of the log that

@@ -49,9 +49,9 @@ class FileLeaseKeeper:
         """See `sitq.administration.WorkerKeeper.report`."""
         return self._write("report", _admin.report, report)
 
-    def sign_off(self, worker_id: str) -> None:
-        """See `sitq.administration.WorkerKeeper.sign_off`."""
-        self._write("sign_off", _admin.sign_off, worker_id)
+    def deregister(self, worker_id: str) -> None:
+        """See `sitq.administration.WorkerKeeper.deregister`."""
+        self._write("deregister", _admin.deregister, worker_id)
 
     def _write(self, name: str, operation: Callable[..., T], *parameters: Any) -> T:
         """Run an operation in a transaction."""
@@ -121,9 +121,9 @@ class MemoryLeaseKeeper:
         """See `sitq.administration.WorkerKeeper.report`."""
         return self._write(_admin.report, report)
 
-    def sign_off(self, worker_id: str) -> None:
-        """See `sitq.administration.WorkerKeeper.sign_off`."""
-        self._write(_admin.sign_off, worker_id)
+    def deregister(self, worker_id: str) -> None:
+        """See `sitq.administration.WorkerKeeper.deregister`."""
+        self._write(_admin.deregister, worker_id)
 
     def _write(self, operation: Callable[..., T], *parameters: Any) -> T:
         """Run an operation in a transaction."""

@@ -13,7 +13,7 @@ from heapq import merge
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
-from sitq._stored_errors import LOST_ATTEMPT, LOST_ERROR, UNREADABLE
+from sitq._system_errors import LOST_ATTEMPT, LOST_ERROR, UNREADABLE
 from sitq._task_batch import concat, has_keys, ids_of, split
 from sitq.backends.sqlite import _sql
 from sitq.backends.sqlite._admin_sql import ADD_ATTEMPTS, FORGET_WORKERS, TRIM_ATTEMPTS

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Final
 
 from sitq._logging import Log
 from sitq.backends.sqlite import _schema
-from sitq.backends.sqlite._commit_watch import CommitWatch
 from sitq.backends.sqlite._errors import BUSY_SECONDS, is_busy, retrying
 from sitq.backends.sqlite._file import MEMORY, DatabaseFile
+from sitq.backends.sqlite._user_commit_watch import CommitWatch
 from sitq.backends.sqlite._wakeups import MARK_BYTES, WakeupFile
 from sitq.errors import BackendConnectionError, UsageError
 

@@ -92,9 +92,9 @@ class AdminStore(Store):
         """Report a worker, as it does itself."""
         return await self._keep(lambda keeper: keeper.report(report))
 
-    async def sign_off(self, worker_id: str) -> None:
+    async def deregister(self, worker_id: str) -> None:
         """Sign a worker off."""
-        await self._keep(lambda keeper: keeper.sign_off(worker_id))
+        await self._keep(lambda keeper: keeper.deregister(worker_id))
 
     async def _keep(self, function: Callable[[WorkerKeeper], T]) -> T:
         """Call a function with a lease keeper, in another thread, as a worker does."""

@@ -89,7 +89,7 @@ class WorkerChecks(AdminSuite):
         mine = make_report(await store.now())
         await store.report(mine)
         for worker_id in ("worker", "worker", "unknown"):
-            await store.sign_off(worker_id)
+            await store.deregister(worker_id)
         assert await store.admin.list_workers() == []
 
     async def test_an_order_stays_until_the_worker_has_ended(self, store: AdminStore) -> None:
@@ -103,7 +103,7 @@ class WorkerChecks(AdminSuite):
             for _ in range(2):
                 orders = await store.report(mine)
                 assert orders == WorkerOrders(state, frozenset())
-        await store.sign_off("worker")
+        await store.deregister("worker")
         assert await store.admin.order_worker("worker", WorkerState.QUIET) is False
         assert await store.report(mine) == none
 
@@ -143,7 +143,7 @@ class WorkerChecks(AdminSuite):
         assert view.unserved == ()
         assert view.unknown_functions == (("a", "jobs:b"),)
         assert [(each.name, each.workers) for each in view.queues] == [("a", 2), ("b", 1)]
-        await store.sign_off("2")
+        await store.deregister("2")
         view = await store.admin.overview()
         assert view.unserved == ("b",)
         assert view.unknown_functions == (("a", "jobs:b"),)

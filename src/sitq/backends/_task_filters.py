@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     from sitq.models import Task, TaskInfo
 
 __all__ = [
-    "SCANNED",
+    "MAX_SCANNED_ROWS",
     "ChangeRequest",
     "Condition",
     "RetryRequest",
     "conditions",
+    "partition_tasks",
     "refusal",
-    "sort_out",
 ]
 
-SCANNED: Final = 20_000
+MAX_SCANNED_ROWS: Final = 20_000
 """So many rows does one call look at, at most."""
 
 
@@ -100,7 +100,7 @@ def refusal(info: TaskInfo, change: TaskChange) -> str | None:
             return None
 
 
-def sort_out(
+def partition_tasks(
     infos: Sequence[TaskInfo], change: TaskChange, cursor: str | None
 ) -> tuple[list[TaskInfo], BulkResult]:
     """Return the tasks that a change can be made to, and what the change will have done."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sitq.worker._runner_pool import RunnerPool
     from sitq.worker._runtime import WorkerRuntime
 
-__all__ = ["Presence"]
+__all__ = ["Registration"]
 
 _log: Final = Log(__name__)
 
@@ -29,7 +29,7 @@ _FIRST_LOOK: Final = 10.0
 _LOOK_EVERY: Final = 60.0
 
 
-class Presence:
+class Registration:
     """Reports one worker to its store, and obeys the orders that it gets there."""
 
     def __init__(
@@ -57,14 +57,14 @@ class Presence:
         orders = keeper.report(self._report())
         self._runtime.loop.call_soon(partial(self._obey, orders))
 
-    def sign_off_from(self, keeper: WorkerKeeper) -> None:
+    def deregister_from(self, keeper: WorkerKeeper) -> None:
         """Say that the worker has ended.
 
         Raises:
             BackendError: the store failed.
         """
         if self._has_reported:
-            keeper.sign_off(self._runtime.worker_id)
+            keeper.deregister(self._runtime.worker_id)
 
     def _report(self) -> WorkerReport:
         options = self._runtime.options

@@ -56,9 +56,9 @@ OPERATIONS: Final = operations_of(_operations, (*VERBS, ENQUEUE_UNIQUE)) | opera
 """The functions of the verbs."""
 # How to find out what an operation whose answer was lost has done.
 _SEARCHES: Final[Mapping[Callable[..., Any], Callable[..., Awaitable[Any]]]] = {
-    operation: getattr(_operations, verb.searched_by)
+    operation: getattr(_operations, verb.recovered_by)
     for verb, operation in OPERATIONS.items()
-    if verb.searched_by is not None
+    if verb.recovered_by is not None
 }
 
 
@@ -187,7 +187,7 @@ class OperationRunner:
         give_up = asyncio.get_running_loop().time() + _SEARCH_SECONDS
         pause = FIRST_PAUSE
         search = _SEARCHES.get(operation)
-        has_met_itself = False
+        found_own_duplicate = False
         while True:
             known = False
             try:
@@ -206,10 +206,10 @@ class OperationRunner:
                     self._pool.renew()  # a replica may lag behind, and proves nothing
                 elif known and not isinstance(error, LostError | asyncio.CancelledError):
                     # Where its process is unknown, the lost statement may commit after the search.
-                    if has_met_itself or search is None or not is_duplicate(error):
+                    if found_own_duplicate or search is None or not is_duplicate(error):
                         raise
-                    has_met_itself = True
-                if self._pool.has_hung_up or asyncio.get_running_loop().time() > give_up:
+                    found_own_duplicate = True
+                if self._pool.is_terminated or asyncio.get_running_loop().time() > give_up:
                     raise self._unknown(operation, "the connection was lost") from error
             with suppress(*(() if self._driver_loop.is_ending else (asyncio.CancelledError,))):
                 await asyncio.sleep(random.uniform(pause / 2, pause))

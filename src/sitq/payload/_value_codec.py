@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, Union, cast, get_args, ge
 import pydantic
 from pydantic_core import core_schema
 
-from sitq._plain import plain_member
+from sitq._builtin_types import plain_member
 from sitq._validation import with_article
 from sitq.errors import SerializationError, ValidationError
 from sitq.ids import TaskId
 from sitq.payload._comparison import difference, loss
+from sitq.payload._decode_limits import RebuildLimits
 from sitq.payload._msgpack import CONTAINERS, LEAVES, items_of
-from sitq.payload._rebuilding import RebuildLimits
 from sitq.payload._stored_form import (
     OTHER_MEMBER,
     ROUNDED,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 __all__ = [
-    "EXHAUSTED",
     "LOST_ATTEMPT",
     "LOST_ERROR",
+    "NO_ATTEMPT_LEFT",
     "UNREADABLE",
     "UNSTORABLE_ERROR",
     "UNSTORABLE_VALUE",
@@ -24,7 +24,7 @@ UNREADABLE: Final = "BackendFormatError: the stored options of this task cannot 
 # Of a pending task that was edited so that it can never start. The PostgreSQL function `reserve`
 # writes it too, and has no parameter for it: another signature would stop workers of the version
 # before during a deploy.
-EXHAUSTED: Final = "BackendFormatError: this task has no attempt left, and has not ended"
+NO_ATTEMPT_LEFT: Final = "BackendFormatError: this task has no attempt left, and has not ended"
 # Of an attempt whose error or result the store has refused.
 UNSTORABLE_ERROR: Final = "BackendValueError: the store cannot keep the error of this attempt"
 UNSTORABLE_VALUE: Final = "BackendValueError: the store cannot keep the result of this attempt"

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType, TracebackType
 
-__all__ = ["exit_of", "leaves_of"]
+__all__ = ["find_signal_exit", "leaves_of"]
 
 # A subclass may have attributes of its own by these names.
 _MEMBERS: Final = BaseExceptionGroup.__dict__["exceptions"]
@@ -28,7 +28,7 @@ def leaves_of(error: BaseException) -> Iterator[BaseException]:
             yield each
 
 
-def exit_of(error: BaseException) -> BaseException | None:
+def find_signal_exit(error: BaseException) -> BaseException | None:
     """Return the part of an error by which a signal ends the process; ``None`` if there is none.
 
     It is what a handler of the `signal` module raised while the task's code ran in the loop's

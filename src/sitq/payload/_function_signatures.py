@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpecArgs, ParamSpecKwargs
 import typing_extensions
 
 from sitq.errors import SerializationError
-from sitq.payload._values import ValueCodec, name_of_annotation
+from sitq.payload._value_codec import ValueCodec, name_of_annotation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

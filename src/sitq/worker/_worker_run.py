@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from sitq._exceptions import exit_of
 from sitq._logging import Log
 from sitq._loops import SharedEvent
+from sitq._signal_exits import find_signal_exit
 from sitq.errors import SitqError
 from sitq.models import LeaseState, Outcome
 from sitq.worker._attempt import EndReason
 from sitq.worker._heartbeats import Heartbeats
-from sitq.worker._presence import Presence
-from sitq.worker._reporter import FailureBackoff, Reporter
+from sitq.worker._outcome_writer import FailureBackoff, OutcomeWriter
+from sitq.worker._registration import Registration
 from sitq.worker._reserver import FULL_SWEEP, Reserver
 from sitq.worker._runner_pool import RunnerPool
 
@@ -67,13 +67,13 @@ class WorkerRun:
         # When the next sweep began to wait, by the monotonic clock.
         self._waits_since: float | None = None
         self._heartbeats = Heartbeats(runtime, self._note_lease_state)
-        self._reporter = Reporter(runtime, self._heartbeats)
+        self._reporter = OutcomeWriter(runtime, self._heartbeats)
         self._pool = RunnerPool(runtime, self._heartbeats, self._reporter)
         self._reserver = Reserver(
             runtime, registry, self._heartbeats, self._reporter, self._pool, drain=drain
         )
-        self._presence = Presence(runtime, registry, self._pool, self._reserver)
-        self._heartbeats.report_by(self._presence.report_to, self._presence.sign_off_from)
+        self._registration = Registration(runtime, registry, self._pool, self._reserver)
+        self._heartbeats.report_by(self._registration.report_to, self._registration.deregister_from)
 
     @property
     def started(self) -> int:
@@ -97,7 +97,7 @@ class WorkerRun:
                 services.start_soon(self._reporter.write_progress)
                 services.start_soon(self._watch)
                 services.start_soon(self._sweep)
-                services.start_soon(self._presence.watch_unserved)
+                services.start_soon(self._registration.watch_unserved)
                 try:
                     # On trio the host is shielded, so only `close` ends it.
                     await services.start(self._pool.host)
@@ -117,7 +117,7 @@ class WorkerRun:
                         self._reporter.limit_time(_LAST_WRITES)
                 services.cancel_scope.cancel()
         except BaseExceptionGroup as group:
-            leaving = exit_of(group)
+            leaving = find_signal_exit(group)
             if leaving is None or _is_cancelled():
                 raise  # asyncio has seen it, and ends its loop
             self._runtime.leave(leaving)

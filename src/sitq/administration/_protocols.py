@@ -45,7 +45,7 @@ class WorkerKeeper(LeaseKeeper, Protocol):
         """
         ...
 
-    def sign_off(self, worker_id: str) -> None:
+    def deregister(self, worker_id: str) -> None:
         """Remove a worker that has ended. An unknown id is fine.
 
         Raises:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from sitq._logging import Log
-from sitq._stored_errors import UNSTORABLE_ERROR, UNSTORABLE_VALUE
+from sitq._system_errors import UNSTORABLE_ERROR, UNSTORABLE_VALUE
 from sitq.errors import (
     BackendBusyError,
     BackendConnectionError,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from sitq.worker._heartbeats import Heartbeats
     from sitq.worker._runtime import WorkerRuntime
 
-__all__ = ["FailureBackoff", "Reporter", "UncommittedOutcome", "storable_outcome"]
+__all__ = ["FailureBackoff", "OutcomeWriter", "UncommittedOutcome", "storable_outcome"]
 
 _log: Final = Log(__name__)
 
@@ -109,7 +109,7 @@ class FailureBackoff:
             _log.info("can %s again after %d failures", self._activity, failures)
 
 
-class Reporter:
+class OutcomeWriter:
     """Writes outcomes until each is accepted, refused, or its lease is lost; and progress."""
 
     def __init__(self, runtime: WorkerRuntime, heartbeats: Heartbeats) -> None:
@@ -119,7 +119,7 @@ class Reporter:
         self._waiting: dict[Lease, Outcome] = {}
         self._group: dict[Lease, Outcome] = {}
         # Outcomes of an interrupted write, which may have been stored.
-        self._unsure: set[Lease] = set()
+        self._maybe_stored: set[Lease] = set()
         self._writing = False
         self._added = anyio.Event()
         self._empty = anyio.Event()
@@ -238,7 +238,7 @@ class Reporter:
                 except BaseException:
                     # asyncio's own cancellation, which a shield does not stop. The last flush
                     # writes them again, and the store refuses those that it has.
-                    self._unsure.update(self._group)
+                    self._maybe_stored.update(self._group)
                     self._waiting = self._group | self._waiting
                     raise
                 finally:
@@ -323,7 +323,7 @@ class Reporter:
     def _note_accepted(self, group: dict[Lease, Outcome], accepted: list[bool]) -> None:
         self._note_stored(list(group))
         for outcome, was_accepted in zip(group.values(), accepted, strict=True):
-            if not was_accepted and outcome.lease not in self._unsure:
+            if not was_accepted and outcome.lease not in self._maybe_stored:
                 _log.warning(
                     "task %s: the %s of epoch %d came after its lease was lost; it changed nothing",
                     outcome.task_id,
@@ -332,7 +332,7 @@ class Reporter:
                 )
             if self._events is not None:
                 # The store refuses an outcome that it has stored in the interrupted write.
-                is_stored = was_accepted or outcome.lease in self._unsure
+                is_stored = was_accepted or outcome.lease in self._maybe_stored
                 self._events.outcome_stored(outcome, accepted=is_stored)
 
     def _note_progress(self, lease: Lease, progress: Progress) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from sitq.errors import SerializationError
-from sitq.payload._limits import KeyBudget
+from sitq.payload._collision_limits import KeyBudget
 from sitq.payload._msgpack import CONTAINERS, LEAVES, items_of
 from sitq.payload._stored_form import field_names, is_tagged, nodes, without_names
 
@@ -61,7 +61,7 @@ class RebuildLimits:
 
     def __init__(self, parts: Iterable[Mapping[str, Any]]) -> None:
         found = [node for node in parts if isinstance(node.get("type"), str)]
-        self._has: Final = frozenset(filter(None, map(_class_of, found)))
+        self._has: Final = frozenset(filter(None, map(_cost_class, found)))
         kinds = {node.get("type") for node in found}
         choices = sum(len(node["choices"]) for node in found if node["type"] == "union")
         is_bounded = bool(choices) or not _RECORDS.isdisjoint(kinds)
@@ -158,7 +158,7 @@ def _refuse(what: str) -> None:
     )
 
 
-def _class_of(node: Mapping[str, Any]) -> str | None:
+def _cost_class(node: Mapping[str, Any]) -> str | None:
     """Return how long a node takes for a text; ``None``: not long."""
     kind = node["type"]
     if kind in {"json", "fraction"}:
