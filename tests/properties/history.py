@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple, Self
 
+from sitq.administration import QueuePause
 from sitq.ids import TaskId
 from sitq.models import (
+    ALL_QUEUES,
     Lease,
     LeaseState,
     Outcome,
@@ -60,6 +62,7 @@ class History:
         self.leases: list[Lease] = []
         self._stored = 0
         self._held: Collection[TaskId[Any]] = ()
+        self._pauses: dict[str, QueuePause] = {}
 
     def copy(self, held: Collection[TaskId[Any]] = ()) -> Self:
         """A history that goes its own way from here.
@@ -72,6 +75,7 @@ class History:
         twin.lives = {task_id: replace(life) for task_id, life in self.lives.items()}
         twin.leases = list(self.leases)
         twin._stored = self._stored
+        twin._pauses = dict(self._pauses)
         return twin
 
     def judge(self, call: Call, answer: Any, now: datetime) -> None:
@@ -106,6 +110,14 @@ class History:
     # -- one operation each; the first argument is what the store answered --------------------
 
     def _enqueue(self, answer: Any, now: datetime, tasks: Sequence[Task]) -> None:
+        stored = self._store(tasks, now)
+        if isinstance(stored, str):
+            demand(answer == "BackendError", "I2", stored, "was stored twice:", answer)
+        else:
+            demand(answer == stored, "I13", "enqueue gave", answer, "not", stored)
+
+    def _store(self, tasks: Sequence[Task], now: datetime) -> list[TaskId[Any]] | str:
+        """Note tasks as stored; return what the store returns, or the id that is in use."""
         # Copies, since an id that is in use leaves all as it was.
         made: dict[TaskId[Any], Life] = {}
         expected: list[TaskId[Any]] = []
@@ -119,14 +131,13 @@ class History:
                 expected.append(holder.task.id)
                 continue
             if task.id in self.lives or task.id in made:
-                demand(answer == "BackendError", "I2", task.id, "was stored twice:", answer)
-                return
+                return str(task.id)
             number += 1
             made[task.id] = Life(task, number, now, task.eta or now)
             expected.append(task.id)
-        demand(answer == expected, "I13", "enqueue gave", answer, "not", expected)
         self.lives |= made
         self._stored = number
+        return expected
 
     def _holder(self, key: str | None, made: Mapping[TaskId[Any], Life]) -> Life | None:
         if key is None:
@@ -147,11 +158,12 @@ class History:
         waiting = [
             life
             for life in self.lives.values()
-            if life.task.queue in queues
+            if (tuple(queues) == ALL_QUEUES or life.task.queue in queues)
             and life.status is TaskStatus.PENDING
             and not life.expired(now)
         ]
-        due = sorted((life for life in waiting if life.eta <= now), key=lambda life: life.order)
+        starts = [(self._may_be_taken(life, now), life) for life in waiting]
+        due = sorted((life for start, life in starts if start <= now), key=lambda life: life.order)
         for task in answer.tasks:
             demand(task.id in self.lives, "I2", "nobody enqueued", task)
             life = self.lives[task.id]
@@ -168,13 +180,28 @@ class History:
             self.leases.append(task.lease)
         first = [life.task.id for life in due[:limit]]
         demand([task.id for task in answer.tasks] == first, "I9", answer.tasks, "not", first)
-        later = [life.eta - now for life in waiting if life.eta > now]
+        later = [start - now for start, _ in starts if now < start < NEVER]
         wait = min(later) / timedelta(seconds=1) if later else None
         wait = 0.0 if len(due) > limit else wait
         demand(answer.wait == wait, "I9", "wait", answer.wait, "not", wait)
 
+    def paused(self, now: datetime) -> dict[str, QueuePause]:
+        """The pauses that have not ended, by queue."""
+        return {
+            queue: pause
+            for queue, pause in self._pauses.items()
+            if pause.until is None or pause.until > now
+        }
+
+    def _may_be_taken(self, life: Life, now: datetime) -> datetime:
+        """From when on a task may be handed over."""
+        pause = self.paused(now).get(life.task.queue)
+        return life.eta if pause is None else max(life.eta, pause.until or NEVER)
+
     def _may_start(self, life: Life, now: datetime) -> None:
         name = life.task.id
+        paused = self.paused(now)
+        demand(life.task.queue not in paused, "pause", name, "started in a paused queue")
         cancelled = life.cancel_asked or life.status is TaskStatus.CANCELLED
         demand(not cancelled, "I12", name, "started after its cancellation")
         demand(life.end is None, "I6", name, "started after its end")
@@ -285,7 +312,9 @@ class History:
         demand(answer == expected, "I1", answer, "not", expected)
 
 
-# The tests must not take the error's text from the code under test.
+NEVER = datetime.max.replace(tzinfo=UTC)
+# The tests must not take the errors' texts from the code under test.
+LOST_ATTEMPT = "LeaseLostError: the worker died or hung before it reported"
 LOST = "LeaseLostError: {} workers that ran this task died or hung before they reported"
 
 
@@ -307,6 +336,7 @@ def _give_way(life: Life, now: datetime) -> None:
 
 
 def _reclaim(life: Life, max_crashes: int, now: datetime) -> None:
+    life.fail(now, LOST_ATTEMPT)
     life.end_lease(spent=False)
     life.crashes += 1
     if life.cancel_asked:
@@ -320,6 +350,7 @@ def _succeed(life: Life, outcome: Outcome, now: datetime) -> None:
 
 
 def _fail(life: Life, outcome: Outcome, now: datetime) -> None:
+    life.fail(now, outcome.error, outcome.traceback)
     life.end_as(TaskStatus.FAILED, now, error=outcome.error, traceback=outcome.traceback)
 
 
@@ -328,6 +359,7 @@ def _cancelled(life: Life, _outcome: Outcome, now: datetime) -> None:
 
 
 def _retry(life: Life, outcome: Outcome, now: datetime) -> None:
+    life.fail(now, outcome.error, outcome.traceback)
     life.end_lease(spent=True)
     life.eta = now + _seconds(outcome.delay)
     life.error, life.traceback = outcome.error, outcome.traceback

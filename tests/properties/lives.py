@@ -6,12 +6,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
 
+from sitq.administration import FailedAttempt
+from sitq.ids import TaskId
 from sitq.models import Progress, ReservedTask, Result, Task, TaskInfo
 from sitq.states import TaskStatus
 
 __all__ = ["BrokenRuleError", "Life", "demand", "present"]
 
 T = TypeVar("T")
+# So many failed attempts of a task are kept.
+KEPT = 10
 
 
 class BrokenRuleError(AssertionError):
@@ -51,6 +55,8 @@ class Life:
     error: str | None = None
     traceback: str | None = None
     end: Result[Any] | None = None
+    retried_as: TaskId[Any] | None = None
+    failures: tuple[FailedAttempt, ...] = ()
 
     @property
     def status(self) -> TaskStatus:
@@ -88,6 +94,18 @@ class Life:
         self.started_at = now
         self.lease_end = lease_end
         self.worker = worker
+
+    def fail(self, now: datetime, error: str | None, traceback: str | None = None) -> None:
+        """Note the attempt as one that failed."""
+        failure = FailedAttempt(
+            number=self.attempts,
+            worker=self.worker,
+            started_at=present(self.started_at),
+            ended_at=now,
+            error=present(error),
+            traceback=traceback,
+        )
+        self.failures = (*self.failures, failure)[-KEPT:]
 
     def end_lease(self, *, spent: bool) -> None:
         self.lease_end = self.worker = None
@@ -152,6 +170,7 @@ class Life:
             cancel_requested=self.cancel_asked,
             unique_key=self.task.unique_key,
             retry_of=self.task.retry_of,
+            retried_as=self.retried_as,
             worker=self.worker,
             enqueued_at=self.enqueued_at,
             started_at=self.started_at,

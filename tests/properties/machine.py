@@ -23,7 +23,7 @@ from hypothesis.stateful import (
 )
 
 from sitq.ids import TaskId
-from sitq.models import Lease, Outcome, OutcomeKind, Progress, RetryPolicy, Task
+from sitq.models import ALL_QUEUES, Lease, Outcome, OutcomeKind, Progress, RetryPolicy, Task
 from tests.properties.history import BrokenRuleError, Call, History
 from tests.properties.lives import present
 from tests.properties.runs import OpenStores, call, in_loop
@@ -68,7 +68,9 @@ _some_of_them = st.lists(_which, min_size=1, max_size=4)
 _kinds = st.sampled_from([*OutcomeKind, OutcomeKind.RETRY])
 _ends = st.tuples(_which, _kinds, _delays)
 _some_queues = st.one_of(
-    st.just(QUEUES), st.lists(st.sampled_from([*QUEUES, "unused"]), max_size=3).map(tuple)
+    st.just(QUEUES),
+    st.just(ALL_QUEUES),
+    st.lists(st.sampled_from([*QUEUES, "unused"]), max_size=3).map(tuple),
 )
 _limits = st.sampled_from([EVERYTHING, 0, 1, 2, 5])
 _lease_seconds = st.sampled_from([30.0, 1e-6, 1.0, 3600.0])
@@ -352,10 +354,15 @@ class StoreMachine(RuleBasedStateMachine):
                 return Call("sweep", (data.draw(_crashes), EVERYTHING))
 
 
-def search(chosen: settings, *makers: Maker, loop: str = "asyncio") -> None:
+def search(
+    chosen: settings,
+    *makers: Maker,
+    loop: str = "asyncio",
+    kind: type[StoreMachine] = StoreMachine,
+) -> None:
     """Look for calls after which a store breaks a rule, or the stores of ``makers`` disagree."""
     stores = OpenStores(makers)
-    machine = type("Machine", (StoreMachine,), {"makers": makers, "open_stores": stores})
+    machine = type("Machine", (kind,), {"makers": makers, "open_stores": stores})
 
     def run() -> None:
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,12 +12,22 @@ import anyio
 import psycopg
 
 from sitq import SQLiteBackend
+from sitq.administration import (
+    AdminBackend,
+    BulkResult,
+    Overview,
+    TaskChange,
+    TaskFilter,
+    TaskPage,
+    WorkerInfo,
+    WorkerKeeper,
+)
 from sitq.backends.memory import MemoryBackend
 from sitq.backends.postgres import PostgresBackend
 from sitq.errors import BackendError, TaskNotFoundError
 from sitq.ids import TaskId
-from sitq.models import Result, TaskInfo
-from sitq.protocols import Backend, Clock, LeaseKeeper
+from sitq.models import Result, Task, TaskInfo
+from sitq.protocols import Clock
 from tests.postgres.servers import dsn, new_schema
 from tests.properties.history import Call
 from tests.properties.lives import present
@@ -28,7 +38,7 @@ __all__ = ["Maker", "Place", "Seen", "Store", "memory", "postgres", "private_sql
 class Place(NamedTuple):
     """How to get at a store, and how to make it an empty one from outside, where that can be."""
 
-    make: Callable[[], Backend]
+    make: Callable[[], AdminBackend]
     empty: Callable[[], object] | None = None
     forget: Callable[[], object] | None = None
 
@@ -47,8 +57,8 @@ def sqlite_file(clock: Clock, folder: Path) -> Place:
     def empty() -> None:
         with closing(sqlite3.connect(path)) as connection, connection:
             connection.execute("PRAGMA synchronous = OFF")
-            connection.execute("DELETE FROM leases")
-            connection.execute("DELETE FROM tasks")
+            for table in ("leases", "tasks", "pauses", "workers"):
+                connection.execute(f"DELETE FROM {table}")
 
     return Place(lambda: SQLiteBackend(path, synchronous="NORMAL", clock=clock), empty)
 
@@ -63,7 +73,8 @@ def postgres(clock: Clock, _folder: Path) -> Place:
     connection = psycopg.connect(dsn(), autocommit=True)
 
     def empty() -> None:
-        connection.execute(f'TRUNCATE "{schema}".tasks')
+        tables = ("tasks", "attempts", "pauses", "workers")
+        connection.execute("TRUNCATE " + ", ".join(f'"{schema}".{table}' for table in tables))
 
     return Place(
         lambda: PostgresBackend(dsn(), schema=schema, clock=clock), empty, connection.close
@@ -85,8 +96,10 @@ class Store:
         self._place = place
         self._make = place.make
         self._forget = forget
-        self._backend: Backend | None = None
-        self._keeper: LeaseKeeper | None = None
+        self._backend: AdminBackend | None = None
+        self._keeper: WorkerKeeper | None = None
+        self._cursor: str | None = None
+        self._kept_cursor: str | None = None
 
     async def open(self) -> None:
         self._backend = self._make()
@@ -138,11 +151,66 @@ class Store:
         return Seen(answers, infos, dict(await backend.get_results(task_ids)))
 
     async def _perform(self, call: Call) -> Any:
-        if call.name == "renew":
-            return present(self._keeper).renew(*call.arguments)
+        if call.name in {"renew", "report", "sign_off"}:
+            return getattr(self._keeper, call.name)(*call.arguments)
         try:
+            if call.name in ADMIN_CALLS:
+                return await ADMIN_CALLS[call.name](self, *call.arguments)
             return await getattr(self._backend, call.name)(*call.arguments)
         except TaskNotFoundError:
             return "TaskNotFoundError"
         except BackendError:
             return "BackendError"
+
+    # Cursors and the order of what has none differ from store to store.
+
+    def keep_cursor(self) -> None:
+        """Remember where a list goes on."""
+        self._kept_cursor = self._cursor
+
+    def restore_cursor(self) -> None:
+        """Go on with the list that was kept."""
+        self._cursor = self._kept_cursor
+
+    async def list_tasks(self, where: TaskFilter, limit: int, is_first: bool) -> TaskPage:
+        """Return the first page, or the next one."""
+        cursor = None if is_first else self._cursor
+        page = await present(self._backend).list_tasks(where, limit, cursor)
+        self._cursor = page.cursor
+        return page._replace(cursor=page.cursor and "more")
+
+    async def change_tasks(
+        self, change: TaskChange, where: TaskFilter, limit: int, is_first: bool, is_dry: bool
+    ) -> BulkResult:
+        """Change the first tasks, or the next ones."""
+        cursor = None if is_first else self._cursor
+        backend = present(self._backend)
+        result = await backend.change_tasks(change, where, limit, cursor, dry_run=is_dry)
+        self._cursor = result.cursor
+        return result._replace(cursor=result.cursor and "more")
+
+    async def retry_tasks(self, repeats: Sequence[Task], again: bool) -> list[TaskId[Any] | None]:
+        """Repeat tasks."""
+        return await present(self._backend).retry_tasks(repeats, again=again)
+
+    async def list_workers(self) -> list[WorkerInfo]:
+        """Return the workers, each with its tasks in order."""
+        return [_in_order(each) for each in await present(self._backend).list_workers()]
+
+    async def overview(self) -> Overview:
+        """Return the overview, with the tasks of each worker in order."""
+        view = await present(self._backend).overview()
+        return view._replace(workers=tuple(map(_in_order, view.workers)))
+
+
+def _in_order(worker: WorkerInfo) -> WorkerInfo:
+    return worker.model_copy(update={"tasks": tuple(sorted(worker.tasks))})
+
+
+ADMIN_CALLS: dict[str, Callable[..., Awaitable[Any]]] = {
+    "list_tasks": Store.list_tasks,
+    "change_tasks": Store.change_tasks,
+    "retry_tasks": Store.retry_tasks,
+    "list_workers": Store.list_workers,
+    "overview": Store.overview,
+}

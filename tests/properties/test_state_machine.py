@@ -7,6 +7,7 @@ import os
 import pytest
 from hypothesis import settings
 
+from tests.properties.admin_machine import AdminMachine
 from tests.properties.machine import search
 from tests.properties.stores import Maker, memory, postgres, private_sqlite, sqlite_file
 
@@ -18,7 +19,7 @@ def run(loop: str, *stores: Maker) -> None:
     profile = settings()
     if postgres in stores:  # a server takes its time
         profile = settings(max_examples=max(10, profile.max_examples // 5))
-    search(profile, *stores, loop=loop)
+    search(profile, *stores, loop=loop, kind=AdminMachine)
 
 
 def test_the_file_agrees_with_the_reference(anyio_backend: str) -> None:
