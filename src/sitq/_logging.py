@@ -6,7 +6,7 @@ import logging
 import sys
 import traceback
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from sitq._signal_exits import find_signal_exit
 
@@ -14,12 +14,40 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import TracebackType
 
-__all__ = ["Log"]
+__all__ = ["Log", "fields_of"]
 
 _ExcInfo = tuple[type[BaseException], BaseException, "TracebackType | None"]
 
 # A subclass may have an attribute of its own by this name.
 _TRACEBACK: Final = BaseException.__dict__["__traceback__"]
+
+
+class _Attempted(Protocol):
+    """A task that is attempted."""
+
+    @property
+    def id(self) -> Any: ...
+    @property
+    def function(self) -> str: ...
+    @property
+    def queue(self) -> str: ...
+    @property
+    def attempt(self) -> int: ...
+
+
+def fields_of(
+    worker_id: str, task: _Attempted | None = None, **others: object
+) -> dict[str, object]:
+    """Return the fields of a worker's log record, about a task if there is one."""
+    fields: dict[str, object] = {"worker_id": worker_id}
+    if task is not None:
+        fields |= {
+            "task_id": task.id,
+            "function": task.function,
+            "queue": task.queue,
+            "attempt": task.attempt,
+        }
+    return fields | others
 
 
 class Log:
@@ -37,6 +65,13 @@ class Log:
     def __init__(self, name: str) -> None:
         self._logger: Final = logging.getLogger(name)
         self._shown: set[str] = set()
+
+    def is_on(self, level: int) -> bool:
+        """Return whether a record of a level would be made."""
+        try:
+            return self._logger.isEnabledFor(level)
+        except Exception:  # noqa: BLE001 - of a class of the user's; the record's call shows it
+            return True
 
     def info(self, message: str, *args: object, extra: Mapping[str, object] | None = None) -> None:
         """Log at INFO."""
@@ -77,7 +112,7 @@ class Log:
                     message,
                     *args,
                     exc_info=None if error is None else _exc_info(error),
-                    extra=extra,
+                    extra=_free(extra),
                     stacklevel=3,
                 )
         except KeyboardInterrupt:
@@ -94,6 +129,18 @@ class Log:
             self._shown.add(kind)
             sys.stderr.write(f"--- Logging error in {self._logger.name} ---\n")
             traceback.print_exception(failure, file=sys.stderr)
+
+
+def _free(extra: Mapping[str, object] | None) -> Mapping[str, object] | None:
+    """Return the fields that the user's record factory does not set itself.
+
+    A record that has a field already refuses it, and would be lost.
+    """
+    factory: object = logging.getLogRecordFactory()
+    if extra is None or factory is logging.LogRecord:
+        return extra
+    record = logging.getLogRecordFactory()("sitq", logging.INFO, "", 0, "", (), None)
+    return {name: value for name, value in extra.items() if name not in vars(record)}
 
 
 def _exc_info(error: BaseException) -> _ExcInfo:

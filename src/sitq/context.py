@@ -30,6 +30,10 @@ class TaskServices(Protocol):
     """What a worker does for its attempts."""
 
     @property
+    def worker_id(self) -> str:
+        """The id of this run of the worker."""
+
+    @property
     def backend(self) -> Backend:
         """Return the place where a task completes itself."""
 
@@ -101,6 +105,14 @@ class TaskContext:
     def attempt(self) -> int:
         """Return the number of this attempt; 1 for the first."""
         return self._task.attempt
+
+    @property
+    def worker_id(self) -> str:
+        """The id of the worker that runs the attempt, as its log lines and `WorkerInfo` have it.
+
+        It is new whenever a worker starts.
+        """
+        return self._services.worker_id
 
     @property
     def headers(self) -> Mapping[str, str]:

@@ -88,6 +88,63 @@ def test_a_text_that_the_code_does_not_have_is_noticed() -> None:
     assert not is_a_text_of_the_code("task 1: attempt 1 of f has collapsed (ValueError)")
 
 
+LEVELS = {"info": "INFO", "warning": "WARNING", "error": "ERROR"}
+
+
+def calls_of_the_worker() -> list[tuple[str, ast.Call, dict[str, str]]]:
+    """Return the log calls of the worker with their places, and the texts of names."""
+    calls = []
+    for path in sorted((ROOT / "src" / "sitq" / "worker").glob("*.py")):
+        tree = ast.parse(path.read_text())
+        for function in ast.walk(tree):
+            if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            texts = {
+                target.id: node.value.value
+                for node in ast.walk(function)
+                if isinstance(node, ast.Assign)
+                and isinstance(node.value, ast.Constant)
+                and isinstance(node.value.value, str)
+                for target in node.targets
+                if isinstance(target, ast.Name)
+            }
+            calls += [
+                (f"{path.name}:{node.lineno}", node, texts)
+                for node in ast.walk(function)
+                if isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and isinstance(node.func.value, ast.Name)
+                and node.func.value.id == "_log"
+                and node.func.attr in LEVELS
+            ]
+    return calls
+
+
+def test_each_log_call_of_the_worker_has_fields() -> None:
+    calls = calls_of_the_worker()
+    assert len(calls) > 20
+    for place, call, _ in calls:
+        assert "extra" in [keyword.arg for keyword in call.keywords], place
+
+
+def test_the_page_about_logging_has_each_line_of_the_worker() -> None:
+    page = (ROOT / "docs" / "how-to" / "logging.md").read_text()
+    rows = re.findall(r"(?m)^\| `(ERROR|WARNING|INFO)` \| `([^`]+)` \|", page)
+    checked = 0
+    for place, call, texts in calls_of_the_worker():
+        first = call.args[0]
+        text = texts.get(first.id) if isinstance(first, ast.Name) else ast.literal_eval(first)
+        if text in {None, "%s"}:
+            continue
+        assert isinstance(text, str)
+        pattern = ".*".join(map(re.escape, PLACEHOLDER.split(text)))
+        level = LEVELS[call.func.attr] if isinstance(call.func, ast.Attribute) else ""
+        found = [row for row in rows if row[0] == level and re.fullmatch(pattern, row[1])]
+        assert found, f"{place}: {text}"
+        checked += 1
+    assert checked > 20
+
+
 TROUBLE = ROOT / "docs" / "how-to" / "troubleshooting.md"
 SYMPTOMS = [
     message

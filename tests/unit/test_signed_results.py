@@ -23,7 +23,6 @@ from sitq import (
     _system_errors,
     current_task,
 )
-from sitq.errors import BackendValueError
 from sitq.models import Lease, Outcome
 from sitq.payload.serialization import MsgpackSerializer as Msgpack
 from sitq.worker import _outcome_writer
@@ -186,7 +185,7 @@ async def test_ends_that_the_store_writes_are_read_without_a_signature(
 
 
 def _refused(outcome: Outcome) -> str:
-    plain = _outcome_writer.storable_outcome(outcome, BackendValueError("no"))
+    plain = _outcome_writer.storable_outcome(outcome)
     assert plain is not None
     assert plain.error is not None
     return plain.error

@@ -158,7 +158,10 @@ async def test_a_task_whose_lease_cannot_be_renewed_is_given_up_before_its_end(
                 await anyio.wait_all_tasks_blocked()
             await until(lambda: Gate.left)
         assert Gate.left == ["cancelled"]
-        assert "is lost" in caplog.text
+        (lost,) = [each for each in caplog.records if "is lost" in each.getMessage()]
+        fields = vars(lost)
+        assert (fields["task_id"], fields["epoch"], fields["attempt"]) == (task_id, 1, 1)
+        assert len(fields["worker_id"]) == 16
         assert (await queue.get_task(task_id)).status is TaskStatus.IN_PROGRESS
         backend.heal()
         Gate.opened.set()

@@ -18,7 +18,7 @@ from typing import (
 from anyio.lowlevel import checkpoint
 
 from sitq._hooks import NO_HOOKS
-from sitq._logging import Log
+from sitq._logging import Log, fields_of
 from sitq._task_batch import concat
 from sitq.context import CURRENT
 from sitq.errors import UsageError
@@ -174,6 +174,7 @@ def _warn_of_own_key(ids: list[TaskId[Any]]) -> None:
             "once it has started",
             running.id,
             running.function,
+            extra=fields_of(running.worker_id, running),
         )
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from anyio import to_thread
 
-from sitq._logging import Log
+from sitq._logging import Log, fields_of
 from sitq._loops import no_op
 from sitq._signal_exits import find_signal_exit
 from sitq.context import CURRENT, AttemptState, TaskContext
@@ -178,7 +178,7 @@ class Attempt:
             args, kwargs = self._function.load_arguments(serializer, payload)
         except ValidationError as error:
             self.raised = error
-            return outcome_of_mismatch(task, error)
+            return outcome_of_mismatch(task, error, self._worker.worker_id)
         except SitqError as error:
             return self._refused(error)
         except BaseException as error:  # noqa: BLE001 - a validator of the user's model, say
@@ -206,7 +206,8 @@ class Attempt:
             if ended is None and self._end is None and not self._timed_out:
                 raise  # of sitq's own: a released task would be retried for ever
             # anyio raises this at the end of a scope if an inner one was left open.
-            _log.warning("task %s left a cancel scope open", self.lease.task_id)
+            extra = fields_of(worker.worker_id, self.task)
+            _log.warning("task %s left a cancel scope open", self.lease.task_id, extra=extra)
         finally:
             revoke_timeout()
             self.scope = None

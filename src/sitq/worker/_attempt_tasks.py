@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import anyio
 
-from sitq._logging import Log
+from sitq._logging import Log, fields_of
 from sitq.context import CURRENT
 from sitq.worker._attempt import EndReason
 from sitq.worker._cancelling import AttemptScope
@@ -48,11 +48,12 @@ class Nurseries:
     A shield keeps the worker's own cancellation from them.
     """
 
-    def __init__(self, grace: float) -> None:
+    def __init__(self, grace: float, worker_id: str) -> None:
         import trio
 
         self._trio: Final = trio
         self._grace: Final = grace
+        self._worker_id: Final = worker_id
         self._outer: trio.Nursery | None = None
         self._idle: Final[list[_Place]] = []
         self._closed: Final = trio.Event()
@@ -104,7 +105,10 @@ class Nurseries:
                     with self._trio.CancelScope(shield=True):
                         await is_over.wait()
         except ExceptionGroup:
-            _log.warning("a task left a nursery open; what runs in it belongs to no task any more")
+            _log.warning(
+                "a task left a nursery open; what runs in it belongs to no task any more",
+                extra=fields_of(self._worker_id),
+            )
 
     async def _run_attempt(
         self, place: _Place, attempt: Attempt, run_attempt: Callable[[], Awaitable[None]]
@@ -112,7 +116,8 @@ class Nurseries:
         await run_attempt()
         left_open = self._trio.current_effective_deadline() < inf
         if left_open and not place.scope.cancel_called:
-            _log.warning("task %s left a cancel scope open", attempt.lease.task_id)
+            extra = fields_of(self._worker_id, attempt.task)
+            _log.warning("task %s left a cancel scope open", attempt.lease.task_id, extra=extra)
         if left_open or place.scope.cancel_called or self._closed.is_set():
             place.is_over.set()
         else:

@@ -12,7 +12,7 @@ from sitq._logging import Log
 from sitq._loops import LoopRef
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from anyio.abc import TaskStatus
 
@@ -45,11 +45,19 @@ class BackgroundService:
     does not allow that. So the service is a task of the loop's own on asyncio and a system task on
     trio. If it fails, the body is cancelled, unless the asyncio task that called `enter` has ended.
 
-    ``stop`` asks the service to end, and waits until it has. The name is for the log.
+    ``stop`` asks the service to end, and waits until it has. The name and the fields are for the
+    log.
     """
 
-    def __init__(self, name: str, service: _Service, stop: Callable[[], Awaitable[object]]) -> None:
+    def __init__(
+        self,
+        name: str,
+        service: _Service,
+        stop: Callable[[], Awaitable[object]],
+        fields: Mapping[str, object],
+    ) -> None:
         self._name: Final = name
+        self._fields: Final = fields
         self._service: Final = service
         self._stop: Final = stop
         self._on_asyncio: Final = LoopRef().asyncio is not None
@@ -110,7 +118,7 @@ class BackgroundService:
     def _log_lost_error(self) -> None:
         """Log the error that ended the service, since another exception is raised in its place."""
         if isinstance(self._error, Exception) and not self._logged:
-            _log.error("%s has failed", self._name, error=self._error)
+            _log.error("%s has failed and ends", self._name, error=self._error, extra=self._fields)
 
     async def _cancel(self) -> None:
         self._scope.cancel()
@@ -126,7 +134,7 @@ class BackgroundService:
             if self._body is not None:
                 self._body.cancel()
                 self._logged = True
-                _log.error("%s has failed", self._name, error=error)
+                _log.error("%s has failed and ends", self._name, error=error, extra=self._fields)
             if self._must_pass(error):
                 raise
         finally:

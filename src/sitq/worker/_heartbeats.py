@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 import anyio
 
-from sitq._logging import Log
+from sitq._logging import Log, fields_of
 from sitq.administration import AdminBackend
 from sitq.models import LeaseState
 
@@ -45,6 +45,7 @@ class Heartbeats:
         self._monotonic = runtime.monotonic
         self._lease = runtime.options.lease
         self._loop = runtime.loop
+        self._extra = fields_of(runtime.worker_id)
         self._notify = notify
         self._events = runtime.events
         # Report the worker to a store that knows workers, and sign it off.
@@ -182,13 +183,14 @@ class Heartbeats:
                 pause = period * random.uniform(0.1, 0.3)
                 failures += 1
                 if failures == 1:
-                    _log.warning("cannot renew %d leases: %s", len(leases), error)
+                    message = "cannot renew %d leases: %s"
+                    _log.warning(message, len(leases), error, extra=self._extra)
                 if self._events is not None:
                     failed = partial(self._events.store_failed, "renew leases", failures, error)
                     self._loop.call_soon(failed)
                 continue
             if failures:
-                _log.info("leases are renewed again")
+                _log.info("leases are renewed again", extra=self._extra)
                 failures = 0
         if self._deregister is not None:
             with suppress(Exception):  # a sweep removes it

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from sitq._logging import Log
+from sitq._logging import Log, fields_of
 from sitq._system_errors import UNSTORABLE_ERROR, UNSTORABLE_VALUE
 from sitq.errors import (
     BackendBusyError,
@@ -24,12 +24,12 @@ from sitq.errors import (
     BackendValueError,
 )
 from sitq.models import Outcome, OutcomeKind
+from sitq.worker._outcomes import delay_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sitq.models import Lease, Progress
-    from sitq.worker._events import WorkerEvents
     from sitq.worker._heartbeats import Heartbeats
     from sitq.worker._runtime import WorkerRuntime
 
@@ -53,7 +53,7 @@ class UncommittedOutcome(Outcome):
         return cls(**dict(outcome))
 
 
-def storable_outcome(outcome: Outcome, error: BackendValueError) -> Outcome | None:
+def storable_outcome(outcome: Outcome) -> Outcome | None:
     """Return an outcome that every store can keep: plain text, no value and no traceback.
 
     A retry becomes a retry with a plain text; if that is refused too, a failure; then ``None``.
@@ -63,13 +63,6 @@ def storable_outcome(outcome: Outcome, error: BackendValueError) -> Outcome | No
         UNSTORABLE_VALUE,
     }:
         return None
-    _log.error(
-        "task %s: the store cannot keep the %s of epoch %d, so a plain one takes its place: %s",
-        outcome.task_id,
-        outcome.kind,
-        outcome.epoch,
-        error,
-    )
     if outcome.kind is OutcomeKind.RETRY and outcome.error != UNSTORABLE_ERROR:
         return Outcome.retry(outcome.lease, outcome.delay, UNSTORABLE_ERROR)
     is_success = outcome.kind is OutcomeKind.SUCCESS
@@ -79,10 +72,11 @@ def storable_outcome(outcome: Outcome, error: BackendValueError) -> Outcome | No
 class FailureBackoff:
     """Counts failures in a row of one activity: logs the first, and returns growing pauses."""
 
-    def __init__(self, activity: str, longest: float, events: WorkerEvents | None = None) -> None:
+    def __init__(self, activity: str, longest: float, runtime: WorkerRuntime) -> None:
         self._activity = activity
+        self._extra = fields_of(runtime.worker_id)
         self._longest = longest
-        self._events = events
+        self._events = runtime.events
         self._failures = 0
 
     def fail(self, error: Exception) -> float:
@@ -91,7 +85,8 @@ class FailureBackoff:
         if self._failures == 1:
             # sitq's own errors say enough; any other is a bug, and its traceback is logged.
             trace = None if isinstance(error, BackendError) else error
-            _log.warning("cannot %s, will try again: %s", self._activity, error, error=trace)
+            message = "cannot %s, will try again: %s"
+            _log.warning(message, self._activity, error, error=trace, extra=self._extra)
         if self._events is not None:
             self._events.store_failed(self._activity, self._failures, error)
         longest = min(self._longest, 0.05 * 2.0 ** min(self._failures, 10))
@@ -106,7 +101,8 @@ class FailureBackoff:
         """Note a success."""
         failures, self._failures = self._failures, 0
         if failures:
-            _log.info("can %s again after %d failures", self._activity, failures)
+            message = "can %s again after %d failures"
+            _log.info(message, self._activity, failures, extra=self._extra)
 
 
 class OutcomeWriter:
@@ -135,7 +131,7 @@ class OutcomeWriter:
         self._deadline = float("inf")
         self._sending = anyio.CancelScope()
         self._events = runtime.events
-        self._backoff = FailureBackoff("store outcomes", 2.0, runtime.events)
+        self._backoff = FailureBackoff("store outcomes", 2.0, runtime)
 
     def add(self, lease: Lease, outcome: Outcome) -> None:
         """Write the outcome of a lease soon."""
@@ -281,8 +277,21 @@ class OutcomeWriter:
 
     def _next_try(self, outcome: Outcome, error: Exception) -> tuple[Outcome, float]:
         """Return what to write after an outcome failed by itself, and the seconds to pause."""
-        plain = storable_outcome(outcome, error) if isinstance(error, BackendValueError) else None
-        return (outcome, self._backoff.fail(error)) if plain is None else (plain, 0.0)
+        plain = storable_outcome(outcome) if isinstance(error, BackendValueError) else None
+        if plain is None:
+            return outcome, self._backoff.fail(error)
+        _log.error(
+            "task %s: the store cannot keep the %s of epoch %d, so a plain one takes its place: %s",
+            outcome.task_id,
+            outcome.kind,
+            outcome.epoch,
+            error,
+            extra=self._fields_of(outcome.lease),
+        )
+        return plain, 0.0
+
+    def _fields_of(self, lease: Lease) -> dict[str, object]:
+        return fields_of(self._runtime.worker_id, task_id=lease.task_id, epoch=lease.epoch)
 
     async def _write_alone(self, outcome: Outcome) -> None:
         """Write an uncommitted outcome until the store accepts or refuses it.
@@ -300,11 +309,11 @@ class OutcomeWriter:
         if is_accepted:
             log = {OutcomeKind.FAILURE: _log.error, OutcomeKind.RETRY: _log.warning}
             log.get(outcome.kind, _log.info)(
-                "task %s: the transaction that completed epoch %d was not committed; "
-                "it ended as: %s",
+                "task %s: the transaction that completed epoch %d was not committed; the task %s",
                 outcome.task_id,
                 outcome.epoch,
-                outcome.kind,
+                _end_in_words(outcome),
+                extra=self._fields_of(outcome.lease),
             )
         if self._events is not None:
             if is_accepted:
@@ -329,6 +338,7 @@ class OutcomeWriter:
                     outcome.task_id,
                     outcome.kind,
                     outcome.epoch,
+                    extra=self._fields_of(outcome.lease),
                 )
             if self._events is not None:
                 # The store refuses an outcome that it has stored in the interrupted write.
@@ -351,4 +361,15 @@ class OutcomeWriter:
                 try:
                     await self._backend.set_progress(lease, progress)
                 except Exception as error:  # noqa: BLE001 - the next progress may be stored
-                    _log.warning("task %s: its progress was not stored: %s", lease.task_id, error)
+                    message = "task %s: its progress was not stored: %s"
+                    extra = self._fields_of(lease)
+                    _log.warning(message, lease.task_id, error, extra=extra)
+
+
+def _end_in_words(outcome: Outcome) -> str:
+    if outcome.kind is OutcomeKind.RETRY:
+        return f"failed; retrying {delay_text(outcome.delay)}"
+    return {
+        OutcomeKind.FAILURE: "failed",
+        OutcomeKind.CANCELLED: "was cancelled",
+    }.get(outcome.kind, "is handed back")

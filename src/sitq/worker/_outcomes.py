@@ -7,13 +7,14 @@ after the last try.
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 from pathlib import Path
 from traceback import TracebackException
 from typing import TYPE_CHECKING, Final
 
-from sitq._logging import Log
+from sitq._logging import Log, fields_of
 from sitq._signal_exits import find_signal_exit
 from sitq.models import Outcome, OutcomeKind, RetryPolicy
 from sitq.payload.names import one_line
@@ -26,8 +27,11 @@ if TYPE_CHECKING:
     from sitq.models import Lease, ReservedTask
 
 __all__ = [
+    "delay_text",
     "error_text",
     "log_end",
+    "log_success",
+    "logs_success",
     "outcome_of_error",
     "outcome_of_mismatch",
     "outcome_of_unknown_function",
@@ -62,30 +66,53 @@ def outcome_of_error(
     return Outcome.retry(lease, delay, text, trace)
 
 
+def logs_success() -> bool:
+    """Return whether a successful end is logged."""
+    return _log.is_on(logging.INFO)
+
+
+def log_success(task: ReservedTask, worker_id: str, duration: float) -> None:
+    """Log a successful end at INFO, with the seconds that it took."""
+    names = (task.id, task.attempt, task.function)
+    extra = fields_of(worker_id, task, duration=duration)
+    _log.info("task %s: attempt %d of %s succeeded in %.3f s", *names, duration, extra=extra)
+
+
 def log_end(
-    task: ReservedTask, outcome: Outcome, error: BaseException | None, worker_id: str
+    task: ReservedTask,
+    outcome: Outcome,
+    error: BaseException | None,
+    worker_id: str,
+    duration: float,
 ) -> None:
     """Log an unsuccessful end: a failure at ERROR, with the error and its traceback.
 
     A retry is a WARNING, anything else an INFO. The message leaves out the error's own text, which
     may hold arguments. The traceback has it.
     """
-    kind = f" ({outcome.error.partition(':')[0]})" if outcome.error else ""
+    cause = outcome.error.partition(":")[0] if outcome.error else None
+    kind = f" ({cause})" if cause else ""
     names = (task.id, task.attempt, task.function)
-    extra = {
-        "task_id": task.id,
-        "function": task.function,
-        "queue": task.queue,
-        "attempt": task.attempt,
-        "worker_id": worker_id,
-    }
+    extra = fields_of(worker_id, task, duration=duration)
     if outcome.kind is OutcomeKind.FAILURE:
+        extra["error_type"] = cause
         _log.error("task %s: attempt %d of %s failed%s", *names, kind, error=error, extra=extra)
     elif outcome.kind is OutcomeKind.RETRY:
-        message = "task %s: attempt %d of %s failed%s; retrying in %.3g s"
-        _log.warning(message, *names, kind, outcome.delay, extra=extra)
-    else:
-        _log.info("task %s: attempt %d of %s ended: %s", *names, outcome.kind, extra=extra)
+        extra |= {"error_type": cause, "delay": outcome.delay}
+        message = "task %s: attempt %d of %s failed%s; retrying %s"
+        _log.warning(message, *names, kind, delay_text(outcome.delay), extra=extra)
+    elif outcome.kind is OutcomeKind.CANCELLED:
+        _log.info("task %s: attempt %d of %s was cancelled", *names, extra=extra)
+    elif outcome.kind is OutcomeKind.RELEASE:
+        _log.info(
+            "task %s: attempt %d of %s was interrupted and is handed back", *names, extra=extra
+        )
+
+
+def delay_text(seconds: float) -> str:
+    """Return a delay in words."""
+    rounded = round(seconds, 3)
+    return f"in {rounded:.10g} s" if rounded else "at once"
 
 
 _MAX_MISSES: Final = 10
@@ -93,7 +120,9 @@ _LONGEST_DELAY: Final = 60.0
 _NO_WORKER: Final = f"in {_MAX_MISSES} tries the task met no worker that"
 
 
-def outcome_of_unknown_function(task: ReservedTask, similar: Sequence[str] = ()) -> Outcome:
+def outcome_of_unknown_function(
+    task: ReservedTask, similar: Sequence[str] = (), worker_id: str = ""
+) -> Outcome:
     """Return the outcome of a task whose function is unknown here; similar names may be known."""
     name = one_line(task.function)
     known = " and ".join(map(one_line, similar))
@@ -108,30 +137,33 @@ def outcome_of_unknown_function(task: ReservedTask, similar: Sequence[str] = ())
         task,
         f"this worker does not know {name}; {hint}{advice}",
         f"UnknownFunctionError: {_NO_WORKER} knows {name}: {hint}{advice}",
+        worker_id,
     )
     if outcome.kind is OutcomeKind.FAILURE:
-        _log.error("task %s failed: %s knows %s; %s%s", task.id, _NO_WORKER, name, hint, advice)
+        extra = fields_of(worker_id, task, function=name, error_type="UnknownFunctionError")
+        message = "task %s failed: %s knows %s; %s%s"
+        _log.error(message, task.id, _NO_WORKER, name, hint, advice, extra=extra)
     return outcome
 
 
-def outcome_of_mismatch(task: ReservedTask, error: ValidationError) -> Outcome:
+def outcome_of_mismatch(task: ReservedTask, error: ValidationError, worker_id: str = "") -> Outcome:
     """Return the outcome of a task whose arguments do not fit this worker's function.
 
     The text of the error names parameters, fields and types, never values.
     """
     advice = "run the version of the program that stored it, or one that takes these arguments"
     reason = f"{one_line(task.function)} takes no such arguments here: {one_line(str(error), 1000)}"
-    return _put_back(
-        task, f"{reason}; {advice}", f"{error_text(error)}; {_NO_WORKER} takes them: {advice}"
-    )
+    text = f"{error_text(error)}; {_NO_WORKER} takes them: {advice}"
+    return _put_back(task, f"{reason}; {advice}", text, worker_id)
 
 
-def _put_back(task: ReservedTask, reason: str, error: str) -> Outcome:
+def _put_back(task: ReservedTask, reason: str, error: str, worker_id: str) -> Outcome:
     """Return the outcome that puts a task back for a while, or fails it after the last try."""
     if task.unknown_function_count + 1 >= _MAX_MISSES:
         return Outcome.failure(task.lease, error)
     delay = min(2.0**task.unknown_function_count, _LONGEST_DELAY)
-    _log.warning("task %s is put back for %g s: %s", task.id, delay, reason)
+    extra = fields_of(worker_id, task, function=one_line(task.function), delay=delay)
+    _log.warning("task %s is put back for %g s: %s", task.id, delay, reason, extra=extra)
     return Outcome.unknown_function(task.lease, delay)
 
 

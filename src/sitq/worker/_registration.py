@@ -8,7 +8,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from sitq._logging import Log
+from sitq._logging import Log, fields_of
 from sitq._version import version
 from sitq.administration import AdminBackend, WorkerReport, WorkerState
 from sitq.payload.names import one_line
@@ -16,6 +16,7 @@ from sitq.payload.names import one_line
 if TYPE_CHECKING:
     from sitq.administration import Overview, WorkerKeeper, WorkerOrders
     from sitq.payload.registry import Registry
+    from sitq.protocols import Backend
     from sitq.worker._reserver import Reserver
     from sitq.worker._runner_pool import RunnerPool
     from sitq.worker._runtime import WorkerRuntime
@@ -44,6 +45,8 @@ class Registration:
         self._has_reported = False
         self._functions: tuple[str, ...] = ()
         self._warned_of: set[str] = set()
+        # When the worker was ready, by the monotonic clock.
+        self._ready_at: float | None = None
 
     # -- in the heartbeats' thread -----------------------------------------------------------
 
@@ -96,6 +99,41 @@ class Registration:
         if orders.paused:
             self._pool.hand_back_queues(orders.paused)
 
+    def log_start(self) -> None:
+        """Log that the worker is ready, and what it serves."""
+        self._ready_at = self._runtime.monotonic()
+        worker_id, queues = self._runtime.worker_id, self._runtime.options.queues
+        store, functions = _text_of(self._runtime.backend), len(self._known_functions())
+        _log.info(
+            "worker %s started on %s: queues %s, %d functions, %s, sitq %s",
+            worker_id,
+            self._host,
+            ", ".join(queues),
+            functions,
+            store,
+            version(),
+            extra=fields_of(
+                worker_id,
+                host=self._host,
+                pid=os.getpid(),
+                queues=list(queues),
+                functions=functions,
+                store=store,
+                version=version(),
+            ),
+        )
+
+    def log_end(self) -> None:
+        """Log that the worker has ended, if it was ready before."""
+        if self._ready_at is None:
+            return
+        worker_id, attempts = self._runtime.worker_id, self._pool.started
+        seconds = self._runtime.monotonic() - self._ready_at
+        extra = fields_of(worker_id, duration=seconds, attempts=attempts)
+        _log.info(
+            "worker %s ended: %d attempts in %.3f s", worker_id, attempts, seconds, extra=extra
+        )
+
     async def watch_unserved(self) -> None:
         """Warn once of each queue and each function that has due tasks and no live worker."""
         backend = self._runtime.backend
@@ -109,14 +147,24 @@ class Registration:
 
     def _look_for_unserved(self, view: Overview) -> None:
         for queue in view.unserved:
-            self._warn(f"tasks are due in queue {queue!r}, which no live worker serves")
+            text = f"tasks are due in queue {queue!r}, which no live worker serves"
+            self._warn(text, {"queue": queue})
         for queue, function in view.unknown_functions:
             self._warn(
                 f"tasks of {one_line(function)} are due in queue {queue!r}, and no live worker "
-                "there knows this function: give its module to Worker(tasks=...)"
+                "there knows this function: give its module to Worker(tasks=...)",
+                {"queue": queue, "function": one_line(function)},
             )
 
-    def _warn(self, text: str) -> None:
+    def _warn(self, text: str, fields: dict[str, object]) -> None:
         if text not in self._warned_of:
             self._warned_of.add(text)
-            _log.warning("%s", text)
+            _log.warning("%s", text, extra=fields_of(self._runtime.worker_id, None, **fields))
+
+
+def _text_of(backend: Backend) -> str:
+    """Return the ``repr`` of a store, which has no password."""
+    try:
+        return one_line(repr(backend), 1000)
+    except Exception:  # noqa: BLE001 - the store may be user code
+        return type(backend).__qualname__

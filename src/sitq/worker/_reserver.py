@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 import anyio.lowlevel
 
-from sitq._logging import Log
+from sitq._logging import Log, fields_of
 from sitq.administration import WorkerState
 from sitq.clock import with_timeout
 from sitq.models import Outcome
@@ -62,7 +62,7 @@ class Reserver:
         self._drain = drain
         self._stopping = False
         self._quiet = False
-        self._reserve_backoff = FailureBackoff("reserve tasks", 5.0, runtime.events)
+        self._reserve_backoff = FailureBackoff("reserve tasks", 5.0, runtime)
         self._woken = anyio.Event()
         # True if tasks may have become due since the last reservation.
         self._due = True
@@ -193,7 +193,8 @@ class Reserver:
             if function is not None:
                 self._pool.launch(task, lease, function)
             else:
-                self._pool.put_back(task, outcome_of_unknown_function(task, similar[name]))
+                outcome = outcome_of_unknown_function(task, similar[name], self._id)
+                self._pool.put_back(task, outcome)
 
     def _find(self, name: str) -> TaskFunction[Any] | None:
         """Return the function of a stored name, or `None` if this worker does not know it.
@@ -203,7 +204,8 @@ class Reserver:
         try:
             return self._registry.get(name)
         except Exception as error:  # noqa: BLE001 - the other tasks still run
-            _log.warning("cannot look up %s", one_line(name), error=error)
+            extra = fields_of(self._id, function=one_line(name))
+            _log.warning("cannot look up %s", one_line(name), error=error, extra=extra)
             return None
 
     async def _more_to_drain(self) -> bool:

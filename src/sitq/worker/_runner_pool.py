@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 import anyio.lowlevel
 
-from sitq._logging import Log
+from sitq._logging import Log, fields_of
 from sitq._signal_exits import find_signal_exit
 from sitq.models import Outcome, OutcomeKind
 from sitq.worker._attempt import Attempt, EndReason, NoThreadError
@@ -26,7 +26,7 @@ from sitq.worker._attempt_tasks import STARTS_EAGERLY, AttemptTask, Nurseries
 from sitq.worker._calls import end_child
 from sitq.worker._interpreter_yield import InterpreterYield
 from sitq.worker._outcome_writer import UncommittedOutcome
-from sitq.worker._outcomes import error_text, log_end
+from sitq.worker._outcomes import error_text, log_end, log_success, logs_success
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -134,10 +134,12 @@ class RunnerPool:
         self._abandoned_threads: dict[Lease, Attempt] = {}
         # On trio, where the attempts run.
         loop = runtime.loop.asyncio
-        self._nurseries = Nurseries(runtime.grace) if loop is None else None
+        self._nurseries = Nurseries(runtime.grace, runtime.worker_id) if loop is None else None
         self._turn = _EAGER_TURN if loop is not None and STARTS_EAGERLY else _TURN
         self._woken = anyio.Event()
         self._ended = anyio.Event()
+        # Looked up once a turn, since that takes a moment.
+        self._logs_success = False
         self.interpreter_yield: Final = InterpreterYield(runtime.backend)
         self._prefetch = _PrefetchLimit(runtime.monotonic)
 
@@ -188,6 +190,11 @@ class RunnerPool:
         """Return whether an attempt is running here. Any thread may call it."""
         attempt = self._running.get(context.lease)
         return attempt is not None and attempt.context is context
+
+    def task_under(self, lease: Lease) -> ReservedTask | None:
+        """Return the task whose attempt runs under a lease, or ``None``."""
+        attempt = self._running.get(lease)
+        return None if attempt is None else attempt.task
 
     def has_completed(self, lease: Lease) -> bool:
         """Return whether the attempt under a lease has completed itself in a transaction."""
@@ -241,6 +248,7 @@ class RunnerPool:
         """Start some of the waiting attempts, for a moment at most."""
         if os.getpid() != self._process:
             end_child(None)
+        self._logs_success = logs_success()
         end = self._monotonic() + _LONGEST_TURN
         for _ in range(self._turn):
             if not self._prefetched or self.idle_places <= 0:
@@ -259,7 +267,7 @@ class RunnerPool:
                 self._events.attempt_started(attempt.task, attempt.lease)
             begun = attempt.begin()
             if begun is None or isinstance(begun, Outcome):
-                self._conclude(attempt, begun)
+                self._conclude(attempt, begun, self._monotonic() - started_at)
                 return
             loop = self._runtime.loop.asyncio
             if loop is not None:
@@ -283,17 +291,28 @@ class RunnerPool:
             except BaseException as error:  # noqa: BLE001 - a worker never dies of a task
                 leaving = find_signal_exit(error)
                 if leaving is None:
-                    outcome = _not_run(attempt, error)
+                    outcome = self._not_run(attempt, error)
                 else:
                     self._runtime.leave(leaving)
                     outcome = Outcome.release(attempt.lease)
-            self._settle(attempt, self._monotonic() - started_at)
-            self._conclude(attempt, outcome)
+            duration = self._monotonic() - started_at
+            self._settle(attempt, duration)
+            self._conclude(attempt, outcome, duration)
         except BaseException as error:  # noqa: BLE001 - a signal handler's: no user code runs here
             self._runtime.leave(error)
             self._drop(attempt)
         finally:
             attempt.host = None  # breaks the cycle of references between the two
+
+    def _not_run(self, attempt: Attempt, error: BaseException) -> Outcome:
+        """Return the outcome of an attempt that sitq itself failed to run."""
+        lease = attempt.lease
+        extra = fields_of(self._runtime.worker_id, attempt.task)
+        _log.error("task %s: sitq failed to run it", lease.task_id, error=error, extra=extra)
+        if issubclass(type(error), NoThreadError):
+            return Outcome.unknown_function(lease, _NO_THREAD)  # by no fault of the task's
+        kind = error_text(error).partition(":")[0]
+        return Outcome.failure(lease, f"{kind}: sitq failed to run the task")
 
     def _drop(self, attempt: Attempt) -> None:
         """Free the place of an attempt that a signal handler interrupted in sitq's own code.
@@ -319,8 +338,8 @@ class RunnerPool:
         if attempt.leave(partial(self._thread_ended, attempt.lease)):
             self._abandoned_threads[attempt.lease] = attempt
 
-    def _conclude(self, attempt: Attempt, outcome: Outcome | None) -> None:
-        """Report the outcome of an attempt, and free its place."""
+    def _conclude(self, attempt: Attempt, outcome: Outcome | None, duration: float) -> None:
+        """Report the outcome of an attempt that took so many seconds, and free its place."""
         if self._running.pop(attempt.lease, None) is None:
             return
         if self._events is not None:
@@ -334,7 +353,9 @@ class RunnerPool:
                 self.started -= 1  # its function was not called
                 self.unknown_function_at = self._monotonic()
             if type(outcome) is not UncommittedOutcome:  # the reporter logs it if it is accepted
-                log_end(attempt.task, outcome, attempt.raised, self._runtime.worker_id)
+                log_end(attempt.task, outcome, attempt.raised, self._runtime.worker_id, duration)
+        elif self._logs_success and outcome is not None:
+            log_success(attempt.task, self._runtime.worker_id, duration)
         self.wake()
         if not self._prefetched:
             self._runtime.freed()
@@ -416,22 +437,14 @@ class RunnerPool:
             attempt.end(EndReason.SHUTDOWN)
         with anyio.move_on_after(self._runtime.grace + seconds):
             await self._all_ended()
-        for lease in self._running:
+        for lease, attempt in self._running.items():
             if self._heartbeats.keeps(lease):
                 self._heartbeats.remove((lease,))
-                _log.warning("task %s does not end; its lease is no longer renewed", lease.task_id)
+                message = "task %s does not end; its lease is no longer renewed"
+                extra = fields_of(self._runtime.worker_id, attempt.task)
+                _log.warning(message, lease.task_id, extra=extra)
 
     async def _all_ended(self) -> None:
         while self._running:
             self._ended = anyio.Event()
             await self._ended.wait()
-
-
-def _not_run(attempt: Attempt, error: BaseException) -> Outcome:
-    """Return the outcome of an attempt that sitq itself failed to run."""
-    lease = attempt.lease
-    _log.error("task %s: sitq failed to run it", lease.task_id, error=error)
-    if issubclass(type(error), NoThreadError):
-        return Outcome.unknown_function(lease, _NO_THREAD)  # by no fault of the task's
-    kind = error_text(error).partition(":")[0]
-    return Outcome.failure(lease, f"{kind}: sitq failed to run the task")

@@ -18,7 +18,7 @@ from sitq.context import CURRENT
 from sitq.errors import UsageError, ValidationError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
     from types import FrameType
 
 __all__ = ["EventLoop", "run_script"]
@@ -35,14 +35,17 @@ _SIGNALS: Final = tuple(
 
 
 def run_script(
-    work: Callable[[], Awaitable[int]], stop: Callable[[], object], backend: EventLoop
+    work: Callable[[], Awaitable[int]],
+    stop: Callable[[], object],
+    backend: EventLoop,
+    fields: Mapping[str, object],
 ) -> int:
     """Run ``work`` in a loop of its own; the first signal calls ``stop``, the second cancels it.
 
-    See `sitq.Worker.run`. Both are called in the loop.
+    See `sitq.Worker.run`. Both are called in the loop. The fields are for the log.
     """
     _check(backend)
-    ending = _SignalState(stop)
+    ending = _SignalState(stop, fields)
 
     async def main() -> int:
         with anyio.CancelScope() as scope:
@@ -82,8 +85,9 @@ def _is_interrupt(error: BaseException) -> bool:
 class _SignalState:
     """The signals so far, and their effect on the worker."""
 
-    def __init__(self, stop: Callable[[], object]) -> None:
+    def __init__(self, stop: Callable[[], object], fields: Mapping[str, object]) -> None:
         self._stop: Final = stop
+        self._fields: Final = fields
         self._pid: Final = os.getpid()
         self._loop: LoopRef | None = None
         self._scope: anyio.CancelScope | None = None
@@ -120,12 +124,13 @@ class _SignalState:
         name = signal.Signals(self.last).name
         if self.at_once and self._scope is not None:
             self._scope.cancel()
-            _log.warning("%s: the worker ends at once; running tasks are handed back", name)
+            message = "%s: the worker ends at once; running tasks are handed back"
+            _log.warning(message, name, extra=self._fields)
             return
         self._stop()
         if self._loop is not None:
             # It comes after the call that `stop` schedules: once it is logged, nothing starts.
-            self._loop.call_soon(partial(_log.info, _STOPPING, name))
+            self._loop.call_soon(partial(_log.info, _STOPPING, name, extra=self._fields))
 
 
 @contextmanager

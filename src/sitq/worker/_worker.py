@@ -90,6 +90,8 @@ class Worker:
         self._hooks: Final = Hooks(extensions)
         self._run_state: WorkerRun | None = None
         self._background: BackgroundService | None = None
+        # The fields of log records about this worker: the id of the last run.
+        self._log_fields: Final[dict[str, object]] = {}
         try:
             self._options: Final = WorkerOptions(
                 queues=_names_of_queues(plain(queues)),
@@ -114,7 +116,7 @@ class Worker:
             UsageError: this worker is running already.
             BackendError: the store could not be opened.
         """
-        background = BackgroundService(repr(self), self.start, self.stop)
+        background = BackgroundService(repr(self), self.start, self.stop, self._log_fields)
         await background.enter()
         self._background = background
         return self
@@ -186,7 +188,7 @@ class Worker:
         async def work() -> int:
             return await self._run(anyio.TASK_STATUS_IGNORED, drain=drain)
 
-        return run_script(work, self._stop_soon, backend)
+        return run_script(work, self._stop_soon, backend, self._log_fields)
 
     def _stop_soon(self) -> None:
         if self._run_state is not None:
@@ -213,6 +215,7 @@ class Worker:
         runtime = WorkerRuntime(
             secrets.token_hex(8), self._backend, self._serializer, self._options, self._hooks
         )
+        self._log_fields["worker_id"] = runtime.worker_id
         run = self._run_state = WorkerRun(runtime, self._registry, drain=drain)
         error: BaseException | None = None
         try:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from sitq._logging import Log
+from sitq._logging import Log, fields_of
 from sitq._loops import SharedEvent
 from sitq._signal_exits import find_signal_exit
 from sitq.errors import SitqError
@@ -59,6 +59,7 @@ class WorkerRun:
     def __init__(self, runtime: WorkerRuntime, registry: Registry, *, drain: bool) -> None:
         self.finished: Final = SharedEvent()
         self._runtime = runtime
+        self._id = runtime.worker_id
         self._backend = runtime.backend
         self._clock = runtime.clock
         self._monotonic = runtime.monotonic
@@ -107,6 +108,7 @@ class WorkerRun:
                         self._events.worker_started(
                             self._options.queues, self._options.max_concurrency
                         )
+                    self._registration.log_start()
                     task_status.started()
                     await self._reserver.run()
                     await self._pool.finish(self._options.shutdown_timeout, _CLEANUP_SECONDS)
@@ -130,6 +132,7 @@ class WorkerRun:
                 # A shield does not stop asyncio's own cancellation. The leases must not be
                 # renewed for ever.
                 self._heartbeats.stop()
+                self._registration.log_end()
         if self._runtime.error is not None:
             raise self._runtime.error
 
@@ -145,9 +148,8 @@ class WorkerRun:
             self._heartbeats.stop()
             await self._heartbeats.ended()
         if scope.cancelled_caught:
-            _log.warning(
-                "worker %s ends with outcomes that could not be stored", self._runtime.worker_id
-            )
+            message = "worker %s ends with outcomes that could not be stored"
+            _log.warning(message, self._id, extra=fields_of(self._id))
 
     async def _end_with_heartbeats(self) -> None:
         """End the run with an error if the heartbeat thread ends."""
@@ -161,7 +163,7 @@ class WorkerRun:
         return self._pool.runs(context)
 
     async def _listen(self, topic: Topic, notify: Callable[[], object]) -> None:
-        backoff = FailureBackoff(f"listen for {topic}", 5.0, self._events)
+        backoff = FailureBackoff(f"listen for {topic}", 5.0, self._runtime)
         while True:
             try:
                 async with self._backend.listen(topic) as listener:
@@ -190,8 +192,9 @@ class WorkerRun:
         if self._events is not None:
             self._events.lease_lost(lease)
         self._reporter.drop(lease)
+        extra = self._fields_of(lease)
         self._pool.end(lease, EndReason.LEASE_LOST)
-        _log.warning("task %s: the lease of epoch %d is lost", lease.task_id, lease.epoch)
+        _log.warning("task %s: the lease of epoch %d is lost", *lease, extra=extra)
 
     def _give_up(self, lease: Lease) -> None:
         """End an attempt whose lease could not be renewed in time.
@@ -201,12 +204,14 @@ class WorkerRun:
         self._heartbeats.remove((lease,))
         if self._events is not None:
             self._events.lease_lost(lease, is_overdue=True)
+        extra = self._fields_of(lease)
         self._pool.end(lease, EndReason.OVERDUE)
-        _log.warning(
-            "task %s: the lease of epoch %d is lost: it could not be renewed in time",
-            lease.task_id,
-            lease.epoch,
-        )
+        message = "task %s: the lease of epoch %d is lost: it could not be renewed in time"
+        _log.warning(message, *lease, extra=extra)
+
+    def _fields_of(self, lease: Lease) -> dict[str, object]:
+        task = self._pool.task_under(lease)
+        return fields_of(self._id, task, task_id=lease.task_id, epoch=lease.epoch)
 
     def _has_completed(self, lease: Lease) -> bool:
         """Return whether a task has completed itself in a transaction, committed or not."""
@@ -238,11 +243,11 @@ class WorkerRun:
                 with suppress(Exception):  # the next reservation reports it
                     if await self._reserver.sees_due_tasks():
                         since = now
-                        _warn_of_saturation(tasks)
+                        _warn_of_saturation(tasks, self._id)
 
     async def _sweep(self) -> None:
         """Sweep the store periodically."""
-        backoff = FailureBackoff("sweep the store", 5.0, self._events)
+        backoff = FailureBackoff("sweep the store", 5.0, self._runtime)
         while True:
             pause = _SWEEP_EVERY
             if self._has_to_wait():
@@ -258,7 +263,9 @@ class WorkerRun:
                 if max(swept) >= FULL_SWEEP:
                     pause = _PRUNE_PAUSE
                 if swept.reclaimed:
-                    _log.warning("%d tasks of lost workers were reclaimed", swept.reclaimed)
+                    extra = fields_of(self._id, count=swept.reclaimed)
+                    message = "%d tasks of lost workers were reclaimed"
+                    _log.warning(message, swept.reclaimed, extra=extra)
                     if self._events is not None:
                         self._events.tasks_reclaimed(swept.reclaimed)
             await self._clock.sleep(pause)
@@ -278,7 +285,7 @@ class WorkerRun:
         return now - self._waits_since < max(_LONGEST_WAIT, self._options.lease)
 
 
-def _warn_of_saturation(tasks: list[ReservedTask]) -> None:
+def _warn_of_saturation(tasks: list[ReservedTask], worker_id: str) -> None:
     shown = ", ".join(f"{task.id} ({task.function})" for task in tasks[:_MOST_SHOWN])
     more = len(tasks) - _MOST_SHOWN
     _log.warning(
@@ -288,7 +295,7 @@ def _warn_of_saturation(tasks: list[ReservedTask]) -> None:
         len(tasks),
         shown,
         f" and {more} more" if more > 0 else "",
-        extra={"task_ids": [task.id for task in tasks]},
+        extra=fields_of(worker_id, task_ids=[task.id for task in tasks]),
     )
 
 
