@@ -229,8 +229,8 @@ class AdminMachine(StoreMachine):
         self.do("order_worker", name, state)
 
     @rule(name=_workers)
-    def sign_off(self, name: str) -> None:
-        self.do("sign_off", name)
+    def deregister(self, name: str) -> None:
+        self.do("deregister", name)
 
     @rule()
     def look_around(self) -> None:

@@ -186,7 +186,7 @@ class AdminHistory(History):
         expected = WorkerOrders(state, frozenset(self.paused(now)))
         demand(answer == expected, "workers", report.id, "was told", answer, "not", expected)
 
-    def _sign_off(self, _answer: None, _now: datetime, worker_id: str) -> None:
+    def _deregister(self, _answer: None, _now: datetime, worker_id: str) -> None:
         self._workers.pop(worker_id, None)
         self._orders.pop(worker_id, None)
 
@@ -223,7 +223,7 @@ class AdminHistory(History):
         super()._sweep(answer, now, max_crashes, limit)
         for name, (_, seen_at) in list(self._workers.items()):
             if now - seen_at > WORKER_TTL:
-                self._sign_off(None, now, name)
+                self._deregister(None, now, name)
 
 
 def _id_key(life: Life) -> Key:

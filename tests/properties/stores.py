@@ -151,7 +151,7 @@ class Store:
         return Seen(answers, infos, dict(await backend.get_results(task_ids)))
 
     async def _perform(self, call: Call) -> Any:
-        if call.name in {"renew", "report", "sign_off"}:
+        if call.name in {"renew", "report", "deregister"}:
             return getattr(self._keeper, call.name)(*call.arguments)
         try:
             if call.name in ADMIN_CALLS:
