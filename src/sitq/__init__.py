@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         SigningSerializer,
     )
     from sitq.queue import BoundQueue, TaskQueue, TransactionQueue
+    from sitq.resources import shared
     from sitq.retry import Fail, Retry
     from sitq.states import TaskStatus
     from sitq.sync import SyncBoundQueue, SyncTaskQueue
@@ -98,6 +99,7 @@ __all__ = [
     "call",
     "connect",
     "current_task",
+    "shared",
     "task",
 ]
 
@@ -118,6 +120,7 @@ if not TYPE_CHECKING:
         "models": "Progress ReservedTask Result RetryPolicy Task TaskInfo",
         "protocols": "Backend Clock ResultSigningSerializer Serializer SigningSerializer",
         "payload.registry": "Call call task",
+        "resources": "shared",
         "retry": "Fail Retry",
         "payload.serialization": "MsgpackSerializer",
         "states": "TaskStatus",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, overload
 
 import pydantic
 
@@ -15,7 +15,8 @@ from sitq.models import Progress
 from sitq.transactions import TransactionalBackend
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
+    from contextlib import AbstractAsyncContextManager, AbstractContextManager
     from datetime import datetime
 
     from sitq.ids import TaskId
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from sitq.transactions import AnyConnection, SyncConnection, Transaction
 
 __all__ = ["CURRENT", "AttemptState", "TaskContext", "TaskServices", "current_task"]
+
+T = TypeVar("T")
 
 
 class TaskServices(Protocol):
@@ -40,6 +43,10 @@ class TaskServices(Protocol):
     @property
     def note(self) -> Callable[[Lease, Progress], object]:
         """Takes the progress that a task reports, from any thread."""
+
+    @property
+    def shared(self) -> Callable[[Callable[[], Any]], Any]:
+        """Returns the open resource of a factory; any thread may call it."""
 
     def encode(self, task: ReservedTask, lease: Lease, function: Any, value: object) -> bytes:
         """Return the value of a success as it is stored.
@@ -144,6 +151,25 @@ class TaskContext:
     def completed(self) -> bool:
         """Return whether the task has completed itself in a transaction, committed or not."""
         return self._state.completed
+
+    @overload
+    def shared(self, factory: Callable[[], AbstractAsyncContextManager[T]]) -> T: ...
+    @overload
+    def shared(self, factory: Callable[[], AbstractContextManager[T]]) -> T: ...
+    @overload
+    def shared(self, factory: Callable[[], Awaitable[T]]) -> T: ...
+    @overload
+    def shared(self, factory: Callable[[], T]) -> T: ...
+    def shared(self, factory: Callable[[], Any]) -> Any:
+        """Return a resource of the worker: the same object for all its tasks, in threads too.
+
+        Args:
+            factory: one of those given as ``Worker(resources=[...])``.
+
+        Raises:
+            UsageError: the worker does not have it.
+        """
+        return self._services.shared(factory)
 
     async def complete_in(self, connection: AnyConnection, value: object = None) -> None:
         """Record this task's success within the open transaction of a connection of yours.

@@ -241,6 +241,7 @@ class SyncTaskQueue(PortalClient, SyncEnqueueMethods):
         max_concurrency: int = 10,
         retry: RetryPolicy | None = None,
         lease: float = 30.0,
+        resources: Iterable[Callable[[], object]] = (),
     ) -> int:
         """Run tasks until none is due any more, in the queue's own thread; for tests and scripts.
 
@@ -254,6 +255,7 @@ class SyncTaskQueue(PortalClient, SyncEnqueueMethods):
             max_concurrency: how many tasks may run at the same time.
             retry: the retry policy of tasks that have none of their own.
             lease: seconds after which a task is taken back from a worker that died or hung.
+            resources: the factories of what the tasks share; see `Worker`.
 
         Returns:
             How many attempts were started.
@@ -275,6 +277,7 @@ class SyncTaskQueue(PortalClient, SyncEnqueueMethods):
             retry=retry,
             lease=lease,
             extensions=self._extensions,
+            resources=resources,
         )
 
         async def work() -> int:

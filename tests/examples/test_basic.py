@@ -41,6 +41,12 @@ the worker lives: 42
 slug: tasks-without-a-broker
 the worker has stopped
 """,
+    "06_resources.py": r"""the shop opens
+apple: 7 left
+pear: 3 left
+the shop closes
+a test gives a shop of its own: \[\('plum', 1\)\]
+""",
     "07_admin.py": r"""failed: 3
 the last one, attempt 1: ConnectionError: no answer from smtp\.example\.com
 mail: 1 due, 0 ran, paused: the mail server is down

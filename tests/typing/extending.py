@@ -1,9 +1,10 @@
-"""Types of extensions, for mypy and pyright to read; never run."""
+"""Types of extensions and resources, for mypy and pyright to read; never run."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, assert_type
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Self, assert_type
 
 from sitq import (
     Extension,
@@ -14,6 +15,8 @@ from sitq import (
     TaskId,
     TaskQueue,
     Worker,
+    current_task,
+    shared,
 )
 from sitq.extensions import AttemptEnded, Event, TaskEnqueued
 from sitq.models import OutcomeKind
@@ -63,3 +66,69 @@ SyncTaskQueue(extensions=(Whole(),))
 Worker(SQLiteBackend(), extensions=[Whole()])
 TaskQueue(extensions=[Whole])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
 Worker(SQLiteBackend(), extensions=Whole())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+class Pool:
+    """A resource."""
+
+    async def __aenter__(self) -> Self:
+        """Open it."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close it."""
+
+
+@asynccontextmanager
+async def database() -> AsyncGenerator[Pool, None]:
+    """Be an async context manager."""
+    yield Pool()
+
+
+@contextmanager
+def mailer() -> Generator[bytes, None, None]:
+    """Be a context manager."""
+    yield b""
+
+
+async def client() -> str:
+    """Be a coroutine function."""
+    return ""
+
+
+def settings() -> dict[str, int]:
+    """Be a plain function."""
+    return {}
+
+
+assert_type(shared(database), Pool)
+assert_type(shared(mailer), bytes)
+assert_type(shared(client), str)
+assert_type(shared(settings), dict[str, int])
+assert_type(shared(Pool), Pool)
+shared(5)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+async def report(month: str, db: Pool = shared(database), *, mail: bytes = shared(mailer)) -> str:
+    """Use resources."""
+    assert_type(current_task().shared(database), Pool)
+    assert_type(current_task().shared(mailer), bytes)
+    assert_type(current_task().shared(client), str)
+    assert_type(current_task().shared(settings), dict[str, int])
+    return f"{month} {db} {mail!r}"
+
+
+async def wrong(db: int = shared(database)) -> None:  # type: ignore[assignment]  # pyright: ignore[reportArgumentType]
+    """Be a function of a wrong annotation."""
+    print(db)
+
+
+async def using(queue: TaskQueue) -> None:
+    """Enqueue without a resource, and call with one."""
+    assert_type(await queue.enqueue(report, "May"), TaskId[str])
+    assert_type(await queue.options(delay=1).enqueue(report, "May"), TaskId[str])
+    assert_type(await report("May", db=Pool()), str)
+    await report("May", db=5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await queue.options(delay=1).enqueue(report)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    Worker(SQLiteBackend(), resources=[database, mailer, client, settings, Pool])
+    Worker(SQLiteBackend(), resources=[5])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]

@@ -68,6 +68,7 @@ NAMES = [
     "call",
     "connect",
     "current_task",
+    "shared",
     "task",
 ]
 

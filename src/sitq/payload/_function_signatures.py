@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpecArgs, ParamSpecKwargs
 
 import typing_extensions
 
-from sitq.errors import SerializationError
+from sitq.errors import SerializationError, ValidationError
 from sitq.payload._value_codec import ValueCodec, name_of_annotation
+from sitq.resources import resources_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,6 +38,7 @@ class Signature:
         "_positional",
         "_rest",
         "named",
+        "resources",
         "rest_named",
         "result",
         "shapes",
@@ -45,6 +47,10 @@ class Signature:
     def __init__(self, func: Callable[..., Any], label: str) -> None:
         scope = _Scope(func)
         signature = scope.spell_out(inspect.signature(func))
+        # What the worker gives: no arguments of the task.
+        self.resources: Final = resources_of(signature)
+        if self.resources:
+            signature = _without(signature, self.resources, label)
         self._bind: Final = signature.bind
         self._label: Final = label
         self._positional: Final[list[ValueCodec]] = []
@@ -88,6 +94,8 @@ class Signature:
             raise SerializationError(
                 f"{self._label}: more than {_MAX_ARGUMENTS:,} arguments; pass one list of them"
             )
+        if self.resources:
+            self._refuse_resources(args, kwargs)
         self._bind(*args, **kwargs)
         named = self.named
         if self.rest_named is not None:
@@ -96,6 +104,40 @@ class Signature:
         if size <= _MAX_KEPT_ARGUMENTS and len(self.shapes) < _MAX_KEPT:
             self.shapes[shape] = found
         return found
+
+    def _refuse_resources(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Raise a TypeError that says why, if a resource is given as an argument."""
+        given = [name for name in self.resources if name in kwargs]
+        if not given and len(args) > len(self._positional) and not self._rest:
+            given = list(self.resources)
+        if given:
+            raise TypeError(
+                f"{', '.join(map(repr, given))} is a resource, which the worker gives to the task: "
+                "it is no argument; leave it out"
+            )
+
+
+def _without(
+    signature: inspect.Signature, names: Mapping[str, object], label: str
+) -> inspect.Signature:
+    """Return a signature without some parameters; what follows them is given by keyword.
+
+    Raises:
+        ValidationError: one of the parameters cannot be given by keyword.
+    """
+    kept: list[inspect.Parameter] = []
+    is_after = False
+    for name, parameter in signature.parameters.items():
+        if name in names:
+            if parameter.kind is parameter.POSITIONAL_ONLY:
+                hint = "the worker gives a resource by keyword; move it after the '/'"
+                raise ValidationError(f"{label}: parameter {name!r}: {hint}")
+            is_after = True
+        elif not is_after or parameter.kind in {parameter.KEYWORD_ONLY, parameter.VAR_KEYWORD}:
+            kept.append(parameter)
+        elif parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+            kept.append(parameter.replace(kind=parameter.KEYWORD_ONLY))
+    return signature.replace(parameters=kept)
 
 
 def spelled_out(func: Callable[..., Any]) -> inspect.Signature:

@@ -16,6 +16,7 @@ from sitq.ids import R_co
 from sitq.models import RetryPolicy
 from sitq.payload._advice import advice_for
 from sitq.payload._function_signatures import Signature
+from sitq.resources import resources_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -95,6 +96,18 @@ class TaskFunction(Generic[R_co]):
 
     def __repr__(self) -> str:
         return f"TaskFunction({self.name!r})"
+
+    @property
+    def resources(self) -> dict[str, Callable[[], Any]]:
+        """The factories of the parameters that are resources; the worker gives these."""
+        return (self._signature or self._inspect()).resources
+
+    def needs(self) -> dict[str, Callable[[], Any]]:
+        """Return the same as `resources`, though the annotations cannot be resolved yet."""
+        try:
+            return resources_of(inspect.signature(self.func))
+        except (TypeError, ValueError):
+            return {}
 
     def takes_keyword(self, name: str) -> bool:
         """Return whether an argument may be given by this name."""
@@ -202,6 +215,8 @@ class TaskFunction(Generic[R_co]):
     def _inspect(self) -> Signature:
         try:
             self._signature = signature = Signature(self.func, self.label)
+        except ValidationError:
+            raise
         except (TypeError, ValueError, NameError) as error:
             raise ValidationError(
                 f"{self.label}: Python finds no signature of it "

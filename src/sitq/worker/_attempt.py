@@ -183,6 +183,12 @@ class Attempt:
             return self._refused(error)
         except BaseException as error:  # noqa: BLE001 - a validator of the user's model, say
             return self._failed(error)
+        if self._function.resources:
+            try:
+                for name, factory in self._function.resources.items():
+                    kwargs[name] = self._worker.shared(factory)
+            except UsageError as error:
+                return self._failed(error)
         return self._run(args, kwargs)
 
     async def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Outcome | None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sitq.payload.functions import TaskFunction
     from sitq.protocols import Backend, Serializer
     from sitq.worker._events import WorkerEvents
+    from sitq.worker._resources import OpenResources
 
 __all__ = ["WorkerOptions", "WorkerRuntime"]
 
@@ -55,6 +56,7 @@ class WorkerRuntime:
         serializer: Serializer,
         options: WorkerOptions,
         hooks: Hooks,
+        resources: OpenResources,
     ) -> None:
         self.worker_id = worker_id
         self.backend = backend
@@ -65,6 +67,8 @@ class WorkerRuntime:
         self.serializer = serializer
         self.options = options
         self.hooks = hooks
+        # Returns the open resource of a factory.
+        self.shared = resources.get
         self.loop = LoopRef()
         # Bounds the threads of plain functions.
         self.limiter = anyio.CapacityLimiter(options.max_concurrency)

@@ -20,7 +20,9 @@ from sitq.errors import UsageError, ValidationError
 from sitq.models import ALL_QUEUES, DEFAULT_QUEUE, RetryPolicy
 from sitq.payload.functions import check_retry
 from sitq.payload.registry import Registry, default_registry
+from sitq.resources import checked_factory, name_of_factory
 from sitq.worker._background_service import BackgroundService
+from sitq.worker._resources import OpenResources
 from sitq.worker._runtime import WorkerOptions, WorkerRuntime
 from sitq.worker._script import EventLoop, run_script
 from sitq.worker._worker_run import WorkerRun
@@ -62,10 +64,13 @@ class Worker:
         retry: the retry policy of tasks that have none of their own.
         max_crashes: a task fails once so many of its workers were lost.
         extensions: what is called around attempts and hears events, in this order.
+        resources: the factories of what tasks share, see `shared`. They are opened in this order
+            by `start`, before the worker is ready, in its event loop, and closed in reverse order
+            after the last task has ended, for 30 s at most.
 
     Raises:
         ValidationError: a parameter is out of its range or of the wrong type, or a function
-            cannot be a task.
+            cannot be a task, or needs a resource that is not among ``resources``.
     """
 
     def __init__(
@@ -83,11 +88,14 @@ class Worker:
         retry: RetryPolicy | None = None,
         max_crashes: int = 3,
         extensions: Iterable[Extension] = (),
+        resources: Iterable[Callable[[], object]] = (),
     ) -> None:
         self._backend: Final = checked_backend(backend)
         self._serializer: Final = checked_serializer(serializer)
         self._registry: Final = _registry_of(tasks)
         self._hooks: Final = Hooks(extensions)
+        self._resources: Final = _factories_of(resources)
+        _check_resources(self._registry, self._resources)
         self._run_state: WorkerRun | None = None
         self._background: BackgroundService | None = None
         # The fields of log records about this worker: the id of the last run.
@@ -145,6 +153,7 @@ class Worker:
             UsageError: this worker is running already.
             BackendError: the store could not be opened, or had no connection for the heartbeats.
                 If the store fails later, the worker waits until it is back.
+            Exception: what a resource raised that could not be opened, or could not be closed.
             SitqError: the heartbeat thread has ended with an error that is not the store's; running
                 tasks were released.
         """
@@ -212,8 +221,14 @@ class Worker:
         if self._run_state is not None:
             raise UsageError("this worker is running already; stop() it first, or make another")
         refuse_green_threads("a worker")
+        resources = OpenResources(self._resources)
         runtime = WorkerRuntime(
-            secrets.token_hex(8), self._backend, self._serializer, self._options, self._hooks
+            secrets.token_hex(8),
+            self._backend,
+            self._serializer,
+            self._options,
+            self._hooks,
+            resources,
         )
         self._log_fields["worker_id"] = runtime.worker_id
         run = self._run_state = WorkerRun(runtime, self._registry, drain=drain)
@@ -221,7 +236,8 @@ class Worker:
         try:
             await self._backend.open()
             try:
-                await run.run(task_status)
+                async with resources:
+                    await run.run(task_status)
             finally:
                 await self._backend.close()
         except BaseException as raised:
@@ -254,6 +270,25 @@ def _names_of_queues(queues: object) -> tuple[str, ...]:
             f"(got {len(names)} names)"
         )
     return names
+
+
+def _factories_of(resources: object) -> tuple[Callable[[], object], ...]:
+    if not isinstance(resources, Iterable) or isinstance(resources, str):
+        kind = type(resources).__name__
+        raise ValidationError(f"resources: give a list of factories, [database] say (got {kind})")
+    return tuple(checked_factory("resources", each) for each in resources)
+
+
+def _check_resources(registry: Registry, factories: Sequence[Callable[[], object]]) -> None:
+    """Refuse functions given to the worker that need a resource which it does not have."""
+    for function in dict.fromkeys(registry.by_name.values()):
+        for name, factory in function.needs().items():
+            if factory not in factories:
+                missing = name_of_factory(factory)
+                raise ValidationError(
+                    f"tasks: {function.label} needs the resource {missing} for its parameter "
+                    f"{name!r}; give it: Worker(resources=[{missing}])"
+                )
 
 
 def _registry_of(tasks: Iterable[ModuleType | Callable[..., object]] | None) -> Registry:
