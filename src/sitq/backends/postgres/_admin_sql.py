@@ -159,8 +159,10 @@ def pending_last(now: datetime | None, where: TaskFilter, after: Place, scanned:
     """Return the statement for the last of so many rows: their number, and its place."""
     values = _Values()
     sql = f"""
-        SELECT nr, place.queue, place.priority, place.eta, place.seq, tasks.enqueued_at
-        FROM {_pending(now, where, after, scanned, values)} JOIN sitq.tasks ON tasks.id = place.id
+        SELECT nr, place.queue, place.priority, place.eta, place.seq,
+               coalesce(tasks.enqueued_at, {MOMENT})
+        FROM {_pending(now, where, after, scanned, values)}
+             LEFT JOIN sitq.tasks ON tasks.id = place.id
         ORDER BY nr DESC LIMIT 1"""
     return sql, values
 
@@ -242,9 +244,12 @@ ORDER BY seq DESC LIMIT {KEPT_FAILURES}
 
 # -- pauses ----------------------------------------------------------------------------------
 
+# It waits for reservations under way, which may hand tasks of the queue over: see "reserve".
 PAUSE: Final = f"""
+WITH turn AS MATERIALIZED (
+    SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('sitq.pauses', 0)))
 INSERT INTO sitq.pauses (queue, reason, paused_by, paused_at, until)
-VALUES ($2::text, $3::text, $4::text, {MOMENT}, $5::timestamptz)
+SELECT $2::text, $3::text, $4::text, {MOMENT}, $5::timestamptz FROM turn
 ON CONFLICT (queue) DO UPDATE SET reason = excluded.reason, paused_by = excluded.paused_by,
     paused_at = excluded.paused_at, until = excluded.until
 """

@@ -152,6 +152,15 @@ class ListChecks(AdminSuite):
             await store.add(queue="a")
         assert sorted(seen) == sorted(ids)
 
+    async def test_thousands_of_queues_are_listed_and_counted(self, store: AdminStore) -> None:
+        """A call looks at a bounded number of queues. The list goes on after them."""
+        tasks = [new_task(queue=f"q{number:04}") for number in range(2100)]
+        last = new_task(queue="z", priority=1)
+        await store.enqueue([*tasks, last])
+        count = await store.admin.count_tasks(TaskFilter(status="pending"), 5000, 60.0)
+        assert (count.value, count.exact) == (2101, True)
+        assert await store.listed(status="pending", priority=1) == [last.id]
+
     async def test_a_cursor_outlives_its_row(self, store: AdminStore) -> None:
         """The next page comes also after the last task of this one was removed."""
         ids = await store.enqueue([new_task(result_ttl=0.0) for _ in range(6)])

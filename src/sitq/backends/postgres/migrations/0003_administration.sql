@@ -74,7 +74,8 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
 $$;
 
 -- Return pending tasks by queue and in the order of reservation, after a place; see "reserve".
--- "side" says whether only those that are due, or only those that are not, are wanted.
+-- "side" says whether only those that are due, or only those that are not, are wanted. After 2,000 levels,
+-- each a queue and a priority, a last row without an id has the place of the next one.
 CREATE FUNCTION sitq.pending(
     moment timestamptz, only_queue text, side text, after_queue text, after_priority integer,
     after_eta timestamptz, after_seq bigint, most integer
@@ -118,6 +119,10 @@ BEGIN
         EXIT WHEN NOT FOUND;
         place_eta := '-infinity';
         place_seq := -9223372036854775808;
+        IF levels = 2000 THEN
+            RETURN QUERY SELECT most::bigint, NULL::text, here, level::smallint,
+                                timestamptz '0001-01-01 00:00:00+00', place_seq;
+        END IF;
     END LOOP;
 END
 $$;
@@ -182,6 +187,8 @@ DECLARE
     paused text[];
     served text[] := queues;
 BEGIN
+    -- A pause waits for the reservations that have not seen it; see the statement.
+    PERFORM pg_advisory_xact_lock_shared(hashtextextended('sitq.pauses', 0));
     paused := ARRAY(SELECT pause.queue FROM sitq.pauses AS pause
                     WHERE pause.until IS NULL OR pause.until > moment);
     IF cardinality(paused) > 0 THEN
