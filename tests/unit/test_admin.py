@@ -163,6 +163,24 @@ async def test_failed_tasks_are_retried_once(backend: Backend) -> None:
         assert "no luck" in (attempt.traceback or "")
 
 
+async def test_what_has_succeeded_is_retried_only_by_its_status_or_id(backend: Backend) -> None:
+    async with TaskQueue(backend) as queue, Admin(backend) as admin:
+        done, failed = await queue.enqueue(add, 1, 2), await queue.enqueue(fail)
+        waiting = await queue.options(delay=3600).enqueue(add, 1, 2)
+        await Worker(backend).drain()
+        result = await admin.retry_tasks(TaskFilter(queue="default"))
+        assert (result.matched, result.done) == (3, 1)
+        assert dict(result.skipped) == {
+            waiting: "it is not final (pending)",
+            done: "it has succeeded: to run it again, give its status or its id",
+        }
+        repeat = (await queue.get_task(failed)).retried_as
+        ((_, reason),) = (await admin.retry_tasks(TaskFilter(ids=(failed,)))).skipped
+        assert reason == f"it was retried before, as {repeat}"
+        assert (await admin.retry_tasks(TaskFilter(status="success"), dry_run=True)).done == 1
+        assert (await admin.retry_tasks(TaskFilter(ids=(done,)))).done == 1
+
+
 async def test_a_single_retry_counts_for_a_bulk_one(backend: Backend) -> None:
     async with TaskQueue(backend) as queue, Admin(backend) as admin:
         failed = await queue.enqueue(fail)

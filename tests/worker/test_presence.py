@@ -83,7 +83,10 @@ async def test_a_worker_is_listed_while_it_runs(backend: Backend, gate: Gate) ->
         assert await admin.list_workers() == []
 
 
-async def test_a_quiet_worker_finishes_what_it_has(backend: Backend, gate: Gate) -> None:
+async def test_a_quiet_worker_finishes_what_it_has(
+    backend: Backend, gate: Gate, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="sitq.worker._registration")
     async with TaskQueue(backend) as queue, Admin(backend) as admin:
         first = await queue.enqueue(wait_at_gate)
         async with Worker(backend, poll_interval=60):
@@ -91,13 +94,19 @@ async def test_a_quiet_worker_finishes_what_it_has(backend: Backend, gate: Gate)
                 await gate.reached.wait()
             (worker,) = await until(admin, bool)
             assert await admin.quiet_worker(worker.id) is True
-            await until(admin, lambda found: found[0].state is WorkerState.QUIET)
+            with anyio.fail_after(PATIENCE / 4):  # not with the next heartbeat, in ten seconds
+                await until(admin, lambda found: found[0].state is WorkerState.QUIET)
             second = await queue.enqueue(quick)
             gate.opened.set()
             await queue.result(first, timeout=PATIENCE)
             assert await queue.get_result(second, timeout=0.05) is None
             assert await admin.resume_worker(worker.id) is True
             await queue.result(second, timeout=PATIENCE)
+    texts = [record.getMessage() for record in caplog.records]
+    orders = ("was told to reserve no more tasks", "was told to go on")
+    assert [text for text in texts if " was told " in text] == [
+        f"worker {worker.id} {order}" for order in orders
+    ]
 
 
 async def test_a_worker_is_stopped_from_elsewhere(backend: Backend) -> None:
@@ -150,4 +159,4 @@ async def test_what_no_worker_serves_is_logged_once(caplog: pytest.LogCaptureFix
                     await anyio.sleep(0.005)
                     clock.advance(60)
     texts = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert texts == ["tasks are due in queue 'mail', which no live worker serves"]
+    assert texts == ["tasks are due in queue 'mail', which no active worker serves"]

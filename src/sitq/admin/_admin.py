@@ -167,7 +167,8 @@ class Admin(StoreClient):
         )
         await self._handle.use()
         await self._backend.pause_queue(pause)
-        _log.info("queue %s is paused", name)
+        end = "" if pause.until is None else f" until {pause.until.isoformat()}"
+        _log.info("queue %s is paused%s (by %r, reason %r)", name, end, pause.by, pause.reason)
 
     async def resume_queue(self, queue: str) -> bool:
         """End the pause of a queue; its workers go on at once.
@@ -316,8 +317,9 @@ class Admin(StoreClient):
     ) -> BulkResult:
         """Enqueue the final tasks that match once more, each as a new task that is due at once.
 
-        A task that was retried before is skipped, so a second call does nothing. A signed task is
-        skipped unless this admin has its keys.
+        A task that was retried before is skipped, so a second call does nothing. A successful task
+        is skipped unless the filter has ``status="success"`` or ``ids``. A signed task is skipped
+        unless this admin has its keys.
 
         The arguments and errors are those of `cancel_tasks`.
         """
@@ -343,7 +345,7 @@ class Admin(StoreClient):
             _check_limit(limit, None)
         await self._handle.use()
         result = await in_batches(step, limit, _checked_cursor(cursor))
-        _log.info("%s: %d of %d tasks", name, result.done, result.matched)
+        _log.info("%s: %d of the %d tasks that match", name, result.done, result.matched)
         return result
 
     async def run_now(self, task_id: str) -> bool:

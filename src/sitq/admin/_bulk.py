@@ -8,19 +8,20 @@ from sitq.administration import BulkResult, SkippedTask
 from sitq.errors import SerializationError
 from sitq.payload.signing import is_signed, seal, unseal
 from sitq.queue._task_factory import make_repeat
+from sitq.states import TaskStatus
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from sitq.administration import AdminBackend, TaskFilter
-    from sitq.models import Task
+    from sitq.models import Task, TaskInfo
     from sitq.protocols import Serializer
 
 __all__ = ["in_batches", "make_due", "retry_page"]
 
 _BATCH: Final = 1000
 _MAX_SKIPPED: Final = 1000
-_NOT_RETRIED: Final = "it is not final, or was retried before"
+_RETRIED_MEANWHILE: Final = "it was retried meanwhile"
 
 
 async def in_batches(
@@ -57,11 +58,9 @@ async def retry_page(
 ) -> BulkResult:
     """Enqueue the final tasks of one page once more, in one transaction."""
     page = await backend.list_tasks(where, size, cursor)
-    wanted = [
-        info.task_id for info in page.items if info.status.is_final and info.retried_as is None
-    ]
-    left = {info.task_id for info in page.items}.difference(wanted)
-    skipped = [SkippedTask(task_id, _NOT_RETRIED) for task_id in left]
+    reasons = [(info.task_id, _reason_not_to_retry(info, where)) for info in page.items]
+    wanted = [task_id for task_id, reason in reasons if reason is None]
+    skipped = [SkippedTask(task_id, reason) for task_id, reason in reasons if reason is not None]
     repeats: list[Task] = []
     for old in await backend.load_tasks(wanted):
         if old is None:
@@ -74,9 +73,20 @@ async def retry_page(
     if repeats and not dry_run:
         ids = await backend.retry_tasks(repeats, again=False)
         refused = [repeat.retry_of for repeat, new in zip(repeats, ids, strict=True) if new is None]
-        skipped += [SkippedTask(old_id, _NOT_RETRIED) for old_id in refused if old_id is not None]
+        skipped += [SkippedTask(each, _RETRIED_MEANWHILE) for each in refused if each is not None]
         return BulkResult(len(page.items), len(repeats) - len(refused), tuple(skipped), page.cursor)
     return BulkResult(len(page.items), len(repeats), tuple(skipped), page.cursor)
+
+
+def _reason_not_to_retry(info: TaskInfo, where: TaskFilter) -> str | None:
+    """Return why a task is not retried, or ``None``."""
+    if not info.status.is_final:
+        return f"it is not final ({info.status})"
+    if info.retried_as is not None:
+        return f"it was retried before, as {info.retried_as}"
+    if info.status is TaskStatus.SUCCESS and where.status != "success" and where.ids is None:
+        return "it has succeeded: to run it again, give its status or its id"
+    return None
 
 
 def make_due(serializer: Serializer, old: Task) -> Task:

@@ -176,7 +176,7 @@ class QueueInfo(NamedTuple):
     """A queue with open tasks, with a pause, or with a worker that serves it by its name.
 
     ``oldest_due_age`` is for how many seconds the task that is due the longest could have started;
-    ``None`` if none is due. ``workers`` is the number of live workers that serve the queue.
+    ``None`` if none is due. ``workers`` is the number of active workers that serve it.
     """
 
     name: str
@@ -255,7 +255,7 @@ class WorkerOrders(NamedTuple):
 
 
 class UnknownFunction(NamedTuple):
-    """A function that no live worker of a queue knows, while a task of it is due there."""
+    """A function that no active worker of a queue knows, while one of its tasks waits there."""
 
     queue: str
     function: str
@@ -265,8 +265,9 @@ class Overview(NamedTuple):
     """A summary of the queues, the workers and the numbers of tasks.
 
     ``totals`` counts the tasks of each status that are open or have failed, as `TaskFilter.status`
-    names them. ``unserved`` are the queues with due tasks that no live worker serves.
-    ``unknown_functions`` are found among the 20 tasks of each queue that come first.
+    names them. ``unserved`` are the queues with due tasks that no active worker serves.
+    ``unknown_functions`` are found among the first 20 due tasks of each queue, and those of its
+    first 20 scheduled tasks that a worker has put back since it could not run them.
     """
 
     queues: tuple[QueueInfo, ...]

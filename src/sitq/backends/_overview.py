@@ -29,7 +29,7 @@ __all__ = ["COUNT_CAP", "HEAD", "OverviewParts", "make_overview", "make_worker"]
 COUNT_CAP: Final = 10_001
 """Counts of an overview end here."""
 HEAD: Final = 20
-"""Of so many tasks of a queue that come first, the functions are looked at."""
+"""The functions of so many tasks of a queue are looked at: those that come first."""
 # A worker is lost that has not reported for so many of its leases.
 _LOST_AFTER: Final = 1.5
 _SHOWN_TASKS: Final = 1000
@@ -71,6 +71,7 @@ def make_overview(
 
     alive = [worker for worker in workers if worker.state is not WorkerState.LOST]
     paused = {pause.queue: pause for pause in pauses}
+    active = [worker for worker in alive if worker.state is WorkerState.ACTIVE]
     named = {name for worker in alive for name in worker.queues if name != "*"}
     names = sorted({*parts.due, *parts.scheduled, *parts.running, *paused, *named})
     queues = tuple(
@@ -81,7 +82,7 @@ def make_overview(
             in_progress=count(parts.running.get(name, 0)),
             oldest_due_age=parts.oldest.get(name),
             pause=paused.get(name),
-            workers=sum(_serves(worker, name) for worker in alive),
+            workers=sum(_serves(worker, name) for worker in active),
         )
         for name in names
     )
@@ -97,7 +98,7 @@ def make_overview(
         workers=tuple(workers),
         totals={status: count(number) for status, number in totals.items()},
         unserved=tuple(each.name for each in queues if each.due.value and not each.workers),
-        unknown_functions=_unknown_functions(parts.heads, alive),
+        unknown_functions=_unknown_functions(parts.heads, active),
         as_of=now,
     )
 
@@ -107,12 +108,12 @@ def _serves(worker: WorkerInfo, queue: str) -> bool:
 
 
 def _unknown_functions(
-    heads: set[tuple[str, str]], alive: Sequence[WorkerInfo]
+    heads: set[tuple[str, str]], active: Sequence[WorkerInfo]
 ) -> tuple[UnknownFunction, ...]:
     """Return the functions that none of the workers of their queue knows, if it has any."""
     missing = []
     for queue, function in sorted(heads):
-        serving = [worker for worker in alive if _serves(worker, queue)]
+        serving = [worker for worker in active if _serves(worker, queue)]
         if serving and not any(function in worker.functions for worker in serving):
             missing.append(UnknownFunction(queue, function))
     return tuple(missing)

@@ -14,6 +14,8 @@ from sitq.administration import AdminBackend, WorkerReport, WorkerState
 from sitq.payload.names import one_line
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sitq.administration import Overview, WorkerKeeper, WorkerOrders
     from sitq.payload.registry import Registry
     from sitq.protocols import Backend
@@ -28,22 +30,35 @@ _log: Final = Log(__name__)
 # Seconds from the start to the first look for what no worker serves, and between two looks.
 _FIRST_LOOK: Final = 10.0
 _LOOK_EVERY: Final = 60.0
+# What is logged of an order.
+_OBEYED: Final = {
+    WorkerState.ACTIVE: "worker %s was told to go on",
+    WorkerState.QUIET: "worker %s was told to reserve no more tasks",
+    WorkerState.STOPPING: "worker %s was told to end",
+}
 
 
 class Registration:
     """Reports one worker to its store, and obeys the orders that it gets there."""
 
     def __init__(
-        self, runtime: WorkerRuntime, registry: Registry, pool: RunnerPool, reserver: Reserver
+        self,
+        runtime: WorkerRuntime,
+        registry: Registry,
+        pool: RunnerPool,
+        reserver: Reserver,
+        report_now: Callable[[], None],
     ) -> None:
         self._runtime = runtime
         self._registry = registry
         self._pool = pool
         self._reserver = reserver
+        self._report_now = report_now
         self._started_at = runtime.clock.now()
         self._host = socket.gethostname()
         self._has_reported = False
         self._functions: tuple[str, ...] = ()
+        self._ordered = WorkerState.ACTIVE
         self._warned_of: set[str] = set()
         # When the worker was ready, by the monotonic clock.
         self._ready_at: float | None = None
@@ -98,6 +113,11 @@ class Registration:
         self._reserver.be_quiet(quiet=orders.state is WorkerState.QUIET)
         if orders.paused:
             self._pool.hand_back_queues(orders.paused)
+        if orders.state is not self._ordered:
+            self._ordered = orders.state
+            worker_id = self._runtime.worker_id
+            _log.info(_OBEYED[orders.state], worker_id, extra=fields_of(worker_id))
+            self._report_now()  # or its new state would be seen a third of a lease later
 
     def log_start(self) -> None:
         """Log that the worker is ready, and what it serves."""
@@ -135,7 +155,7 @@ class Registration:
         )
 
     async def watch_unserved(self) -> None:
-        """Warn once of each queue and each function that has due tasks and no live worker."""
+        """Warn once of each queue and each function that has due tasks and no active worker."""
         backend = self._runtime.backend
         if not isinstance(backend, AdminBackend):
             return
@@ -147,11 +167,11 @@ class Registration:
 
     def _look_for_unserved(self, view: Overview) -> None:
         for queue in view.unserved:
-            text = f"tasks are due in queue {queue!r}, which no live worker serves"
+            text = f"tasks are due in queue {queue!r}, which no active worker serves"
             self._warn(text, {"queue": queue})
         for queue, function in view.unknown_functions:
             self._warn(
-                f"tasks of {one_line(function)} are due in queue {queue!r}, and no live worker "
+                f"tasks of {one_line(function)} wait in queue {queue!r}, and no active worker "
                 "there knows this function: give its module to Worker(tasks=...)",
                 {"queue": queue, "function": one_line(function)},
             )

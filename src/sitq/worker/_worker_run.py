@@ -73,7 +73,9 @@ class WorkerRun:
         self._reserver = Reserver(
             runtime, registry, self._heartbeats, self._reporter, self._pool, drain=drain
         )
-        self._registration = Registration(runtime, registry, self._pool, self._reserver)
+        self._registration = Registration(
+            runtime, registry, self._pool, self._reserver, self._heartbeats.renew_now
+        )
         self._heartbeats.report_by(self._registration.report_to, self._registration.deregister_from)
 
     @property

@@ -273,12 +273,15 @@ def _count_parts(rows: Iterable[TaskRow], now: datetime) -> OverviewParts:
     """Count what an overview shows."""
     parts = OverviewParts()
     due: defaultdict[str, list[TaskRow]] = defaultdict(list)
+    put_back: defaultdict[str, list[TaskRow]] = defaultdict(list)
     for row in rows:
         queue = row.task.queue
         if _has_status(row, "due", now):
             due[queue].append(row)
         if _has_status(row, "scheduled", now):
             parts.scheduled[queue] += 1
+            if row.unknown_function_count:
+                put_back[queue].append(row)
         if row.status is TaskStatus.IN_PROGRESS:
             parts.running[queue] = parts.running.get(queue, 0) + 1
         parts.retrying += _has_status(row, "retrying", now)
@@ -286,6 +289,8 @@ def _count_parts(rows: Iterable[TaskRow], now: datetime) -> OverviewParts:
     for queue, waiting in due.items():
         parts.due[queue] = len(waiting)
         parts.oldest[queue] = (now - min(row.eta for row in waiting)).total_seconds()
-        waiting.sort(key=lambda row: row.order)
-        parts.heads |= {(queue, row.task.function) for row in waiting[:HEAD]}
+    for queues in (due, put_back):
+        for queue, waiting in queues.items():
+            waiting.sort(key=lambda row: row.order)
+            parts.heads |= {(queue, row.task.function) for row in waiting[:HEAD]}
     return parts

@@ -336,10 +336,16 @@ FROM levels,
          SELECT {_LEVEL} > {MOMENT} LIMIT $2::int8) AS one) AS later
 GROUP BY levels.queue
 """
-# The functions of the tasks of each queue that come first.
+# The functions of the tasks of each queue that come first: of those that are due, and of those that
+# a worker has put back since it could not run them.
 HEADS: Final = f"""{_LEVELS}
 SELECT DISTINCT levels.queue, head.function FROM levels, LATERAL (
-    SELECT task.function {_LEVEL} <= {MOMENT} ORDER BY task.eta, task.seq LIMIT $2::int8) AS head
+    (SELECT task.function {_LEVEL} <= {MOMENT} ORDER BY task.eta, task.seq LIMIT $2::int8)
+    UNION ALL
+    SELECT later.function FROM (
+        SELECT task.function, task.misses {_LEVEL} > {MOMENT}
+        ORDER BY task.eta, task.seq LIMIT $2::int8) AS later
+    WHERE later.misses > 0) AS head
 """
 IN_PROGRESS: Final = """
 SELECT queue, count(*) FROM sitq.tasks WHERE status = 'in_progress' GROUP BY queue

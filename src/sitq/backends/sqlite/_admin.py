@@ -418,5 +418,5 @@ def _count_level(transaction: SQLiteTransaction, level: Level, parts: OverviewPa
     parts.scheduled[queue] += scheduled
     if first is not None:
         parts.oldest[queue] = max(parts.oldest.get(queue, 0.0), (now - first) / 1_000_000)
-        head = transaction.rows(_admin_sql.HEAD, values | {"limit": HEAD})
-        parts.heads |= {(queue, function) for (function,) in head}
+    head = transaction.rows(_admin_sql.HEAD, values | {"limit": HEAD})
+    parts.heads |= {(queue, function) for (function,) in head}

@@ -255,10 +255,17 @@ SELECT count(*) FROM (
     WHERE status = 'pending' AND queue = :queue AND priority = :priority AND eta > :now
     LIMIT :limit)
 """
-# The functions of the tasks of a level that come first.
+# The functions of the tasks of a level that come first: of those that are due, and of those that a
+# worker has put back since it could not run them.
 HEAD: Final = """
-SELECT DISTINCT function FROM (
+SELECT function FROM (
     SELECT function FROM tasks INDEXED BY tasks_due
     WHERE status = 'pending' AND queue = :queue AND priority = :priority AND eta <= :now
     ORDER BY eta, seq LIMIT :limit)
+UNION
+SELECT function FROM (
+    SELECT function, misses FROM tasks INDEXED BY tasks_due
+    WHERE status = 'pending' AND queue = :queue AND priority = :priority AND eta > :now
+    ORDER BY eta, seq LIMIT :limit)
+WHERE misses > 0
 """

@@ -126,7 +126,7 @@ class WorkerChecks(AdminSuite):
         assert orders.paused == {"default"}
 
     async def test_the_overview_names_what_is_not_served(self, store: AdminStore) -> None:
-        """It has queues without a live worker, and functions that no worker of the queue knows."""
+        """It has queues without an active worker, and functions that none of the queue knows."""
         now = await store.now()
         for worker_id, queues, functions in (
             ("lost", ("a", "b"), ("jobs:a", "jobs:b")),
@@ -148,6 +148,24 @@ class WorkerChecks(AdminSuite):
         assert view.unserved == ("b",)
         assert view.unknown_functions == (("a", "jobs:b"),)
         assert [worker.id for worker in view.workers] == ["1", "lost"]
+        for state in (WorkerState.QUIET, WorkerState.STOPPING):
+            one = make_report(now, id="1", queues=("a",), state=state, lease=1000.0)
+            await store.report(one)
+            view = await store.admin.overview()
+            assert view.unserved == ("a", "b")
+            assert [each.workers for each in view.queues] == [0, 0]
+
+    async def test_the_overview_names_functions_that_workers_have_put_back(
+        self, store: AdminStore
+    ) -> None:
+        """Such a task is not due. Other scheduled tasks may have a function that is to come."""
+        mine = make_report(await store.now(), queues=("default",), lease=1000.0)
+        await store.report(mine)
+        await store.add(function="jobs:later", eta=await store.later(60))
+        task = await store.taken(function="jobs:new")
+        await store.end(OutcomeKind.UNKNOWN_FUNCTION, task.lease, 60.0)
+        view = await store.admin.overview()
+        assert view.unknown_functions == (("default", "jobs:new"),)
 
     async def test_the_overview_counts_by_queue(self, store: AdminStore) -> None:
         """It has queues with open tasks, with a pause, or that a worker serves by name."""
