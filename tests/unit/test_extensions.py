@@ -92,6 +92,18 @@ async def test_extensions_nest_in_the_order_given_and_see_the_callers_context() 
 
 
 @pytest.mark.anyio
+async def test_the_method_of_the_base_class_passes_through() -> None:
+    class Calls(Extension):
+        async def around_enqueue(self, tasks: Sequence[Task], call_next: Next) -> list[TaskId[Any]]:
+            return await super().around_enqueue(tasks, call_next)
+
+    backend = SpyBackend()
+    async with TaskQueue(backend, extensions=[Calls()]) as queue:
+        task_id = await queue.enqueue(add, 1, 2)
+    assert [each.id for each in backend.stored] == [task_id]
+
+
+@pytest.mark.anyio
 async def test_many_tasks_go_through_together_and_keep_their_order() -> None:
     backend, heard = SpyBackend(), Heard()
     async with TaskQueue(backend, extensions=[Marks("one", []), heard]) as queue:

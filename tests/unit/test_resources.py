@@ -203,6 +203,6 @@ def test_functions_that_another_worker_of_the_process_may_run_are_no_reason() ->
 
 
 def test_the_resources_of_a_function_are_known_by_parameter() -> None:
-    assert TaskFunction("a", report).resources == {"db": database}
+    assert TaskFunction("a", report).needs() == {"db": database}
     assert TaskFunction("a", unresolved).needs() == {"db": database}
     assert TaskFunction("a", len).needs() == {}

@@ -126,6 +126,22 @@ async def test_several_nest_in_the_order_given(run: Any, function: Any, value: i
     ]
 
 
+async def test_the_methods_of_the_base_class_pass_through(run: Any) -> None:
+    class Calls(Extension):
+        async def around_attempt(self, context: TaskContext, call_next: Next) -> object:
+            return await super().around_attempt(context, call_next)
+
+        def around_attempt_sync(
+            self, context: TaskContext, call_next: Callable[[], object]
+        ) -> object:
+            return super().around_attempt_sync(context, call_next)
+
+        def on_event(self, event: Any) -> None:
+            super().on_event(event)
+
+    assert (await run(multiply, 3, 4, extensions=[Calls()])).value == b"\x0c"
+
+
 async def test_around_a_plain_function_that_returns_an_awaitable_is_all_of_it(run: Any) -> None:
     await run(awaitable, extensions=[Notes()])
     assert GATE.log == ["one before", "one after 7"]

@@ -79,7 +79,7 @@ def check_retry(name: str, value: object) -> RetryPolicy:
 class TaskFunction(Generic[R_co]):
     """A function that tasks can run, under its stored name."""
 
-    __slots__ = ("_signature", "defaults", "func", "is_async", "label", "name")
+    __slots__ = ("_signature", "defaults", "func", "is_async", "label", "name", "resources")
 
     def __init__(
         self,
@@ -93,17 +93,14 @@ class TaskFunction(Generic[R_co]):
         self.is_async: Final = inspect.iscoroutinefunction(func)
         self.label: Final = f"{getattr(func, '__qualname__', name)}()"
         self._signature: Signature | None = None
+        # The factories of the parameters that the worker gives; known with the signature.
+        self.resources: Mapping[str, Callable[[], Any]] = {}
 
     def __repr__(self) -> str:
         return f"TaskFunction({self.name!r})"
 
-    @property
-    def resources(self) -> dict[str, Callable[[], Any]]:
-        """The factories of the parameters that are resources; the worker gives these."""
-        return (self._signature or self._inspect()).resources
-
     def needs(self) -> dict[str, Callable[[], Any]]:
-        """Return the same as `resources`, though the annotations cannot be resolved yet."""
+        """Return the factories of its resources, though its signature was not read yet."""
         try:
             return resources_of(inspect.signature(self.func))
         except (TypeError, ValueError):
@@ -215,6 +212,7 @@ class TaskFunction(Generic[R_co]):
     def _inspect(self) -> Signature:
         try:
             self._signature = signature = Signature(self.func, self.label)
+            self.resources = signature.resources
         except ValidationError:
             raise
         except (TypeError, ValueError, NameError) as error:

@@ -134,9 +134,7 @@ class WorkerEvents:
     def outcome_stored(self, outcome: Outcome, *, accepted: bool) -> None:
         """Tell that the store has accepted or refused the outcome of an attempt."""
         lease = outcome.lease
-        is_told = lease in self._overdue
-        self._overdue.discard(lease)
-        if not accepted and not is_told:
+        if not accepted and lease not in self._overdue:
             self.lease_lost(lease)
         self._tell_end(lease, outcome, accepted=accepted)
 
@@ -159,6 +157,7 @@ class WorkerEvents:
             self.outcome_stored(outcome, accepted=False)
 
     def _tell_end(self, lease: Lease, outcome: Outcome | None, *, accepted: bool) -> None:
+        self._overdue.discard(lease)
         attempt = self._attempts.pop(lease, None)
         if attempt is None:
             return  # it was put back before it started
