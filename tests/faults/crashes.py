@@ -117,7 +117,7 @@ async def drain(place: Place, folder: Path) -> list[list[str]]:
     with anyio.fail_after(60):
         while query(place, "SELECT 1 FROM tasks WHERE finished_at IS NULL LIMIT 1"):
             await backend.sweep(max_crashes=1000)
-            await Worker(backend, max_concurrency=50).drain()
+            await Worker(backend, queues="*", max_concurrency=50).drain()
             await anyio.sleep(0.05)
     await backend.close()
     os.close(programs.LOG)

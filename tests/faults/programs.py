@@ -8,23 +8,36 @@ they are broken in the middle of a transaction.
 from __future__ import annotations
 
 import os
+import random
 import signal
 import sys
 import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import anyio
 
-from sitq import BackendConnectionError, RetryPolicy, TaskQueue, Worker, call, current_task, task
+from sitq import (
+    Admin,
+    BackendConnectionError,
+    RetryPolicy,
+    TaskFilter,
+    TaskQueue,
+    Worker,
+    call,
+    current_task,
+    task,
+)
 from sitq.ids import TaskId
 from sitq.testing import FakeClock
 from tests.faults.breaking import arm, stand_still
 from tests.faults.places import backend_at, query
 
 LOG = -1
+QUEUES = ("a", "b")
 
 
 def write(*words: object) -> None:
@@ -118,6 +131,13 @@ async def poison() -> None:
 @task
 async def fail() -> None:
     """Fail."""
+    raise ValueError("no luck")
+
+
+@task
+async def fail_noted() -> None:
+    """Log the start, and fail."""
+    write("start", current_task().id, epoch())
     raise ValueError("no luck")
 
 
@@ -241,6 +261,88 @@ async def producer(database: str, settings: dict[str, float]) -> None:
             await anyio.sleep(pause)
 
 
+async def mixed_producer(database: str, settings: dict[str, float]) -> None:
+    """Enqueue tasks that succeed and some that fail, in two queues, and log them."""
+    async with TaskQueue(backend_at(database)) as queue:
+        write("ready", os.getpid())
+        for number in count():
+            name = QUEUES[number % 2]
+            some = queue.options(queue=name, result_ttl=1e6)
+            failing = number % 20 < 2
+            one = await (some.enqueue(fail_noted) if failing else some.enqueue(note, 0.001))
+            write("acknowledged", one)
+            await anyio.sleep(0.005)
+
+
+async def obedient_worker(database: str, settings: dict[str, float]) -> None:
+    """Serve two queues until an admin says stop."""
+    one = Worker(
+        backend_at(database), queues=QUEUES, max_concurrency=4, lease=1.0, max_crashes=1000
+    )
+    async with anyio.create_task_group() as working:
+        await working.start(one.start)
+        write("ready", os.getpid())
+
+
+async def admin(database: str, settings: dict[str, float]) -> None:
+    """Pause, resume, repeat, and order workers about, at random; log each act and its answer."""
+    chance = random.Random(os.getpid())
+    async with Admin(backend_at(database)) as one:
+        write("ready", os.getpid())
+        while True:
+            await chance.choice(ACTS)(one, chance)
+            await anyio.sleep(chance.uniform(0, 0.03))
+
+
+async def pause_a_queue(one: Admin, chance: random.Random) -> None:
+    """Pause a queue, or both, for a moment or until it is resumed."""
+    for name in chance.choice([QUEUES[:1], QUEUES[1:], QUEUES]):
+        seconds = chance.choice([None, 0.1, 0.3])
+        until = None if seconds is None else datetime.now(UTC) + timedelta(seconds=seconds)
+        write("pausing", name, time.time())
+        await one.pause_queue(name, reason="a test", until=until)
+        write("paused", name, time.time(), until.timestamp() if until else "inf")
+
+
+async def resume_a_queue(one: Admin, chance: random.Random) -> None:
+    """Resume a queue."""
+    name = chance.choice(QUEUES)
+    write("resuming", name, time.time())
+    await one.resume_queue(name)
+
+
+async def repeat_what_failed(one: Admin, chance: random.Random) -> None:
+    """Repeat all that has failed."""
+    result = await one.retry_tasks(TaskFilter(status="failed"))
+    write("repeated", result.done)
+
+
+async def change_priorities(one: Admin, chance: random.Random) -> None:
+    """Set the priority of what waits in a queue."""
+    await one.set_priority(TaskFilter(queue=chance.choice(QUEUES)), chance.randrange(-5, 5))
+
+
+async def order_a_worker(one: Admin, chance: random.Random) -> None:
+    """Ask a worker to be quiet, to go on, or to stop."""
+    workers = [each.id for each in await one.list_workers() if each.state != "lost"]
+    if workers:
+        act = chance.choice([one.quiet_worker, one.resume_worker, one.resume_worker])
+        act = one.stop_worker if chance.random() < 0.2 else act
+        write("ordered", act.__name__, await act(chance.choice(workers)))
+
+
+ACTS = [
+    pause_a_queue,
+    resume_a_queue,
+    resume_a_queue,
+    resume_a_queue,
+    repeat_what_failed,
+    repeat_what_failed,
+    change_priorities,
+    order_a_worker,
+]
+
+
 async def enqueue(queue: TaskQueue, number: int, ttl: float | None) -> list[TaskId[int]]:
     """Enqueue a task of one of two kinds, and now and then five in one call."""
     if number % 10 == 0:
@@ -251,9 +353,12 @@ async def enqueue(queue: TaskQueue, number: int, ttl: float | None) -> list[Task
 
 
 ROLES = {
+    "admin": admin,
     "binder": binder,
     "canceller": canceller,
     "enqueuer": enqueuer,
+    "mixed_producer": mixed_producer,
+    "obedient_worker": obedient_worker,
     "producer": producer,
     "reserver": reserver,
     "sweeper": sweeper,
