@@ -132,7 +132,10 @@ anyio.run(main, backend=loop)
 
 FORKS_AFTERWARDS = """
 import gc
+import warnings
 gc.disable()
+# Python 3.12 warns of threads, and one of the worker's may still be about to end.
+warnings.simplefilter("ignore", DeprecationWarning)
 
 async def main():
     await put(1)
