@@ -115,8 +115,8 @@ class Registration:
             self._pool.hand_back_queues(orders.paused)
         if orders.state is not self._ordered:
             self._ordered = orders.state
-            worker_id = self._runtime.worker_id
-            _log.info(_OBEYED[orders.state], worker_id, extra=fields_of(worker_id))
+            message, worker_id = _OBEYED[orders.state], self._runtime.worker_id
+            _log.info(message, worker_id, extra=fields_of(worker_id))
             self._report_now()  # or its new state would be seen a third of a lease later
 
     def log_start(self) -> None:
