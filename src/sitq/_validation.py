@@ -57,6 +57,7 @@ __all__ = [
     "check_seconds",
     "describe",
     "has_module",
+    "is_storable",
     "with_article",
 ]
 
@@ -68,12 +69,16 @@ MAX_PRIORITY: Final = 100
 MAX_SECONDS: Final = 10 * 365 * 86400.0
 _QUEUE_HINT: Final = "1 to 128 characters of A-Z a-z 0-9 _ . : / -"
 NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
+_OUT_OF_YEARS: Final = "in UTC it lies outside the years 1 to 9999; give another moment"
 # By pronunciation: "a User", "a OneWay", "an ndarray".
 _VOWEL: Final = re.compile(r"(?!one|eu)(?:[aeio]|nd)", re.IGNORECASE)
 
 
 def _utc(moment: datetime) -> datetime:
-    return moment if moment.tzinfo is UTC else moment.astimezone(UTC)
+    try:
+        return moment if moment.tzinfo is UTC else moment.astimezone(UTC)
+    except OverflowError:
+        raise PydanticCustomError("moment", _OUT_OF_YEARS) from None
 
 
 def has_module(name: str) -> bool:
@@ -259,8 +264,7 @@ def check_moment(name: str, value: object) -> datetime:
         if value.utcoffset() is not None:
             return value.astimezone(UTC)
     except OverflowError:
-        hint = "in UTC it lies outside the years 1 to 9999; give another moment"
-        raise _refusal(name, value, hint) from None
+        raise _refusal(name, value, _OUT_OF_YEARS) from None
     except Exception as error:
         message = (
             f"{name}: its tzinfo ({type(value.tzinfo).__name__}) raised {type(error).__name__}"
@@ -275,6 +279,14 @@ def check_moment(name: str, value: object) -> datetime:
 
 def _refusal(name: str, value: object, hint: str) -> ValidationError:
     return ValidationError(f"{name}: {hint} (got {type(value).__name__})")
+
+
+def is_storable(text: str) -> bool:
+    """Return whether every store can keep a text: no NUL character, and no part of a pair."""
+    try:
+        return b"\0" not in text.encode()
+    except UnicodeEncodeError:
+        return False
 
 
 def with_article(kind: type) -> str:

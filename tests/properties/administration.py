@@ -112,12 +112,13 @@ class AdminHistory(History):
         is_dry: bool,
     ) -> None:
         page, has_more = self._page(now, where, limit, is_first=is_first)
-        accepted = [life for life in page if _accepts(life, change)]
+        seen = [life for life in page if not _is_changed(life, change)]
+        accepted = [life for life in seen if _accepts(life, change)]
         for life in () if is_dry else accepted:
             self._change(life, change, now)
-        skipped = [life.task.id for life in page if life not in accepted]
+        skipped = [life.task.id for life in seen if life not in accepted]
         found = (answer.matched, answer.done, answer.cursor is not None)
-        expected = (len(page), len(accepted), has_more)
+        expected = (len(seen), len(accepted), has_more)
         demand(found == expected, "bulk", change, answer, "not", expected)
         ids = [each.task_id for each in answer.skipped if isinstance(each, SkippedTask)]
         demand(ids == skipped, "bulk", change, "skipped", ids, "not", skipped)
@@ -233,6 +234,14 @@ def _id_key(life: Life) -> Key:
 
 def _pending_key(life: Life) -> Key:
     return (life.task.queue, *life.order)
+
+
+def _is_changed(life: Life, change: TaskChange) -> bool:
+    is_same = {
+        BulkChange.POSTPONE: life.eta == change.eta,
+        BulkChange.SET_PRIORITY: life.task.priority == change.priority,
+    }
+    return life.status is TaskStatus.PENDING and is_same.get(change.kind, False)
 
 
 def _accepts(life: Life, change: TaskChange) -> bool:

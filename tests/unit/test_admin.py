@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, cast
 
@@ -89,6 +89,18 @@ async def test_what_is_wrong_is_named_before_the_store_is_asked() -> None:
         await admin.pause_queue("q", until=datetime(2030, 1, 1))
     with pytest.raises(ValidationError, match="reason: give at most 1,000 characters"):
         await admin.pause_queue("q", reason="x" * 1001)
+    for text in ("\ud800", "\0"):
+        with pytest.raises(ValidationError, match="reason: give at most 1,000 characters"):
+            await admin.pause_queue("q", reason=text)
+        with pytest.raises(ValidationError, match="by: give at most 256 characters"):
+            await admin.pause_queue("q", by=text)
+        with pytest.raises(ValidationError, match="worker_id: give at most 128 characters"):
+            await admin.stop_worker(text)
+    for dry_run in ("no", 0, None):
+        with pytest.raises(ValidationError, match=r"dry_run: give a bool \(got"):
+            await admin.delete_tasks(TaskFilter(), dry_run=cast("bool", dry_run))
+        with pytest.raises(ValidationError, match="dry_run"):
+            await admin.retry_tasks(TaskFilter(), dry_run=cast("bool", dry_run))
     with pytest.raises(ValidationError, match="eta"):
         await admin.postpone_tasks(TaskFilter(), cast("datetime", 5))
     with pytest.raises(ValidationError, match="priority"):
@@ -107,6 +119,8 @@ async def test_what_is_wrong_is_named_before_the_store_is_asked() -> None:
         ({"ids": ["x"]}, "ids"),
         ({"priority": 1.0}, "priority"),
         ({"eta_after": datetime(2030, 1, 1)}, "eta_after"),
+        ({"eta_after": datetime.min.replace(tzinfo=timezone(14 * HOUR))}, "eta_after"),
+        ({"worker": "\0"}, "worker"),
         ({"error": "ValueError: text"}, "error"),
         ({"colour": "red"}, "colour"),
     ],

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from sitq._argument_checks import checked_backend, checked_serializer
 from sitq._builtin_types import plain
 from sitq._logging import Log
-from sitq._validation import check_moment, check_priority, check_queue
+from sitq._validation import check_moment, check_priority, check_queue, is_storable
 from sitq.admin._bulk import in_batches, make_due, retry_page
 from sitq.administration import (
     AdminBackend,
@@ -304,8 +304,9 @@ class Admin(StoreClient):
         async def step(size: int, cursor: str | None) -> BulkResult:
             return await self._backend.change_tasks(change, where, size, cursor, dry_run=dry_run)
 
-        name = f"{change.kind}, dry run" if dry_run else str(change.kind)
-        return await self._in_batches(name, step, where, limit, cursor)
+        return await self._in_batches(
+            change.kind.value, step, where, limit, cursor, dry_run=dry_run
+        )
 
     async def retry_tasks(
         self,
@@ -329,8 +330,7 @@ class Admin(StoreClient):
                 self._backend, self._serializer, where, size, cursor, dry_run=dry_run
             )
 
-        name = "retry, dry run" if dry_run else "retry"
-        return await self._in_batches(name, step, where, limit, cursor)
+        return await self._in_batches("retry", step, where, limit, cursor, dry_run=dry_run)
 
     async def _in_batches(
         self,
@@ -339,10 +339,15 @@ class Admin(StoreClient):
         where: TaskFilter,
         limit: int | None,
         cursor: str | None,
+        *,
+        dry_run: bool,
     ) -> BulkResult:
         _check_filter(where)
         if limit is not None:
             _check_limit(limit, None)
+        if type(dry_run) is not bool:
+            raise ValidationError(f"dry_run: give a bool (got {type(dry_run).__name__})")
+        name = f"{name}, dry run" if dry_run else name
         await self._handle.use()
         result = await in_batches(step, limit, _checked_cursor(cursor))
         _log.info("%s: %d of the %d tasks that match", name, result.done, result.matched)
@@ -429,7 +434,7 @@ def _checked_cursor(cursor: object) -> str | None:
 
 def _checked_text(name: str, value: object, longest: int) -> str:
     text = plain(value)
-    if type(text) is not str or len(text) > longest or "\0" in text:
+    if type(text) is not str or len(text) > longest or not is_storable(text):
         hint = f"give at most {longest:,} characters, as str"
         raise ValidationError(f"{name}: {hint} (got {type(value).__name__})")
     return text

@@ -93,7 +93,7 @@ class TaskFilter(Model):
     queue: QueueName | None = None
     function: FunctionName | None = None
     priority: Priority | None = None
-    worker: str | None = Field(default=None, min_length=1, max_length=128)
+    worker: str | None = Field(default=None, pattern=r"^[^\x00]{1,128}$")
     unique_key: Key | None = None
     retry_of: TaskId[Any] | None = None
     error: str | None = Field(default=None, pattern=r"^[^\x00-\x1f\x7f:]{1,256}$")
@@ -326,8 +326,9 @@ class SkippedTask(NamedTuple):
 class BulkResult(NamedTuple):
     """What a bulk operation has done.
 
-    ``matched`` is the number of tasks that the filter has matched, ``done`` of those that were
-    changed (that would be, in a dry run). ``skipped`` are the first 1,000 of the others. ``cursor``
+    ``matched`` is the number of tasks that the filter has matched, but for those that had the new
+    eta or priority already. ``done`` is the number of those that were changed (that would be, in a
+    dry run). ``skipped`` are the first 1,000 of the others. ``cursor``
     is where to go on after an interruption; ``None``: nothing is left.
     """
 

@@ -129,7 +129,9 @@ class AdminBackend(Backend, Protocol):
           others are skipped.
         - ``set_priority`` sets the priority of a pending task; the others are skipped.
 
-        The tasks are those of `list_tasks` with the same arguments. In a dry run nothing changes.
+        The tasks are those of `list_tasks` with the same arguments, but for pending ones that have
+        the new eta or priority already: these are not counted, since a list that goes by eta and
+        priority may come to a task again after its change. In a dry run nothing changes.
         """
         ...
 

@@ -8,6 +8,7 @@ import json
 import zlib
 from typing import TYPE_CHECKING, Final
 
+from sitq._validation import is_storable
 from sitq.errors import ValidationError
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ IN_RESERVATION_ORDER: Final = frozenset({"pending", "scheduled", "due", "retryin
 _LONGEST: Final = 500
 _PENDING_KEYS: Final = (str, int, int, int)
 _ID_KEYS: Final = (str,)
+# The sizes of the numbers, one bit less than those of the columns.
+_BITS: Final = (0, 15, 63, 63)
 
 
 def encode_cursor(where: TaskFilter, keys: Sequence[str | int]) -> str:
@@ -49,9 +52,15 @@ def decode_cursor(where: TaskFilter, cursor: str) -> list[str | int]:
         digest, *keys = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
     except (ValueError, TypeError, RecursionError, binascii.Error):
         raise ValidationError("cursor: this text is not the cursor of a page") from None
-    if digest != _digest(where) or tuple(map(type, keys)) != kinds:
+    is_valid = tuple(map(type, keys)) == kinds and all(map(_is_key, keys, _BITS))
+    if digest != _digest(where) or not is_valid:
         raise ValidationError("cursor: it belongs to a page of another filter; start without one")
     return keys
+
+
+def _is_key(key: str | int, bits: int) -> bool:
+    """Return whether a store can compare its rows with a key."""
+    return is_storable(key) if isinstance(key, str) else -(2**bits) <= key < 2**bits
 
 
 def _digest(where: TaskFilter) -> int:

@@ -100,6 +100,19 @@ def refusal(info: TaskInfo, change: TaskChange) -> str | None:
             return None
 
 
+def _is_changed(info: TaskInfo, change: TaskChange) -> bool:
+    """Return whether a pending task is already as it is to be."""
+    if info.status is not TaskStatus.PENDING:
+        return False
+    match change.kind:
+        case BulkChange.POSTPONE:
+            return info.eta == change.eta
+        case BulkChange.SET_PRIORITY:
+            return info.priority == change.priority
+        case _:
+            return False
+
+
 def partition_tasks(
     infos: Sequence[TaskInfo], change: TaskChange, cursor: str | None
 ) -> tuple[list[TaskInfo], BulkResult]:
@@ -107,9 +120,12 @@ def partition_tasks(
     accepted: list[TaskInfo] = []
     skipped: list[SkippedTask] = []
     for info in infos:
+        if _is_changed(info, change):
+            continue  # perhaps by this very operation: a list may come to a task twice
         reason = refusal(info, change)
         if reason is None:
             accepted.append(info)
         else:
             skipped.append(SkippedTask(info.task_id, reason))
-    return accepted, BulkResult(len(infos), len(accepted), tuple(skipped), cursor)
+    matched = len(accepted) + len(skipped)
+    return accepted, BulkResult(matched, len(accepted), tuple(skipped), cursor)

@@ -61,6 +61,9 @@ _AFTER_ALL: Final = "~"
 _START: Final = ("", 2**15, None, 0)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
+# The ends of Python's time, in microseconds since 1970.
+_FIRST_ETA: Final = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
+_LAST_ETA: Final = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
 _COUNT_SECONDS: Final = 0.05
 # So many rows are counted by one statement.
 _COUNT_STEP: Final = 50_000
@@ -102,7 +105,8 @@ async def _pending_page(
     after: Place = _START
     if cursor is not None:
         queue, priority, eta, seq = decode_cursor(where, cursor)
-        after = str(queue), int(priority), _EPOCH + int(eta) * _MICROSECOND, int(seq)
+        micros = max(_FIRST_ETA, min(int(eta), _LAST_ETA))  # the cursor may be of another store
+        after = str(queue), int(priority), _EPOCH + micros * _MICROSECOND, int(seq)
     now = transaction.moment
     scanned = MAX_SCANNED_ROWS if _admin_sql.is_selective(where) else limit + 1
     sql, values = _admin_sql.pending_page(now, where, after, scanned, limit + 1)
@@ -177,6 +181,9 @@ async def change_tasks(
 ) -> list[BulkResult]:
     """Change the tasks that match."""
     (request,) = requests
+    if request.change.eta is not None:
+        change = request.change._replace(eta=finite(request.change.eta))
+        request = request._replace(change=change)
     page = await list_tasks(transaction, request.where, request.limit, request.cursor)
     accepted, result = partition_tasks(page.items, request.change, page.cursor)
     if request.dry_run or not accepted:

@@ -20,11 +20,14 @@ __all__ = ["IdList", "PendingList"]
 # -- lists of tasks --------------------------------------------------------------------------
 
 # The lists by id of the tasks of some statuses: where a task is looked for.
-_FINAL: Final = "tasks INDEXED BY tasks_unsuccessful"
 _IN_STATUS: Final = {
-    "failed": (_FINAL, "finished_at IS NOT NULL AND value IS NULL AND status = 'failed'"),
-    "cancelled": (_FINAL, "finished_at IS NOT NULL AND value IS NULL AND status = 'cancelled'"),
-    "expired": (_FINAL, "finished_at IS NOT NULL AND value IS NULL AND status = 'expired'"),
+    **{
+        status: (
+            "tasks INDEXED BY tasks_unsuccessful",
+            f"finished_at IS NOT NULL AND tasks.value IS NULL AND status = '{status}'",
+        )
+        for status in ("failed", "cancelled", "expired")
+    },
     "success": ("tasks", "status = 'success'"),
 }
 
