@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
-from sitq._logging import Log
+from sitq._logging import Log, fields_of
 from sitq.errors import UsageError
 from sitq.resources import name_of_factory
 
@@ -31,10 +31,12 @@ class OpenResources:
 
     Args:
         factories: what makes them.
+        worker_id: the worker's id, for the log.
     """
 
-    def __init__(self, factories: Sequence[Callable[[], Any]]) -> None:
+    def __init__(self, factories: Sequence[Callable[[], Any]], worker_id: str) -> None:
         self._factories: Final = factories
+        self._log_fields: Final = fields_of(worker_id)
         self._values: Final[dict[Callable[[], Any], Any]] = {}
         # The exits of the context managers, by the resources' names.
         self._exits: Final[list[tuple[str, Callable[..., Any], Any]]] = []
@@ -113,9 +115,13 @@ class OpenResources:
                     await ended
             except BaseException as error:  # noqa: BLE001 - raised once all are closed
                 first = first or error
+                extra = self._log_fields | {"resource": name}
                 if isinstance(error, Exception):
-                    _log.error("the resource %s could not be closed", name, error=error)
+                    _log.error(
+                        "the resource %s could not be closed", name, error=error, extra=extra
+                    )
                 elif self._scope.cancel_called:
-                    _log.warning("the resource %s did not close in time; it was cancelled", name)
+                    message = "the resource %s did not close in time; it was cancelled"
+                    _log.warning(message, name, extra=extra)
         self._values.clear()
         return first

@@ -221,16 +221,17 @@ class Worker:
         if self._run_state is not None:
             raise UsageError("this worker is running already; stop() it first, or make another")
         refuse_green_threads("a worker")
-        resources = OpenResources(self._resources)
+        worker_id = secrets.token_hex(8)
+        resources = OpenResources(self._resources, worker_id)
         runtime = WorkerRuntime(
-            secrets.token_hex(8),
+            worker_id,
             self._backend,
             self._serializer,
             self._options,
             self._hooks,
             resources,
         )
-        self._log_fields["worker_id"] = runtime.worker_id
+        self._log_fields["worker_id"] = worker_id
         run = self._run_state = WorkerRun(runtime, self._registry, drain=drain)
         error: BaseException | None = None
         try:
