@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tests.benchmarks import floors, growth, latencies, memory, postgres_cases, workloads
+from tests.benchmarks import admin, floors, growth, latencies, memory, postgres_cases, workloads
 from tests.benchmarks.latencies import p50, p99
 from tests.benchmarks.measuring import Case, Goal, Settings, run_on
 from tests.benchmarks.processes import alone
@@ -296,6 +296,7 @@ GROUPS: dict[str, Callable[[Settings], Iterator[Case]]] = {
     "growth": _growth,
     "prune": _prune,
     "crowd": _crowd,
+    "admin": admin.cases,
     "memory": _memory,
     "import": _imports,
 }

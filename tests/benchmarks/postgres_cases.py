@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from tests.benchmarks import growth, latencies, postgres_floors, workloads
+from tests.benchmarks import admin, growth, latencies, postgres_floors, workloads
 from tests.benchmarks.latencies import p50, p99
 from tests.benchmarks.measuring import Case, Goal, Settings, run_on
 from tests.benchmarks.stores import store_in
@@ -166,4 +166,5 @@ GROUPS: dict[str, Callable[[Settings], Iterator[Case]]] = {
     "latency": _latencies,
     "growth": _growth,
     "crowd": _crowd,
+    "admin": admin.cases,
 }

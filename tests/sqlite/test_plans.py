@@ -5,15 +5,20 @@ from __future__ import annotations
 import re
 import sqlite3
 from contextlib import closing
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sitq.backends.sqlite import _schema, _sql
+from sitq import TaskFilter, TaskId
+from sitq.backends.sqlite import _admin_sql, _schema, _sql
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from sitq.administration import StatusFilter
+
+ID = "01a20400-6f4e-7000-8000-000000000019"
 BY_KEY = "INTEGER PRIMARY KEY"
 BY_ID = "sqlite_autoindex_tasks_1"
 
@@ -67,6 +72,36 @@ PLANS = {
     "SUCCEED_ONE": BY_ID,
     "SEEN": BY_ID,
 }
+# Those of the administration, without the ones that are made for a filter.
+ADMIN_PLANS = {
+    "NEXT_LEVEL": "tasks_due",
+    "NEXT_QUEUE": "tasks_due",
+    "REQUEST_CANCELS": BY_ID,
+    "RELEASE_KEYS": BY_ID,
+    "CANCEL_PENDING": BY_ID,
+    "DELETE": BY_ID,
+    "POSTPONE": BY_ID,
+    "SET_PRIORITY": BY_ID,
+    "REPLACE_PENDING": BY_ID,
+    "REPEATED": BY_ID,
+    "SET_REPEATED": BY_ID,
+    "ATTEMPTS": "attempts_of_task",
+    "ADD_ATTEMPTS": BY_KEY,
+    "TRIM_ATTEMPTS": "attempts_of_task",
+    "PAUSE": None,
+    "RESUME": None,
+    "PAUSES": None,
+    "REPORT": None,
+    "DEREGISTER": None,
+    "ORDER": None,
+    "WORKERS": None,
+    "RUNNING": BY_KEY,
+    "STALE_WORKERS": None,
+    "FORGET_WORKERS": None,
+    "IN_PROGRESS": BY_KEY,
+    "LEVELS": "tasks_due",
+    "HEAD": "tasks_due",
+}
 # Asked for by hand, now and then: it looks through the index of what is final.
 SCANS = {"PRUNE_OLDER"}
 # What has no plan.
@@ -81,14 +116,24 @@ def connection() -> Iterator[sqlite3.Connection]:
 
 
 def steps_of(connection: sqlite3.Connection, name: str) -> list[str]:
-    """What SQLite does to carry a statement out; a batch that was handed over is not looked for."""
-    statement = STATEMENTS[name]
+    """What SQLite does to carry a named statement out."""
+    return steps_of_sql(connection, STATEMENTS[name])
+
+
+def steps_of_sql(connection: sqlite3.Connection, statement: str) -> list[str]:
+    """What SQLite does to carry a statement out; a batch that was handed over is not looked for.
+
+    Nor are the rows of small tables: of leases, workers and pauses.
+    """
     positional = statement.count("?")
     named = dict.fromkeys(re.findall(r"(?<!:):([a-z]\w*)", statement), 0)
     plan = connection.execute(
         f"EXPLAIN QUERY PLAN {statement}", (0,) * positional if positional else named
     ).fetchall()
-    own = re.compile(r"SCAN (json_each|batch|names|pauses|workers|CONSTANT ROW|\(subquery-\d+\))")
+    own = re.compile(
+        r"SCAN (json_each|batch|names|wanted|pauses|workers|leases|queues|levels|CONSTANT ROW"
+        r"|\(subquery-\d+\))"
+    )
     return [row[3] for row in plan if not own.match(row[3])]
 
 
@@ -133,3 +178,80 @@ def test_a_look_at_due_tasks_ends_where_those_that_are_not_due_begin(
 def test_what_scans_reads_an_index_and_no_row(connection: sqlite3.Connection, name: str) -> None:
     scans = [step for step in steps_of(connection, name) if step.startswith("SCAN")]
     assert scans == ["SCAN tasks USING COVERING INDEX tasks_done"]
+
+
+def test_each_statement_of_the_administration_has_its_plan_here() -> None:
+    fields = {"ATTEMPT_FIELDS", "KEPT_FAILURES", "INFO_COLUMNS"}
+    named = {name for name in vars(_admin_sql) if re.fullmatch(r"[A-Z][A-Z_]+", name)}
+    assert named - fields - {"TYPE_CHECKING"} == ADMIN_PLANS.keys()
+
+
+@pytest.mark.parametrize(("name", "index"), ADMIN_PLANS.items())
+def test_a_statement_of_the_administration_seeks_in_its_index(
+    connection: sqlite3.Connection, name: str, index: str | None
+) -> None:
+    steps = steps_of_sql(connection, getattr(_admin_sql, name))
+    assert index is None or any(index in step for step in steps), steps
+    assert [step for step in steps if step.startswith("SCAN")] == []
+
+
+CONDITIONS = {
+    "alone": TaskFilter(),
+    "queue": TaskFilter(queue="mail"),
+    "function": TaskFilter(function="jobs:run"),
+    "error": TaskFilter(error="ValueError"),
+    "times": TaskFilter(
+        enqueued_after=datetime(2026, 1, 1, tzinfo=UTC), eta_before=datetime(2027, 1, 1, tzinfo=UTC)
+    ),
+    "key": TaskFilter(unique_key="key", priority=3, retry_of=TaskId[Any](ID)),
+}
+BY_INDEX: list[tuple[StatusFilter | None, str]] = [
+    (None, BY_ID),
+    ("success", BY_ID),
+    ("in_progress", BY_KEY),
+    ("failed", "tasks_unsuccessful"),
+    ("cancelled", "tasks_unsuccessful"),
+    ("expired", "tasks_unsuccessful"),
+]
+
+
+@pytest.mark.parametrize("where", CONDITIONS.values(), ids=CONDITIONS)
+@pytest.mark.parametrize(("status", "index"), BY_INDEX)
+@pytest.mark.parametrize("part", ["floor", "page", "count"])
+def test_a_list_by_id_seeks_its_place_in_the_index(
+    connection: sqlite3.Connection,
+    where: TaskFilter,
+    status: StatusFilter | None,
+    index: str,
+    part: str,
+) -> None:
+    statements = _admin_sql.IdList(where.narrowed(status=status))
+    steps = steps_of_sql(connection, getattr(statements, part))
+    assert any(index in step for step in steps), steps
+    assert [step for step in steps if step.startswith("SCAN")] == []
+    if status != "in_progress":  # of these there are few
+        assert any("id<?" in step for step in steps), steps
+        assert [step for step in steps if "TEMP B-TREE" in step] == []
+
+
+@pytest.mark.parametrize("where", CONDITIONS.values(), ids=CONDITIONS)
+@pytest.mark.parametrize("status", ["pending", "due", "scheduled", "retrying"])
+@pytest.mark.parametrize("part", ["floor", "scanned", "page", "count"])
+def test_a_list_of_pending_tasks_seeks_its_place_in_the_index(
+    connection: sqlite3.Connection, where: TaskFilter, status: StatusFilter, part: str
+) -> None:
+    statements = _admin_sql.PendingList(where.narrowed(status=status), 0)
+    steps = steps_of_sql(connection, getattr(statements, part))
+    assert any("tasks_due (queue=? AND priority=? AND eta" in step for step in steps), steps
+    assert [step for step in steps if step.startswith("SCAN")] == []
+    assert [step for step in steps if "TEMP B-TREE FOR ORDER BY" in step] == []
+
+
+@pytest.mark.parametrize("where", [TaskFilter(ids=(TaskId[Any](ID),)), TaskFilter(worker="w")])
+def test_a_list_of_given_tasks_or_of_a_worker_looks_at_no_others(
+    connection: sqlite3.Connection, where: TaskFilter
+) -> None:
+    for part in ("floor", "page", "count"):
+        steps = steps_of_sql(connection, getattr(_admin_sql.IdList(where), part))
+        assert any("id=?" in step or BY_KEY in step for step in steps), steps
+        assert [step for step in steps if step.startswith("SCAN")] == []

@@ -77,7 +77,7 @@ class AdminBackend(Backend, Protocol):
         2. At most ``limit`` tasks (1 to 1,000).
         3. ``cursor`` is that of the page before, for the same filter; ``None``: from the start. A
            task that exists all the time, and keeps its place in the order, is on one page exactly.
-        4. The call looks at 20,000 rows or so at most, and then returns what it has, with a cursor.
+        4. The call looks at 10,000 rows or so at most, and then returns what it has, with a cursor.
 
         Raises:
             ValidationError: the cursor is not one of this filter.

@@ -45,8 +45,7 @@ class OverviewParts:
         running: how many are in progress.
         oldest: for how many seconds the first due task has waited.
         heads: queues and functions of the tasks that come first.
-        retrying: how many tasks wait for a retry.
-        failed: how many tasks have failed.
+        searched: how many tasks wait for a retry, and how many have failed, by these statuses.
     """
 
     due: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
@@ -54,8 +53,18 @@ class OverviewParts:
     running: dict[str, int] = field(default_factory=dict)
     oldest: dict[str, float] = field(default_factory=dict)
     heads: set[tuple[str, str]] = field(default_factory=set)
-    retrying: int = 0
-    failed: int = 0
+    searched: dict[str, Count] = field(default_factory=dict)
+
+    def missing_heads(self, queue: str) -> tuple[int, int]:
+        """Return of how many more due and scheduled tasks of a queue to look at the functions."""
+        return max(0, HEAD - self.due[queue]), max(0, HEAD - self.scheduled[queue])
+
+    def add_level(self, queue: str, due: int, scheduled: int, oldest: float | None) -> None:
+        """Add the pending tasks of one queue and one priority."""
+        self.due[queue] += due
+        self.scheduled[queue] += scheduled
+        if oldest is not None:
+            self.oldest[queue] = max(self.oldest.get(queue, 0.0), oldest)
 
 
 def make_overview(
@@ -87,16 +96,16 @@ def make_overview(
         for name in names
     )
     totals = {
-        "scheduled": sum(parts.scheduled.values()),
-        "due": sum(parts.due.values()),
-        "retrying": parts.retrying,
-        "in_progress": sum(parts.running.values()),
-        "failed": parts.failed,
+        "scheduled": count(sum(parts.scheduled.values())),
+        "due": count(sum(parts.due.values())),
+        "retrying": parts.searched["retrying"],
+        "in_progress": count(sum(parts.running.values())),
+        "failed": parts.searched["failed"],
     }
     return Overview(
         queues=queues,
         workers=tuple(workers),
-        totals={status: count(number) for status, number in totals.items()},
+        totals=totals,
         unserved=tuple(each.name for each in queues if each.due.value and not each.workers),
         unknown_functions=_unknown_functions(parts.heads, active),
         as_of=now,

@@ -23,7 +23,7 @@ __all__ = [
     "refusal",
 ]
 
-MAX_SCANNED_ROWS: Final = 20_000
+MAX_SCANNED_ROWS: Final = 10_000
 """So many rows does one call look at, at most."""
 
 

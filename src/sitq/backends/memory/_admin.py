@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sitq.administration import BulkChange, Count, TaskPage, WorkerOrders, WorkerState
 from sitq.backends._cursors import IN_RESERVATION_ORDER, decode_cursor, encode_cursor
-from sitq.backends._overview import HEAD, OverviewParts, make_overview, make_worker
+from sitq.backends._overview import COUNT_CAP, HEAD, OverviewParts, make_overview, make_worker
 from sitq.backends._task_filters import partition_tasks
 from sitq.backends.memory._operations import enqueue_one
 from sitq.errors import BackendError
@@ -272,6 +272,7 @@ def _changed(row: TaskRow, change: TaskChange, now: datetime) -> TaskRow | None:
 def _count_parts(rows: Iterable[TaskRow], now: datetime) -> OverviewParts:
     """Count what an overview shows."""
     parts = OverviewParts()
+    number = {"retrying": 0, "failed": 0}
     due: defaultdict[str, list[TaskRow]] = defaultdict(list)
     put_back: defaultdict[str, list[TaskRow]] = defaultdict(list)
     for row in rows:
@@ -284,8 +285,8 @@ def _count_parts(rows: Iterable[TaskRow], now: datetime) -> OverviewParts:
                 put_back[queue].append(row)
         if row.status is TaskStatus.IN_PROGRESS:
             parts.running[queue] = parts.running.get(queue, 0) + 1
-        parts.retrying += _has_status(row, "retrying", now)
-        parts.failed += row.status is TaskStatus.FAILED
+        number["retrying"] += _has_status(row, "retrying", now)
+        number["failed"] += row.status is TaskStatus.FAILED
     for queue, waiting in due.items():
         parts.due[queue] = len(waiting)
         parts.oldest[queue] = (now - min(row.eta for row in waiting)).total_seconds()
@@ -293,4 +294,6 @@ def _count_parts(rows: Iterable[TaskRow], now: datetime) -> OverviewParts:
         for queue, waiting in queues.items():
             waiting.sort(key=lambda row: row.order)
             parts.heads |= {(queue, row.task.function) for row in waiting[:HEAD]}
+    for status, found in number.items():
+        parts.searched[status] = Count(min(found, COUNT_CAP), exact=found < COUNT_CAP, as_of=now)
     return parts

@@ -21,7 +21,7 @@ from sitq.administration import (
     WorkerState,
 )
 from sitq.backends._cursors import IN_RESERVATION_ORDER, decode_cursor, encode_cursor
-from sitq.backends._overview import COUNT_CAP, HEAD, OverviewParts, make_overview, make_worker
+from sitq.backends._overview import COUNT_CAP, OverviewParts, make_overview, make_worker
 from sitq.backends._task_filters import MAX_SCANNED_ROWS, partition_tasks
 from sitq.backends.postgres import _admin_sql, _sql
 from sitq.backends.postgres._rows import columns, finite, storable, to_info, to_task
@@ -66,7 +66,7 @@ _FIRST_ETA: Final = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
 _LAST_ETA: Final = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
 _COUNT_SECONDS: Final = 0.05
 # So many rows are counted by one statement.
-_COUNT_STEP: Final = 50_000
+_COUNT_STEP: Final = 5_000
 _IN_BETWEEN: Final = "it has changed meanwhile, or another transaction holds it"
 
 # -- lists -----------------------------------------------------------------------------------
@@ -344,15 +344,19 @@ async def overview(transaction: PgTransaction) -> Overview:
     """Return a summary of the queues, the workers and the numbers of tasks."""
     now = transaction.moment
     parts = OverviewParts()
-    for queue, due, scheduled, oldest in await transaction.rows(_admin_sql.QUEUES, now, COUNT_CAP):
-        parts.due[queue], parts.scheduled[queue] = due, scheduled
-        if oldest is not None:
-            parts.oldest[queue] = oldest
-    parts.heads = {(row[0], row[1]) for row in await transaction.rows(_admin_sql.HEADS, now, HEAD)}
+    heads: list[tuple[str, int, int, int]] = []
+    for level in await transaction.rows(_admin_sql.LEVELS, now, COUNT_CAP):
+        queue, priority, due, scheduled, oldest = level
+        shown = parts.missing_heads(queue)
+        if (due and shown[0]) or (scheduled and shown[1]):
+            heads.append((queue, priority, *shown))
+        parts.add_level(queue, due, scheduled, oldest)
+    columns_of = [list(column) for column in zip(*heads, strict=True)] or [[], [], [], []]
+    functions = await transaction.rows(_admin_sql.HEADS, now, *columns_of)
+    parts.heads = {(row[0], row[1]) for row in functions}
     parts.running = {row[0]: row[1] for row in await transaction.rows(_admin_sql.IN_PROGRESS)}
-    retrying = TaskFilter(status="retrying")
-    parts.retrying = (await count_tasks(transaction, retrying, COUNT_CAP, _COUNT_SECONDS)).value
-    failed = TaskFilter(status="failed")
-    parts.failed = (await count_tasks(transaction, failed, COUNT_CAP, _COUNT_SECONDS)).value
+    for status in ("retrying", "failed"):
+        where = TaskFilter(status=status)
+        parts.searched[status] = await count_tasks(transaction, where, COUNT_CAP, _COUNT_SECONDS)
     workers, pauses = await list_workers(transaction), await list_pauses(transaction)
     return make_overview(parts, workers, pauses, await _now(transaction))

@@ -69,9 +69,10 @@ def id_floor(where: TaskFilter, before: str, bound: int) -> Statement:
     values = _Values()
     source, scanned = _source(where, values)
     sql = f"""
-        SELECT id, enqueued_at FROM {source}
-        WHERE {scanned} AND tasks.id < {values.bind(before, "text")}
-        ORDER BY tasks.id DESC LIMIT 1 OFFSET {values.bind(bound - 1, "int8")}"""
+        SELECT id, enqueued_at FROM sitq.tasks WHERE id = (
+            SELECT id FROM {source}
+            WHERE {scanned} AND tasks.id < {values.bind(before, "text")}
+            ORDER BY tasks.id DESC LIMIT 1 OFFSET {values.bind(bound - 1, "int8")})"""
     return sql, values
 
 
@@ -112,7 +113,7 @@ Place = tuple[str, int, "datetime | None", int]
 def _pending(
     now: datetime | None, where: TaskFilter, after: Place, most: int, values: _Values
 ) -> str:
-    """Return the call of the function that returns pending tasks in their order."""
+    """Return the call of the function that says where pending tasks are, in their order."""
     side = where.status if where.status in {"due", "scheduled"} else None
     queue, priority, eta, seq = after
     arguments = [
@@ -126,6 +127,13 @@ def _pending(
         values.bind(most, "int4"),
     ]
     return f"sitq.pending({', '.join(arguments)}) AS place"
+
+
+# The tasks of one row of that function.
+_AT_PLACE: Final = """
+    tasks.status = 'pending' AND tasks.queue = place.queue AND tasks.priority = place.priority
+    AND (tasks.eta, tasks.seq) > (place.after_eta, place.after_seq)
+    AND (tasks.eta, tasks.seq) <= (place.last_eta, place.last_seq)"""
 
 
 def _pending_clauses(where: TaskFilter, values: _Values) -> str:
@@ -147,11 +155,14 @@ def pending_page(
 ) -> Statement:
     """Return the statement for the tasks of a page, each with its number, in order."""
     values = _Values()
+    places = _pending(now, where, after, scanned, values)
+    clauses = _pending_clauses(where, values)
+    most = values.bind(limit, "int8")
     sql = f"""
-        SELECT {_INFO}, tasks.seq
-        FROM {_pending(now, where, after, scanned, values)} JOIN sitq.tasks ON tasks.id = place.id
-        WHERE true{_pending_clauses(where, values)}
-        ORDER BY place.nr LIMIT {values.bind(limit, "int8")}"""
+        SELECT {_INFO}, tasks.seq FROM {places}, LATERAL (
+            SELECT * FROM sitq.tasks WHERE {_AT_PLACE} {clauses}
+            ORDER BY tasks.eta, tasks.seq LIMIT {most}) AS tasks
+        ORDER BY place.nr, tasks.eta, tasks.seq LIMIT {most}"""
     return sql, values
 
 
@@ -159,11 +170,12 @@ def pending_last(now: datetime | None, where: TaskFilter, after: Place, scanned:
     """Return the statement for the last of so many rows: their number, and its place."""
     values = _Values()
     sql = f"""
-        SELECT nr, place.queue, place.priority, place.eta, place.seq,
-               coalesce(tasks.enqueued_at, {MOMENT})
-        FROM {_pending(now, where, after, scanned, values)}
-             LEFT JOIN sitq.tasks ON tasks.id = place.id
-        ORDER BY nr DESC LIMIT 1"""
+        SELECT place.total, place.queue, place.priority, coalesce(tasks.eta, place.after_eta),
+               coalesce(tasks.seq, place.after_seq), coalesce(tasks.enqueued_at, {MOMENT})
+        FROM (SELECT * FROM {_pending(now, where, after, scanned, values)}
+              ORDER BY nr DESC LIMIT 1) AS place
+             LEFT JOIN LATERAL (SELECT * FROM sitq.tasks WHERE {_AT_PLACE}
+                                ORDER BY tasks.eta DESC, tasks.seq DESC LIMIT 1) AS tasks ON true"""
     return sql, values
 
 
@@ -172,12 +184,14 @@ def pending_count(
 ) -> Statement:
     """Return the statement that counts tasks."""
     values = _Values()
+    places = _pending(now, where, after, scanned, values)
+    clauses = _pending_clauses(where, values)
+    most_text = values.bind(most, "int8")
     sql = f"""
         SELECT count(*) FROM (
-            SELECT FROM {_pending(now, where, after, scanned, values)}
-                        JOIN sitq.tasks ON tasks.id = place.id
-            WHERE true{_pending_clauses(where, values)}
-            LIMIT {values.bind(most, "int8")}) AS found"""
+            SELECT FROM {places}, LATERAL (
+                SELECT FROM sitq.tasks WHERE {_AT_PLACE} {clauses} LIMIT {most_text}) AS matching
+            LIMIT {most_text}) AS found"""
     return sql, values
 
 
@@ -211,8 +225,10 @@ CANCEL_TASKS: Final = _change(
         + make_interval(secs => greatest(0, least(tasks.result_ttl, 315360000))) END""",
     "finished_at IS NULL",
 )
-POSTPONE: Final = _change("eta = $3::timestamptz", "status = 'pending' AND eta < $3::timestamptz")
-SET_PRIORITY: Final = _change("priority = $3::int2", "status = 'pending'")
+# With "status = 'pending'", the server might read all pending tasks to find those of the batch.
+_PENDING: Final = "finished_at IS NULL AND status <> 'in_progress'"
+POSTPONE: Final = _change("eta = $3::timestamptz", f"{_PENDING} AND eta < $3::timestamptz")
+SET_PRIORITY: Final = _change("priority = $3::int2", _PENDING)
 DELETE: Final = """
 WITH mine AS (
     SELECT id FROM sitq.tasks WHERE id = ANY ($1::text[]) AND status <> 'in_progress'
@@ -325,26 +341,28 @@ _LEVEL: Final = """
     FROM sitq.tasks AS task WHERE task.status = 'pending' AND task.queue = levels.queue
       AND task.priority = levels.priority AND task.eta
 """
-# How many tasks of each queue are due and scheduled, and for how long the first has been due.
-QUEUES: Final = f"""{_LEVELS}
-SELECT levels.queue, sum(due.number)::int8, sum(later.number)::int8,
-       max(extract(epoch FROM {MOMENT} - due.first))::float8
+# How many tasks of each level are due and scheduled, and for how long the first has been due.
+LEVELS: Final = f"""{_LEVELS}
+SELECT levels.queue, levels.priority, due.number, later.number,
+       extract(epoch FROM {MOMENT} - due.first)::float8
 FROM levels,
      LATERAL (SELECT count(*) AS number, min(eta) AS first FROM (
          SELECT task.eta {_LEVEL} <= {MOMENT} ORDER BY task.eta LIMIT $2::int8) AS one) AS due,
      LATERAL (SELECT count(*) AS number FROM (
          SELECT {_LEVEL} > {MOMENT} LIMIT $2::int8) AS one) AS later
-GROUP BY levels.queue
+ORDER BY levels.queue, levels.priority DESC
 """
-# The functions of the tasks of each queue that come first: of those that are due, and of those that
-# a worker has put back since it could not run them.
-HEADS: Final = f"""{_LEVELS}
-SELECT DISTINCT levels.queue, head.function FROM levels, LATERAL (
-    (SELECT task.function {_LEVEL} <= {MOMENT} ORDER BY task.eta, task.seq LIMIT $2::int8)
+# The functions of so many tasks of each of some levels that come first: of those that are due, and
+# of those that a worker has put back since it could not run them.
+HEADS: Final = f"""
+SELECT DISTINCT levels.queue, head.function
+FROM unnest($2::text[], $3::int2[], $4::int8[], $5::int8[])
+         AS levels (queue, priority, due, later), LATERAL (
+    (SELECT task.function {_LEVEL} <= {MOMENT} ORDER BY task.eta, task.seq LIMIT levels.due)
     UNION ALL
     SELECT later.function FROM (
         SELECT task.function, task.misses {_LEVEL} > {MOMENT}
-        ORDER BY task.eta, task.seq LIMIT $2::int8) AS later
+        ORDER BY task.eta, task.seq LIMIT levels.later) AS later
     WHERE later.misses > 0) AS head
 """
 IN_PROGRESS: Final = """

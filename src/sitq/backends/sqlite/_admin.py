@@ -21,7 +21,7 @@ from sitq.administration import (
     WorkerState,
 )
 from sitq.backends._cursors import IN_RESERVATION_ORDER, decode_cursor, encode_cursor
-from sitq.backends._overview import COUNT_CAP, HEAD, OverviewParts, make_overview, make_worker
+from sitq.backends._overview import COUNT_CAP, OverviewParts, make_overview, make_worker
 from sitq.backends._task_filters import MAX_SCANNED_ROWS, partition_tasks
 from sitq.backends.sqlite import _admin_sql, _operations, _sql
 from sitq.backends.sqlite._rows import dump_rows, from_micros, to_info, to_micros, to_task
@@ -146,14 +146,15 @@ def _scan_ranges(
     for _ in range(_LEVELS):
         if level is None:
             return
-        values = statements.values(level, after, bound=left - 1)
         floor: Place | None = None
         if statements.is_selective:
-            floor = transaction.execute(statements.floor, values).fetchone()
-            if floor is None:
-                bounds = {"last_eta": _LAST[0], "last_seq": _LAST[1], "limit": left}
-                left -= transaction.execute(statements.count, values | bounds).fetchone()[0]
-        yield level, after, floor or _LAST, floor is not None or left <= 0
+            values = statements.values(level, after, bound=left)
+            scanned = transaction.execute(statements.scanned, values).fetchone()[0]
+            if scanned == left:
+                values["bound"] = scanned - 1
+                floor = transaction.execute(statements.floor, values).fetchone()
+            left -= scanned
+        yield level, after, floor or _LAST, floor is not None
         if floor is not None:
             return
         level, after = _next_level(transaction, where, level), _FIRST
@@ -394,29 +395,20 @@ def _to_worker(transaction: SQLiteTransaction, row: Sequence[Any], tasks: list[s
 def overview(transaction: SQLiteTransaction) -> Overview:
     """Return a summary of the queues, the workers and the numbers of tasks."""
     parts = OverviewParts(running=dict(transaction.rows(_admin_sql.IN_PROGRESS)))
-    every = TaskFilter()
-    level = _next_level(transaction, every, ("", -_TOP))
-    while level is not None:
-        _count_level(transaction, level, parts)
-        level = _next_level(transaction, every, level)
+    now = transaction.now
+    counted = {"now": now, "limit": COUNT_CAP}
+    for queue, priority, due, scheduled, first in transaction.rows(_admin_sql.LEVELS, counted):
+        missing, later = parts.missing_heads(queue)
+        if (due and missing) or (scheduled and later):
+            level = {"queue": queue, "priority": priority, "now": now}
+            shown = {"due": missing, "later": later}
+            head = transaction.rows(_admin_sql.HEAD, level | shown)
+            parts.heads |= {(queue, function) for (function,) in head}
+        oldest = None if first is None else (now - first) / 1_000_000
+        parts.add_level(queue, due, scheduled, oldest)
     for status in ("retrying", "failed"):
-        number = count_tasks(transaction, TaskFilter(status=status), COUNT_CAP, _COUNT_SECONDS)
-        setattr(parts, status, number.value)
+        where = TaskFilter(status=status)
+        parts.searched[status] = count_tasks(transaction, where, COUNT_CAP, _COUNT_SECONDS)
     return make_overview(
         parts, list_workers(transaction), list_pauses(transaction), transaction.moment
     )
-
-
-def _count_level(transaction: SQLiteTransaction, level: Level, parts: OverviewParts) -> None:
-    """Add the pending tasks of one queue and one priority."""
-    queue, priority = level
-    now = transaction.now
-    values = {"queue": queue, "priority": priority, "now": now, "limit": COUNT_CAP}
-    due, first = transaction.execute(_admin_sql.LEVEL_DUE, values).fetchone()
-    parts.due[queue] += due
-    ((scheduled,),) = transaction.execute(_admin_sql.LEVEL_SCHEDULED, values).fetchall()
-    parts.scheduled[queue] += scheduled
-    if first is not None:
-        parts.oldest[queue] = max(parts.oldest.get(queue, 0.0), (now - first) / 1_000_000)
-    head = transaction.rows(_admin_sql.HEAD, values | {"limit": HEAD})
-    parts.heads |= {(queue, function) for (function,) in head}

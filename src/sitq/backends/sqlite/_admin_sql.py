@@ -99,6 +99,8 @@ class PendingList:
         within = f"{every} AND (eta, tasks.seq) <= (:last_eta, :last_seq)"
         self.floor: Final = f"""
             SELECT eta, seq {self._level} ORDER BY eta, tasks.seq LIMIT 1 OFFSET :bound"""
+        self.scanned: Final = f"""
+            SELECT count(*) FROM (SELECT 1 {self._level} LIMIT :bound)"""
         level = self._level.replace("tasks_due", "tasks_due LEFT JOIN leases ON false", 1)
         self.page: Final = f"""
             SELECT {INFO_COLUMNS}, tasks.seq {level} {within}
@@ -219,7 +221,7 @@ DEREGISTER: Final = "DELETE FROM workers WHERE id = ?"
 ORDER: Final = "UPDATE workers SET ordered = ? WHERE id = ?"
 WORKERS: Final = f"SELECT {select_list(_REPORTED)}, seen_at FROM workers ORDER BY host, pid, id"
 RUNNING: Final = """
-SELECT leases.worker, tasks.id FROM leases JOIN tasks ON tasks.seq = leases.seq
+SELECT leases.worker, tasks.id FROM leases CROSS JOIN tasks ON tasks.seq = leases.seq
 ORDER BY tasks.id LIMIT 100000
 """
 STALE_WORKERS: Final = "SELECT EXISTS (SELECT 1 FROM workers WHERE seen_at < :before)"
@@ -243,20 +245,41 @@ def report_values(report: WorkerReport, now: int) -> dict[str, Any]:
 
 # The queues that have tasks in progress, and how many each.
 IN_PROGRESS: Final = """
-SELECT tasks.queue, count(*) FROM leases JOIN tasks ON tasks.seq = leases.seq GROUP BY tasks.queue
+SELECT tasks.queue, count(*) FROM leases CROSS JOIN tasks ON tasks.seq = leases.seq
+GROUP BY tasks.queue
 """
-# How many tasks of a level are due or scheduled, up to a limit, and since when the first is due.
-LEVEL_DUE: Final = """
-SELECT count(*), min(eta) FROM (
-    SELECT eta FROM tasks INDEXED BY tasks_due
-    WHERE status = 'pending' AND queue = :queue AND priority = :priority AND eta <= :now
-    ORDER BY eta LIMIT :limit)
-"""
-LEVEL_SCHEDULED: Final = """
-SELECT count(*) FROM (
-    SELECT 1 FROM tasks INDEXED BY tasks_due
-    WHERE status = 'pending' AND queue = :queue AND priority = :priority AND eta > :now
-    LIMIT :limit)
+# The levels of the pending tasks, found by seeks from one to the next: how many tasks of each are
+# due and scheduled, up to a limit, and since when the first is due.
+LEVELS: Final = """
+WITH RECURSIVE queues (queue) AS (
+    SELECT (SELECT min(queue) FROM tasks INDEXED BY tasks_due WHERE status = 'pending')
+    UNION ALL
+    SELECT (SELECT queue FROM tasks INDEXED BY tasks_due
+            WHERE status = 'pending' AND queue > queues.queue ORDER BY queue LIMIT 1)
+    FROM queues WHERE queue IS NOT NULL),
+levels (queue, priority) AS (
+    SELECT queue, (SELECT priority FROM tasks INDEXED BY tasks_due
+                   WHERE status = 'pending' AND queue = queues.queue
+                   ORDER BY priority DESC LIMIT 1)
+    FROM queues WHERE queue IS NOT NULL
+    UNION ALL
+    SELECT queue, (SELECT priority FROM tasks INDEXED BY tasks_due
+                   WHERE status = 'pending' AND queue = levels.queue AND priority < levels.priority
+                   ORDER BY priority DESC LIMIT 1)
+    FROM levels WHERE priority IS NOT NULL)
+SELECT queue, priority,
+       (SELECT count(*) FROM (
+            SELECT 1 FROM tasks INDEXED BY tasks_due
+            WHERE status = 'pending' AND queue = levels.queue AND priority = levels.priority
+              AND eta <= :now LIMIT :limit)),
+       (SELECT count(*) FROM (
+            SELECT 1 FROM tasks INDEXED BY tasks_due
+            WHERE status = 'pending' AND queue = levels.queue AND priority = levels.priority
+              AND eta > :now LIMIT :limit)),
+       (SELECT eta FROM tasks INDEXED BY tasks_due
+        WHERE status = 'pending' AND queue = levels.queue AND priority = levels.priority
+          AND eta <= :now ORDER BY eta LIMIT 1)
+FROM levels WHERE priority IS NOT NULL ORDER BY queue, priority DESC
 """
 # The functions of the tasks of a level that come first: of those that are due, and of those that a
 # worker has put back since it could not run them.
@@ -264,11 +287,11 @@ HEAD: Final = """
 SELECT function FROM (
     SELECT function FROM tasks INDEXED BY tasks_due
     WHERE status = 'pending' AND queue = :queue AND priority = :priority AND eta <= :now
-    ORDER BY eta, seq LIMIT :limit)
+    ORDER BY eta, seq LIMIT :due)
 UNION
 SELECT function FROM (
     SELECT function, misses FROM tasks INDEXED BY tasks_due
     WHERE status = 'pending' AND queue = :queue AND priority = :priority AND eta > :now
-    ORDER BY eta, seq LIMIT :limit)
+    ORDER BY eta, seq LIMIT :later)
 WHERE misses > 0
 """

@@ -73,39 +73,59 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     WHERE attempts.task_id = old.task_id AND attempts.seq = old.seq AND old.age > kept
 $$;
 
--- Return pending tasks by queue and in the order of reservation, after a place; see "reserve".
+-- Return where the next pending tasks after a place are, at most so many: level by level (each a queue
+-- and a priority), by queue and in the order of reservation; see "reserve". Those of a level are after
+-- "after_eta" and "after_seq", up to "last_eta" and "last_seq"; "total" is how many there are so far.
 -- "side" says whether only those that are due, or only those that are not, are wanted. After 2,000 levels,
--- each a queue and a priority, a last row without an id has the place of the next one.
+-- a last row without tasks has the place of the next level.
 CREATE FUNCTION sitq.pending(
-    moment timestamptz, only_queue text, side text, after_queue text, after_priority integer,
-    after_eta timestamptz, after_seq bigint, most integer
-) RETURNS TABLE (nr bigint, id text, queue text, priority smallint, eta timestamptz, seq bigint)
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    moment timestamptz, only_queue text, side text, start_queue text, start_priority integer,
+    start_eta timestamptz, start_seq bigint, most integer
+) RETURNS TABLE (
+    nr integer, total bigint, queue text, priority smallint, after_eta timestamptz,
+    after_seq bigint, last_eta timestamptz, last_seq bigint
+) LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
-    here text := coalesce(only_queue, after_queue);
-    level integer := after_priority;
-    place_eta timestamptz := after_eta;
-    place_seq bigint := after_seq;
-    total bigint := 0;
+    here text := coalesce(only_queue, start_queue);
+    level integer := start_priority;
+    place_eta timestamptz := start_eta;
+    place_seq bigint := start_seq;
+    first_eta timestamptz := CASE side WHEN 'scheduled' THEN moment ELSE '-infinity' END;
+    end_eta timestamptz := CASE side WHEN 'due' THEN moment ELSE 'infinity' END;
+    sum bigint := 0;
     found_rows bigint;
 BEGIN
     FOR levels IN 1 .. 2000 LOOP
         IF place_eta IS NOT NULL THEN
-            RETURN QUERY
-            SELECT total + row_number() OVER (ORDER BY one.eta, one.seq), one.id, one.queue,
-                   one.priority, one.eta, one.seq
-            FROM (
-                SELECT task.id, task.queue, task.priority, task.eta, task.seq
-                FROM sitq.tasks AS task
+            IF side = 'scheduled' AND place_eta < first_eta THEN
+                place_eta := first_eta;
+                place_seq := 9223372036854775807;
+            END IF;
+            SELECT count(*) INTO found_rows FROM (
+                SELECT FROM sitq.tasks AS task
                 WHERE task.status = 'pending' AND task.queue = here AND task.priority = level
-                  AND (task.eta, task.seq) > (place_eta, place_seq)
-                  AND (side IS DISTINCT FROM 'due' OR task.eta <= moment)
-                  AND (side IS DISTINCT FROM 'scheduled' OR task.eta > moment)
-                ORDER BY task.eta, task.seq LIMIT most - total) AS one;
-            GET DIAGNOSTICS found_rows = ROW_COUNT;
-            total := total + found_rows;
-            EXIT WHEN total >= most;
+                  AND (task.eta, task.seq) > (place_eta, place_seq) AND task.eta <= end_eta
+                LIMIT most - sum) AS one;
+            sum := sum + found_rows;
+            nr := levels;
+            total := sum;
+            queue := here;
+            priority := level;
+            after_eta := place_eta;
+            after_seq := place_seq;
+            last_eta := end_eta;
+            last_seq := 9223372036854775807;
+            IF sum >= most THEN
+                SELECT task.eta, task.seq INTO last_eta, last_seq FROM sitq.tasks AS task
+                WHERE task.status = 'pending' AND task.queue = here AND task.priority = level
+                  AND (task.eta, task.seq) > (place_eta, place_seq) AND task.eta <= end_eta
+                ORDER BY task.eta, task.seq OFFSET found_rows - 1 LIMIT 1;
+            END IF;
+            IF found_rows > 0 THEN
+                RETURN NEXT;
+            END IF;
+            EXIT WHEN sum >= most;
         END IF;
         SELECT next.queue, next.priority INTO here, level FROM (
             (SELECT 1 AS rank, task.queue, task.priority FROM sitq.tasks AS task
@@ -120,8 +140,15 @@ BEGIN
         place_eta := '-infinity';
         place_seq := -9223372036854775808;
         IF levels = 2000 THEN
-            RETURN QUERY SELECT most::bigint, NULL::text, here, level::smallint,
-                                timestamptz '0001-01-01 00:00:00+00', place_seq;
+            nr := levels + 1;
+            total := most;
+            queue := here;
+            priority := level;
+            after_eta := timestamptz '0001-01-01 00:00:00+00';
+            after_seq := place_seq;
+            last_eta := place_eta;
+            last_seq := place_seq;
+            RETURN NEXT;
         END IF;
     END LOOP;
 END
