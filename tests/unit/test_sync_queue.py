@@ -344,6 +344,7 @@ def test_after_a_fork_the_child_has_to_make_its_own_and_can_end(tmp_path: Path) 
     assert (done.returncode, done.stdout) == (0, "pending\npending\n"), done.stderr
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # threads of other tests, and a fork
 def test_a_fork_is_not_noticed_by_pid_of_the_parent(path: Path) -> None:
     """The pid is read when the queue opens, so a queue that is made first may fork."""
     queue = SyncTaskQueue(SQLiteBackend(path))
