@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from sitq.backends.sqlite import SQLiteBackend, _schema
 from sitq.errors import BackendError
 from sitq.ids import new_task_id
 from tests.migrated_keys import check_keys
+from tests.migrated_states import OLD_TASKS, check_states
 from tests.sqlite.samples import make_store
 
 pytestmark = pytest.mark.anyio
@@ -113,3 +115,46 @@ async def test_a_file_of_the_first_format_keeps_its_tasks_and_their_keys(
         connection.commit()
     path.chmod(0o600)
     await check_keys(SQLiteBackend(path), *old)
+
+
+INSERT_OLD = """
+    INSERT INTO tasks (id, status, queue, priority, eta, function, epoch, attempts, started_at,
+                       finished_at, delete_at, result_ttl, enqueued_at, payload, value, error)
+    VALUES (:id, :status, 'default', 0, :eta, 'm:f', :epoch, :epoch, :started, :end,
+            :end + 1000000000000, 3600000000, 1, x'90', :value, :error)
+"""
+
+
+@pytest.mark.parametrize("number", [1, 2])
+async def test_a_file_of_an_older_format_keeps_all_tasks_and_is_administered(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "q.db"
+    now = time.time_ns() // 1000
+    with monkeypatch.context() as patch, closing(sqlite3.connect(path)) as connection:
+        old_format = _schema.migrations()[:number]
+        patch.setattr(_schema, "migrations", lambda: old_format)
+        _schema.migrate(connection, str(path))
+        for old in OLD_TASKS:
+            values = old._asdict() | {
+                "id": old.id,
+                "eta": now + 3600 * 10**6 if old.scheduled else 1,
+                "started": 1 if old.epoch else None,
+                "end": now if old.is_final else None,
+            }
+            connection.execute(INSERT_OLD, values)
+        connection.execute(
+            "INSERT INTO leases SELECT seq, epoch, 'old', 9000000000000000, 0, NULL FROM tasks"
+            " WHERE status = 'in_progress'"
+        )
+        connection.commit()
+    path.chmod(0o600)
+    await check_states(SQLiteBackend(path))
+    await make_store(tmp_path / "new.db")
+    assert schema_of(path) == schema_of(tmp_path / "new.db")
+
+
+def schema_of(path: Path) -> list[tuple[str, str]]:
+    statement = "SELECT name, sql FROM sqlite_schema ORDER BY name"
+    with closing(sqlite3.connect(path)) as connection:
+        return connection.execute(statement).fetchall()
