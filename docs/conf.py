@@ -51,7 +51,9 @@ napoleon_numpy_docstring = False
 
 _MADE_BY_SITQ = {
     "sitq.BoundQueue",
+    "sitq.QueueClient",
     "sitq.SyncBoundQueue",
+    "sitq.SyncQueueClient",
     "sitq.TaskContext",
     "sitq.TransactionQueue",
     "sitq.sync.SyncTransactionQueue",

@@ -40,7 +40,13 @@ if TYPE_CHECKING:
         Serializer,
         SigningSerializer,
     )
-    from sitq.queue import BoundQueue, TaskQueue, TransactionQueue
+    from sitq.queue import (
+        BoundQueue,
+        QueueClient,
+        SyncQueueClient,
+        TaskQueue,
+        TransactionQueue,
+    )
     from sitq.resources import shared
     from sitq.retry import Fail, Retry
     from sitq.states import TaskStatus
@@ -68,6 +74,7 @@ __all__ = [
     "LeaseLostError",
     "MsgpackSerializer",
     "Progress",
+    "QueueClient",
     "ReservedTask",
     "Result",
     "ResultSigningSerializer",
@@ -80,6 +87,7 @@ __all__ = [
     "SitqError",
     "SyncAdmin",
     "SyncBoundQueue",
+    "SyncQueueClient",
     "SyncTaskQueue",
     "Task",
     "TaskContext",
@@ -109,7 +117,7 @@ if not TYPE_CHECKING:
         "administration": "TaskFilter",
         "backends.sqlite": "SQLiteBackend",
         "context": "TaskContext current_task",
-        "queue": "BoundQueue TaskQueue TransactionQueue",
+        "queue": "BoundQueue QueueClient SyncQueueClient TaskQueue TransactionQueue",
         "errors": (
             "BackendBusyError BackendConnectionError BackendError BackendFormatError "
             "BackendFullError BackendValueError LeaseLostError SerializationError SitqError "

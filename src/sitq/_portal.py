@@ -289,10 +289,17 @@ async def _close(
         thread.stop_soon()
 
 
-def refuse_event_loop() -> None:
-    """Refuse a caller that would block its own event loop."""
+def refuse_event_loop(
+    what: str = "SyncTaskQueue", instead: str = "use TaskQueue and await its methods"
+) -> None:
+    """Refuse a caller that would block its own event loop.
+
+    Args:
+        what: what is called, for the error's text.
+        instead: what to do instead.
+
+    Raises:
+        UsageError: an event loop runs in this thread.
+    """
     if in_event_loop():
-        raise UsageError(
-            "SyncTaskQueue would block the event loop that runs in this thread: "
-            "use TaskQueue and await its methods"
-        )
+        raise UsageError(f"{what} would block the event loop that runs in this thread: {instead}")

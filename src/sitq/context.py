@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sitq.ids import TaskId
     from sitq.models import Lease, ReservedTask
     from sitq.protocols import Backend
+    from sitq.queue import QueueClient, SyncQueueClient
     from sitq.transactions import AnyConnection, SyncConnection, Transaction
 
 __all__ = ["CURRENT", "AttemptState", "TaskContext", "TaskServices", "current_task"]
@@ -47,6 +48,14 @@ class TaskServices(Protocol):
     @property
     def shared(self) -> Callable[[Callable[[], Any]], Any]:
         """Returns the open resource of a factory; any thread may call it."""
+
+    @property
+    def queue_client(self) -> QueueClient:
+        """The queue of async functions on the worker's store."""
+
+    @property
+    def sync_queue_client(self) -> SyncQueueClient:
+        """The queue of plain functions on the worker's store."""
 
     def encode(self, task: ReservedTask, lease: Lease, function: Any, value: object) -> bytes:
         """Return the value of a success as it is stored.
@@ -130,6 +139,24 @@ class TaskContext:
     def lease(self) -> Lease:
         """Return the lease that the attempt runs under: the task's id, and the fencing token."""
         return self._lease
+
+    @property
+    def queue_client(self) -> QueueClient:
+        """A queue on the worker's store, for async functions: `enqueue`, `enqueue_many`, `options`.
+
+        It uses the store that the worker has opened, its serializer and its extensions, and needs
+        no ``async with``. Once the worker has ended, and in another event loop than the worker's,
+        its methods raise `UsageError`.
+        """
+        return self._services.queue_client
+
+    @property
+    def sync_queue_client(self) -> SyncQueueClient:
+        """The same queue for plain functions: its methods block, and any thread may call them.
+
+        In a thread that runs an event loop, and once the worker has ended, they raise `UsageError`.
+        """
+        return self._services.sync_queue_client
 
     @property
     def cancel_requested(self) -> bool:

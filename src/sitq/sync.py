@@ -9,29 +9,31 @@ import anyio
 
 from sitq._argument_checks import checked_serializer
 from sitq._hooks import Hooks
-from sitq._loops import run_inline
 from sitq._portal import Portal, PortalClient, refuse_event_loop
 from sitq.backends.sqlite import SQLiteBackend
 from sitq.errors import UsageError
 from sitq.models import DEFAULT_QUEUE
 from sitq.protocols import BlockingBackend
 from sitq.queue import TaskQueue
-from sitq.queue._enqueueing import OptionsMethod, Producer, joined
-from sitq.queue._options import NO_OPTIONS, take_eta
+from sitq.queue._enqueueing import Producer, joined
+from sitq.queue._sync_enqueueing import (
+    SyncBoundQueue,
+    SyncEnqueueMethods,
+    SyncTransactionQueue,
+    do_nothing,
+    store_here,
+)
 from sitq.queue._task_factory import TaskFactory
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
-    from datetime import datetime
+    from collections.abc import Callable, Iterable, Sequence
     from types import ModuleType
 
     from sitq.extensions import Extension
     from sitq.ids import TaskId
     from sitq.models import Result, RetryPolicy, Task, TaskInfo
-    from sitq.payload.registry import Call
     from sitq.protocols import Backend, Serializer
-    from sitq.queue._enqueueing import AnyFunction, AsyncFunction, Store
-    from sitq.queue._options import Options
+    from sitq.queue._enqueueing import Store
     from sitq.transactions import SyncConnection
 
 __all__ = ["SyncBoundQueue", "SyncEnqueueMethods", "SyncTaskQueue", "SyncTransactionQueue"]
@@ -39,85 +41,6 @@ __all__ = ["SyncBoundQueue", "SyncEnqueueMethods", "SyncTaskQueue", "SyncTransac
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
-
-
-class _InlineQueue:
-    """A queue that stores calls under some options, while the calling thread is blocked.
-
-    Args:
-        producer: makes and stores the tasks; its coroutines never suspend.
-        check: refuses a caller that must not be blocked.
-        options: the options of all of them.
-    """
-
-    def __init__(
-        self, producer: Producer, check: Callable[[], None], options: Options = NO_OPTIONS
-    ) -> None:
-        self._producer: Final = producer
-        self._check: Final = check
-        self._options: Final = options
-
-    def enqueue_many(self, calls: Iterable[Call[R]]) -> list[TaskId[R]]:
-        """See `TaskQueue.enqueue_many`."""
-        self._check()
-        return _run(self._producer.enqueue_many(calls, self._options))
-
-
-class SyncBoundQueue(_InlineQueue):
-    """A queue with options, from `SyncTaskQueue.options`; every keyword goes to the function."""
-
-    def __repr__(self) -> str:
-        return f"SyncBoundQueue({self._producer.backend!r}, {self._options!r})"
-
-    @overload
-    def enqueue(
-        self, func: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs
-    ) -> TaskId[R]: ...
-    @overload
-    def enqueue(
-        self, func: Callable[P, Awaitable[R] | R], /, *args: P.args, **kwargs: P.kwargs
-    ) -> TaskId[R]: ...
-    def enqueue(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskId[Any]:
-        """See `BoundQueue.enqueue`."""
-        self._check()
-        return _run(self._producer.enqueue(func, args, kwargs, self._options))
-
-
-class SyncEnqueueMethods(_InlineQueue, OptionsMethod[SyncBoundQueue]):
-    """The methods that a queue and a queue bound to a transaction have in common."""
-
-    def _bound(self, options: Options) -> SyncBoundQueue:
-        self._check()
-        return SyncBoundQueue(self._producer, self._check, options)
-
-    @overload
-    def enqueue(
-        self, func: AsyncFunction[R], /, *args: object, eta: datetime | None, **kwargs: object
-    ) -> TaskId[R]: ...
-    @overload
-    def enqueue(
-        self, func: AnyFunction[R], /, *args: object, eta: datetime | None, **kwargs: object
-    ) -> TaskId[R]: ...
-    @overload
-    def enqueue(
-        self, func: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs
-    ) -> TaskId[R]: ...
-    @overload
-    def enqueue(
-        self, func: Callable[P, Awaitable[R] | R], /, *args: P.args, **kwargs: P.kwargs
-    ) -> TaskId[R]: ...
-    def enqueue(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskId[Any]:
-        """See `TaskQueue.enqueue`."""
-        self._check()
-        options = take_eta(func, kwargs) if "eta" in kwargs else NO_OPTIONS
-        return _run(self._producer.enqueue(func, args, kwargs, options))
-
-
-class SyncTransactionQueue(SyncEnqueueMethods):
-    """A queue within a transaction of the user's, from `SyncTaskQueue.bind`."""
-
-    def __repr__(self) -> str:
-        return f"SyncTransactionQueue({self._producer.backend!r})"
 
 
 class SyncTaskQueue(PortalClient, SyncEnqueueMethods):
@@ -163,7 +86,7 @@ class SyncTaskQueue(PortalClient, SyncEnqueueMethods):
         check = portal.check
         if isinstance(self._backend, BlockingBackend):
             check = refuse_event_loop  # the store itself refuses what was opened before a fork
-            store = partial(_store_here, self._backend)
+            store = partial(store_here, self._backend)
         else:
             store = partial(_store, portal, self._backend)
         self._use: Final = partial(_use, portal, self._queue)
@@ -189,7 +112,7 @@ class SyncTaskQueue(PortalClient, SyncEnqueueMethods):
             store,
             hooks=self._hooks,
             emits=emits,
-            pause=_do_nothing,
+            pause=do_nothing,
         )
 
     @overload
@@ -295,28 +218,10 @@ class SyncTaskQueue(PortalClient, SyncEnqueueMethods):
         return self._portal.run(work)
 
 
-def _run(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine of the producer; only an extension can make it suspend."""
-    return run_inline(
-        work,
-        "around_enqueue of an extension waits for something other than call_next, but "
-        "SyncTaskQueue calls it in a thread without an event loop",
-    )
-
-
-async def _do_nothing() -> None:
-    """Let nothing else run: there is no event loop."""
-
-
 async def _use(portal: Portal, queue: TaskQueue) -> None:
     """Open the store if it is not open yet."""
     if not portal.is_connected:
         portal.connect(queue.connect)
-
-
-async def _store_here(backend: BlockingBackend, tasks: Sequence[Task]) -> list[TaskId[Any]]:
-    """Store tasks in the caller's thread."""
-    return backend.enqueue_blocking(tasks)
 
 
 async def _store(portal: Portal, backend: Backend, tasks: Sequence[Task]) -> list[TaskId[Any]]:

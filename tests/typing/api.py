@@ -30,6 +30,7 @@ from sitq import (
     LeaseLostError,
     MsgpackSerializer,
     Progress,
+    QueueClient,
     ReservedTask,
     Result,
     Retry,
@@ -38,6 +39,7 @@ from sitq import (
     Serializer,
     SitqError,
     SQLiteBackend,
+    SyncQueueClient,
     SyncTaskQueue,
     Task,
     TaskFailedError,
@@ -318,6 +320,25 @@ def models(stored: Task, reserved: ReservedTask, result: Result[int]) -> None:
     wider: Result[object] = result
     narrower: Result[str] = result  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
     print(wider, narrower, datetime.now(UTC))
+
+
+async def clients() -> None:
+    """The queues inside of a task: one to await, one that blocks."""
+    context = current_task()
+    assert_type(context.worker_id, str)
+    client, plain = context.queue_client, context.sync_queue_client
+    assert_type(client, QueueClient)
+    assert_type(await client.enqueue(add, 1, 2), TaskId[int])
+    assert_type(await client.enqueue(join, "a", eta=None), TaskId[str])
+    assert_type(await client.options(delay=1).enqueue(join, "a"), TaskId[str])
+    assert_type(await client.enqueue_many([call(add, 1)]), list[TaskId[int]])
+    assert_type(plain, SyncQueueClient)
+    assert_type(plain.enqueue(add, 1, 2), TaskId[int])
+    assert_type(plain.options(queue="mail").enqueue(join, "a"), TaskId[str])
+    assert_type(plain.enqueue_many([call(add, 1)]), list[TaskId[int]])
+    await client.enqueue(add, "1")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    plain.enqueue(add, "1")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    context.queue_client = client  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @task(priority="high")  # type: ignore[call-overload, untyped-decorator]  # pyright: ignore[reportArgumentType]

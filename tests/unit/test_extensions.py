@@ -317,7 +317,7 @@ def test_an_extension_of_a_sync_queue_has_no_event_loop() -> None:
 
     with (
         SyncTaskQueue(MemoryBackend(), extensions=[Does(wait)]) as queue,
-        pytest.raises(UsageError, match="SyncTaskQueue calls it in a thread without an event loop"),
+        pytest.raises(UsageError, match="the call is made in a thread without an event loop"),
     ):
         queue.enqueue(add, 1, 2)
 

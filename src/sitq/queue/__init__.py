@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from sitq.queue._enqueueing import BoundQueue, TransactionQueue
 from sitq.queue._queue import TaskQueue
+from sitq.queue._task_clients import QueueClient, SyncQueueClient
 
-__all__ = ["BoundQueue", "TaskQueue", "TransactionQueue"]
+__all__ = ["BoundQueue", "QueueClient", "SyncQueueClient", "TaskQueue", "TransactionQueue"]

@@ -15,6 +15,7 @@ from sitq.clock import SystemClock
 from sitq.models import Outcome, RetryPolicy
 from sitq.payload.serialization import may_seal
 from sitq.payload.signing import seal_outcome
+from sitq.worker._client_host import ClientHost
 from sitq.worker._outcomes import error_text
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from sitq.models import Lease, Progress, ReservedTask
     from sitq.payload.functions import TaskFunction
     from sitq.protocols import Backend, Serializer
+    from sitq.queue import QueueClient, SyncQueueClient
     from sitq.worker._events import WorkerEvents
     from sitq.worker._resources import OpenResources
 
@@ -70,6 +72,7 @@ class WorkerRuntime:
         # Returns the open resource of a factory.
         self.shared = resources.get
         self.loop = LoopRef()
+        self.clients = ClientHost(backend, serializer, hooks, self.loop)
         # Bounds the threads of plain functions.
         self.limiter = anyio.CapacityLimiter(options.max_concurrency)
         # Seconds that the clean-up of a cancelled attempt may take.
@@ -101,6 +104,16 @@ class WorkerRuntime:
             self.hooks.emit(event)
         except BaseException as error:  # noqa: BLE001 - it is raised by the run
             self.leave(error)
+
+    @property
+    def queue_client(self) -> QueueClient:
+        """The queue of async functions that run here."""
+        return self.clients.client
+
+    @property
+    def sync_queue_client(self) -> SyncQueueClient:
+        """The queue of plain functions that run here."""
+        return self.clients.sync_client
 
     @property
     def is_ending(self) -> bool:

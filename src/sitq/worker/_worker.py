@@ -240,6 +240,7 @@ class Worker:
                 async with resources:
                     await run.run(task_status)
             finally:
+                runtime.clients.end()
                 await self._backend.close()
         except BaseException as raised:
             error = raised

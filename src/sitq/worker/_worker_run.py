@@ -93,6 +93,7 @@ class WorkerRun:
             await self._heartbeats.start()
             async with anyio.create_task_group() as services:
                 self._runtime.services = services.cancel_scope
+                self._runtime.clients.begin(services)
                 services.start_soon(self._end_with_heartbeats)
                 services.start_soon(self._reporter.run)
                 services.start_soon(self._listen, "tasks", self._reserver.look_again)
