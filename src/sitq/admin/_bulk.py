@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Final
+
+import anyio
 
 from sitq.administration import BulkResult, SkippedTask
 from sitq.errors import SerializationError
@@ -21,6 +24,9 @@ __all__ = ["in_batches", "make_due", "retry_page"]
 
 _BATCH: Final = 1000
 _MAX_SKIPPED: Final = 1000
+# The pause after a batch, as a share of what it took, and at most; in seconds.
+_REST: Final = 0.5
+_LONGEST_REST: Final = 0.05
 _RETRIED_MEANWHILE: Final = "it was retried meanwhile"
 
 
@@ -38,13 +44,17 @@ async def in_batches(
     skipped: list[SkippedTask] = []
     while True:
         size = _BATCH if limit is None else min(_BATCH, limit - matched)
+        start = time.perf_counter()
         part = await step(size, cursor)
+        took = time.perf_counter() - start
         matched += part.matched
         done += part.done
         skipped += part.skipped[: _MAX_SKIPPED - len(skipped)]
         cursor = part.cursor
         if cursor is None or (limit is not None and matched >= limit):
             return BulkResult(matched, done, tuple(skipped), cursor)
+        # Workers that wait for the lock of a file look for it now and then: leave it to them.
+        await anyio.sleep(min(_REST * took, _LONGEST_REST))
 
 
 async def retry_page(
