@@ -143,6 +143,16 @@ async def test_a_paused_queue_waits_for_its_end(backend: Backend) -> None:
         assert await admin.resume_queue("default") is False
 
 
+async def test_a_pause_whose_end_is_over_pauses_nothing_and_is_logged(
+    backend: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Admin(backend) as admin:
+        await admin.pause_queue("default", until=datetime.now(UTC) - HOUR)
+        assert await admin.list_pauses() == []
+    (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert record.getMessage().startswith("queue default is not paused: its pause until ")
+
+
 async def test_more_tasks_than_a_batch_are_cancelled(backend: Backend) -> None:
     async with TaskQueue(backend) as queue, Admin(backend) as admin:
         await queue.enqueue_many([call(add, 1, 2)] * 2300)

@@ -151,23 +151,28 @@ class Admin(StoreClient):
             queue: the name of the queue, which need not have had a task.
             reason: a short text for people, at most 1,000 characters.
             by: who pauses it, at most 256 characters.
-            until: when it goes on by itself, an aware datetime; ``None``: when it is resumed.
+            until: when it goes on by itself, an aware datetime; ``None``: when it is resumed. One
+                that is over ends the pause at once.
 
         Raises:
             ValidationError: an argument is out of its range or of the wrong type.
             BackendError: the store could not do it.
         """
         name = check_queue("queue", queue)
+        now = self._backend.clock.now()
         pause = QueuePause(
             queue=name,
             reason=_checked_text("reason", reason, 1000),
             by=_checked_text("by", by, 256),
-            at=self._backend.clock.now(),
+            at=now,
             until=None if until is None else check_moment("until", until),
         )
         await self._handle.use()
         await self._backend.pause_queue(pause)
         end = "" if pause.until is None else f" until {pause.until.isoformat()}"
+        if pause.until is not None and pause.until <= now:
+            _log.warning("queue %s is not paused: its pause%s is over", name, end)
+            return
         _log.info("queue %s is paused%s (by %r, reason %r)", name, end, pause.by, pause.reason)
 
     async def resume_queue(self, queue: str) -> bool:
