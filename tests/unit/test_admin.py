@@ -226,6 +226,26 @@ async def test_a_task_is_run_now(backend: Backend) -> None:
             await admin.run_now(UNKNOWN)
 
 
+async def test_what_an_admin_changes_is_logged(
+    backend: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="sitq.admin")
+    async with TaskQueue(backend) as queue, Admin(backend) as admin:
+        task_id = await queue.options(delay=3600).enqueue(add, 1, 2)
+        await admin.run_now(task_id)
+        await admin.pause_queue("default", reason="SMTP is down", by="ann")
+        await admin.resume_queue("default")
+        await admin.cancel_tasks(TaskFilter())
+        await admin.stop_worker("unknown")
+        await admin.run_now(task_id)  # nothing has changed
+    assert [record.getMessage() for record in caplog.records] == [
+        f"task {task_id} was made due at once",
+        "queue default is paused (by 'ann', reason 'SMTP is down')",
+        "queue default is resumed",
+        "cancel: 1 of the 1 tasks that match",
+    ]
+
+
 async def test_without_the_keys_nothing_new_can_be_made_to_run(backend: Backend) -> None:
     serializer = MsgpackSerializer(keys=KEYS)
     async with TaskQueue(backend, serializer) as queue, Admin(backend) as admin:

@@ -375,7 +375,10 @@ class Admin(StoreClient):
         known_id = checked_id(task_id)
         await self._handle.use()
         old = await self._backend.load_task(known_id)
-        return await self._backend.replace_task(make_due(self._serializer, old))
+        was_pending = await self._backend.replace_task(make_due(self._serializer, old))
+        if was_pending:
+            _log.info("task %s was made due at once", known_id)
+        return was_pending
 
     # -- workers -----------------------------------------------------------------------------
 
@@ -416,7 +419,10 @@ class Admin(StoreClient):
     async def _order(self, worker_id: str, state: WorkerState) -> bool:
         name = _checked_text("worker_id", worker_id, 128)
         await self._handle.use()
-        return await self._backend.order_worker(name, state)
+        is_known = await self._backend.order_worker(name, state)
+        if is_known:
+            _log.info("worker %s was asked to be %s", name, state)
+        return is_known
 
 
 def _check_filter(where: object) -> None:
