@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sitq import TaskFilter, TaskId
-from sitq.backends.sqlite import _admin_sql, _schema, _sql
+from sitq.backends._task_filters import MAX_SCANNED_ROWS
+from sitq.backends.sqlite import _admin, _admin_sql, _schema, _sql
+from sitq.backends.sqlite._operations import SQLiteTransaction
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -255,3 +257,25 @@ def test_a_list_of_given_tasks_or_of_a_worker_looks_at_no_others(
         steps = steps_of_sql(connection, getattr(_admin_sql.IdList(where), part))
         assert any("id=?" in step or BY_KEY in step for step in steps), steps
         assert [step for step in steps if step.startswith("SCAN")] == []
+
+
+def test_a_list_of_pending_tasks_looks_at_a_bounded_number_of_rows(
+    connection: sqlite3.Connection,
+) -> None:
+    """Where no row matches too, over many levels."""
+    connection.execute(
+        """
+        WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers LIMIT :count)
+        INSERT INTO tasks (id, queue, priority, eta, function, result_ttl, enqueued_at, payload)
+        SELECT 'id' || n, 'q' || (n % 30), n % 7, n, 'jobs:run', 1, 1, x'' FROM numbers
+        """,
+        {"count": MAX_SCANNED_ROWS + 100},
+    )
+    transaction = SQLiteTransaction(connection, datetime.now(UTC))
+    where = TaskFilter(status="due", function="jobs:other")
+    page = _admin.list_tasks(transaction, where, 100, None)
+    assert page.items == ()
+    assert page.cursor is not None
+    assert page.scanned_to is not None
+    rest = _admin.list_tasks(transaction, where, 100, page.cursor)
+    assert (rest.items, rest.cursor) == ((), None)

@@ -11,10 +11,12 @@ import sqlite3
 from dataclasses import dataclass, field
 from heapq import merge
 from itertools import islice
+from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
 from sitq._system_errors import LOST_ATTEMPT, LOST_ERROR, UNREADABLE
 from sitq._task_batch import concat, has_keys, ids_of, split
+from sitq.administration import KEPT_FAILURES
 from sitq.backends.sqlite import _sql
 from sitq.backends.sqlite._admin_sql import ADD_ATTEMPTS, FORGET_WORKERS, TRIM_ATTEMPTS
 from sitq.backends.sqlite._rows import (
@@ -178,7 +180,7 @@ def _sweep(transaction: SQLiteTransaction, limits: SweepRequest) -> Sweep:
     transaction.execute(FORGET_WORKERS, {"before": bounds["now"] - WORKER_TTL})
     if ended:
         rows = {"rows": dump_rows(ended)}
-        _add_attempts(transaction, rows["rows"], LOST_ATTEMPT, None)
+        _add_attempts(transaction, rows["rows"], inf, LOST_ATTEMPT, None)
         values = {"now": transaction.now, "max_crashes": limits.max_crashes, "error": LOST_ERROR}
         transaction.execute(_sql.RECLAIM, rows | values)
         transaction.execute(_sql.DELETE_ENDED, rows)
@@ -191,12 +193,20 @@ def _sweep(transaction: SQLiteTransaction, limits: SweepRequest) -> Sweep:
 
 
 def _add_attempts(
-    transaction: SQLiteTransaction, seqs: str, error: str | None, traceback: str | None
+    transaction: SQLiteTransaction,
+    seqs: str,
+    epoch: float,
+    error: str | None,
+    traceback: str | None,
 ) -> None:
-    """Keep the attempts of a batch of tasks in progress as failed ones."""
+    """Keep the attempts of a batch of tasks in progress as failed ones.
+
+    No task was reserved more than ``epoch`` times: that many attempts it may have.
+    """
     values = {"seqs": seqs, "now": transaction.now, "error": error or "", "traceback": traceback}
     transaction.execute(ADD_ATTEMPTS, values)
-    transaction.execute(TRIM_ATTEMPTS, values)
+    if epoch > KEPT_FAILURES:
+        transaction.execute(TRIM_ATTEMPTS, values)
 
 
 def prune(transaction: SQLiteTransaction, requests: list[PruneRequest]) -> list[int]:
@@ -461,7 +471,7 @@ def _finish_one(transaction: SQLiteTransaction, outcome: Outcome) -> bool:
         kind = OutcomeKind.CANCELLED
     error = {"error": outcome.error, "traceback": outcome.traceback}
     if kind is OutcomeKind.RETRY:
-        _add_attempts(transaction, dump_rows([seq]), **error)
+        _add_attempts(transaction, dump_rows([seq]), outcome.epoch, **error)
         transaction.execute(_sql.SET_RETRY, {"seq": seq, "eta": eta, **error})
     elif kind is OutcomeKind.RELEASE:
         transaction.execute(_sql.SET_RELEASED, {"seq": seq})
@@ -470,7 +480,7 @@ def _finish_one(transaction: SQLiteTransaction, outcome: Outcome) -> bool:
     elif kind is OutcomeKind.SUCCESS:
         _set_final(transaction, seq, "success", value=outcome.value or b"")
     elif kind is OutcomeKind.FAILURE:
-        _add_attempts(transaction, dump_rows([seq]), **error)
+        _add_attempts(transaction, dump_rows([seq]), outcome.epoch, **error)
         _set_final(transaction, seq, "failed", **error)
     else:
         _set_final(transaction, seq, "cancelled")
