@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import anyio.to_thread
 import psycopg
 import pytest
 
-from sitq import BackendError, BackendFormatError, ValidationError
+from sitq import BackendError, BackendFormatError, ValidationError, Worker
 from sitq.backends.postgres import PostgresBackend, _schema
 from sitq.backends.postgres._connection import ConnectTarget
 from sitq.ids import new_task_id
@@ -277,6 +278,18 @@ async def test_a_password_never_shows(where: str, caplog: pytest.LogCaptureFixtu
             each = each.__cause__ or (None if each.__suppress_context__ else each.__context__)
     assert shown
     assert "s3cret" not in " ".join([*shown, caplog.text])
+
+
+async def test_a_worker_logs_its_store_without_the_password(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    where = f"{dsn()}{'&' if '?' in dsn() else '?'}password=s3cret"
+    caplog.set_level(logging.INFO, "sitq")
+    await Worker(PostgresBackend(where, schema=new_schema())).drain()
+    started = caplog.records[0]
+    assert "PostgresBackend(" in started.getMessage()
+    assert vars(started)["store"].startswith("PostgresBackend(")
+    assert "s3cret" not in "".join(str(vars(record)) for record in caplog.records)
 
 
 def test_without_asyncpg_the_import_says_what_to_install() -> None:
