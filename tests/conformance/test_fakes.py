@@ -6,21 +6,28 @@ import subprocess
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
 
 import anyio
 import pytest
 
 import sitq.testing
+from sitq.administration import AdminBackend
 from sitq.backends.memory import MemoryBackend
 from sitq.errors import BackendBusyError, BackendError, ValidationError
 from sitq.ids import new_task_id
 from sitq.models import Lease, Task
 from sitq.protocols import Backend
-from sitq.testing import BackendConformance, FakeClock, FaultyBackend
+from sitq.testing import AdminBackendConformance, BackendConformance, FakeClock, FaultyBackend
+from sitq.testing._conformance._admin_calls import ADMIN_CALLS
+from sitq.testing._conformance._admin_store import make_report
 from sitq.testing._conformance._opening import CALLS
 from sitq.testing._faults import OPERATIONS
 
 BUSY = BackendBusyError("locked")
+ANY_CALL: dict[str, Any] = {**CALLS, **ADMIN_CALLS}
+# They refuse an unknown task.
+OF_KNOWN = {"cancel", "get_attempts", "load_task"}
 
 
 class TestFaultyBackendWithoutFaults(BackendConformance):
@@ -28,6 +35,29 @@ class TestFaultyBackendWithoutFaults(BackendConformance):
 
     def make_backend(self, clock: FakeClock) -> Backend:
         return FaultyBackend(MemoryBackend(clock=clock))
+
+
+class TestFaultyAdministration(AdminBackendConformance):
+    """It can be administered as the one that it wraps."""
+
+    def make_backend(self, clock: FakeClock) -> Backend:
+        return FaultyBackend(MemoryBackend(clock=clock))
+
+
+class Plain:
+    """A store that cannot be administered."""
+
+    def __init__(self) -> None:
+        memory = MemoryBackend()
+        for name in (*vars(Backend), "clock"):
+            if not name.startswith("_"):
+                setattr(self, name, getattr(memory, name))
+
+
+def test_a_faulty_backend_is_administered_if_the_wrapped_one_is() -> None:
+    plain: Any = Plain()
+    assert isinstance(FaultyBackend(MemoryBackend()), AdminBackend)
+    assert not isinstance(FaultyBackend(plain), AdminBackend)
 
 
 async def woken(clock: FakeClock, sleeps: list[float], move: Callable[[], object]) -> list[float]:
@@ -113,8 +143,14 @@ def some_task() -> Task:
     return Task(id=new_task_id(), function="tests:nothing", payload=b"")
 
 
-def renew(backend: Backend) -> object:
-    return backend.lease_keeper().renew([], 5)
+def keep(backend: AdminBackend, operation: str) -> None:
+    keeper = backend.lease_keeper()
+    if operation == "renew":
+        keeper.renew([], 5)
+    elif operation == "report":
+        keeper.report(make_report(backend.clock.now()))
+    else:
+        keeper.deregister("worker")
 
 
 async def call(backend: FaultyBackend, operation: str) -> None:
@@ -123,10 +159,10 @@ async def call(backend: FaultyBackend, operation: str) -> None:
             await backend.open()
         case "close":
             await backend.close()
-        case "renew":
-            await anyio.to_thread.run_sync(renew, backend)
+        case "renew" | "report" | "deregister":
+            await anyio.to_thread.run_sync(keep, backend, operation)
         case _:
-            await CALLS[operation](backend, Lease(new_task_id(), 1))
+            await ANY_CALL[operation](backend, Lease(new_task_id(), 1))
 
 
 @pytest.mark.anyio
@@ -136,12 +172,12 @@ async def test_the_named_operation_fails_so_many_times(operation: str) -> None:
     await backend.open()
     backend.fail(operation, 2, error=BUSY)
     for other in OPERATIONS:
-        if other not in {operation, "cancel", "load_task", "open", "close"}:
+        if other not in {operation, *OF_KNOWN, "open", "close"}:
             await call(backend, other)
     for _ in range(2):
         with pytest.raises(BackendBusyError):
             await call(backend, operation)
-    if operation not in {"cancel", "load_task"}:  # of an unknown task
+    if operation not in OF_KNOWN:
         await call(backend, operation)
 
 

@@ -436,6 +436,8 @@ async def test_a_heartbeat_beside_the_last_write_is_no_lost_lease(
     class Keeper:
         def __init__(self) -> None:
             self.real = real_keeper()
+            self.report = self.real.report
+            self.deregister = self.real.deregister
 
         def renew(self, leases, seconds):  # type: ignore[no-untyped-def]
             states = self.real.renew(leases, seconds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sitq.testing._conformance._admin_calls import AdminCallChecks
 from sitq.testing._conformance._bulk import BulkChecks, RetryChecks
 from sitq.testing._conformance._cancelling import CancelChecks, ReadChecks
 from sitq.testing._conformance._enqueueing import EnqueueChecks
@@ -45,6 +46,7 @@ class BackendConformance(
 
 
 class AdminBackendConformance(
+    AdminCallChecks,
     ListChecks,
     PauseChecks,
     BulkChecks,

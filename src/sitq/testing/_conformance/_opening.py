@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sitq.ids import TaskId
     from sitq.protocols import Backend
 
-__all__ = ["CALLS", "OpenChecks"]
+__all__ = ["CALLS", "OpenChecks", "check_cancelled"]
 
 _ROUNDS: Final = 24
 
@@ -172,24 +172,27 @@ class OpenChecks(Suite):
     @pytest.mark.parametrize("operation", [verb.name for verb in VERBS])
     async def test_a_cancelled_caller_leaves_no_lock(self, store: Store, operation: str) -> None:
         """Wherever an operation is cancelled, the next ones work."""
-        await self._check_cancelled(operation, store, [store])
+        await check_cancelled(CALLS[operation], store, [store])
 
     async def test_a_cancelled_caller_leaves_no_lock_elsewhere(
         self, store: Store, peer: Store
     ) -> None:
         """The operations of another instance work as well."""
-        await self._check_cancelled("enqueue", store, [peer, store])
+        await check_cancelled(CALLS["enqueue"], store, [peer, store])
 
-    @staticmethod
-    async def _check_cancelled(operation: str, store: Store, users: list[Store]) -> None:
-        for steps in range(_ROUNDS):
-            task = await store.taken()
-            await _cancelled(partial(CALLS[operation], store.backend, task.lease), steps)
-            with anyio.fail_after(PATIENCE):
-                for user in users:
-                    await user.add(queue="other")
-                left = [task, *await store.take()]
-                await store.finish([Outcome.success(each.lease, b"") for each in left])
+
+async def check_cancelled(
+    call: Callable[[Any, Lease], Awaitable[object]], store: Store, users: list[Store]
+) -> None:
+    """Check that users can go on, wherever a call was cancelled."""
+    for steps in range(_ROUNDS):
+        task = await store.taken()
+        await _cancelled(partial(call, store.backend, task.lease), steps)
+        with anyio.fail_after(PATIENCE):
+            for user in users:
+                await user.add(queue="other")
+            left = [task, *await store.take()]
+            await store.finish([Outcome.success(each.lease, b"") for each in left])
 
 
 # A call of each verb, for an attempt that has a lease.
