@@ -60,7 +60,8 @@ FROM rows
 """
 POSTGRES = f"""
 WITH ids AS (
-    SELECT n, :start + n * :step AS at FROM generate_series(:first, :first + :count - 1) AS n),
+    SELECT n, $1::bigint + n * $2::bigint AS at
+    FROM generate_series($3::bigint, $3::bigint + $4::bigint - 1) AS n),
 rows AS (SELECT n, at AS micros, timestamptz 'epoch' + at * interval '1 microsecond' AS at,
                 at / 1000 AS millis, {COLUMNS} FROM ids)
 INSERT INTO sitq.tasks (id, status, queue, priority, eta, function, epoch, attempts, result_ttl,
@@ -191,10 +192,7 @@ def _fill_postgres(
     for parts_of, first, count in parts:
         sql = _statement(POSTGRES, columns, own | parts_of, own)
         sql = sql.replace("sitq.", f'"{schema}".')
-        values = {":start": start, ":step": step, ":first": first, ":count": count}
-        for name, value in values.items():
-            sql = sql.replace(name, f"{value}::bigint")
-        postgres.ask(sql)
+        postgres.ask(sql, start, step, first, count)
     postgres.ask(f'VACUUM (ANALYZE) "{schema}".tasks')
     postgres.ask("CHECKPOINT")
 

@@ -279,3 +279,22 @@ def test_a_list_of_pending_tasks_looks_at_a_bounded_number_of_rows(
     assert page.scanned_to is not None
     rest = _admin.list_tasks(transaction, where, 100, page.cursor)
     assert (rest.items, rest.cursor) == ((), None)
+
+
+def test_a_count_of_pending_tasks_ends_in_the_middle_of_a_queue(
+    connection: sqlite3.Connection,
+) -> None:
+    connection.execute(
+        """
+        WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers LIMIT 20000)
+        INSERT INTO tasks (id, queue, priority, eta, function, result_ttl, enqueued_at, payload)
+        SELECT 'id' || n, 'default', 0, n / 3, 'jobs:run', 1, 1, x'' FROM numbers
+        """
+    )
+    transaction = SQLiteTransaction(connection, datetime.now(UTC))
+    where = TaskFilter(status="due", function="jobs:run")
+    whole = _admin.count_tasks(transaction, where, 100_001, 60)
+    assert (whole.value, whole.exact) == (20_000, True)
+    part = _admin.count_tasks(transaction, where, 100_001, 0)
+    assert 0 < part.value < 20_000
+    assert not part.exact

@@ -64,6 +64,8 @@ _TOP: Final = 2**15
 # So many levels, each a queue and a priority, does a call look at.
 _LEVELS: Final = 2000
 _COUNT_SECONDS: Final = 0.05
+# So many rows are counted by one statement.
+_COUNT_STEP: Final = 5000
 
 Level = tuple[str, int]
 Place = tuple[int, int]
@@ -79,7 +81,7 @@ def list_tasks(
         return _pending_page(transaction, where, limit, cursor)
     statements = _admin_sql.IdList(where)
     before = _AFTER_ALL if cursor is None else str(decode_cursor(where, cursor)[0])
-    floor = _floor(transaction, statements, before)
+    floor = _floor(transaction, statements, before, MAX_SCANNED_ROWS)
     values = statements.values(before, floor=floor[0] if floor else "", limit=limit + 1)
     infos = [to_info(row) for row in transaction.rows(statements.page, values)]
     if len(infos) > limit:
@@ -92,10 +94,10 @@ def list_tasks(
 
 
 def _floor(
-    transaction: SQLiteTransaction, statements: _admin_sql.IdList, before: str
+    transaction: SQLiteTransaction, statements: _admin_sql.IdList, before: str, bound: int
 ) -> tuple[str, int] | None:
     """Return the last row that a call looks at, its id and when it was enqueued; ``None``: all."""
-    values = statements.values(before, bound=MAX_SCANNED_ROWS - 1)
+    values = statements.values(before, bound=bound - 1)
     row: tuple[str, int] | None = transaction.execute(statements.floor, values).fetchone()
     return row
 
@@ -193,17 +195,22 @@ def _counts(transaction: SQLiteTransaction, where: TaskFilter, most: int) -> Ite
     """Yield how many tasks match among one bounded number of rows after the other."""
     if where.status in IN_RESERVATION_ORDER:
         pending = _admin_sql.PendingList(where, transaction.now)
-        level = _next_level(transaction, where, ("", -_TOP))
+        level, after = _next_level(transaction, where, ("", -_TOP)), _FIRST
         while level is not None:
-            bounds = {"last_eta": _LAST[0], "last_seq": _LAST[1], "limit": most}
-            values = pending.values(level, _FIRST, **bounds)
-            yield transaction.execute(pending.count, values).fetchone()[0]
-            level = _next_level(transaction, where, level)
+            values = pending.values(level, after, bound=_COUNT_STEP - 1)
+            last: Place | None = transaction.execute(pending.floor, values).fetchone()
+            eta, seq = last or _LAST
+            bounds = {"last_eta": eta, "last_seq": seq, "limit": most}
+            yield transaction.execute(pending.count, values | bounds).fetchone()[0]
+            if last is None:
+                level, after = _next_level(transaction, where, level), _FIRST
+            else:
+                after = last
         return
     statements = _admin_sql.IdList(where)
     before = _AFTER_ALL
     while True:
-        floor = _floor(transaction, statements, before)
+        floor = _floor(transaction, statements, before, _COUNT_STEP)
         values = statements.values(before, floor=floor[0] if floor else "", limit=most)
         yield transaction.execute(statements.count, values).fetchone()[0]
         if floor is None:
