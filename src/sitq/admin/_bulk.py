@@ -27,6 +27,7 @@ _MAX_SKIPPED: Final = 1000
 # The pause after a batch, as a share of what it took, and at most; in seconds.
 _REST: Final = 0.5
 _LONGEST_REST: Final = 0.05
+_NOT_LOADED: Final = "it was removed meanwhile, or its row cannot be read"
 _RETRIED_MEANWHILE: Final = "it was retried meanwhile"
 
 
@@ -72,9 +73,10 @@ async def retry_page(
     wanted = [task_id for task_id, reason in reasons if reason is None]
     skipped = [SkippedTask(task_id, reason) for task_id, reason in reasons if reason is not None]
     repeats: list[Task] = []
-    for old in await backend.load_tasks(wanted):
+    for task_id, old in zip(wanted, await backend.load_tasks(wanted), strict=True):
         if old is None:
-            continue  # it was removed meanwhile
+            skipped.append(SkippedTask(task_id, _NOT_LOADED))
+            continue
         try:
             repeat = seal(serializer, make_repeat(serializer, old))
             repeats.append(_refuse_foreign_seal(old, repeat))

@@ -136,7 +136,10 @@ class AdminBackend(Backend, Protocol):
         ...
 
     async def load_tasks(self, task_ids: Sequence[TaskId[Any]]) -> list[Task | None]:
-        """Return each task as `Backend.load_task` does, in order; ``None`` for an unknown id."""
+        """Return each task as `Backend.load_task` does, in order.
+
+        ``None`` stands for an unknown id, and for a row that cannot be read.
+        """
         ...
 
     async def retry_tasks(

@@ -10,6 +10,7 @@ from sitq.administration import (
     Count,
     Overview,
     QueueInfo,
+    QueuePause,
     UnknownFunction,
     WorkerInfo,
     WorkerReport,
@@ -22,9 +23,16 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
-    from sitq.administration import QueuePause
 
-__all__ = ["COUNT_CAP", "HEAD", "OverviewParts", "make_overview", "make_worker"]
+__all__ = [
+    "COUNT_CAP",
+    "HEAD",
+    "OverviewParts",
+    "make_order",
+    "make_overview",
+    "make_pause",
+    "make_worker",
+]
 
 COUNT_CAP: Final = 10_001
 """Counts of an overview end here."""
@@ -126,6 +134,18 @@ def _unknown_functions(
         if serving and not any(function in worker.functions for worker in serving):
             missing.append(UnknownFunction(queue, function))
     return tuple(missing)
+
+
+def make_order(text: str) -> WorkerState:
+    """Return what a worker was ordered to be; ``active`` for what nobody can order."""
+    return WorkerState(text) if text in {"quiet", "stopping"} else WorkerState.ACTIVE
+
+
+def make_pause(
+    queue: str, reason: str, by: str, at: datetime, until: datetime | None
+) -> QueuePause:
+    """Return a pause as it is shown; what a row has too much of is cut off."""
+    return QueuePause(queue=queue, reason=reason[:1000], by=by[:256], at=at, until=until)
 
 
 def make_worker(

@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 from functools import lru_cache
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from pydantic_core import from_json
 
+from sitq._logging import Log
 from sitq._system_errors import LOST_ERROR, UNREADABLE
 from sitq._validation import has_module
 from sitq.models import Progress, ReservedTask, Result, RetryPolicy, Task, TaskInfo
@@ -25,6 +26,7 @@ __all__ = [
     "INFO_FIELDS",
     "INSERT_TYPES",
     "LOST_ERROR",
+    "MOMENTS",
     "RESULT_FIELDS",
     "TASK_FIELDS",
     "UNREADABLE",
@@ -35,9 +37,14 @@ __all__ = [
     "load_headers",
     "load_policy",
     "load_progress",
+    "read_rows",
     "select_list",
     "truncate",
 ]
+
+_log: Final = Log(__name__)
+
+T = TypeVar("T")
 
 _NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
@@ -127,10 +134,10 @@ def dump_headers(headers: Mapping[str, str]) -> str | None:
 TASK_FIELDS: Final = tuple(Task.model_fields)
 INFO_FIELDS: Final = tuple(TaskInfo.model_fields)
 RESULT_FIELDS: Final = tuple(Result.model_fields)
-_MOMENTS: Final = {"eta", "enqueued_at", "started_at", "finished_at", "expires_at"}
-_TASK_MOMENTS: Final = tuple(name for name in TASK_FIELDS if name in _MOMENTS)
-_INFO_MOMENTS: Final = tuple(name for name in INFO_FIELDS if name in _MOMENTS)
-_RESULT_MOMENTS: Final = tuple(name for name in RESULT_FIELDS if name in _MOMENTS)
+MOMENTS: Final = frozenset({"eta", "enqueued_at", "started_at", "finished_at", "expires_at"})
+_TASK_MOMENTS: Final = tuple(name for name in TASK_FIELDS if name in MOMENTS)
+_INFO_MOMENTS: Final = tuple(name for name in INFO_FIELDS if name in MOMENTS)
+_RESULT_MOMENTS: Final = tuple(name for name in RESULT_FIELDS if name in MOMENTS)
 
 INSERT_TYPES: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -186,6 +193,20 @@ def insert_values(
 def select_list(fields: Iterable[str], **columns: str) -> str:
     """Return what a statement selects for some fields; ``columns`` are those of other names."""
     return ", ".join(columns.get(field, field) for field in fields)
+
+
+def read_rows(read: Callable[[Any], T], rows: Iterable[Any]) -> list[T]:
+    """Return rows as models, but for those that cannot be read: other programs write rows too."""
+    found = []
+    unreadable = 0
+    for row in rows:
+        try:
+            found.append(read(row))
+        except (ValueError, TypeError, ArithmeticError, RecursionError):
+            unreadable += 1
+    if unreadable:
+        _log.warning("%d rows of the store are none of sitq's: they are left out", unreadable)
+    return found
 
 
 # Somewhat more than what a worker reports: its own cuts count in other units.

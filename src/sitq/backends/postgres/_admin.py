@@ -18,13 +18,27 @@ from sitq.administration import (
     TaskPage,
     WorkerOrders,
     WorkerReport,
-    WorkerState,
 )
 from sitq.backends._cursors import IN_RESERVATION_ORDER, decode_cursor, encode_cursor
-from sitq.backends._overview import COUNT_CAP, OverviewParts, make_overview, make_worker
+from sitq.backends._overview import (
+    COUNT_CAP,
+    OverviewParts,
+    make_order,
+    make_overview,
+    make_pause,
+    make_worker,
+)
+from sitq.backends._rows import INFO_FIELDS, read_rows
 from sitq.backends._task_filters import MAX_SCANNED_ROWS, partition_tasks
 from sitq.backends.postgres import _admin_sql, _sql
-from sitq.backends.postgres._rows import columns, finite, storable, to_info, to_task
+from sitq.backends.postgres._rows import (
+    columns,
+    finite,
+    storable,
+    to_listed_info,
+    to_moment,
+    to_task,
+)
 from sitq.errors import TaskNotFoundError
 from sitq.ids import TaskId
 
@@ -36,7 +50,7 @@ if TYPE_CHECKING:
     from sitq.backends._task_filters import ChangeRequest, RetryRequest
     from sitq.backends.postgres._admin_sql import Place
     from sitq.backends.postgres._operations import PgTransaction
-    from sitq.models import Task, TaskInfo
+    from sitq.models import Task
 
 __all__ = [
     "change_tasks",
@@ -64,6 +78,7 @@ _MICROSECOND: Final = timedelta(microseconds=1)
 # The ends of Python's time, in microseconds since 1970.
 _FIRST_ETA: Final = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
 _LAST_ETA: Final = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
+_PLACE: Final = tuple(map(INFO_FIELDS.index, ("queue", "priority", "eta")))
 _COUNT_SECONDS: Final = 0.05
 # So many rows are counted by one statement.
 _COUNT_STEP: Final = 5_000
@@ -81,10 +96,10 @@ async def list_tasks(
     before = _AFTER_ALL if cursor is None else str(decode_cursor(where, cursor)[0])
     floor = await _floor(transaction, where, before, MAX_SCANNED_ROWS)
     sql, values = _admin_sql.id_page(where, before, floor[0] if floor else "", limit + 1)
-    infos = [to_info(row) for row in await transaction.rows(sql, *values)]
-    if len(infos) > limit:
-        infos = infos[:limit]
-        return TaskPage(tuple(infos), encode_cursor(where, [infos[-1].task_id]), None)
+    rows = await transaction.rows(sql, *values)
+    infos = read_rows(to_listed_info, rows[:limit])
+    if len(rows) > limit:
+        return TaskPage(tuple(infos), encode_cursor(where, [rows[limit - 1][0]]), None)
     if floor is None:
         return TaskPage(tuple(infos), None, None)
     return TaskPage(tuple(infos), encode_cursor(where, [floor[0]]), floor[1])
@@ -96,7 +111,7 @@ async def _floor(
     """Return the last row that a call looks at, its id and when it was enqueued; ``None``: all."""
     sql, values = _admin_sql.id_floor(where, before, bound)
     rows = await transaction.rows(sql, *values)
-    return (rows[0][0], rows[0][1]) if rows else None
+    return (rows[0][0], to_moment(rows[0][1])) if rows else None
 
 
 async def _pending_page(
@@ -110,22 +125,23 @@ async def _pending_page(
     now = transaction.moment
     scanned = MAX_SCANNED_ROWS if _admin_sql.is_selective(where) else limit + 1
     sql, values = _admin_sql.pending_page(now, where, after, scanned, limit + 1)
-    found = [(to_info(row[:-1]), row[-1]) for row in await transaction.rows(sql, *values)]
-    infos = tuple(info for info, _ in found[:limit])
+    found = await transaction.rows(sql, *values)
+    infos = tuple(read_rows(to_listed_info, [row[:-1] for row in found[:limit]]))
     if len(found) > limit:
-        return TaskPage(infos, _pending_cursor(where, *found[limit - 1]), None)
+        *last_row, seq = found[limit - 1]
+        return TaskPage(infos, _pending_cursor(where, last_row, seq), None)
     sql, values = _admin_sql.pending_last(now, where, after, scanned)
     rows = await transaction.rows(sql, *values)
     if not rows or rows[0][0] < scanned:
         return TaskPage(infos, None, None)
     _, queue, priority, eta, seq, enqueued_at = rows[0]
-    last = encode_cursor(where, [queue, priority, (eta - _EPOCH) // _MICROSECOND, seq])
-    return TaskPage(infos, last, enqueued_at)
+    last = encode_cursor(where, [queue, priority, (to_moment(eta) - _EPOCH) // _MICROSECOND, seq])
+    return TaskPage(infos, last, to_moment(enqueued_at))
 
 
-def _pending_cursor(where: TaskFilter, info: TaskInfo, seq: int) -> str:
-    eta = (info.eta - _EPOCH) // _MICROSECOND
-    return encode_cursor(where, [info.queue, info.priority, eta, seq])
+def _pending_cursor(where: TaskFilter, row: Sequence[Any], seq: int) -> str:
+    queue, priority, eta = (row[place] for place in _PLACE)
+    return encode_cursor(where, [queue, priority, (to_moment(eta) - _EPOCH) // _MICROSECOND, seq])
 
 
 async def count_tasks(
@@ -245,7 +261,7 @@ async def load_tasks(
 ) -> list[Task | None]:
     """Return tasks as they were enqueued."""
     rows = await transaction.rows(_admin_sql.STORED_BATCH, list(task_ids))
-    tasks = {task.id: task for task in map(to_task, rows)}
+    tasks = {task.id: task for task in read_rows(to_task, rows)}
     return [tasks.get(task_id) for task_id in task_ids]
 
 
@@ -257,10 +273,14 @@ async def get_attempts(transaction: PgTransaction, task_id: TaskId[Any]) -> list
     if not await transaction.rows(_sql.STATES, [task_id]):
         raise TaskNotFoundError(f"no task has the id {task_id}")
     rows = await transaction.rows(_admin_sql.ATTEMPTS, task_id)
-    return [
-        FailedAttempt(**dict(zip(_admin_sql.ATTEMPT_FIELDS, row, strict=True)))
-        for row in reversed(rows)
-    ]
+    return read_rows(_to_attempt, list(reversed(rows)))
+
+
+def _to_attempt(row: Sequence[Any]) -> FailedAttempt:
+    fields = dict(zip(_admin_sql.ATTEMPT_FIELDS, row, strict=True))
+    for name in ("started_at", "ended_at"):
+        fields[name] = to_moment(fields[name])
+    return FailedAttempt(**fields)
 
 
 # -- pauses ----------------------------------------------------------------------------------
@@ -286,12 +306,13 @@ async def resume_queue(transaction: PgTransaction, queues: Sequence[str]) -> lis
 
 async def list_pauses(transaction: PgTransaction) -> list[QueuePause]:
     """Return the pauses that have not ended."""
-    return [
-        QueuePause(queue=queue, reason=reason, by=by, at=at, until=until)
-        for queue, reason, by, at, until in await transaction.rows(
-            _admin_sql.PAUSES, transaction.moment
-        )
-    ]
+    rows = await transaction.rows(_admin_sql.PAUSES, transaction.moment)
+    return read_rows(_to_pause, rows)
+
+
+def _to_pause(row: Sequence[Any]) -> QueuePause:
+    queue, reason, by, at, until = row
+    return make_pause(queue, reason, by, to_moment(at), None if until is None else to_moment(until))
 
 
 # -- workers ---------------------------------------------------------------------------------
@@ -306,7 +327,7 @@ async def report(transaction: PgTransaction, worker: WorkerReport) -> WorkerOrde
     }
     rows = await transaction.rows(_admin_sql.REPORT, transaction.moment, *fields.values())
     ordered, paused = rows[0]
-    return WorkerOrders(WorkerState(ordered), frozenset(paused))
+    return WorkerOrders(make_order(ordered), frozenset(paused))
 
 
 async def deregister(transaction: PgTransaction, worker_id: str) -> None:
@@ -329,12 +350,15 @@ async def list_workers(transaction: PgTransaction) -> list[WorkerInfo]:
     rows = await transaction.rows(_admin_sql.WORKERS, transaction.moment)
     for worker, task_id in await transaction.rows(_admin_sql.RUNNING) if rows else ():
         tasks[worker].append(task_id)
-    found = []
-    for *reported, seen_at, now in rows:
-        fields = dict(zip(WorkerReport.model_fields, reported, strict=True))
-        fields |= {"queues": tuple(fields["queues"]), "functions": tuple(fields["functions"])}
-        found.append(make_worker(fields, seen_at, tasks[fields["id"]], now))
-    return found
+    return read_rows(lambda row: _to_worker(row, tasks[row[0]]), rows)
+
+
+def _to_worker(row: Sequence[Any], tasks: list[str]) -> WorkerInfo:
+    *reported, seen_at, now = row
+    fields = dict(zip(WorkerReport.model_fields, reported, strict=True))
+    fields |= {"queues": tuple(fields["queues"]), "functions": tuple(fields["functions"])}
+    fields["started_at"] = to_moment(fields["started_at"])
+    return make_worker(fields, to_moment(seen_at), tasks, now)
 
 
 # -- overview --------------------------------------------------------------------------------

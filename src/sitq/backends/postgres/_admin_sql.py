@@ -8,11 +8,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from sitq.administration import KEPT_FAILURES, WorkerReport
-from sitq.backends._rows import INFO_FIELDS, INSERT_TYPES, TASK_FIELDS, select_list
+from sitq.backends._rows import INFO_FIELDS, INSERT_TYPES, MOMENTS, TASK_FIELDS, select_list
 from sitq.backends._task_filters import conditions
 from sitq.backends.postgres._sql import MOMENT
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from datetime import datetime
 
     from sitq.administration import TaskFilter
@@ -22,7 +23,24 @@ __all__ = ["id_count", "id_floor", "id_page", "pending_count", "pending_last", "
 Statement = tuple[str, list[Any]]
 
 _TASKS_ID: Final = {"task_id": "id"}
-_INFO: Final = ", ".join(f"tasks.{_TASKS_ID.get(name, name)}" for name in INFO_FIELDS)
+
+
+def _sendable(column: str) -> str:
+    """Return the moment of a column as the driver can read it, and send it in a cursor.
+
+    What is too late becomes infinite, so that a cursor does not lead back before it.
+    """
+    return f"""
+        CASE WHEN {column} > timestamptz '9999-12-31 23:59:59.999999+00' THEN timestamptz 'infinity'
+             WHEN {column} < timestamptz '0001-01-01 00:00:00.000001+00'
+             THEN timestamptz '0001-01-01 00:00:00.000001+00'
+             ELSE {column} END"""
+
+
+_INFO: Final = ", ".join(
+    _sendable(f"tasks.{name}") if name in MOMENTS else f"tasks.{_TASKS_ID.get(name, name)}"
+    for name in INFO_FIELDS
+)
 
 
 class _Values(list[Any]):
@@ -32,6 +50,12 @@ class _Values(list[Any]):
         """Add a value; return what stands for it."""
         self.append(value)
         return f"${len(self)}::{kind}"
+
+
+def _shown(names: Iterable[str]) -> str:
+    """Return a select list."""
+    moments = {*MOMENTS, "ended_at", "seen_at", "paused_at", "until"}
+    return ", ".join(_sendable(name) if name in moments else name for name in names)
 
 
 # -- lists by id -----------------------------------------------------------------------------
@@ -69,7 +93,7 @@ def id_floor(where: TaskFilter, before: str, bound: int) -> Statement:
     values = _Values()
     source, scanned = _source(where, values)
     sql = f"""
-        SELECT id, enqueued_at FROM sitq.tasks WHERE id = (
+        SELECT id, {_sendable("enqueued_at")} FROM sitq.tasks WHERE id = (
             SELECT id FROM {source}
             WHERE {scanned} AND tasks.id < {values.bind(before, "text")}
             ORDER BY tasks.id DESC LIMIT 1 OFFSET {values.bind(bound - 1, "int8")})"""
@@ -170,8 +194,10 @@ def pending_last(now: datetime | None, where: TaskFilter, after: Place, scanned:
     """Return the statement for the last of so many rows: their number, and its place."""
     values = _Values()
     sql = f"""
-        SELECT place.total, place.queue, place.priority, coalesce(tasks.eta, place.after_eta),
-               coalesce(tasks.seq, place.after_seq), coalesce(tasks.enqueued_at, {MOMENT})
+        SELECT place.total, place.queue, place.priority,
+               {_sendable("coalesce(tasks.eta, place.after_eta)")},
+               coalesce(tasks.seq, place.after_seq),
+               {_sendable(f"coalesce(tasks.enqueued_at, {MOMENT})")}
         FROM (SELECT * FROM {_pending(now, where, after, scanned, values)}
               ORDER BY nr DESC LIMIT 1) AS place
              LEFT JOIN LATERAL (SELECT * FROM sitq.tasks WHERE {_AT_PLACE}
@@ -254,7 +280,7 @@ SELECT {select_list(TASK_FIELDS)} FROM sitq.tasks WHERE id = ANY ($1::text[])
 
 ATTEMPT_FIELDS: Final = ("number", "worker", "started_at", "ended_at", "error", "traceback")
 ATTEMPTS: Final = f"""
-SELECT {", ".join(ATTEMPT_FIELDS)} FROM sitq.attempts WHERE task_id = $1::text
+SELECT {_shown(ATTEMPT_FIELDS)} FROM sitq.attempts WHERE task_id = $1::text
 ORDER BY seq DESC LIMIT {KEPT_FAILURES}
 """
 
@@ -273,7 +299,7 @@ RESUME: Final = f"""
 DELETE FROM sitq.pauses WHERE queue = $2::text RETURNING coalesce(until > {MOMENT}, true)
 """
 PAUSES: Final = f"""
-SELECT queue, reason, paused_by, paused_at, until FROM sitq.pauses
+SELECT {_shown(("queue", "reason", "paused_by", "paused_at", "until"))} FROM sitq.pauses
 WHERE until IS NULL OR until > {MOMENT} ORDER BY queue
 """
 
@@ -311,7 +337,7 @@ ORDER: Final = """
 UPDATE sitq.workers SET ordered = $2::text WHERE id = $1::text RETURNING id
 """
 WORKERS: Final = f"""
-SELECT {", ".join(_REPORTED)}, seen_at, {MOMENT} FROM sitq.workers ORDER BY host, pid, id
+SELECT {_shown((*_REPORTED, "seen_at"))}, {MOMENT} FROM sitq.workers ORDER BY host, pid, id
 """
 RUNNING: Final = """
 SELECT worker, id FROM sitq.tasks WHERE status = 'in_progress' ORDER BY id LIMIT 100000

@@ -19,6 +19,8 @@ __all__ = [
     "finite",
     "storable",
     "to_info",
+    "to_listed_info",
+    "to_moment",
     "to_reserved",
     "to_result",
     "to_task",
@@ -53,6 +55,14 @@ def storable(text: str | None) -> str | None:
 def finite(moment: datetime) -> datetime:
     """Return a moment as it is stored: the first and last of all are a microsecond nearer."""
     return max(_FIRST, min(moment, _LAST))
+
+
+def to_moment(moment: datetime) -> datetime:
+    """Return a moment of a row; what is infinite comes without a zone from the driver."""
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+
+to_listed_info: Final = RowReader(to_moment).to_info
 
 
 def common_columns(pattern: Task) -> tuple[Any, ...] | None:

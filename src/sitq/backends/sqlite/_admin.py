@@ -18,13 +18,27 @@ from sitq.administration import (
     WorkerInfo,
     WorkerOrders,
     WorkerReport,
-    WorkerState,
 )
 from sitq.backends._cursors import IN_RESERVATION_ORDER, decode_cursor, encode_cursor
-from sitq.backends._overview import COUNT_CAP, OverviewParts, make_overview, make_worker
+from sitq.backends._overview import (
+    COUNT_CAP,
+    OverviewParts,
+    make_order,
+    make_overview,
+    make_pause,
+    make_worker,
+)
+from sitq.backends._rows import INFO_FIELDS, read_rows
 from sitq.backends._task_filters import MAX_SCANNED_ROWS, partition_tasks
 from sitq.backends.sqlite import _admin_sql, _operations, _sql
-from sitq.backends.sqlite._rows import dump_rows, from_micros, to_info, to_micros, to_task
+from sitq.backends.sqlite._rows import (
+    dump_rows,
+    from_micros,
+    to_info,
+    to_micros,
+    to_moment,
+    to_task,
+)
 from sitq.errors import TaskNotFoundError
 from sitq.states import TaskStatus
 
@@ -35,6 +49,7 @@ if TYPE_CHECKING:
     from sitq.backends._operations import OrderRequest
     from sitq.backends._task_filters import ChangeRequest, RetryRequest
     from sitq.backends.sqlite._operations import SQLiteTransaction
+    from sitq.backends.sqlite._rows import Row
     from sitq.ids import TaskId
     from sitq.models import Task, TaskInfo
 
@@ -61,6 +76,7 @@ _AFTER_ALL: Final = "~"
 _FIRST: Final = (-(2**63), -(2**63))
 _LAST: Final = (2**63 - 1, 2**63 - 1)
 _TOP: Final = 2**15
+_ETA: Final = INFO_FIELDS.index("eta")
 # So many levels, each a queue and a priority, does a call look at.
 _LEVELS: Final = 2000
 _COUNT_SECONDS: Final = 0.05
@@ -83,14 +99,13 @@ def list_tasks(
     before = _AFTER_ALL if cursor is None else str(decode_cursor(where, cursor)[0])
     floor = _floor(transaction, statements, before, MAX_SCANNED_ROWS)
     values = statements.values(before, floor=floor[0] if floor else "", limit=limit + 1)
-    infos = [to_info(row) for row in transaction.rows(statements.page, values)]
-    if len(infos) > limit:
-        return TaskPage(
-            tuple(infos[:limit]), encode_cursor(where, [infos[limit - 1].task_id]), None
-        )
+    rows = transaction.rows(statements.page, values)
+    infos = read_rows(to_info, rows[:limit])
+    if len(rows) > limit:
+        return TaskPage(tuple(infos), encode_cursor(where, [rows[limit - 1][0]]), None)
     if floor is None:
         return TaskPage(tuple(infos), None, None)
-    return TaskPage(tuple(infos), encode_cursor(where, [floor[0]]), from_micros(floor[1]))
+    return TaskPage(tuple(infos), encode_cursor(where, [floor[0]]), to_moment(floor[1]))
 
 
 def _floor(
@@ -106,22 +121,25 @@ def _pending_page(
     transaction: SQLiteTransaction, where: TaskFilter, limit: int, cursor: str | None
 ) -> TaskPage:
     statements = _admin_sql.PendingList(where, transaction.now)
-    infos: list[TaskInfo] = []
+    rows: list[Row] = []
     keys: tuple[Level, Place] | None = None
     for level, after, last, is_cut in _scan_ranges(transaction, where, statements, cursor):
         values = statements.values(
-            level, after, last_eta=last[0], last_seq=last[1], limit=limit + 1 - len(infos)
+            level, after, last_eta=last[0], last_seq=last[1], limit=limit + 1 - len(rows)
         )
         for *row, seq in transaction.rows(statements.page, values):
-            info = to_info(row)
-            if len(infos) == limit:
-                return TaskPage(tuple(infos), _pending_cursor(where, keys), None)
-            infos.append(info)
-            keys = level, (to_micros(info.eta), seq)
+            if len(rows) == limit:
+                return TaskPage(_infos(rows), _pending_cursor(where, keys), None)
+            rows.append(tuple(row))
+            keys = level, (row[_ETA], seq)
         if is_cut:
             scanned_to = from_micros(transaction.now)
-            return TaskPage(tuple(infos), _pending_cursor(where, (level, last)), scanned_to)
-    return TaskPage(tuple(infos), None, None)
+            return TaskPage(_infos(rows), _pending_cursor(where, (level, last)), scanned_to)
+    return TaskPage(_infos(rows), None, None)
+
+
+def _infos(rows: list[Row]) -> tuple[TaskInfo, ...]:
+    return tuple(read_rows(to_info, rows))
 
 
 def _pending_cursor(where: TaskFilter, keys: tuple[Level, Place] | None) -> str | None:
@@ -289,7 +307,7 @@ def load_tasks(
 ) -> list[Task | None]:
     """Return tasks as they were enqueued."""
     rows = transaction.rows(_sql.STORED_BATCH, {"rows": dump_rows(task_ids)})
-    tasks = {task.id: task for task in map(to_task, rows)}
+    tasks = {task.id: task for task in read_rows(to_task, rows)}
     return [tasks.get(task_id) for task_id in task_ids]
 
 
@@ -300,14 +318,13 @@ def get_attempts(transaction: SQLiteTransaction, task_id: TaskId[Any]) -> list[F
     """Return the failed attempts of a task."""
     if not transaction.rows(_sql.STATUS, (task_id,)):
         raise TaskNotFoundError(f"no task has the id {task_id}")
-    rows = transaction.rows(_admin_sql.ATTEMPTS, (task_id,))
-    return [_to_attempt(row) for row in rows]
+    return read_rows(_to_attempt, transaction.rows(_admin_sql.ATTEMPTS, (task_id,)))
 
 
 def _to_attempt(row: Sequence[Any]) -> FailedAttempt:
     fields = dict(zip(_admin_sql.ATTEMPT_FIELDS, row, strict=True))
     for name in ("started_at", "ended_at"):
-        fields[name] = from_micros(fields[name])
+        fields[name] = to_moment(fields[name])
     return FailedAttempt(**fields)
 
 
@@ -339,18 +356,12 @@ def resume_queue(transaction: SQLiteTransaction, queues: list[str]) -> list[bool
 
 def list_pauses(transaction: SQLiteTransaction) -> list[QueuePause]:
     """Return the pauses that have not ended."""
-    return [
-        QueuePause(
-            queue=queue,
-            reason=reason,
-            by=by,
-            at=from_micros(at),
-            until=None if until is None else from_micros(until),
-        )
-        for queue, reason, by, at, until in transaction.rows(
-            _admin_sql.PAUSES, {"now": transaction.now}
-        )
-    ]
+    return read_rows(_to_pause, transaction.rows(_admin_sql.PAUSES, {"now": transaction.now}))
+
+
+def _to_pause(row: Row) -> QueuePause:
+    queue, reason, by, at, until = row
+    return make_pause(queue, reason, by, to_moment(at), None if until is None else to_moment(until))
 
 
 # -- workers ---------------------------------------------------------------------------------
@@ -361,7 +372,7 @@ def report(transaction: SQLiteTransaction, worker: WorkerReport) -> WorkerOrders
     values = _admin_sql.report_values(worker, transaction.now)
     ((ordered,),) = transaction.execute(_admin_sql.REPORT, values).fetchall()
     paused = transaction.rows(_admin_sql.PAUSES, {"now": transaction.now})
-    return WorkerOrders(WorkerState(ordered), frozenset(row[0] for row in paused))
+    return WorkerOrders(make_order(ordered), frozenset(row[0] for row in paused))
 
 
 def deregister(transaction: SQLiteTransaction, worker_id: str) -> None:
@@ -384,16 +395,23 @@ def list_workers(transaction: SQLiteTransaction) -> list[WorkerInfo]:
     rows = transaction.rows(_admin_sql.WORKERS)
     for worker, task_id in transaction.rows(_admin_sql.RUNNING) if rows else ():
         tasks[worker].append(task_id)
-    return [_to_worker(transaction, row, tasks[row[0]]) for row in rows]
+    return read_rows(lambda row: _to_worker(transaction, row, tasks[row[0]]), rows)
 
 
 def _to_worker(transaction: SQLiteTransaction, row: Sequence[Any], tasks: list[str]) -> WorkerInfo:
     *reported, seen_at = row
     fields = dict(zip(WorkerReport.model_fields, reported, strict=True))
-    fields["queues"] = tuple(json.loads(fields["queues"]))
-    fields["functions"] = tuple(json.loads(fields["functions"]))
-    fields["started_at"] = from_micros(fields["started_at"])
-    return make_worker(fields, from_micros(seen_at), tasks, transaction.moment)
+    for name in ("queues", "functions"):
+        fields[name] = _to_names(fields[name])
+    fields["started_at"] = to_moment(fields["started_at"])
+    return make_worker(fields, to_moment(seen_at), tasks, transaction.moment)
+
+
+def _to_names(text: str) -> tuple[str, ...]:
+    names = json.loads(text)
+    if type(names) is not list:
+        raise ValueError("stored names are no list")
+    return tuple(names)
 
 
 # -- overview --------------------------------------------------------------------------------

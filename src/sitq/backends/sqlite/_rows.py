@@ -22,6 +22,7 @@ __all__ = [
     "pack_blob",
     "to_info",
     "to_micros",
+    "to_moment",
     "to_reserved",
     "to_result",
     "to_task",
@@ -42,6 +43,9 @@ INFO_COLUMNS: Final = select_list(
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
+# The ends of Python's time.
+_FIRST: Final = datetime.min.replace(tzinfo=UTC)
+_LAST: Final = datetime.max.replace(tzinfo=UTC)
 
 dump_rows: Final = json.JSONEncoder(separators=(",", ":")).encode
 
@@ -55,6 +59,14 @@ def to_micros(moment: datetime) -> int:
 def from_micros(micros: int) -> datetime:
     """Return the moment, aware, in UTC."""
     return _EPOCH + timedelta(0, 0, micros)
+
+
+def to_moment(micros: int) -> datetime:
+    """Return the moment, or the end of Python's time that is nearest to it."""
+    try:
+        return from_micros(micros)
+    except OverflowError:
+        return _LAST if micros > 0 else _FIRST
 
 
 _reader: Final = RowReader(from_micros)
