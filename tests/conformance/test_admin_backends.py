@@ -31,3 +31,5 @@ class TestSQLiteFile(AdminBackendConformance):
 
     def make_backend(self, clock: Clock) -> Backend:
         return SQLiteBackend(self.path, clock=clock)
+
+    make_peer = make_backend

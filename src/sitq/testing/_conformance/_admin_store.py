@@ -19,7 +19,7 @@ from sitq.administration import (
 from sitq.testing._conformance._suite import Store, Suite
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
     from datetime import datetime
 
     from sitq.administration import BulkResult, WorkerKeeper, WorkerOrders
@@ -111,6 +111,17 @@ class AdminStore(Store):
 
 class AdminSuite(Suite):
     """The fixtures of the checks of administration."""
+
+    @pytest.fixture
+    async def peer(self, store: AdminStore, clock: FakeClock) -> AsyncIterator[AdminStore]:
+        """The same store through another instance."""
+        del store
+        backend = self.make_peer(clock)
+        if backend is None:
+            pytest.skip("this store cannot be shared by two instances")
+        await backend.open()
+        yield AdminStore(self, backend, clock)
+        await backend.close()
 
     @pytest.fixture
     def closed(self, clock: FakeClock) -> AdminStore:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,7 +12,7 @@ from sitq.ids import new_task_id
 from sitq.models import LeaseState, OutcomeKind
 from sitq.states import TaskStatus
 from sitq.testing._conformance._admin_store import AdminSuite
-from sitq.testing._conformance._suite import new_task
+from sitq.testing._conformance._suite import at_once, new_task
 
 if TYPE_CHECKING:
     from sitq.ids import TaskId
@@ -165,6 +166,24 @@ class RetryChecks(AdminSuite):
         await store.end(OutcomeKind.FAILURE, task.lease)
         both = [repeat_of(task.id), repeat_of(task.id)]
         assert await store.admin.retry_tasks(both, again=False) == [both[0].id, None]
+
+    async def test_two_admins_at_once_repeat_a_task_once(
+        self, store: AdminStore, peer: AdminStore
+    ) -> None:
+        """Each task is repeated by one of them."""
+        tasks = [await store.taken() for _ in range(5)]
+        for task in tasks:
+            await store.end(OutcomeKind.FAILURE, task.lease)
+
+        async def retry(user: AdminStore) -> list[TaskId[Any] | None]:
+            repeats = [repeat_of(task.id) for task in tasks]
+            return await user.admin.retry_tasks(repeats, again=False)
+
+        answers = await at_once([partial(retry, store), partial(retry, peer)])
+        for task, *stored in zip(tasks, *answers, strict=True):
+            (repeat,) = [each for each in stored if each is not None]
+            assert (await store.info(task.id)).retried_as == repeat
+        assert len(await store.listed(status="pending")) == len(tasks)
 
     async def test_what_is_not_final_is_not_repeated(self, store: AdminStore) -> None:
         """Neither is a task that the store does not know."""
