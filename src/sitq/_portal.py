@@ -117,10 +117,14 @@ class Portal:
 
     Args:
         last: runs before the loop ends; it must not refer to the portal.
+        owner: the name of the class that the calls are made of, for the texts of errors.
     """
 
-    def __init__(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    def __init__(
+        self, last: Callable[[], Coroutine[Any, Any, None]], owner: str = "SyncTaskQueue"
+    ) -> None:
         self._last: Final = last
+        self._owner: Final = owner
         # Reentrant: a garbage collection while it is held may use the queue.
         self._lock = threading.RLock()
         self._thread: LoopThread | None = None
@@ -222,7 +226,8 @@ class Portal:
 
     def check(self) -> None:
         """Refuse a caller that must not be blocked, or that has no loop after a fork."""
-        refuse_event_loop()
+        instead = f"use {self._owner.removeprefix('Sync')} and await its methods"
+        refuse_event_loop(self._owner, instead)
         if self._pid != os.getpid():
             if self._thread is not None:
                 message = "this queue was opened before a fork: make a new one in the child"

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, cast
 
+import anyio
+import anyio.lowlevel
 import pytest
 
 from sitq import (
@@ -27,8 +30,10 @@ from sitq import (
     call,
     task,
 )
+from sitq.administration import WorkerReport, WorkerState
 from sitq.backends.memory import MemoryBackend
 from sitq.protocols import Backend
+from sitq.testing import FakeClock
 
 pytestmark = pytest.mark.anyio
 
@@ -54,6 +59,22 @@ class Plain:
         self._store = MemoryBackend()
         for name in ("open", "close", "enqueue", "reserve", "finish", "clock"):
             setattr(self, name, getattr(self._store, name))
+
+
+def new_report(worker_id: str, now: datetime) -> WorkerReport:
+    return WorkerReport(
+        id=worker_id,
+        host="h",
+        pid=1,
+        version="1",
+        queues=("*",),
+        functions=(),
+        slots=1,
+        running=0,
+        state=WorkerState.ACTIVE,
+        lease=30.0,
+        started_at=now,
+    )
 
 
 @pytest.fixture(params=["memory", "sqlite"])
@@ -278,6 +299,48 @@ async def test_tasks_are_deleted_but_for_those_that_run(backend: Backend) -> Non
         assert [task_id for task_id, _ in result.skipped] == [running.id]
         with pytest.raises(TaskNotFoundError):
             await queue.get_task(ids[2] if running.id != ids[2] else ids[1])
+
+
+async def test_a_bulk_operation_ends_with_its_admin(backend: Backend) -> None:
+    """Also while others use the same store."""
+    async with TaskQueue(backend) as queue:
+        await queue.enqueue_many([call(add, 1, 2)] * 2300)
+        admin = Admin(backend)
+        ended: list[BaseException] = []
+
+        async def delete() -> None:
+            try:
+                await admin.delete_tasks(TaskFilter())
+            except UsageError as error:
+                ended.append(error)
+
+        async with Admin(backend) as other, anyio.create_task_group() as tasks:
+            tasks.start_soon(delete)
+            while (await other.count_tasks()).value == 2300:
+                await anyio.lowlevel.checkpoint()
+            await admin.close()
+        assert len(ended) == 1
+        async with Admin(backend) as other:
+            assert (await other.count_tasks()).value in {300, 1300}
+
+
+async def test_an_event_loop_is_not_blocked() -> None:
+    admin = SyncAdmin(MemoryBackend())
+    with pytest.raises(UsageError, match=r"SyncAdmin would block .*: use Admin and await"):
+        admin.overview()
+
+
+async def test_a_worker_of_a_time_to_come_is_lost(tmp_path: Path) -> None:
+    """A clock that was set back: a worker that lives reports by the new time soon."""
+    clock = FakeClock()
+    for backend in (MemoryBackend(clock=clock), SQLiteBackend(tmp_path / "q.db", clock=clock)):
+        async with Admin(backend) as admin:
+            with closing(backend.lease_keeper()) as keeper:
+                for name, jump in (("dead", -3600), ("alive", 0)):
+                    keeper.report(new_report(name, clock.now()))
+                    clock.jump(jump)
+            states = {worker.id: worker.state for worker in await admin.list_workers()}
+            assert states == {"dead": WorkerState.LOST, "alive": WorkerState.ACTIVE}
 
 
 async def test_an_overview_of_an_empty_store_is_empty(backend: Backend) -> None:

@@ -353,8 +353,12 @@ class Admin(StoreClient):
         if type(dry_run) is not bool:
             raise ValidationError(f"dry_run: give a bool (got {type(dry_run).__name__})")
         name = f"{name}, dry run" if dry_run else name
-        await self._handle.use()
-        result = await in_batches(step, limit, _checked_cursor(cursor))
+
+        async def next_step(size: int, cursor: str | None) -> BulkResult:
+            await self._handle.use()  # a close ends the operation, though others use the store
+            return await step(size, cursor)
+
+        result = await in_batches(next_step, limit, _checked_cursor(cursor))
         _log.info("%s: %d of the %d tasks that match", name, result.done, result.matched)
         return result
 

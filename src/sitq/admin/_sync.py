@@ -48,7 +48,7 @@ class SyncAdmin(PortalClient):
 
     def __init__(self, backend: Backend, serializer: Serializer | None = None) -> None:
         self._admin: Final = Admin(backend, serializer)
-        super().__init__(Portal(self._admin.close), self._admin.connect)
+        super().__init__(Portal(self._admin.close, "SyncAdmin"), self._admin.connect)
 
     def __repr__(self) -> str:
         return f"Sync{self._admin!r}"

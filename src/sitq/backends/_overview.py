@@ -160,7 +160,8 @@ def make_worker(
         now: the moment to judge by.
     """
     fields = {name: reported[name] for name in WorkerReport.model_fields}
-    is_lost = (now - seen_at).total_seconds() > fields["lease"] * _LOST_AFTER
+    # A clock may be set back: a worker that lives soon reports by the new time.
+    is_lost = abs((now - seen_at).total_seconds()) > fields["lease"] * _LOST_AFTER
     fields["state"] = WorkerState.LOST if is_lost else WorkerState(fields["state"])
     shown = tuple(map(TaskId[Any], tasks[:_SHOWN_TASKS]))
     return WorkerInfo(**fields, seen_at=seen_at, tasks=shown)
