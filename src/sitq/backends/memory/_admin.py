@@ -274,15 +274,16 @@ def _count_parts(rows: Iterable[TaskRow], now: datetime) -> OverviewParts:
     parts = OverviewParts()
     number = {"retrying": 0, "failed": 0}
     due: defaultdict[str, list[TaskRow]] = defaultdict(list)
-    put_back: defaultdict[str, list[TaskRow]] = defaultdict(list)
+    # The other stores look at so many tasks of each queue and priority too.
+    levels: defaultdict[tuple[str, int, bool], list[TaskRow]] = defaultdict(list)
     for row in rows:
         queue = row.task.queue
         if _has_status(row, "due", now):
             due[queue].append(row)
+            levels[queue, row.task.priority, False].append(row)
         if _has_status(row, "scheduled", now):
             parts.scheduled[queue] += 1
-            if row.unknown_function_count:
-                put_back[queue].append(row)
+            levels[queue, row.task.priority, True].append(row)
         if row.status is TaskStatus.IN_PROGRESS:
             parts.running[queue] = parts.running.get(queue, 0) + 1
         number["retrying"] += _has_status(row, "retrying", now)
@@ -290,10 +291,13 @@ def _count_parts(rows: Iterable[TaskRow], now: datetime) -> OverviewParts:
     for queue, waiting in due.items():
         parts.due[queue] = len(waiting)
         parts.oldest[queue] = (now - min(row.eta for row in waiting)).total_seconds()
-    for queues in (due, put_back):
-        for queue, waiting in queues.items():
-            waiting.sort(key=lambda row: row.order)
-            parts.heads |= {(queue, row.task.function) for row in waiting[:HEAD]}
+    for (queue, _, is_scheduled), waiting in levels.items():
+        waiting.sort(key=lambda row: row.order)
+        parts.heads |= {
+            (queue, row.task.function)
+            for row in waiting[:HEAD]
+            if row.unknown_function_count or not is_scheduled
+        }
     for status, found in number.items():
         parts.searched[status] = Count(min(found, COUNT_CAP), exact=found < COUNT_CAP, as_of=now)
     return parts
