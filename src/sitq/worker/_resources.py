@@ -40,7 +40,8 @@ class OpenResources:
         self._values: Final[dict[Callable[[], Any], Any]] = {}
         # The exits of the context managers, by the resources' names.
         self._exits: Final[list[tuple[str, Callable[..., Any], Any]]] = []
-        self._scope = anyio.CancelScope()
+        # Made where a loop runs.
+        self._scope: anyio.CancelScope
 
     def get(self, factory: Callable[[], Any]) -> Any:
         """Return the resource of a factory. Any thread may call it.
@@ -58,6 +59,7 @@ class OpenResources:
     async def __aenter__(self) -> None:
         if not self._factories:
             return
+        self._scope = anyio.CancelScope()
         self._scope.__enter__()
         try:
             for factory in self._factories:
