@@ -16,7 +16,6 @@ import anyio
 import pytest
 
 from sitq import Admin
-from tests.faults.conftest import EACH
 from tests.faults.crashes import drain
 from tests.faults.places import Place, backend_at
 from tests.faults.processes import Process, Processes, query
@@ -27,7 +26,6 @@ SEED = int(os.environ.get("SITQ_KILL_SEED", "0")) or random.SystemRandom().randr
 ROLES = ["mixed_producer", "admin", "obedient_worker", "obedient_worker"]
 
 
-@pytest.mark.parametrize("processes", EACH, indirect=True, ids="-".join)
 @pytest.mark.timeout(SECONDS + 120)
 def test_kills_while_an_admin_acts_lose_and_double_nothing(processes: Processes) -> None:
     print(f"\nseed {SEED} (SITQ_KILL_SEED), {SECONDS:g} s")

@@ -29,7 +29,7 @@ from tests.properties.stores import Place, memory
 pytestmark = pytest.mark.timeout(300)
 
 SEARCH = settings(
-    max_examples=250,
+    max_examples=2000,
     stateful_step_count=30,
     derandomize=True,
     database=None,

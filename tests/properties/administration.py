@@ -203,7 +203,7 @@ class AdminHistory(History):
         demand(answer == expected, "workers", answer, "not", expected)
 
     def _as_info(self, report: WorkerReport, seen_at: datetime, now: datetime) -> WorkerInfo:
-        is_lost = now - seen_at > timedelta(seconds=1.5 * report.lease)
+        is_lost = abs(now - seen_at) > timedelta(seconds=1.5 * report.lease)
         fields = dict(report) | {"state": WorkerState.LOST} if is_lost else dict(report)
         tasks = sorted(life.task.id for life in self.lives.values() if life.worker == report.id)
         return WorkerInfo(**fields, seen_at=seen_at, tasks=tuple(tasks))

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.timeout(0 if "SITQ_SOAK" in os.environ else 300)
 def run(loop: str, *stores: Maker) -> None:
     profile = settings()
     if postgres in stores:  # a server takes its time
-        profile = settings(max_examples=max(10, profile.max_examples // 5))
+        profile = settings(max_examples=max(6, profile.max_examples // 5))
     search(profile, *stores, loop=loop, kind=AdminMachine)
 
 
