@@ -232,7 +232,13 @@ def test_a_name_that_was_added_is_found_without_a_search(
 
 def make_reserved(function: str) -> ReservedTask:
     return ReservedTask.model_construct(
-        id=new_task_id(), function=function, unknown_function_count=0, epoch=1, payload=b""
+        id=new_task_id(),
+        function=function,
+        queue="default",
+        attempt=1,
+        unknown_function_count=0,
+        epoch=1,
+        payload=b"",
     )
 
 
