@@ -263,7 +263,7 @@ def name_of(parameter: object) -> str:
 
 
 def test_the_search_finds_nothing_in_the_store_itself() -> None:
-    search(SEARCH, memory)
+    search(settings(SEARCH, max_examples=250), memory)
 
 
 @pytest.mark.parametrize("mutant", WRONG_OPERATIONS, ids=name_of)
