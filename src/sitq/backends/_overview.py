@@ -28,9 +28,9 @@ __all__ = [
     "COUNT_CAP",
     "HEAD",
     "OverviewParts",
+    "capped",
     "make_order",
     "make_overview",
-    "make_pause",
     "make_worker",
 ]
 
@@ -41,6 +41,11 @@ HEAD: Final = 20
 # A worker is lost that has not reported for so many of its leases.
 _LOST_AFTER: Final = 1.5
 _SHOWN_TASKS: Final = 1000
+
+
+def capped(number: int, cap: int, as_of: datetime) -> Count:
+    """Return a count that ends at a cap."""
+    return Count(min(number, cap), exact=number < cap, as_of=as_of)
 
 
 @dataclass(slots=True)
@@ -84,7 +89,7 @@ def make_overview(
     """Return the overview of a store."""
 
     def count(number: int) -> Count:
-        return Count(min(number, COUNT_CAP), exact=number < COUNT_CAP, as_of=now)
+        return capped(number, COUNT_CAP, now)
 
     alive = [worker for worker in workers if worker.state is not WorkerState.LOST]
     paused = {pause.queue: pause for pause in pauses}
@@ -139,13 +144,6 @@ def _unknown_functions(
 def make_order(text: str) -> WorkerState:
     """Return what a worker was ordered to be; ``active`` for what nobody can order."""
     return WorkerState(text) if text in {"quiet", "stopping"} else WorkerState.ACTIVE
-
-
-def make_pause(
-    queue: str, reason: str, by: str, at: datetime, until: datetime | None
-) -> QueuePause:
-    """Return a pause as it is shown; what a row has too much of is cut off."""
-    return QueuePause(queue=queue, reason=reason[:1000], by=by[:256], at=at, until=until)
 
 
 def make_worker(

@@ -15,6 +15,7 @@ from pydantic_core import from_json
 from sitq._logging import Log
 from sitq._system_errors import LOST_ERROR, UNREADABLE
 from sitq._validation import has_module
+from sitq.administration import FailedAttempt, QueuePause
 from sitq.models import Progress, ReservedTask, Result, RetryPolicy, Task, TaskInfo
 from sitq.states import TaskStatus
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 __all__ = [
+    "ATTEMPT_FIELDS",
     "INFO_FIELDS",
     "INSERT_TYPES",
     "LOST_ERROR",
@@ -137,6 +139,9 @@ RESULT_FIELDS: Final = tuple(Result.model_fields)
 MOMENTS: Final = frozenset({"eta", "enqueued_at", "started_at", "finished_at", "expires_at"})
 _TASK_MOMENTS: Final = tuple(name for name in TASK_FIELDS if name in MOMENTS)
 _INFO_MOMENTS: Final = tuple(name for name in INFO_FIELDS if name in MOMENTS)
+ATTEMPT_FIELDS: Final = tuple(FailedAttempt.model_fields)
+_ATTEMPT_MOMENTS: Final = ("started_at", "ended_at")
+_PAUSE_MOMENTS: Final = ("at", "until")
 _RESULT_MOMENTS: Final = tuple(name for name in RESULT_FIELDS if name in MOMENTS)
 
 INSERT_TYPES: Final[Mapping[str, str]] = MappingProxyType(
@@ -284,6 +289,19 @@ class RowReader:
             fields["unique_until"] = "end"
         fields["headers"] = load_headers(fields["headers"])
         return Task(**fields)
+
+    def to_attempt(self, row: Any) -> FailedAttempt:
+        """Read a row of `ATTEMPT_FIELDS`."""
+        fields = dict(zip(ATTEMPT_FIELDS, row, strict=True))
+        self._read_moments(fields, _ATTEMPT_MOMENTS)
+        return FailedAttempt(**fields)
+
+    def to_pause(self, row: Any) -> QueuePause:
+        """Read a row of a pause; what it has too much of is cut off."""
+        queue, reason, by, at, until = row
+        fields = {"queue": queue, "reason": reason[:1000], "by": by[:256], "at": at, "until": until}
+        self._read_moments(fields, _PAUSE_MOMENTS)
+        return QueuePause(**fields)
 
     def _read_moments(self, fields: dict[str, Any], names: Iterable[str]) -> None:
         """Read those of a row's fields that are moments."""

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sitq.administration import BulkChange, Count, TaskPage, WorkerOrders, WorkerState
 from sitq.backends._cursors import IN_RESERVATION_ORDER, decode_cursor, encode_cursor
-from sitq.backends._overview import COUNT_CAP, HEAD, OverviewParts, make_overview, make_worker
+from sitq.backends._overview import (
+    COUNT_CAP,
+    HEAD,
+    OverviewParts,
+    capped,
+    make_overview,
+    make_worker,
+)
 from sitq.backends._task_filters import partition_tasks
 from sitq.backends.memory._operations import enqueue_one
 from sitq.errors import BackendError
@@ -68,7 +75,7 @@ def list_tasks(
 def count_tasks(rows: Rows, now: datetime, where: TaskFilter, most: int, seconds: float) -> Count:
     del seconds
     number = sum(_matches(row, where, now) for row in rows.by_id.values())
-    return Count(min(number, most), exact=number < most, as_of=now)
+    return capped(number, most, now)
 
 
 def change_tasks(rows: Rows, now: datetime, request: ChangeRequest) -> BulkResult:
@@ -299,5 +306,5 @@ def _count_parts(rows: Iterable[TaskRow], now: datetime) -> OverviewParts:
             if row.unknown_function_count or not is_scheduled
         }
     for status, found in number.items():
-        parts.searched[status] = Count(min(found, COUNT_CAP), exact=found < COUNT_CAP, as_of=now)
+        parts.searched[status] = capped(found, COUNT_CAP, now)
     return parts

@@ -25,7 +25,6 @@ from sitq.backends._overview import (
     OverviewParts,
     make_order,
     make_overview,
-    make_pause,
     make_worker,
 )
 from sitq.backends._rows import INFO_FIELDS, read_rows
@@ -35,8 +34,10 @@ from sitq.backends.postgres._rows import (
     columns,
     finite,
     storable,
+    to_attempt,
     to_listed_info,
     to_moment,
+    to_pause,
     to_task,
 )
 from sitq.errors import TaskNotFoundError
@@ -273,14 +274,7 @@ async def get_attempts(transaction: PgTransaction, task_id: TaskId[Any]) -> list
     if not await transaction.rows(_sql.STATES, [task_id]):
         raise TaskNotFoundError(f"no task has the id {task_id}")
     rows = await transaction.rows(_admin_sql.ATTEMPTS, task_id)
-    return read_rows(_to_attempt, list(reversed(rows)))
-
-
-def _to_attempt(row: Sequence[Any]) -> FailedAttempt:
-    fields = dict(zip(_admin_sql.ATTEMPT_FIELDS, row, strict=True))
-    for name in ("started_at", "ended_at"):
-        fields[name] = to_moment(fields[name])
-    return FailedAttempt(**fields)
+    return read_rows(to_attempt, list(reversed(rows)))
 
 
 # -- pauses ----------------------------------------------------------------------------------
@@ -307,12 +301,7 @@ async def resume_queue(transaction: PgTransaction, queues: Sequence[str]) -> lis
 async def list_pauses(transaction: PgTransaction) -> list[QueuePause]:
     """Return the pauses that have not ended."""
     rows = await transaction.rows(_admin_sql.PAUSES, transaction.moment)
-    return read_rows(_to_pause, rows)
-
-
-def _to_pause(row: Sequence[Any]) -> QueuePause:
-    queue, reason, by, at, until = row
-    return make_pause(queue, reason, by, to_moment(at), None if until is None else to_moment(until))
+    return read_rows(to_pause, rows)
 
 
 # -- workers ---------------------------------------------------------------------------------

@@ -8,7 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from sitq.administration import KEPT_FAILURES, WorkerReport
-from sitq.backends._rows import INFO_FIELDS, INSERT_TYPES, MOMENTS, TASK_FIELDS, select_list
+from sitq.backends._rows import (
+    ATTEMPT_FIELDS,
+    INFO_FIELDS,
+    INSERT_TYPES,
+    MOMENTS,
+    TASK_FIELDS,
+    select_list,
+)
 from sitq.backends._task_filters import conditions
 from sitq.backends.postgres._sql import MOMENT
 
@@ -278,7 +285,6 @@ SELECT {select_list(TASK_FIELDS)} FROM sitq.tasks WHERE id = ANY ($1::text[])
 
 # -- attempts --------------------------------------------------------------------------------
 
-ATTEMPT_FIELDS: Final = ("number", "worker", "started_at", "ended_at", "error", "traceback")
 ATTEMPTS: Final = f"""
 SELECT {_shown(ATTEMPT_FIELDS)} FROM sitq.attempts WHERE task_id = $1::text
 ORDER BY seq DESC LIMIT {KEPT_FAILURES}

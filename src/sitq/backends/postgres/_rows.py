@@ -18,9 +18,11 @@ __all__ = [
     "common_columns",
     "finite",
     "storable",
+    "to_attempt",
     "to_info",
     "to_listed_info",
     "to_moment",
+    "to_pause",
     "to_reserved",
     "to_result",
     "to_task",
@@ -62,7 +64,10 @@ def to_moment(moment: datetime) -> datetime:
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
 
-to_listed_info: Final = RowReader(to_moment).to_info
+_admin_reader: Final = RowReader(to_moment)
+to_attempt: Final = _admin_reader.to_attempt
+to_listed_info: Final = _admin_reader.to_info
+to_pause: Final = _admin_reader.to_pause
 
 
 def common_columns(pattern: Task) -> tuple[Any, ...] | None:

@@ -25,7 +25,6 @@ from sitq.backends._overview import (
     OverviewParts,
     make_order,
     make_overview,
-    make_pause,
     make_worker,
 )
 from sitq.backends._rows import INFO_FIELDS, read_rows
@@ -34,9 +33,11 @@ from sitq.backends.sqlite import _admin_sql, _operations, _sql
 from sitq.backends.sqlite._rows import (
     dump_rows,
     from_micros,
+    to_attempt,
     to_info,
     to_micros,
     to_moment,
+    to_pause,
     to_task,
 )
 from sitq.errors import TaskNotFoundError
@@ -318,14 +319,7 @@ def get_attempts(transaction: SQLiteTransaction, task_id: TaskId[Any]) -> list[F
     """Return the failed attempts of a task."""
     if not transaction.rows(_sql.STATUS, (task_id,)):
         raise TaskNotFoundError(f"no task has the id {task_id}")
-    return read_rows(_to_attempt, transaction.rows(_admin_sql.ATTEMPTS, (task_id,)))
-
-
-def _to_attempt(row: Sequence[Any]) -> FailedAttempt:
-    fields = dict(zip(_admin_sql.ATTEMPT_FIELDS, row, strict=True))
-    for name in ("started_at", "ended_at"):
-        fields[name] = to_moment(fields[name])
-    return FailedAttempt(**fields)
+    return read_rows(to_attempt, transaction.rows(_admin_sql.ATTEMPTS, (task_id,)))
 
 
 # -- pauses ----------------------------------------------------------------------------------
@@ -356,12 +350,7 @@ def resume_queue(transaction: SQLiteTransaction, queues: list[str]) -> list[bool
 
 def list_pauses(transaction: SQLiteTransaction) -> list[QueuePause]:
     """Return the pauses that have not ended."""
-    return read_rows(_to_pause, transaction.rows(_admin_sql.PAUSES, {"now": transaction.now}))
-
-
-def _to_pause(row: Row) -> QueuePause:
-    queue, reason, by, at, until = row
-    return make_pause(queue, reason, by, to_moment(at), None if until is None else to_moment(until))
+    return read_rows(to_pause, transaction.rows(_admin_sql.PAUSES, {"now": transaction.now}))
 
 
 # -- workers ---------------------------------------------------------------------------------

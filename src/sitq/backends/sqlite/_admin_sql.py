@@ -176,7 +176,6 @@ ATTEMPTS: Final = """
 SELECT number, worker, started_at, ended_at, error, traceback FROM attempts
 WHERE seq = (SELECT seq FROM tasks WHERE id = ?) ORDER BY rowid
 """
-ATTEMPT_FIELDS: Final = ("number", "worker", "started_at", "ended_at", "error", "traceback")
 
 # Keep the attempts in progress of a batch of tasks as failed ones.
 ADD_ATTEMPTS: Final = """

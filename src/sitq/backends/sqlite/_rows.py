@@ -20,9 +20,11 @@ __all__ = [
     "dump_rows",
     "from_micros",
     "pack_blob",
+    "to_attempt",
     "to_info",
     "to_micros",
     "to_moment",
+    "to_pause",
     "to_reserved",
     "to_result",
     "to_task",
@@ -74,6 +76,9 @@ to_info: Final = _reader.to_info
 to_reserved: Final = _reader.to_reserved
 to_result: Final = _reader.to_result
 to_task: Final = _reader.to_task
+_admin_reader: Final = RowReader(to_moment)
+to_attempt: Final = _admin_reader.to_attempt
+to_pause: Final = _admin_reader.to_pause
 
 
 def pack_blob(parts: Iterable[bytes]) -> tuple[bytes, list[tuple[int, int]]]:
