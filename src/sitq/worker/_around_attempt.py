@@ -11,6 +11,7 @@ from sitq.worker._calls import end_child
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
+    from types import TracebackType
 
     from sitq.context import TaskContext
     from sitq.extensions import Extension
@@ -66,29 +67,27 @@ def around_in_thread(
     return call
 
 
-async def _await_here(call: Callable[[], Awaitable[Any]]) -> Any:
-    """Await a call; in a process that it has forked, no code of extensions runs after it."""
-    process = os.getpid()
-    try:
-        value = await call()
-    except BaseException as error:
-        if os.getpid() != process:
+class _EndInChild:
+    """Ends a process that was forked within; no code of extensions runs there afterwards."""
+
+    def __enter__(self) -> None:
+        self._process = os.getpid()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if os.getpid() != self._process:
             end_child(error)
-        raise
-    if os.getpid() != process:
-        end_child(None)
-    return value
+
+
+async def _await_here(call: Callable[[], Awaitable[Any]]) -> Any:
+    with _EndInChild():
+        return await call()
 
 
 def _call_here(call: Callable[[], Any]) -> Any:
-    """Make a call; in a process that it has forked, no code of extensions runs after it."""
-    process = os.getpid()
-    try:
-        value = call()
-    except BaseException as error:
-        if os.getpid() != process:
-            end_child(error)
-        raise
-    if os.getpid() != process:
-        end_child(None)
-    return value
+    with _EndInChild():
+        return call()
